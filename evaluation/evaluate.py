@@ -1,0 +1,184 @@
+"""Stage two: every read-out plan and task of a cell that has no result yet.
+
+The model is loaded once; each plan is written into it in place and measured.  A result is on disk the moment its task
+is done, so an interrupted evaluation loses at most one task.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.task import Task
+from tqdm import tqdm
+
+from evaluation.harness import score_tasks
+from evaluation.perplexity import block_nats, log_perplexity
+from evaluation.results import Key, Protocol, Result, ResultStore
+from evaluation.tasks import TaskSource, load_tasks
+from matquant import data
+from matquant.cell import Cell, Readout, Setup
+from matquant.checkpoint import NestedCheckpoint, load_checkpoint
+from matquant.extra_precision import effective_bits
+from matquant.models import LoadedModel, load_model
+from matquant.nested import materialize
+from matquant.notation import Plan
+from matquant.runs import RunDir, provenance
+from matquant.tracking import Tracker
+from matquant.train import pick_device
+
+log = logging.getLogger(__name__)
+
+LOG_PPLX = "log_pplx"
+FULL_BITS = 16.0  # an unquantized weight, as the papers count it: bfloat16
+
+
+def task_source(readout: Readout) -> TaskSource:
+    """Where a read-out's documents come from."""
+    folder = None if readout.data_dir is None else Path(readout.data_dir)
+    return TaskSource(kind=readout.source, folder=folder, arc_split=readout.arc_split)
+
+
+def protocols(cell: Cell, readout: Readout) -> dict[str, Protocol]:
+    """For each task of a read-out, every fact besides the weights that decides what its number means."""
+    common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": cell.model.add_bos}
+    source = task_source(readout)
+    found: dict[str, Protocol] = {
+        task: {
+            "task": task,
+            "limit": readout.limit,
+            "num_fewshot": 0,
+            "data": source.revision(task),
+            "lm_eval": metadata.version("lm_eval"),
+            **common,
+        }
+        for task in readout.tasks
+    }
+    if readout.perplexity is not None:
+        text = readout.perplexity
+        shape = {"num_sequences": text.num_sequences, "sequence_length": text.sequence_length}
+        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, "data": data.revision(text), **common}
+    return found
+
+
+def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict[str, Protocol]]:
+    """The plans and tasks of a cell that have no result on disk."""
+    wanted = protocols(cell, readout)
+    gaps = {
+        plan: {task: protocol for task, protocol in wanted.items() if not store.has(Key(cell.id, str(plan), task, protocol))}
+        for plan in readout.plans_of(cell)
+    }
+    return {plan: tasks for plan, tasks in gaps.items() if tasks}
+
+
+def evaluate(cell: Cell, setup: Setup, tracker: Tracker) -> None:
+    """Measures what is missing and stores every result as soon as it is there."""
+    store = ResultStore(setup.paths.results)
+    gaps = missing(cell, setup.readout, store)
+    if not gaps:
+        return
+    store.put_cell(cell.id, cell.model_dump(mode="json"))
+    run = RunDir(setup.paths.runs, cell.id)
+    with run.stage("evaluate"):
+        bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
+        for number, (plan, tasks) in enumerate(gaps.items(), start=1):
+            description = f"{cell.id} {plan} ({number}/{len(gaps)})"
+            measured: dict[str, float] = {}
+            for result in bench.results(plan, tasks, description):
+                store.put(result)
+                measured |= {f"eval/{plan}/{result.task}/{name}": value for name, value in result.metrics.items()}
+            tracker.log(measured)
+            tracker.summarize(measured)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model in memory and everything needed to measure plans on it."""
+
+    cell: Cell
+    readout: Readout
+    loaded: LoadedModel
+    checkpoint: NestedCheckpoint | None
+    tasks: Mapping[str, Task]
+    text: torch.Tensor | None
+
+    def results(self, plan: Plan, tasks: Mapping[str, Protocol], description: str) -> Iterator[Result]:
+        """Writes a plan into the model and measures the given tasks, one result after the other."""
+        if plan.default is not None:
+            assert self.checkpoint is not None
+            materialize(self.loaded.model, self.checkpoint.layers, plan)
+        if LOG_PPLX in tasks:
+            metrics, documents, seconds = self._log_perplexity(description)
+            yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds)
+        scores = score_tasks(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            {task: self.tasks[task] for task in tasks if task != LOG_PPLX},
+            limit=self.readout.limit,
+            batch_size=self.readout.batch_size,
+            description=description,
+            add_bos=self.cell.model.add_bos,
+        )
+        for task, score in scores:
+            yield self._result(plan, task, tasks[task], score.metrics, score.documents, score.seconds)
+
+    def _log_perplexity(self, description: str) -> tuple[dict[str, float], dict[str, list[Any]], float]:
+        assert self.text is not None
+        start = time.monotonic()
+        bar = tqdm(total=len(self.text), desc=f"{description} {LOG_PPLX}", unit="block", dynamic_ncols=True, leave=False)
+        nats = []
+        with bar:
+            for batch in block_nats(self.loaded.model, self.text, batch_size=self.readout.batch_size):
+                nats.append(batch)
+                bar.update(len(batch))
+        summary = log_perplexity(torch.cat(nats), self.text.shape[1] - 1)
+        if not math.isfinite(summary.mean):
+            raise FloatingPointError(f"the log perplexity of {self.cell.id} is {summary.mean}: the model's logits are not finite")
+        metrics = {LOG_PPLX: summary.mean, "num_tokens": float(summary.num_tokens)}
+        if math.isfinite(summary.stderr):
+            metrics[f"{LOG_PPLX}_stderr"] = summary.stderr
+        documents = {"doc_id": list(range(len(self.text))), LOG_PPLX: summary.block_nats}
+        return metrics, documents, time.monotonic() - start
+
+    def _result(
+        self, plan: Plan, task: str, protocol: Protocol, metrics: Mapping[str, float], documents: Mapping[str, list[Any]], seconds: float
+    ) -> Result:
+        device = next(self.loaded.model.parameters()).device
+        return Result(
+            cell_id=self.cell.id,
+            plan=str(plan),
+            task=task,
+            protocol=dict(protocol),
+            metrics=dict(metrics),
+            num_documents=len(documents["doc_id"]),
+            effective_bits=FULL_BITS if self.checkpoint is None else effective_bits(self.checkpoint.layers, plan),
+            documents=dict(documents),
+            checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
+            provenance=provenance(device=_device_name(device), seconds=seconds),
+        )
+
+
+def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
+    """Loads what measuring some tasks of a cell needs."""
+    readout, device = setup.readout, pick_device(setup)
+    loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=device)
+    checkpoint = None
+    if cell.objective is not None:
+        checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
+    names = [task for task in readout.tasks if task in tasks]
+    text = None
+    if readout.perplexity is not None and LOG_PPLX in tasks:
+        # Seed 0 whatever the cell's: held-out text is the same for all.
+        text = data.token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
+    return Bench(cell, readout, loaded, checkpoint, load_tasks(names, task_source(readout), limit=readout.limit), text)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

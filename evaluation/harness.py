@@ -1,0 +1,198 @@
+"""lm-eval on one plain Hugging Face model that is already in memory: accuracy per task and per document.
+
+The only module, with tasks.py, that knows lm-eval.  A read-out is an ordinary `transformers` model by now, so lm-eval's
+own HFLM scores it, zero-shot and without a chat template.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.models.huggingface
+import numpy as np
+import torch
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from evaluation.tasks import quiet_lm_eval
+from matquant.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from lm_eval.api.task import Task
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Draws for the few metrics without a closed-form error; for a mean, as acc is, any positive number means the formula.
+BOOTSTRAP_ITERS = 1000
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What one task says about one model.
+
+    `metrics`: fractions between 0 and 1 (acc, acc_norm) with their standard errors (acc_stderr), and whatever other
+    scalars lm-eval defines for the task.  `documents`: the same per document, as columns (doc_id, acc, acc_norm).
+    `seconds`: wall clock, from the first prompt to the last metric.
+    """
+
+    metrics: dict[str, float]
+    documents: dict[str, list[Any]]
+    num_documents: int
+    seconds: float
+
+
+def score_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, Task],
+    *,
+    limit: int | None,
+    batch_size: int,
+    description: str,
+    add_bos: bool,
+) -> Iterator[tuple[str, TaskScore]]:
+    """Scores a model zero-shot on the first `limit` documents of each task (None: all), yielding each as it is done.
+
+    A task that fails does not keep the others from being scored: failures are raised together after the last one, as an
+    ExceptionGroup whose members name their task.  A score depends on the arguments alone, never on earlier calls.
+    Leaves the model in eval mode.  `description` labels the progress bars.
+    """
+    lm = _language_model(model, tokenizer, batch_size=batch_size, add_bos=add_bos)
+    failures: list[Exception] = []
+    for name, task in tasks.items():
+        try:
+            with _fixed_seeds(model.device):
+                score = _score(lm, name, task, limit=limit, label=f"{description} {name}")
+        except Exception as error:  # of any kind: the tasks that follow are still worth scoring
+            error.add_note(f"while scoring {description} on {name}")
+            failures.append(error)
+        else:
+            yield name, score
+    if failures:
+        raise ExceptionGroup(f"{len(failures)} of {len(tasks)} tasks could not be scored on {description}", failures)
+
+
+def _language_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, add_bos: bool
+) -> HFLM:
+    """The model as lm-eval wants it; UserError if a BOS token is asked for that the tokenizer does not set."""
+    # lm-eval only lets the tokenizer add its special tokens: one that adds none would go without BOS, silently.
+    if add_bos and (tokenizer.bos_token_id is None or tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]):
+        raise UserError(
+            f"{type(tokenizer).__name__} sets no BOS token before a text ({tokenizer.bos_token=}); set add_bos to false"
+        )
+    with quiet_lm_eval():
+        language_model: Any = HFLM  # its registering decorator hides the signature
+        return language_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos)
+
+
+def _score(lm: HFLM, name: str, task: Task, *, limit: int | None, label: str) -> TaskScore:
+    task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+    start = time.perf_counter()
+    # Not simple_evaluate: without need it reads lm-eval's whole index (15 s) and describes the machine on every call.
+    # Requests are built anew by each call; no response cache is used, because lm-eval's is not keyed by the weights.
+    with quiet_lm_eval(), _one_progress_bar(label):
+        results: Any = evaluate(lm=lm, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
+    return TaskScore(
+        metrics=scalar_metrics(results["results"][name]),
+        documents=document_columns(results["samples"][name]),
+        num_documents=results["n-samples"][name]["effective"],
+        seconds=time.perf_counter() - start,
+    )
+
+
+def scalar_metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """lm-eval's results of a task as plain numbers: `acc,none` becomes `acc`; a named filter stays in the name."""
+    return {
+        metric.removesuffix(",none"): float(value)
+        for metric, value in results.items()
+        if "," in metric and isinstance(value, Real)
+    }
+
+
+def document_columns(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Per-document outcomes as columns, by document: `doc_id` and every metric that is one number a document.
+
+    A metric that some documents lack is None there; with several filters, each has its columns (`exact_match,strict`).
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        row = rows.setdefault(sample["doc_id"], {})
+        for metric in sample["metrics"]:
+            if isinstance(sample[metric], Real):
+                row[f"{metric},{sample['filter']}".removesuffix(",none")] = _outcome(sample[metric])
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return {"doc_id": list(rows), **{name: [row.get(name) for row in rows.values()] for name in names}}
+
+
+def _outcome(value: Real) -> int | float:
+    """Right or wrong as 1 or 0, anything between as it is."""
+    number = float(value)
+    return int(number) if number in (0.0, 1.0) else number
+
+
+@contextmanager
+def _fixed_seeds(device: torch.device) -> Iterator[None]:
+    """lm-eval's default seeds for what samples, and the caller's random state back afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        random.seed(DEFAULT_RANDOM_SEED)
+        np.random.seed(DEFAULT_OTHER_SEED)
+        torch.manual_seed(DEFAULT_OTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+class _OneBar:
+    """Stands in for `tqdm` inside lm-eval: preparations show nothing, all answers move one bar."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def __call__(self, iterable: Iterable[Any] | None = None, *, total: int = 0, **_: Any) -> Any:
+        if iterable is not None:
+            return iterable
+        if self.bar.total is None:
+            self.bar.reset(total)  # starts the clock: the time left is that of the model alone
+        else:
+            self.bar.total += total  # perplexity tasks announce one batch at a time
+        return self
+
+    def update(self, num_answers: int = 1) -> None:
+        self.bar.update(num_answers)
+
+    def close(self) -> None:
+        self.bar.refresh()
+
+
+@contextmanager
+def _one_progress_bar(label: str) -> Iterator[None]:
+    """One labelled bar with the time left, in place of the three without a label that lm-eval shows for a task."""
+    # lm-eval has no switch for these; each of its modules holds `tqdm` under a name of its own.
+    modules = (lm_eval.api.task, lm_eval.api.model, lm_eval.models.huggingface)
+    # A log file keeps every state of the bar.
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    with tqdm(desc=label, unit=" answers", mininterval=interval, dynamic_ncols=True) as bar:
+        stand_in = _OneBar(bar)
+        for module in modules:
+            vars(module)["tqdm"] = stand_in
+        try:
+            yield
+        finally:
+            for module in modules:
+                vars(module)["tqdm"] = tqdm

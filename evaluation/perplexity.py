@@ -1,0 +1,42 @@
+"""Log perplexity: the mean negative log-likelihood of the next token, in nats, on fixed blocks of held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LogPerplexity(NamedTuple):
+    """Nats per predicted token; the standard error is over blocks, which are the independent pieces of text."""
+
+    mean: float
+    stderr: float
+    num_tokens: int
+    block_nats: list[float]
+
+
+def log_perplexity(nats: Float[Tensor, " blocks"], tokens_per_block: int) -> LogPerplexity:
+    """Summarizes the negative log-likelihood of each block, in nats per token."""
+    spread = nats.std().item() / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
+    return LogPerplexity(nats.mean().item(), spread, len(nats) * tokens_per_block, nats.tolist())
+
+
+@torch.no_grad()
+def block_nats(
+    model: nn.Module, blocks: Int[Tensor, "blocks tokens"], *, batch_size: int
+) -> Iterator[Float[Tensor, " batch"]]:
+    """The mean negative log-likelihood of tokens 2..n of every block given those before it, batch by batch."""
+    device = next(model.parameters()).device
+    for batch in blocks.split(batch_size):
+        batch = batch.to(device)
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+        # Block by block, in float32: bfloat16 sums lose digits, and a whole batch of logits in float32 is large.
+        yield torch.stack(
+            [F.cross_entropy(row.float(), targets) for row, targets in zip(logits, batch[:, 1:], strict=True)]
+        ).double().cpu()

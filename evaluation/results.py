@@ -1,0 +1,99 @@
+"""Results on disk: one file per (cell, plan, task, protocol), written beside and renamed.
+
+    results/<cell id>/cell.json
+    results/<cell id>/<plan>/<task>-<protocol id>.json
+
+The *protocol* is every fact that decides what a number means besides the weights: task, document limit, batch size,
+dtype, data revision, lm-eval version.  A result measured under another protocol is another file, so nothing is ever
+overwritten by a different experiment and nothing is mistaken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matquant.runs import write_json
+
+Protocol = Mapping[str, Any]
+
+
+def protocol_id(protocol: Protocol) -> str:
+    """Eight hex digits that stand for an evaluation protocol in a file name."""
+    return hashlib.sha256(json.dumps(dict(protocol), sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a result is a result of."""
+
+    cell_id: str
+    plan: str
+    task: str
+    protocol: Protocol
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task of one read-out of one cell, with every fact needed to measure it again.
+
+    `metrics` holds fractions (acc, acc_norm) or nats per token (log_pplx), each with its `_stderr`; `documents` holds
+    the same per document, as columns, so that two plans can be compared on the same documents.
+    """
+
+    cell_id: str
+    plan: str
+    task: str
+    protocol: Protocol
+    metrics: Mapping[str, float]
+    num_documents: int
+    effective_bits: float
+    documents: Mapping[str, list[Any]] = field(default_factory=dict)
+    checkpoint: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return Key(self.cell_id, self.plan, self.task, self.protocol)
+
+
+class ResultStore:
+    """A folder of results.  Reading never trusts a file that does not say what it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, key: Key) -> Path:
+        return self.folder / key.cell_id / key.plan / f"{key.task}-{protocol_id(key.protocol)}.json"
+
+    def has(self, key: Key) -> bool:
+        """True if a whole result of exactly this key is on disk; a file cut short counts as missing."""
+        try:
+            return self.read(self.path(key)).key == key
+        except (OSError, ValueError):
+            return False
+
+    def put(self, result: Result) -> None:
+        write_json(self.path(result.key), asdict(result))
+
+    def put_cell(self, cell_id: str, cell: Mapping[str, Any]) -> None:
+        """Records what a cell is, once: tables are drawn without its checkpoint."""
+        path = self.folder / cell_id / "cell.json"
+        if not path.exists():
+            write_json(path, cell)
+
+    def read(self, path: Path) -> Result:
+        """One result file; ValueError if it is not one."""
+        try:
+            return Result(**json.loads(path.read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is not a whole result file ({error}); delete it and evaluate again") from error
+
+    def results(self, cell_id: str) -> Iterator[Result]:
+        """Every result of a cell."""
+        for path in sorted((self.folder / cell_id).glob("*/*.json")):
+            yield self.read(path)

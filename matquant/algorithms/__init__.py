@@ -1,0 +1,30 @@
+"""Base algorithms: MinMax (no training) and OmniQuant (block by block).  MatQuant is an objective, not an algorithm.
+
+An algorithm turns a model and calibration tokens into nested weights.  It reports through `Progress` and knows nothing
+of paths, clusters or time limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from matquant.nested import NestedWeight
+
+Layers = Mapping[str, NestedWeight]
+
+
+class Progress(Protocol):
+    """Where a resumable piece of work is kept, and where losses go."""
+
+    def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
+        """The layers of a finished piece, from an earlier run if there is one, else computed now and kept."""
+        ...
+
+    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+        """One step: losses per term, learning rates, whatever is worth a curve."""
+        ...
+
+    def tick(self, done: int, total: int, note: str) -> None:
+        """Moves the progress bar."""
+        ...

@@ -1,0 +1,22 @@
+"""Round to nearest on the MinMax grid: no training, no data, the control of every comparison."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from matquant.algorithms import Layers, Progress
+from matquant.cell import GridSpec
+from matquant.models import block_name, blocks, linears
+from matquant.nested import nest
+from matquant.quantizers import minmax_grid
+
+
+def fit(model: nn.Module, *, parent_bits: int, scope: str, grid: GridSpec, progress: Progress) -> Layers:
+    """Q(w, c) of Eq. 1 for every linear layer in scope."""
+    layers = {}
+    found = blocks(model)
+    for index, block in enumerate(found):
+        for name, linear in linears(block, scope).items():
+            layers[f"{block_name(index)}.{name}"] = nest(linear.weight, minmax_grid(linear.weight, parent_bits, grid), parent_bits)
+        progress.tick(index + 1, len(found), "round to nearest")
+    return layers

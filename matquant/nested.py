@@ -1,0 +1,115 @@
+"""Weights that contain each other: a parent code, its slices, and the two ways of reading them.
+
+Training reads slices as differentiable functions of weights and grid (`read_slices`); evaluation reads them from stored
+codes (`NestedWeight.at`) into a plain model (`materialize`).  Both are the same arithmetic in the same order, so that
+what training sees is what evaluation sees, to the last bit in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from matquant.notation import Plan, Slice
+from matquant.quantizers import Grid, dequantize, grouped, quantize
+from matquant.slicing import slice_codes
+
+
+class NestedWeight(NamedTuple):
+    """One linear layer as it is stored: parent codes and the grid that all of its slices share."""
+
+    codes: UInt8[Tensor, "out in"]
+    grid: Grid
+    parent_bits: int
+
+    def at(self, to: Slice) -> Float[Tensor, "out in"]:
+        """The weight matrix of one slice: a * (S(q, r) - z), in float32."""
+        return dequantize(slice_codes(self.codes, to, parent_bits=self.parent_bits), self.grid)
+
+
+def nest(weight: Float[Tensor, "out in"], grid: Grid, parent_bits: int) -> NestedWeight:
+    """Quantizes a weight matrix on a finished grid."""
+    codes = quantize(weight.detach(), grid, parent_bits).to(torch.uint8)
+    return NestedWeight(codes, Grid(grid.scale.detach(), grid.zero.detach()), parent_bits)
+
+
+def read_slices(
+    weight: Float[Tensor, "out in"], grid: Grid, slices: Sequence[Slice], *, parent_bits: int
+) -> dict[Slice, Float[Tensor, "out in"]]:
+    """The weights of several slices as differentiable functions of the full-precision weight, the scale and the zero."""
+    values = _ReadSlices.apply(weight, grid.scale, grid.zero, tuple(slices), parent_bits)
+    return dict(zip(slices, values, strict=True))
+
+
+class _ReadSlices(torch.autograd.Function):
+    """Quantize, slice, dequantize with a straight-through estimator around quantize *and* slice.
+
+    With u = w/a + z, forward is v_r = a * (S(round(clamp(u)), r) - z).  Backward takes round and shift as the identity
+    and stops where a code is clamped, in the parent or in the slice; with m = 1 where nothing was clamped, else 0:
+
+        dv/dw = m        dv/da = S - z - m * w / a        dv/dz = -a * (1 - m)
+
+    Written out, and for all slices at once, because autograd would keep a dozen copies of the weight matrix for each
+    slice: tests/reference/nested_reference.py is the same thing spelled with autograd.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, scale: Tensor, zero: Tensor, slices: tuple[Slice, ...], parent_bits: int
+    ) -> tuple[Tensor, ...]:
+        grid = Grid(scale, zero)
+        codes = quantize(weight, grid, parent_bits)
+        ctx.save_for_backward(weight, scale, zero, codes.to(torch.uint8))
+        ctx.slices, ctx.parent_bits = slices, parent_bits
+        codes = codes.to(torch.int16)
+        return tuple(dequantize(slice_codes(codes, part, parent_bits=parent_bits), grid) for part in slices)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch types it loosely
+        weight, scale, zero, codes = ctx.saved_tensors
+        num_groups, top = scale.shape[1], 2**ctx.parent_bits - 1
+        ratio = grouped(weight.float(), num_groups) / scale.unsqueeze(-1)
+        position = ratio + zero.unsqueeze(-1)
+        inside = (position >= 0) & (position <= top)
+        d_weight = torch.zeros_like(ratio) if ctx.needs_input_grad[0] else None
+        d_scale, d_zero = torch.zeros_like(scale), torch.zeros_like(zero)
+        for part, gradient in zip(ctx.slices, gradients, strict=True):
+            if gradient is None:
+                continue
+            gradient = grouped(gradient, num_groups)
+            sliced = grouped(slice_codes(codes, part, parent_bits=ctx.parent_bits), num_groups)
+            passing = gradient * (inside & ~_clamped(codes, part, ctx.parent_bits).view_as(inside))
+            if d_weight is not None:
+                d_weight += passing
+            passed = passing.sum(-1)
+            d_scale += (gradient * sliced).sum(-1) - zero * gradient.sum(-1) - (passing * ratio).sum(-1)
+            d_zero -= scale * (gradient.sum(-1) - passed)
+        return None if d_weight is None else d_weight.flatten(1).to(weight.dtype), d_scale, d_zero, None, None
+
+
+def _clamped(codes: UInt8[Tensor, "out in"], part: Slice, parent_bits: int) -> Tensor:
+    """Where a slice's rounding leaves its 2^r buckets and Eq. 6 clips it back."""
+    dropped = parent_bits - part.bits
+    if dropped == 0 or part.extra_precision:
+        return torch.zeros_like(codes, dtype=torch.bool)
+    return codes >= (1 << parent_bits) - (1 << (dropped - 1))
+
+
+def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan) -> nn.Module:
+    """Writes one read-out plan into a plain model, in place, and returns the model.
+
+    Every quantized layer is overwritten whole, so plans can follow each other in any order in one model.
+    """
+    if plan.default is None:
+        raise ValueError(f"plan {plan} reads no slice: load the model again instead of writing into it")
+    with torch.no_grad():
+        for name, nested in layers.items():
+            weight = model.get_submodule(name).weight
+            if weight.shape != nested.codes.shape:
+                raise ValueError(f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint")
+            weight.copy_(nested.at(plan.default))
+    return model

@@ -1,0 +1,166 @@
+"""The paper's notation as values that parse and print: slices, loss terms, objectives, read-out plans.
+
+MatQuant (arXiv:2502.06786) trains one c-bit *parent* so that its most significant r bits, read alone, are good r-bit
+weights.  Everything a study varies about that sentence is written with the four values below, and every one of them
+round-trips through text: `str(Slice.parse("int2+ep")) == "int2+ep"`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MAX_BITS = 8
+
+
+@dataclass(frozen=True, order=True)
+class Slice:
+    """A width at which codes are read: `int4`, or `int4+ep` with the extra overflow bucket (Eq. 8)."""
+
+    bits: int
+    extra_precision: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MAX_BITS:
+            raise ValueError(f"int{self.bits} is not a width; choose one from int1 to int{MAX_BITS}")
+
+    @classmethod
+    def parse(cls, text: str) -> Slice:
+        """Reads `int2`, `2`, `int2+ep` or `2+ep`."""
+        match = re.fullmatch(r"(?:int)?(\d+)(\+ep)?", str(text).strip())
+        if match is None:
+            raise ValueError(f"'{text}' is not a slice; write int2, or int2+ep for the extra-precision read-out")
+        return cls(int(match[1]), extra_precision=match[2] is not None)
+
+    @property
+    def short(self) -> str:
+        return f"{self.bits}{'+ep' if self.extra_precision else ''}"
+
+    def __str__(self) -> str:
+        return f"int{self.short}"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the objective: a slice, its weight lambda, and the wider slice that teaches it, if any."""
+
+    slice: Slice
+    weight: float = 1.0
+    teacher: Slice | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"term {self} has weight {self.weight}; weights are positive, so leave the term out instead")
+        if self.teacher is not None and self.teacher.bits <= self.slice.bits:
+            raise ValueError(f"term {self}: a teacher is wider than its student; write 8->2, not 2->8")
+
+    @classmethod
+    def parse(cls, text: str, weight: float = 1.0) -> Term:
+        """Reads `int2` (target: the base algorithm's own) or `8->2` (target: the output of the int8 slice)."""
+        teacher, arrow, student = str(text).rpartition("->")
+        return cls(Slice.parse(student), float(weight), Slice.parse(teacher) if arrow else None)
+
+    def __str__(self) -> str:
+        return str(self.slice) if self.teacher is None else f"{self.teacher.short}->{self.slice.short}"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Eq. 7: the weighted sum over terms that the codes of one parent are trained for.
+
+    Baselines are objectives too: the int2 Baseline is `Objective(2, (Term(int2),))`, Sliced int8 is
+    `Objective(8, (Term(int8),))` read at narrower slices, Single Precision is `Objective(8, (Term(int2),))`.
+    """
+
+    parent_bits: int
+    terms: tuple[Term, ...]
+
+    def __post_init__(self) -> None:
+        parent = Slice(self.parent_bits)
+        if not self.terms:
+            raise ValueError("an objective needs at least one term, for example {int8: 0.1, int4: 0.1, int2: 1.0}")
+        seen: set[str] = set()
+        for term in self.terms:
+            for part in {term.slice, term.teacher or term.slice}:
+                if part.bits > parent.bits:
+                    raise ValueError(f"{part} is wider than its {parent} parent; raise bits.parent_bits or drop the term")
+            if term.slice.extra_precision and term.slice.bits == parent.bits:
+                raise ValueError(f"{term.slice} is the whole parent: a full-width read-out has no overflow bucket")
+            if str(term) in seen:
+                raise ValueError(f"term {term} is given twice; add its weights up instead")
+            seen.add(str(term))
+
+    @classmethod
+    def parse(cls, parent_bits: int, terms: Mapping[str, float]) -> Objective:
+        return cls(parent_bits, tuple(Term.parse(text, weight) for text, weight in terms.items()))
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The distinct slices a training step has to read, students and teachers, widest first."""
+        parts = {term.slice for term in self.terms} | {term.teacher for term in self.terms if term.teacher is not None}
+        return tuple(sorted(parts, reverse=True))
+
+    @property
+    def trained(self) -> frozenset[Slice]:
+        """The slices that some term optimizes; every other read-out is interpolated."""
+        return frozenset(term.slice for term in self.terms)
+
+    @property
+    def is_nested(self) -> bool:
+        """False for an explicit baseline, which is trained at its parent's own width and nothing else."""
+        return self.trained != {Slice(self.parent_bits)}
+
+    def method(self, read: Slice) -> str:
+        """The name of the paper's row for this objective read at a slice."""
+        if not self.is_nested:
+            return "Baseline" if read.bits == self.parent_bits else f"Sliced int{self.parent_bits}"
+        if len(self.trained) == 1:
+            name = "Single Precision"
+        elif any(term.teacher for term in self.terms):
+            name = f"MatQuant [{', '.join(term.slice.short if term.teacher is None else str(term) for term in self.terms)}]"
+        else:
+            name = "MatQuant"
+        return f"{name} + Extra Precision" if any(part.extra_precision for part in self.trained) else name
+
+    def is_interpolated(self, read: Slice) -> bool:
+        """True where a jointly trained parent is read at a width between those it was trained for (Section 4.3)."""
+        if len(self.trained) < 2 or read in self.trained:
+            return False
+        return min(self.trained).bits < read.bits < max(self.trained).bits
+
+    @property
+    def slug(self) -> str:
+        """A readable stem for names on disk: `int2`, `matquant`, `single_precision`."""
+        if not self.is_nested:
+            return f"int{self.parent_bits}"
+        stem = "single_precision" if len(self.trained) == 1 else "matquant"
+        return f"{stem}_ep" if any(part.extra_precision for part in self.trained) else stem
+
+    def dump(self) -> dict[str, object]:
+        return {"parent_bits": self.parent_bits, "terms": {str(term): term.weight for term in self.terms}}
+
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a checkpoint is read: which slice each quantized layer gets.  `full` leaves the model as it was published."""
+
+    label: str
+    default: Slice | None = field(default=None)
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Reads `full`, or a slice that every layer is read at, such as `int4`."""
+        if str(text).strip() == FULL:
+            return cls(FULL)
+        try:
+            part = Slice.parse(text)
+        except ValueError as error:
+            raise ValueError(f"'{text}' is not a read-out plan; write full, int4 or int2+ep") from error
+        return cls(str(part), part)
+
+    def __str__(self) -> str:
+        return self.label

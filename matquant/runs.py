@@ -1,0 +1,151 @@
+"""Where a cell's files live, how they are written, and under which circumstances they were made.
+
+    runs/<cell id>/  cell.json  status.json  train.jsonl  state/ (until done)  checkpoint/{nested.safetensors,nested.json}
+
+A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
+the new one and never a part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from matquant.errors import UserError
+
+PROJECT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "safetensors", "numpy")
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary neighbour of `path`, then renames it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically; NaN and infinity are refused rather than written as non-JSON."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_beside(path, lambda beside: beside.write_text(text + "\n"))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """The versions a number depends on, read from package metadata so that nothing is imported for it."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+@cache
+def source_commit() -> dict[str, Any]:
+    """The commit of this source tree and whether it had been edited; `unknown` outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "unknown", "dirty": None}
+
+
+def provenance(*, device: str, seconds: float) -> dict[str, Any]:
+    """Who measured this: commit, versions, device, wall-clock seconds and the time of day (UTC)."""
+    return {
+        **source_commit(),
+        "versions": library_versions(),
+        "device": device,
+        "seconds": round(seconds, 2),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+class RunDir:
+    """The files of one cell.  Every path of a run is spelled here and nowhere else."""
+
+    def __init__(self, root: Path, cell_id: str) -> None:
+        self.path = Path(root) / cell_id
+        self.cell = self.path / "cell.json"
+        self.status = self.path / "status.json"
+        self.log = self.path / "train.jsonl"
+        self.state = self.path / "state"
+        self.checkpoint = self.path / "checkpoint"
+
+    def append_log(self, record: Mapping[str, Any]) -> None:
+        """Adds one line to train.jsonl: a step, its losses per slice, whatever the algorithm reports."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind_log(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drops log lines of work that will be repeated, so that a resumed run leaves the log of an undisturbed one."""
+        if self.log.exists():
+            kept = [line for line in self.log.read_text().splitlines(keepends=True) if _whole(line) and keep(json.loads(line))]
+            write_beside(self.log, lambda beside: beside.write_text("".join(kept)))
+
+    def clear_state(self) -> None:
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Keeps status.json true while a stage runs: running, done, or failed with the reason."""
+        self._put_status(name, "running")
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._put_status(name, "interrupted", "Ctrl-C; run the same command to continue")
+            raise
+        except BaseException as error:
+            self._put_status(name, "failed", f"{type(error).__name__}: {error}")
+            raise
+        self._put_status(name, "done")
+
+    def _put_status(self, stage: str, state: str, reason: str | None = None) -> None:
+        stages = read_json(self.status) if self.status.exists() else {}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(self.status, {**stages, stage: {"state": state, "reason": reason, "at": now, "pid": os.getpid()}})
+
+
+def _whole(line: str) -> bool:
+    """False for the last line of a log that was cut short by a kill."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Refuses, before anything is computed, a folder that results cannot be written to."""
+    probe = folder / f".writable.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); set {option} to a folder you can write to") from error

@@ -1,0 +1,96 @@
+"""Experiment tracking: one Weights & Biases run per cell, or nothing.
+
+Tracking is never allowed to stop or delay a run: without a key it writes offline files, which `wandb sync` uploads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+from matquant.cell import Cell, Setup
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Where curves and final numbers of one cell go."""
+
+    def log(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def summarize(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class NoTracker:
+    """`tracking=none`."""
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def summarize(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class WandbTracker:
+    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run."""
+
+    def __init__(self, cell: Cell, setup: Setup) -> None:
+        import wandb
+
+        folder = setup.paths.runs / cell.id
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = wandb_mode()
+        settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
+        arguments: dict[str, Any] = {
+            "project": setup.tracking.project,
+            "entity": setup.tracking.entity,
+            "id": cell.id,
+            "name": cell.id,
+            "group": setup.experiment,
+            "config": cell.model_dump(mode="json"),
+            "dir": str(folder),
+            "resume": "allow",
+            "settings": settings,
+        }
+        try:
+            self.run = wandb.init(mode=mode, **arguments)
+        except wandb.errors.Error as error:
+            log.warning("W&B cannot be reached (%s): tracking offline, upload later with `wandb sync`", error)
+            self.run = wandb.init(mode="offline", **{key: value for key, value in arguments.items() if key != "resume"})
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        self.run.log(dict(metrics))
+
+    def summarize(self, metrics: Mapping[str, Any]) -> None:
+        self.run.summary.update(dict(metrics))
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+def wandb_mode() -> str:
+    """`online` with a key, `offline` without; WANDB_MODE has the last word."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
+    return "online" if has_key else "offline"
+
+
+def tracker_for(cell: Cell, setup: Setup) -> Tracker:
+    """The tracker that `tracking=` names."""
+    match setup.tracking.kind:
+        case "wandb":
+            return WandbTracker(cell, setup)
+        case "none":
+            return NoTracker()
+        case _:
+            assert_never(setup.tracking.kind)

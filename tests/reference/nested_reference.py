@@ -1,0 +1,30 @@
+"""Slow, obvious twin of `matquant.nested.read_slices`: straight-through estimators spelled with autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from matquant.notation import Slice
+from matquant.quantizers import Grid, grouped
+
+
+def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
+    """The value of `exact` with the gradient of `smooth`; adding zero keeps the value exact."""
+    return exact.detach() + (smooth - smooth.detach())
+
+
+def read_slice(weight: Tensor, grid: Grid, part: Slice, *, parent_bits: int) -> Tensor:
+    scale, zero = grid.scale.unsqueeze(-1), grid.zero.unsqueeze(-1)
+    position = grouped(weight, grid.scale.shape[1]) / scale + zero
+    clamped = torch.clamp(position, 0, 2**parent_bits - 1)
+    codes = straight_through(torch.clamp(torch.round(position), 0, 2**parent_bits - 1), clamped)
+    step = 2 ** (parent_bits - part.bits)
+    buckets = codes / step
+    if step > 1:
+        buckets = straight_through(torch.floor(codes / step + 0.5), codes / step)
+    if not part.extra_precision:
+        # The value at the border is exact, so clamp the rounded bucket and let only unclamped codes pass.
+        overflow = buckets > 2**part.bits - 1
+        buckets = torch.where(overflow, torch.full_like(buckets, 2.0**part.bits - 1), buckets)
+    return ((buckets * step - zero) * scale).flatten(1)
