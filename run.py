@@ -57,7 +57,11 @@ def check(studies: Sequence[Study]) -> None:
             check_task_names(setup.readout.tasks, task_source(setup.readout))
         except ValueError as error:
             raise UserError(str(error)) from error
-    cells = {(cell.model, cell.grid, cell.scope): (cell, study.setup) for study in studies for cell in study.cells}
+    cells = {
+        cell.model_dump_json(include={"model", "grid", "scope"}): (cell, study.setup)
+        for study in studies
+        for cell in study.cells
+    }
     for cell, setup in cells.values():
         check_model(cell, cache=setup.paths.cache)
 
@@ -70,15 +74,15 @@ def _require_folders(setup: Setup) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def _hydra_main(_: DictConfig) -> None:
-    study = load_study(list(HydraConfig.get().overrides.task))
+    overrides = list(HydraConfig.get().overrides.task)
     try:
-        run_study(study)
+        run_study(load_study(overrides), overrides)
     except UserError as error:
         # Not raised through Hydra, which would print a traceback.
         sys.exit(f"error: {error}")
 
 
-def run_study(study: Study) -> None:
+def run_study(study: Study, overrides: Sequence[str]) -> None:
     """Trains and evaluates what is missing, cell by cell, and writes the report."""
     # Imported here, so that --help and a refused command line answer at once.
     from analysis.report import build_report, print_table
@@ -97,7 +101,7 @@ def run_study(study: Study) -> None:
         finally:
             tracker.finish()
     print_table(study)
-    print(f"report: {build_report(study).html}")
+    print(f"report: {build_report(study, overrides).html}")
 
 
 def is_done(study: Study, index: int) -> bool:

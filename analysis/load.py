@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LOG_PPLX = "log_pplx"
 STDERR = "_stderr"
+FULL_BITS = 16
+"""Width of an unquantized weight, as the papers count it: bfloat16, whatever dtype it was evaluated in."""
+
 PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
 IDENTITY_COLUMNS = (
     *("cell_id", "config_id", "model", "base", "objective", "parent_bits", "method", "label"),
@@ -62,7 +65,7 @@ class LoadedResults:
         keys = ["cell_id", "plan", "task"]
         measured = set(self.frame[keys].itertuples(index=False, name=None))
         gaps = [key not in measured for key in self.expected[keys].itertuples(index=False, name=None)]
-        return self.expected[gaps]
+        return self.expected.loc[gaps]
 
 
 def load_frame(cells: Sequence[Cell], setup: Setup, store: ResultStore) -> LoadedResults:
@@ -72,7 +75,7 @@ def load_frame(cells: Sequence[Cell], setup: Setup, store: ResultStore) -> Loade
     tasks = expected_tasks(setup.readout)
     results, unreadable = _read_all(distinct, store)
     wanted = [result for result in results if (result.cell_id, result.plan) in identities and result.task in tasks]
-    kept, mixed = _one_protocol_a_task(wanted, setup.readout)
+    kept, mixed = _one_protocol_a_task(wanted, setup.readout, {cell.id: cell.model.name for cell in distinct})
     rows = [row for result in kept for row in _rows(result, identities[result.cell_id, result.plan])]
     expected = [{**identity, "task": task} for identity in identities.values() for task in tasks]
     return LoadedResults(
@@ -123,7 +126,7 @@ def _identity(cell: Cell, plan: Plan, readout: Readout, rivals: Sequence[Cell]) 
         "method": method_name(cell, plan, readout),
         "label": ", ".join([named, *_differing_facts(cell, rivals)]),
         "plan": plan.label,
-        "bits": (32 if readout.dtype == "float32" else 16) if part is None else part.bits,
+        "bits": FULL_BITS if part is None else part.bits,
         "extra_precision": part is not None and part.extra_precision,
         "interpolated": objective is not None and part is not None and objective.is_interpolated(part),
         "seed": cell.seed,
@@ -234,22 +237,40 @@ def _commit_text(provenance: Mapping[str, Any]) -> str:
 # --- one protocol a task ---------------------------------------------------------------------------------------------
 
 
-def _one_protocol_a_task(results: Sequence[Result], readout: Readout) -> tuple[list[Result], list[str]]:
-    """For each task the results of one protocol, and a sentence for all that was left out or is not as asked.
+def _one_protocol_a_task(
+    results: Sequence[Result], readout: Readout, models: Mapping[str, str]
+) -> tuple[list[Result], list[str]]:
+    """For each task of a model the results of one protocol, and a sentence for what was left out or is not as asked.
 
-    Chosen is the protocol the read-out asks for, then the one with most results, then the one measured last.
+    Chosen is the protocol the read-out asks for, then the one with most results, then the one measured last.  Models
+    are apart because a protocol may have to differ between them: Gemma needs a BOS token, others must not have it.
     """
-    kept: dict[str, list[Result]] = {}
-    problems: list[str] = []
-    for task in dict.fromkeys(result.task for result in results):
-        groups = _by_protocol([result for result in results if result.task == task])
+    columns: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        columns.setdefault((models[result.cell_id], result.task), []).append(result)
+    kept: list[Result] = []
+    problems: dict[str, list[Result]] = {}
+    for column in columns.values():
+        groups = _by_protocol(column)
         chosen = max(groups, key=lambda group: (not _deviation(group[0], readout), len(group), _newest(group)))
-        kept[task] = chosen
-        problems += [_left_out_text(task, group, chosen) for group in groups if group is not chosen]
+        kept += chosen
+        for group in groups:
+            if group is not chosen:
+                difference = _difference(group[0].protocol, chosen[0].protocol)
+                problems.setdefault(f"left out, because of another protocol: {difference}", []).extend(group)
         if deviation := _deviation(chosen[0], readout):
-            problems.append(f"{task}: measured with {deviation} as the read-out asks; evaluate again to replace it")
-    accuracies = [group[0] for task, group in kept.items() if task != LOG_PPLX]
-    return [result for group in kept.values() for result in group], problems + _mixed_average(accuracies)
+            problems.setdefault(f"measured with {deviation}, as the read-out asks; evaluate again", []).extend(chosen)
+    sentences = [f"{_whose(group)} {problem}" for problem, group in problems.items()]
+    for model in dict.fromkeys(models.values()):
+        sentences += _mixed_average([result for result in kept if models[result.cell_id] == model])
+    return kept, sentences
+
+
+def _whose(results: Sequence[Result]) -> str:
+    """`12 results (piqa, boolq; smollm2_135m-none-22ace2a0 at full and others)`."""
+    tasks = ", ".join(dict.fromkeys(result.task for result in results))
+    reads = list(dict.fromkeys(f"{result.cell_id} at {result.plan}" for result in results))
+    return f"{len(results)} results ({tasks}; {reads[0]}{' and others' if len(reads) > 1 else ''})"
 
 
 def _by_protocol(results: Iterable[Result]) -> list[list[Result]]:
@@ -280,21 +301,16 @@ def _value(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _left_out_text(task: str, group: Sequence[Result], chosen: Sequence[Result]) -> str:
-    first, more = group[0], len(group) - 1
-    reads = f"{first.cell_id} at {first.plan}" + (f" and {more} more" if more else "")
-    return f"{task}: left out {reads}, of another protocol: {_difference(first.protocol, chosen[0].protocol)}"
-
-
-def _mixed_average(representatives: Sequence[Result]) -> list[str]:
-    """A sentence for each field in which the tasks of Task Avg differ from one another."""
+def _mixed_average(results: Iterable[Result]) -> list[str]:
+    """A sentence for each field in which the tasks of one Task Avg differ from one another."""
+    accuracies = [result for result in results if result.task != LOG_PPLX]
     problems = []
     for name in ("limit", "batch_size", "dtype", "lm_eval"):
-        tasks: dict[str, list[str]] = {}
-        for result in representatives:
-            tasks.setdefault(_value(result.protocol.get(name)), []).append(result.task)
+        tasks: dict[str, set[str]] = {}
+        for result in accuracies:
+            tasks.setdefault(_value(result.protocol.get(name)), set()).add(result.task)
         if len(tasks) > 1:
-            shown = "; ".join(f"{value} for {', '.join(of)}" for value, of in tasks.items())
+            shown = "; ".join(f"{value} for {', '.join(sorted(of))}" for value, of in tasks.items())
             problems.append(f"Task Avg is over tasks that differ in {name}: {shown}")
     return problems
 

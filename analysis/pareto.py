@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from numpy.typing import ArrayLike
 
 CHANCE = {"arc_challenge": 0.25, "arc_easy": 0.25, "boolq": 0.5, "hellaswag": 0.25, "piqa": 0.5, "winogrande": 0.5}
 """Accuracy of a guess: one over the number of answers (a few ARC questions have three or five)."""
@@ -33,7 +35,7 @@ CHANCE = {"arc_challenge": 0.25, "arc_easy": 0.25, "boolq": 0.5, "hellaswag": 0.
 INK, PAPER, QUIET = "#1b1b1b", "#fefefe", "#8c8c8c"
 """Colours of text, background and everything that stands back; a page may replace them to follow its own theme."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.labelsize": 8,
@@ -44,6 +46,7 @@ STYLE = {
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.facecolor": PAPER,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
@@ -57,20 +60,19 @@ STYLE = {
 PANEL_INCHES = (3.3, 2.5)
 
 
-def non_dominated(bits: Sequence[float], quality: Sequence[float]) -> np.ndarray:
+def non_dominated(bits: ArrayLike, quality: ArrayLike) -> np.ndarray:
     """Which of n points no other point dominates; fewer bits and more quality are better.
 
     A point with a NaN is never among them; equal points are there together.  O(n log n).
     """
-    bits, quality = np.asarray(bits, dtype=float), np.asarray(quality, dtype=float)
-    kept = np.zeros(len(bits), dtype=bool)
-    best_so_far, best_bits = -np.inf, -np.inf
-    known = np.flatnonzero(~(np.isnan(bits) | np.isnan(quality)))
-    for i in known[np.lexsort((-quality[known], bits[known]))]:
-        better = quality[i] > best_so_far
-        kept[i] = better or (quality[i] == best_so_far and bits[i] == best_bits)
-        if better:
-            best_so_far, best_bits = quality[i], bits[i]
+    cost, value = np.asarray(bits, dtype=float), np.asarray(quality, dtype=float)
+    kept = np.zeros(len(cost), dtype=bool)
+    best = None
+    known = np.flatnonzero(~(np.isnan(cost) | np.isnan(value)))
+    for i in known[np.lexsort((-value[known], cost[known]))]:
+        if best is None or value[i] > value[best]:
+            best = i
+        kept[i] = (cost[i], value[i]) == (cost[best], value[best])
     return kept
 
 
@@ -119,19 +121,17 @@ def pareto_figure(rows: pd.DataFrame, tasks: Sequence[str]) -> Figure:
     models = list(rows["model"].unique()) or [""]
     styles = method_styles(rows)
     handles = _legend(rows, styles, tasks)
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(str(handle.get_label())) for handle in handles)
     columns = 3 if longest <= 30 else 2 if longest <= 54 else 1
     width, height = PANEL_INCHES
     legend_height = 0.2 + 0.165 * -(-len(handles) // columns)
     with matplotlib.rc_context(STYLE):
         size = (2 * width, height * len(models) + legend_height)
-        figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
-        figure.get_layout_engine().set(wspace=0.06)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06), facecolor=PAPER)
         grid = figure.subplots(len(models), len(PANELS), squeeze=False)
         for line, model in zip(grid, models, strict=True):
             for axes, panel in zip(line, PANELS, strict=True):
-                title = f"{model}: {panel.title}" if len(models) > 1 else panel.title
-                axes.set_title(title, loc="left")
+                axes.set_title(f"{model}\n{panel.title}" if len(models) > 1 else panel.title, loc="left")
                 _draw_panel(axes, rows[rows["model"] == model], panel, styles, tasks)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.4)
     return figure
@@ -139,8 +139,9 @@ def pareto_figure(rows: pd.DataFrame, tasks: Sequence[str]) -> Figure:
 
 def method_styles(rows: pd.DataFrame) -> dict[str, Style]:
     """A style for each label: that of its method if no other label has it yet, else the next free one."""
-    labels = rows[rows["base"] != "none"].drop_duplicates("label")[["label", "method"]]
-    ordered = sorted(labels.itertuples(index=False), key=lambda row: (method_rank(row.method), len(row.method)))
+    reads = rows[rows["base"] != "none"]
+    methods: dict[str, str] = dict(zip(reads["label"], reads["method"], strict=True))
+    ordered = sorted(methods.items(), key=lambda item: (method_rank(item[1]), len(item[1])))
     free = dict(METHOD_STYLES)
     colours = cycle([style.colour for style in METHOD_STYLES.values()])
     others = chain(OTHER_STYLES, (Style(next(colours), marker) for marker in cycle("<>*hpd")))
@@ -216,16 +217,17 @@ def _bits_axis(axes: Axes, bits: pd.Series) -> None:
 
 
 def _value_axis(axes: Axes, values: pd.Series, panel: Panel) -> None:
-    """Percent as they are; log perplexity on a logarithmic axis, or int2 would press all other widths into a line."""
+    """Percent as they are; log perplexity on a logarithmic axis where int2 would press other widths into a line."""
     if values.empty:
         axes.text(0.5, 0.5, "no results yet", transform=axes.transAxes, ha="center", va="center", color=QUIET)
         _plain_ticks(axes.yaxis, [])
-    elif panel.value == LOG_PPLX and values.min() > 0:
+    elif panel.value == LOG_PPLX and 0 < 2 * values.min() < values.max():
         low, high = values.min() / 1.06, values.max() * 1.08
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         _plain_ticks(axes.yaxis, readable_ticks(low, high))
     else:
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
 
 
@@ -249,7 +251,7 @@ def _plain_ticks(axis: Axis, ticks: Sequence[float]) -> None:
 
 def _legend(rows: pd.DataFrame, styles: Mapping[str, Style], tasks: Sequence[str]) -> list[Line2D]:
     """One entry for everything that is drawn."""
-    joined = {row.label for row in rows.itertuples() if _is_joined(row.method)}
+    joined = set(rows.loc[rows["method"].map(_is_joined).astype(bool), "label"])
     handles = [_method_handle(label, style, joined=label in joined) for label, style in styles.items()]
     if rows["interpolated"].any():
         handles.append(Line2D([], [], **_marker(Style(QUIET, "o"), hollow=True), label="hollow: interpolated width"))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,12 @@ import pandas as pd
 from analysis.load import IDENTITY_COLUMNS, LOG_PPLX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from analysis.load import LoadedResults
+
+Row = Mapping[Any, Any]
+"""A row of `summary`, by column name."""
 
 TASK_AVG = "task_avg"
 HEADLINE_METRICS = (LOG_PPLX, "acc_norm", "acc")
@@ -34,7 +39,9 @@ TASK_NAMES = {
     "winogrande": "WinoGrande",
     LOG_PPLX: "log pplx",
 }
-MISSING = "–"
+MISSING = "\u2013"
+"""An en dash: what a printed table puts in an empty field."""
+
 DAGGER = "†"
 
 
@@ -49,7 +56,7 @@ def summary(loaded: LoadedResults) -> pd.DataFrame:
     standard deviation between seeds instead of the standard error over documents.
     """
     reads = loaded.expected.drop(columns="task").drop_duplicates(["cell_id", "plan"])
-    rows = reads.merge(_headline(loaded), on=["cell_id", "plan"], how="left")
+    rows = reads.merge(_wide(loaded), on=["cell_id", "plan"], how="left")
     rows["effective_bits"] = rows["effective_bits"].fillna(rows["bits"].where(~rows["extra_precision"].astype(bool)))
     errors = rows[[f"{task}_stderr" for task in loaded.tasks]]
     rows[TASK_AVG] = rows[list(loaded.tasks)].mean(axis=1, skipna=False)
@@ -68,22 +75,29 @@ def stderr_of_mean(stderrs: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(stderrs).sum(axis=-1)) / stderrs.shape[-1]
 
 
-def _headline(loaded: LoadedResults) -> pd.DataFrame:
-    """A row per measured (cell, plan): effective bits, and each task's headline metric with its standard error."""
+def headline_results(loaded: LoadedResults) -> pd.DataFrame:
+    """The rows of the frame that stand for their task: one for each (cell, plan, task), of its headline metric."""
     frame = loaded.frame[loaded.frame["metric"].isin(HEADLINE_METRICS)]
     rank = frame["metric"].map({metric: rank for rank, metric in enumerate(HEADLINE_METRICS)})
-    chosen = frame.assign(rank=rank).sort_values("rank").drop_duplicates(["cell_id", "plan", "task"])
-    index = pd.MultiIndex.from_frame(chosen[["cell_id", "plan"]].drop_duplicates())
-    wide = pd.DataFrame({"effective_bits": chosen.groupby(["cell_id", "plan"])["effective_bits"].first()}, index=index)
+    chosen = rank.groupby([frame["cell_id"], frame["plan"], frame["task"]], sort=False).idxmin()
+    return frame.loc[chosen]
+
+
+def _wide(loaded: LoadedResults) -> pd.DataFrame:
+    """A row per measured (cell, plan): effective bits, and for each task its value and standard error."""
+    long = headline_results(loaded).set_index(["cell_id", "plan"])
+    wide = pd.DataFrame({"effective_bits": long["effective_bits"].groupby(level=[0, 1]).first().astype(float)})
     for task in (*loaded.tasks, LOG_PPLX):
-        of_task = chosen[chosen["task"] == task].set_index(["cell_id", "plan"])
+        of_task = long[long["task"] == task]
         wide[task] = of_task["value"].astype(float)
         wide[f"{task}_stderr"] = of_task["stderr"].astype(float)
     return wide.reset_index()
 
 
 def _over_seeds(seeds: pd.DataFrame, values: Sequence[str]) -> pd.Series:
-    """One row out of the rows of a configuration's seeds."""
+    """One row out of the rows of a configuration's seeds, those of them that have any result."""
+    measured = seeds[seeds[list(values)].notna().any(axis=1)]
+    seeds = measured if len(measured) else seeds.iloc[:1]
     row = seeds.iloc[0].copy()
     row["num_seeds"] = len(seeds)
     if len(seeds) > 1:
@@ -112,10 +126,15 @@ def _in_paper_order(rows: pd.DataFrame) -> pd.DataFrame:
             "variant": rows["method"].str.len(),
         }
     )
-    return rows.loc[keys.sort_values(list(keys), kind="stable").index].reset_index(drop=True)
+    return rows.loc[keys.sort_values(list(keys.columns), kind="stable").index].reset_index(drop=True)
 
 
-def data_type(row: pd.Series) -> str:
+def task_name(task: str) -> str:
+    """What a table calls a task: the paper's name for it, or its own."""
+    return TASK_NAMES.get(task, task)
+
+
+def data_type(row: Row) -> str:
     """The width a row is read at, as the paper's first column names it: `int2`, or `bfloat16` for the full model."""
     return row["method"] if row["base"] == "none" else row["plan"]
 
@@ -158,7 +177,7 @@ class Column:
     """A head, the text of a row's entry, and the sign that makes the larger value the better one (0: no contest)."""
 
     head: str
-    text: Callable[[pd.Series], str]
+    text: Callable[[Row], str]
     key: str = ""
     sign: int = 0
 
@@ -172,9 +191,9 @@ def typeset(rows: pd.DataFrame, tasks: Sequence[str]) -> Table:
     columns = (
         Column("Data type", data_type),
         Column("Method", _method_text),
-        Column("Bits", lambda row: _with_error(row["effective_bits"], np.nan, ".4g")),
-        *(Column(TASK_NAMES.get(task, task), _percent_of(task), task, +1) for task in tasks),
-        Column("Task Avg ↑", _percent_of(TASK_AVG, with_error=True), TASK_AVG, +1),
+        Column("Bits", lambda row: with_error(row["effective_bits"], np.nan, ".4g")),
+        *(Column(task_name(task), _percent_of(task), task, +1) for task in tasks),
+        Column("Task Avg ↑", _percent_of(TASK_AVG, shows_error=True), TASK_AVG, +1),
         Column("log pplx ↓", _nats, LOG_PPLX, -1),
     )
     groups = rows.groupby([rows["model"], rows.apply(data_type, axis=1)], sort=False) if len(rows) else ()
@@ -183,7 +202,7 @@ def typeset(rows: pd.DataFrame, tasks: Sequence[str]) -> Table:
 
 
 def _section(model: str, name: str, group: pd.DataFrame, columns: Sequence[Column]) -> Section:
-    texts = [[column.text(row) for column in columns] for _, row in group.iterrows()]
+    texts = [[column.text(row) for column in columns] for row in group.to_dict("records")]
     contest = len(group) > 1 and (group["base"] != "none").all()
     winners = [_winners([text[i] for text in texts], column) if contest else set() for i, column in enumerate(columns)]
     rows = tuple(
@@ -194,29 +213,31 @@ def _section(model: str, name: str, group: pd.DataFrame, columns: Sequence[Colum
 
 def _winners(texts: Sequence[str], column: Column) -> set[int]:
     """The rows with the best value as printed, so that two equal entries are both marked or neither."""
-    printed = {row: column.sign * float(text.split()[0]) for row, text in enumerate(texts) if text != MISSING and column.sign}
+    printed = {
+        row: column.sign * float(text.split()[0]) for row, text in enumerate(texts) if text != MISSING and column.sign
+    }
     return {row for row, value in printed.items() if value == max(printed.values())} if len(printed) > 1 else set()
 
 
-def _method_text(row: pd.Series) -> str:
+def _method_text(row: Row) -> str:
     seeds = f", {row['num_seeds']} seeds" if row["num_seeds"] > 1 else ""
     name = "unquantized" if row["base"] == "none" else row["label"]
     return name + (f" {DAGGER}" if row["interpolated"] else "") + seeds
 
 
-def _percent_of(value: str, *, with_error: bool = False) -> Callable[[pd.Series], str]:
-    def text(row: pd.Series) -> str:
-        error = 100 * row[f"{value}_stderr"] if with_error else np.nan
-        return _with_error(100 * row[value], error, ".1f")
+def _percent_of(value: str, *, shows_error: bool = False) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        error = 100 * row[f"{value}_stderr"] if shows_error else np.nan
+        return with_error(100 * row[value], error, ".1f")
 
     return text
 
 
-def _nats(row: pd.Series) -> str:
-    return _with_error(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], ".3f")
+def _nats(row: Row) -> str:
+    return with_error(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], ".3f")
 
 
-def _with_error(value: float, error: float, form: str) -> str:
+def with_error(value: float, error: float, form: str) -> str:
     """`38.1 ± 0.9`, without the error where there is none, and a gap where there is no value."""
     if pd.isna(value):
         return MISSING
@@ -240,6 +261,7 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section]) -> tuple[str, ...]:
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
+BOLD_NOTE = "Bold: the best value, as printed, among the rows of a data type."
 METHOD_WIDTH = 36
 """Characters; a longer method name goes on in the next line, so that a terminal of 130 columns holds the table."""
 
@@ -280,13 +302,16 @@ def _starts_model(table: Table, number: int) -> bool:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table, the best value of each data type in bold, the notes as a list below."""
-    drawn = [_markdown_line(table.heads), "|" + "|".join("---" if i < NUM_LABELS else "--:" for i in range(len(table.heads))) + "|"]
+    drawn = [
+        _markdown_line(table.heads),
+        "|" + "|".join("---" if i < NUM_LABELS else "--:" for i in range(len(table.heads))) + "|",
+    ]
     for number, section in enumerate(table.sections):
         if _starts_model(table, number):
             drawn.append(_markdown_line([f"**{_markdown_escape(section.model)}**", *[""] * (len(table.heads) - 1)]))
         for row in section.rows:
             drawn.append(_markdown_line([_markdown_entry(entry) for entry in row]))
-    return "\n".join([*drawn, "", *(f"- {note}" for note in table.notes), ""])
+    return "\n".join([*drawn, "", *(f"- {note}" for note in (*table.notes, BOLD_NOTE)), ""])
 
 
 def _markdown_line(texts: Sequence[str]) -> str:
@@ -303,18 +328,27 @@ def _markdown_escape(text: str) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A `<table>` without style of its own: classes name what an entry is (`best`, `missing`)."""
+    """A `<table>` a model, without style of its own: classes name what an entry is (`best`, `missing`)."""
+    models = dict.fromkeys(section.model for section in table.sections)
+    captions = {model: f"<caption>{html.escape(model)}</caption>" if len(models) > 1 else "" for model in models}
     heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in table.heads)
-    bodies = []
-    for number, section in enumerate(table.sections):
-        title = f'<tr class="model"><th colspan="{len(table.heads)}">{html.escape(section.model)}</th></tr>'
-        rows = "".join(f"<tr>{''.join(_html_entry(entry) for entry in row)}</tr>" for row in section.rows)
-        bodies.append(f"<tbody>{title if _starts_model(table, number) else ''}{rows}</tbody>")
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
-    return f'<table>\n<thead><tr>{heads}</tr></thead>\n{"".join(bodies)}\n</table>\n<ul class="notes">{notes}</ul>'
+    drawn = [
+        f"<table>{caption}\n<thead><tr>{heads}</tr></thead>\n"
+        + "\n".join(_html_body(section) for section in table.sections if section.model == model)
+        + "\n</table>"
+        for model, caption in captions.items()
+    ]
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*table.notes, BOLD_NOTE))
+    return "\n".join([*drawn, f'<ul class="notes">{notes}</ul>'])
+
+
+def _html_body(section: Section) -> str:
+    rows = "\n".join(f"<tr>{''.join(_html_entry(entry) for entry in row)}</tr>" for row in section.rows)
+    return f"<tbody>{rows}</tbody>"
 
 
 def _html_entry(entry: Entry) -> str:
     if entry.missing:
         return f'<td class="missing" title="missing">{MISSING}</td>'
-    return f"<td><strong>{html.escape(entry.text)}</strong></td>" if entry.best else f"<td>{html.escape(entry.text)}</td>"
+    text = html.escape(entry.text)
+    return f'<td class="best">{text}</td>' if entry.best else f"<td>{text}</td>"

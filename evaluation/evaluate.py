@@ -72,7 +72,11 @@ def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict
     """The plans and tasks of a cell that have no result on disk."""
     wanted = protocols(cell, readout)
     gaps = {
-        plan: {task: protocol for task, protocol in wanted.items() if not store.has(Key(cell.id, str(plan), task, protocol))}
+        plan: {
+            task: protocol
+            for task, protocol in wanted.items()
+            if not store.has(Key(cell.id, str(plan), task, protocol))
+        }
         for plan in readout.plans_of(cell)
     }
     return {plan: tasks for plan, tasks in gaps.items() if tasks}
@@ -132,7 +136,9 @@ class Bench:
     def _log_perplexity(self, description: str) -> tuple[dict[str, float], dict[str, list[Any]], float]:
         assert self.text is not None
         start = time.monotonic()
-        bar = tqdm(total=len(self.text), desc=f"{description} {LOG_PPLX}", unit="block", dynamic_ncols=True, leave=False)
+        bar = tqdm(
+            total=len(self.text), desc=f"{description} {LOG_PPLX}", unit="block", dynamic_ncols=True, leave=False
+        )
         nats = []
         with bar:
             for batch in block_nats(self.loaded.model, self.text, batch_size=self.readout.batch_size):
@@ -140,7 +146,9 @@ class Bench:
                 bar.update(len(batch))
         summary = log_perplexity(torch.cat(nats), self.text.shape[1] - 1)
         if not math.isfinite(summary.mean):
-            raise FloatingPointError(f"the log perplexity of {self.cell.id} is {summary.mean}: the model's logits are not finite")
+            raise FloatingPointError(
+                f"the log perplexity of {self.cell.id} is {summary.mean}: the model's logits are not finite"
+            )
         metrics = {LOG_PPLX: summary.mean, "num_tokens": float(summary.num_tokens)}
         if math.isfinite(summary.stderr):
             metrics[f"{LOG_PPLX}_stderr"] = summary.stderr
@@ -148,7 +156,13 @@ class Bench:
         return metrics, documents, time.monotonic() - start
 
     def _result(
-        self, plan: Plan, task: str, protocol: Protocol, metrics: Mapping[str, float], documents: Mapping[str, list[Any]], seconds: float
+        self,
+        plan: Plan,
+        task: str,
+        protocol: Protocol,
+        metrics: Mapping[str, float],
+        documents: Mapping[str, list[Any]],
+        seconds: float,
     ) -> Result:
         device = next(self.loaded.model.parameters()).device
         return Result(

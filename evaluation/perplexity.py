@@ -37,6 +37,10 @@ def block_nats(
         batch = batch.to(device)
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
         # Block by block, in float32: bfloat16 sums lose digits, and a whole batch of logits in float32 is large.
-        yield torch.stack(
-            [F.cross_entropy(row.float(), targets) for row, targets in zip(logits, batch[:, 1:], strict=True)]
-        ).double().cpu()
+        yield (
+            torch.stack(
+                [F.cross_entropy(row.float(), targets) for row, targets in zip(logits, batch[:, 1:], strict=True)]
+            )
+            .double()
+            .cpu()
+        )

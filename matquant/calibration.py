@@ -55,7 +55,12 @@ def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_
 
 
 def run_block(
-    block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any], *, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None
+    block: nn.Module,
+    hidden: Hidden,
+    arguments: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Hidden:
     """One block on one batch, with some of its weights replaced; matrix products in `dtype`, the rest in float32."""
     with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -81,7 +86,9 @@ class Chain(NamedTuple):
 
 
 @torch.no_grad()
-def attend(block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any], *, batch_size: int, dtype: torch.dtype) -> Chain:
+def attend(
+    block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any], *, batch_size: int, dtype: torch.dtype
+) -> Chain:
     """Computes the attention of a block once: with scope=ffn it is a constant of the block's optimization."""
     kept: list[Tensor] = []
     module = attention(block)
@@ -99,7 +106,12 @@ def attend(block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any], *, ba
 
 
 def run_after_attention(
-    block: nn.Module, chain: Chain, arguments: Mapping[str, Any], *, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None
+    block: nn.Module,
+    chain: Chain,
+    arguments: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Hidden:
     """The rest of a block, from a remembered attention output on."""
     with forward_replaced(attention(block), lambda *positional, **keywords: (chain.attended, None)):

@@ -185,7 +185,9 @@ class Cell(Spec):
         if self.base.kind == "omniquant" and self.data is None:
             raise ValueError("base=omniquant needs calibration text; choose data=embedded or another data set")
         if self.base.kind == "omniquant" and self.data is not None and self.base.batch_size > self.data.num_sequences:
-            raise ValueError(f"base.batch_size={self.base.batch_size} exceeds data.num_sequences={self.data.num_sequences}; lower it")
+            raise ValueError(
+                f"base.batch_size={self.base.batch_size} exceeds data.num_sequences={self.data.num_sequences}; lower it"
+            )
         return self
 
     @property

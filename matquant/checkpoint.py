@@ -1,7 +1,7 @@
 """The nested checkpoint on disk: one set of parent codes from which every slice is read.
 
-    checkpoint/nested.safetensors   <layer>.codes uint8, <layer>.scale and <layer>.zero in the grid's stated dtype
-    checkpoint/nested.json          format version, cell, layers, library versions, checksum of the tensors
+checkpoint/nested.safetensors   <layer>.codes uint8, <layer>.scale and <layer>.zero in the grid's stated dtype
+checkpoint/nested.json          format version, cell, layers, library versions, checksum of the tensors
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ class NestedCheckpoint:
 
 def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: str) -> None:
     """Writes nested weights as safetensors, atomically."""
-    tensors, metadata = {}, {}
+    tensors = {}
     for name, nested in layers.items():
         tensors[f"{name}.codes"] = nested.codes.contiguous().cpu()
         tensors[f"{name}.scale"] = nested.grid.scale.to(DTYPES[scale_dtype]).contiguous().cpu()
         tensors[f"{name}.zero"] = nested.grid.zero.to(DTYPES[scale_dtype]).contiguous().cpu()
-        metadata[name] = str(nested.parent_bits)
-    write_beside(path, lambda beside: save_file(tensors, beside, metadata))
+    # One entry only: safetensors writes several in no fixed order, and equal weights should be equal files.
+    parents = {"parent_bits": json.dumps({name: nested.parent_bits for name, nested in layers.items()})}
+    write_beside(path, lambda beside: save_file(tensors, beside, parents))
 
 
 def load_layers(path: Path, *, device: str = "cpu") -> dict[str, NestedWeight]:
@@ -49,13 +50,15 @@ def load_layers(path: Path, *, device: str = "cpu") -> dict[str, NestedWeight]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        parents = file.metadata() or {}
+        parents = json.loads(file.metadata()["parent_bits"])
     tensors = load_file(path, device=device)
     return {
         name: NestedWeight(
-            tensors[f"{name}.codes"], Grid(tensors[f"{name}.scale"].float(), tensors[f"{name}.zero"].float()), int(parents[name])
+            tensors[f"{name}.codes"],
+            Grid(tensors[f"{name}.scale"].float(), tensors[f"{name}.zero"].float()),
+            parents[name],
         )
-        for name in sorted(parents, key=_natural)
+        for name in parents
     }
 
 
@@ -70,7 +73,11 @@ def save_checkpoint(folder: Path, cell: Cell, layers: Mapping[str, NestedWeight]
         "cell_id": cell.id,
         "cell": cell.model_dump(mode="json"),
         "layers": {
-            name: {"shape": list(nested.codes.shape), "groups": nested.grid.scale.shape[1], "parent_bits": nested.parent_bits}
+            name: {
+                "shape": list(nested.codes.shape),
+                "groups": nested.grid.scale.shape[1],
+                "parent_bits": nested.parent_bits,
+            }
             for name, nested in layers.items()
         },
         "scale_dtype": cell.grid.scale_dtype,
@@ -91,7 +98,9 @@ def load_checkpoint(folder: Path, cell: Cell, *, device: str = "cpu") -> NestedC
     facts = _facts(folder)
     remedy = f"delete {folder} and run the cell again"
     if facts.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder} has format version {facts.get('format_version')}, this program reads {FORMAT_VERSION}; {remedy}")
+        raise UserError(
+            f"{folder} has format version {facts.get('format_version')}, this program reads {FORMAT_VERSION}; {remedy}"
+        )
     if facts.get("cell_id") != cell.id:
         raise UserError(f"{folder} holds cell {facts.get('cell_id')}, not {cell.id}; {remedy}")
     path = folder / "nested.safetensors"
@@ -108,15 +117,12 @@ def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint description ({error}); delete {folder} and run the cell again") from error
+        raise UserError(
+            f"{path} is not a checkpoint description ({error}); delete {folder} and run the cell again"
+        ) from error
     return facts if isinstance(facts, dict) else {}
 
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
-    """Sorts model.layers.10 behind model.layers.9."""
-    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split("."))

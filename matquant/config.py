@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
@@ -79,6 +79,8 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 config = compose("config", overrides=list(overrides))
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OverrideParseException as error:
+        raise UserError(f"'{error.override}' cannot be read: {_one_line(error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
     assert isinstance(values, dict)
@@ -88,7 +90,9 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
 def _points(cells: Sequence[Mapping[str, Any]], typed: set[str]) -> Iterable[list[str]]:
     """The override lists of a union of products: each entry of `cells` is the product over its lists."""
     for product in cells:
-        axes = {axis: value if isinstance(value, list) else [value] for axis, value in product.items() if axis not in typed}
+        axes = {
+            axis: value if isinstance(value, list) else [value] for axis, value in product.items() if axis not in typed
+        }
         for values in itertools.product(*axes.values()):
             yield [f"{axis}={value}" for axis, value in zip(axes, values, strict=True)]
 
@@ -111,7 +115,7 @@ def _one_line(error: Exception) -> str:
         return f"{match[1]} is required with these choices; add {match[1]}=VALUE"
     if "sweep" in text.lower() or "Ambiguous value for argument" in text:
         return f"{text.splitlines()[0]}: a comma-separated sweep needs --multirun, or -m; a list is written [a,b]"
-    return " ".join(text.split())
+    return " ".join(text.split()).partition(" See https")[0]
 
 
 def _unknown_key(key: str) -> str:
@@ -162,7 +166,9 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
                 "drop it, or choose weights=uniform"
             )
     if weights and (forgotten := [width for width in widths if width not in weights]):
-        raise UserError(f"weights give nothing for {forgotten[0]}, which bits trains ({trained}); add weights.{forgotten[0]}")
+        raise UserError(
+            f"weights give nothing for {forgotten[0]}, which bits trains ({trained}); add weights.{forgotten[0]}"
+        )
     terms = {str(width): weights.get(width, 1.0) for width in widths}
     return {"parent_bits": parent_bits, "terms": terms}
 

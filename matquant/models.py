@@ -204,7 +204,9 @@ def _converted(spec: EmbeddedModel, cache: Path) -> Path:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         with _plain_words(spec):
-            read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32
+            )
             # transformers refuses to save a model that it read from GGUF: give its weights to a fresh one.
             settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
             model = type(read)(type(read.config)(**settings))
@@ -225,7 +227,9 @@ def _random_config(spec: RandomModel) -> transformers.PretrainedConfig:
     try:
         kind = transformers.CONFIG_MAPPING[spec.architecture]
     except KeyError as error:
-        raise UserError(f"model.architecture={spec.architecture} is not one that transformers knows; try llama") from error
+        raise UserError(
+            f"model.architecture={spec.architecture} is not one that transformers knows; try llama"
+        ) from error
     return kind(**{"vocab_size": len(byte_tokenizer()), **spec.config})
 
 
@@ -244,6 +248,8 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>")
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>"
+    )
     wrapped.model_max_length = 2048
     return wrapped

@@ -110,6 +110,8 @@ def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan
         for name, nested in layers.items():
             weight = model.get_submodule(name).weight
             if weight.shape != nested.codes.shape:
-                raise ValueError(f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint")
+                raise ValueError(
+                    f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint"
+                )
             weight.copy_(nested.at(plan.default))
     return model

@@ -51,7 +51,9 @@ class Term:
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
-            raise ValueError(f"term {self} has weight {self.weight}; weights are positive, so leave the term out instead")
+            raise ValueError(
+                f"term {self} has weight {self.weight}; weights are positive, so leave the term out instead"
+            )
         if self.teacher is not None and self.teacher.bits <= self.slice.bits:
             raise ValueError(f"term {self}: a teacher is wider than its student; write 8->2, not 2->8")
 
@@ -84,7 +86,9 @@ class Objective:
         for term in self.terms:
             for part in {term.slice, term.teacher or term.slice}:
                 if part.bits > parent.bits:
-                    raise ValueError(f"{part} is wider than its {parent} parent; raise bits.parent_bits or drop the term")
+                    raise ValueError(
+                        f"{part} is wider than its {parent} parent; raise bits.parent_bits or drop the term"
+                    )
             if term.slice.extra_precision and term.slice.bits == parent.bits:
                 raise ValueError(f"{term.slice} is the whole parent: a full-width read-out has no overflow bucket")
             if str(term) in seen:

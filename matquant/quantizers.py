@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from matquant.cell import GridSpec
@@ -31,7 +31,7 @@ class Range(NamedTuple):
     high: Float[Tensor, "out groups"]
 
 
-def grouped(weight: Float[Tensor, "out in"], num_groups: int) -> Float[Tensor, "out groups group"]:
+def grouped(weight: Shaped[Tensor, "out in"], num_groups: int) -> Shaped[Tensor, "out groups group"]:
     """The weights of a linear layer with the inputs that share a scale side by side; a view."""
     return weight.unflatten(1, (num_groups, -1))
 

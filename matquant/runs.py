@@ -105,7 +105,11 @@ class RunDir:
     def rewind_log(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drops log lines of work that will be repeated, so that a resumed run leaves the log of an undisturbed one."""
         if self.log.exists():
-            kept = [line for line in self.log.read_text().splitlines(keepends=True) if _whole(line) and keep(json.loads(line))]
+            kept = [
+                line
+                for line in self.log.read_text().splitlines(keepends=True)
+                if _whole(line) and keep(json.loads(line))
+            ]
             write_beside(self.log, lambda beside: beside.write_text("".join(kept)))
 
     def clear_state(self) -> None:
@@ -148,4 +152,6 @@ def require_writable(folder: Path, option: str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); set {option} to a folder you can write to") from error
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); set {option} to a folder you can write to"
+        ) from error

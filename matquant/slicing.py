@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int16, Integer
 from torch import Tensor
 
 from matquant.notation import Slice
 
 
-def slice_codes(codes: Int[Tensor, "*shape"], to: Slice, *, parent_bits: int) -> Int[Tensor, "*shape"]:
+def slice_codes(codes: Integer[Tensor, "*shape"], to: Slice, *, parent_bits: int) -> Int16[Tensor, "*shape"]:
     """Reads c-bit codes at r bits, on the parent's grid; int16 values between 0 and 2^c.
 
     S(q, r) = clip(floor(q / 2^(c-r) + 1/2), 0, 2^r - 1) * 2^(c-r)          (Eq. 6, arXiv:2502.06786)

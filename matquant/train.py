@@ -78,7 +78,9 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress) -> Layers:
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=device)
     match cell.base:
         case MinMaxBase():
-            return minmax.fit(model, parent_bits=cell.objective.parent_bits, scope=cell.scope, grid=cell.grid, progress=progress)
+            return minmax.fit(
+                model, parent_bits=cell.objective.parent_bits, scope=cell.scope, grid=cell.grid, progress=progress
+            )
         case OmniQuantBase() as base:
             assert cell.data is not None
             tokens = token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)

@@ -43,7 +43,7 @@ def hub(monkeypatch):
     """A hub that serves given documents as every split of every dataset."""
 
     def serve(documents: datasets.Dataset) -> None:
-        splits = datasets.DatasetDict({split: documents for split in module.SPLITS})
+        splits = datasets.DatasetDict(dict.fromkeys(module.SPLITS, documents))
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
 
     return serve

@@ -7,13 +7,14 @@ of paths, clusters or time limits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from matquant.nested import NestedWeight
 
 Layers = Mapping[str, NestedWeight]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Where a resumable piece of work is kept, and where losses go."""
 

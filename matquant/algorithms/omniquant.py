@@ -95,13 +95,17 @@ class BlockFit:
         weights = {path: linear.weight for path, linear in linears(self.block, self.settings.scope).items()}
         clipping = nn.ModuleDict(
             {
-                path.replace(".", "/"): LearnableClipping(weight, objective.parent_bits, self.settings.grid, base.clipping_init)
+                path.replace(".", "/"): LearnableClipping(
+                    weight, objective.parent_bits, self.settings.grid, base.clipping_init
+                )
                 for path, weight in weights.items()
             }
         )
         # The gradient of a mean squared error reaches a single group's logit as 1e-8 or less: Adam's usual eps would
         # drown it, and the learning rate would mean something else in every block.
-        optimizer = torch.optim.AdamW(clipping.parameters(), lr=base.clipping_lr, weight_decay=base.weight_decay, eps=1e-15)
+        optimizer = torch.optim.AdamW(
+            clipping.parameters(), lr=base.clipping_lr, weight_decay=base.weight_decay, eps=1e-15
+        )
         # One generator a block, so that a resumed run draws the batches an undisturbed one draws.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + self.index)
         for step in range(base.num_steps):
@@ -139,10 +143,13 @@ class BlockFit:
                 progress.tick(self.index, num_blocks, f"block {self.index} step {step + 1}/{base.num_steps}")
         with torch.no_grad():
             return {
-                path: nest(weight, clipping[path.replace(".", "/")](), objective.parent_bits) for path, weight in weights.items()
+                path: nest(weight, clipping[path.replace(".", "/")](), objective.parent_bits)
+                for path, weight in weights.items()
             }
 
-    def distance(self, output: Float[Tensor, "batch tokens hidden"], target: Float[Tensor, "batch tokens hidden"]) -> Tensor:
+    def distance(
+        self, output: Float[Tensor, "batch tokens hidden"], target: Float[Tensor, "batch tokens hidden"]
+    ) -> Tensor:
         """`l2`, the paper's mean squared error, or `relative_l2`, each token's error relative to its own size.
 
         Some models give one token an activation a thousand times larger than all others; plain L2 then sees that token
@@ -161,7 +168,9 @@ class BlockFit:
         index = torch.arange(len(chain.hidden), device=chain.hidden.device)
         return torch.cat(
             [
-                run_after_attention(self.block, chain.batch(batch), self.arguments, dtype=self.settings.dtype, weights=weights)
+                run_after_attention(
+                    self.block, chain.batch(batch), self.arguments, dtype=self.settings.dtype, weights=weights
+                )
                 for batch in index.split(size)
             ]
         )

@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine with Python 3.11, 3.12 or 3.13: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint bench lock clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo; echo "Without make: $(BIN)/python run.py --help"
+
+install: $(READY) ## create .venv with the exact versions of requirements.lock, and the embedded model and documents
+
+$(READY): requirements.lock requirements-embedded.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "matquant needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.lock into $(VENV), once (a few minutes)"
+	@$(BIN)/python -m pip install --quiet -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-embedded.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY) ## one real language model read at five precisions out of one checkpoint: table, Pareto plot, report
+	@$(BIN)/python run.py experiment=demo
+
+test: $(READY) ## all tests: CPU only, offline, minutes
+	@$(BIN)/python -m pytest
+
+check: lint test ## what CI runs: format, lint, types, import contracts, then the tests
+
+lint: $(READY) ## format, lint, types and import contracts, without the tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+bench: $(READY) ## speed and memory, as ratios against a named rival in the same run
+	@$(BIN)/python -m benchmarks.materialize
+
+lock: ## renew requirements.lock from pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv
+	@echo "# Exact versions that were tested, for Python 3.11 to 3.13; renewed by \`make lock\`." > requirements.lock.new
+	@echo "# torch's own CUDA packages are not listed: its wheel pins them itself, and its CPU build has none." >> requirements.lock.new
+	@echo "torch==2.13.0" > $(VENV)/pin.txt
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev --constraint $(VENV)/pin.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv
+	rm -rf runs results out .pytest_cache .ruff_cache .hypothesis

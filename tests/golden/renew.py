@@ -1,0 +1,59 @@
+"""Renews the recorded values of this folder: python -m tests.golden.renew.  Look at the diff: it is the change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from matquant.cell import BaseSpec, GridSpec, ModelSpec, Paths, Readout, Spec, TextSpec, Tracking
+from matquant.config import load_study
+from matquant.notation import Slice
+from tests.reference.slicing_reference import slice_code
+
+FOLDER = Path(__file__).parent
+
+CELLS = {
+    "none": ["base=none"],
+    "minmax int8": ["base=minmax", "bits=int8"],
+    "omniquant int2": ["base=omniquant", "bits=int2"],
+    "omniquant matquant": ["base=omniquant", "bits=matquant"],
+    "omniquant matquant gemma2 weights": ["base=omniquant", "bits=matquant", "weights=gemma2"],
+    "omniquant matquant per channel, seed 1": ["base=omniquant", "bits=matquant", "grid=per_channel", "seed=1"],
+    "tiny": ["model=tiny", "base=minmax", "bits=int8"],
+}
+
+
+def slices() -> dict[str, list[int]]:
+    """Every code of an int8 parent at every width, by the reference in exact fractions."""
+    parts = [Slice(bits, extra) for bits in range(1, 9) for extra in (False, True) if not (extra and bits == 8)]
+    return {
+        str(part): [slice_code(q, part.bits, parent_bits=8, extra_precision=part.extra_precision) for q in range(256)]
+        for part in parts
+    }
+
+
+def spec_defaults() -> dict[str, dict[str, Any]]:
+    """The default of every field that a stored id may rely on."""
+    unions = [get_args(get_args(union)[0]) for union in (ModelSpec, TextSpec, BaseSpec)]
+    kinds: list[type[Spec]] = [kind for union in unions for kind in union] + [GridSpec, Readout, Tracking, Paths]
+    return {
+        kind.__name__: {
+            name: str(field.default) for name, field in kind.model_fields.items() if not field.is_required()
+        }
+        for kind in kinds
+    }
+
+
+def cell_ids() -> dict[str, str]:
+    """The ids of some cells: what their checkpoints and results are found by."""
+    return {name: load_study(overrides).cells[0].id for name, overrides in CELLS.items()}
+
+
+def main() -> None:
+    for name, value in (("slices", slices()), ("spec_defaults", spec_defaults()), ("cell_ids", cell_ids())):
+        (FOLDER / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

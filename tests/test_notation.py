@@ -1,0 +1,85 @@
+"""The paper's notation parses, prints, and refuses what makes no sense."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matquant.notation import Objective, Plan, Slice, Term
+
+slices = st.builds(Slice, st.integers(1, 8), st.booleans())
+
+
+@given(slices)
+def test_a_slice_reads_what_it_prints(part):
+    assert Slice.parse(str(part)) == part == Slice.parse(part.short)
+
+
+@given(st.integers(1, 7), st.integers(1, 7), st.booleans(), st.floats(0.01, 10))
+def test_a_term_reads_what_it_prints(student, wider, extra, weight):
+    teacher = Slice(min(8, student + wider))
+    term = Term(Slice(student, extra), weight, teacher if teacher.bits > student else None)
+    assert Term.parse(str(term), weight) == term
+
+
+@pytest.mark.parametrize("text", ["int0", "int9", "four", "int2ep", "", "-2", "int2.5"])
+def test_what_is_not_a_slice_is_refused_by_name(text):
+    with pytest.raises(ValueError, match="is not a"):
+        Slice.parse(text)
+
+
+def test_an_objective_reads_what_it_dumps():
+    objective = Objective.parse(8, {"int8": 0.1, "int4": 0.1, "int2": 1.0, "8->2": 1.0})
+    dumped = objective.dump()
+    assert Objective.parse(dumped["parent_bits"], dumped["terms"]) == objective  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("parent_bits", "terms", "message"),
+    [
+        (4, {"int8": 1}, "int8 is wider than its int4 parent"),
+        (8, {"2->8": 1}, "a teacher is wider than its student"),
+        (4, {"8->2": 1}, "int8 is wider than its int4 parent"),
+        (8, {}, "at least one term"),
+        (8, {"int2": 0}, "weights are positive"),
+        (8, {"int2": float("nan")}, "weights are positive"),
+        (8, {"int8+ep": 1}, "no overflow bucket"),
+        (8, {"int2": 1, "2": 1}, "given twice"),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_refused(parent_bits, terms, message):
+    with pytest.raises(ValueError, match=message):
+        Objective.parse(parent_bits, terms)
+
+
+@pytest.mark.parametrize(
+    ("parent_bits", "terms", "read", "method", "interpolated"),
+    [
+        (8, {"int8": 1}, "int8", "Baseline", False),
+        (8, {"int8": 1}, "int2", "Sliced int8", False),
+        (2, {"int2": 1}, "int2", "Baseline", False),
+        (8, {"int8": 0.1, "int4": 0.1, "int2": 1}, "int2", "MatQuant", False),
+        (8, {"int8": 0.1, "int4": 0.1, "int2": 1}, "int6", "MatQuant", True),
+        (8, {"int8": 0.1, "int4": 0.1, "int2": 1}, "int3", "MatQuant", True),
+        (8, {"int2": 1}, "int8", "Single Precision", False),
+        (8, {"int8": 1, "int4+ep": 1, "int2+ep": 1}, "int2+ep", "MatQuant + Extra Precision", False),
+        (8, {"int8": 0.1, "int4": 0.1, "8->2": 1}, "int2", "MatQuant [8, 4, 8->2]", False),
+    ],
+)
+def test_a_read_out_is_named_as_in_the_papers_tables(parent_bits, terms, read, method, interpolated):
+    objective, part = Objective.parse(parent_bits, terms), Slice.parse(read)
+    assert objective.method(part) == method
+    assert objective.is_interpolated(part) is interpolated
+
+
+def test_a_step_reads_students_and_teachers_once_each():
+    objective = Objective.parse(8, {"int4": 1, "int2": 1, "8->2": 1, "8->4": 1})
+    assert [str(part) for part in objective.slices] == ["int8", "int4", "int2"]
+
+
+def test_plans_parse_and_print():
+    assert Plan.parse("full").default is None
+    assert str(Plan.parse("4")) == "int4"
+    with pytest.raises(ValueError, match="'best' is not a read-out plan; write full, int4"):
+        Plan.parse("best")
