@@ -28,7 +28,7 @@ demo: $(READY) ## one real language model read at five precisions out of one che
 	@$(BIN)/python run.py experiment=demo
 
 test: $(READY) ## all tests: CPU only, offline, minutes
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: lint test ## what CI runs: format, lint, types, import contracts, then the tests
 

@@ -13,12 +13,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from matquant.cell import Setup
+from matquant.cell import Cell, Setup
 from matquant.config import Study, load_study, sweep_points
 from matquant.errors import UserError
 from matquant.runs import require_writable
@@ -29,9 +30,9 @@ MULTIRUN = {"-m", "--multirun"}
 
 def main() -> None:
     """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "huggingface_hub", "lm_eval"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("matquant", "evaluation", "analysis"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     arguments = sys.argv[1:]
     flags = {argument for argument in arguments if argument.startswith("-")}
     try:
@@ -40,9 +41,16 @@ def main() -> None:
             check([load_study(point) for point in (sweep_points(overrides) if flags else [overrides])])
         _hydra_main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(error)
     except KeyboardInterrupt:
-        sys.exit("interrupted; what is finished is on disk, the same command continues")
+        print("\ninterrupted; what is finished is on disk, the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(error: UserError) -> NoReturn:
+    """Ends the program with one sentence and exit status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def check(studies: Sequence[Study]) -> None:
@@ -78,38 +86,49 @@ def _hydra_main(_: DictConfig) -> None:
     try:
         run_study(load_study(overrides), overrides)
     except UserError as error:
-        # Not raised through Hydra, which would print a traceback.
-        sys.exit(f"error: {error}")
+        fail(error)  # not raised through Hydra, which would print a traceback
 
 
 def run_study(study: Study, overrides: Sequence[str]) -> None:
-    """Trains and evaluates what is missing, cell by cell, and writes the report."""
+    """Trains and evaluates what is missing, cell by cell, and writes the report.
+
+    A cell that fails does not keep the others from running; the failures are named at the end.
+    """
     # Imported here, so that --help and a refused command line answer at once.
     from analysis.report import build_report, print_table
-    from evaluation.evaluate import evaluate
+
+    failures: dict[str, Exception] = {}
+    for number, cell in enumerate(study.cells, start=1):
+        log.info("cell %d/%d: %s", number, len(study.cells), cell.id)
+        try:
+            run_cell(cell, study.setup)
+        except Exception as error:  # of any kind: what can still be measured is measured
+            log.exception("cell %s failed", cell.id)
+            failures[cell.id] = error
+    print_table(study)
+    print(f"report: {build_report(study, overrides).html}")
+    if failures:
+        reasons = "; ".join(f"{cell_id}: {error}" for cell_id, error in failures.items())
+        raise UserError(
+            f"{len(failures)} of {len(study.cells)} cells failed ({reasons}); the same command tries them again"
+        )
+
+
+def run_cell(cell: Cell, setup: Setup) -> None:
+    """One cell from end to end; what is on disk already is not computed again."""
+    from evaluation.evaluate import evaluate, missing
+    from evaluation.results import ResultStore
     from matquant.tracking import tracker_for
     from matquant.train import train
 
-    for number, cell in enumerate(study.cells, start=1):
-        log.info("cell %d/%d: %s", number, len(study.cells), cell.id)
-        if is_done(study, number - 1):
-            continue
-        tracker = tracker_for(cell, study.setup)
-        try:
-            train(cell, study.setup, tracker)
-            evaluate(cell, study.setup, tracker)
-        finally:
-            tracker.finish()
-    print_table(study)
-    print(f"report: {build_report(study, overrides).html}")
-
-
-def is_done(study: Study, index: int) -> bool:
-    """True if every result of a cell is on disk, so that nothing has to be loaded for it."""
-    from evaluation.evaluate import missing
-    from evaluation.results import ResultStore
-
-    return not missing(study.cells[index], study.setup.readout, ResultStore(study.setup.paths.results))
+    if not missing(cell, setup.readout, ResultStore(setup.paths.results)):
+        return
+    tracker = tracker_for(cell, setup)
+    try:
+        train(cell, setup, tracker)
+        evaluate(cell, setup, tracker)
+    finally:
+        tracker.finish()
 
 
 if __name__ == "__main__":

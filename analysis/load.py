@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from evaluation.results import Result, ResultStore, protocol_id
+from evaluation.results import LOG_PPLX, Result, ResultStore, protocol_id
+from matquant.notation import FULL_BITS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
     from matquant.cell import Cell, Readout, Setup
     from matquant.notation import Objective, Plan
 
-LOG_PPLX = "log_pplx"
 STDERR = "_stderr"
-FULL_BITS = 16
-"""Width of an unquantized weight, as the papers count it: bfloat16, whatever dtype it was evaluated in."""
 
 PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
 IDENTITY_COLUMNS = (

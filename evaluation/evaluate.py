@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from evaluation.harness import score_tasks
 from evaluation.perplexity import block_nats, log_perplexity
-from evaluation.results import Key, Protocol, Result, ResultStore
+from evaluation.results import LOG_PPLX, Key, Protocol, Result, ResultStore
 from evaluation.tasks import TaskSource, load_tasks
 from matquant import data
 from matquant.cell import Cell, Readout, Setup
@@ -29,15 +29,12 @@ from matquant.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.extra_precision import effective_bits
 from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
-from matquant.notation import Plan
+from matquant.notation import FULL_BITS, Plan
 from matquant.runs import RunDir, provenance
 from matquant.tracking import Tracker
 from matquant.train import pick_device
 
 log = logging.getLogger(__name__)
-
-LOG_PPLX = "log_pplx"
-FULL_BITS = 16.0  # an unquantized weight, as the papers count it: bfloat16
 
 
 def task_source(readout: Readout) -> TaskSource:
@@ -172,7 +169,9 @@ class Bench:
             protocol=dict(protocol),
             metrics=dict(metrics),
             num_documents=len(documents["doc_id"]),
-            effective_bits=FULL_BITS if self.checkpoint is None else effective_bits(self.checkpoint.layers, plan),
+            effective_bits=float(FULL_BITS)
+            if self.checkpoint is None
+            else effective_bits(self.checkpoint.layers, plan),
             documents=dict(documents),
             checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
             provenance=provenance(device=_device_name(device), seconds=seconds),

@@ -21,6 +21,8 @@ from matquant.runs import write_json
 
 Protocol = Mapping[str, Any]
 
+LOG_PPLX = "log_pplx"  # the pseudo task of log perplexity, beside the accuracy tasks
+
 
 def protocol_id(protocol: Protocol) -> str:
     """Eight hex digits that stand for an evaluation protocol in a file name."""

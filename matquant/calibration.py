@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from matquant.models import attention, blocks, feed_forward, forward_replaced
+from matquant.models import attention, backbone, blocks, feed_forward, forward_replaced
 
 Hidden = Float[Tensor, "sequences tokens hidden"]
 
@@ -35,7 +35,7 @@ class BlockInputs(NamedTuple):
 def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_size: int) -> BlockInputs:
     """Runs a model with its blocks skipped, and keeps what each block was called with."""
     arguments: list[dict[str, Any]] = []
-    device = next(model.parameters()).device
+    device, body = next(model.parameters()).device, backbone(model)
 
     def record(hidden: Tensor, **keywords: Any) -> Tensor:
         arguments.append({**keywords, "past_key_values": None, "use_cache": False})
@@ -46,11 +46,11 @@ def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_
     with ExitStack() as stack:
         for block in blocks(model):
             stack.enter_context(forward_replaced(block, record))
-        stack.enter_context(forward_replaced(model.model.norm, lambda states: states))
-        model.model(input_ids=tokens[:1].to(device), use_cache=False)
+        stack.enter_context(forward_replaced(body.get_submodule("norm"), lambda states: states))
+        body(input_ids=tokens[:1].to(device), use_cache=False)
         kept = arguments.copy()
         for batch in tokens.split(batch_size):
-            hidden.append(model.model(input_ids=batch.to(device), use_cache=False).last_hidden_state.float())
+            hidden.append(body(input_ids=batch.to(device), use_cache=False).last_hidden_state.float())
     return BlockInputs(torch.cat(hidden), kept)
 
 

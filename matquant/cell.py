@@ -207,7 +207,7 @@ class Readout(Spec):
 
     plans: tuple[str, ...]
     sliced_parents: tuple[int, ...] = (8,)
-    """Explicit baselines with these parents are also read at narrower slices (Sliced int8); others at their own width."""
+    """Explicit baselines with these parents are also read narrower (Sliced int8); others only at their own width."""
     tasks: tuple[str, ...]
     limit: Positive | None = None
     batch_size: Positive

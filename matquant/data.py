@@ -42,19 +42,20 @@ def token_blocks(
     tokens: list[int] = []
     for document in documents(spec, split, seed=seed):
         tokens += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-        if tokenizer.eos_token_id is not None:
+        if isinstance(tokenizer.eos_token_id, int):
             tokens.append(tokenizer.eos_token_id)
         if len(tokens) >= needed:
             break
     if len(tokens) < needed:
         raise UserError(
-            f"the {split} part of data {spec.kind} has {len(tokens):,} tokens and {spec.num_sequences} x {body} = {needed:,} "
-            "are asked for; lower num_sequences or sequence_length, or add text"
+            f"the {split} part of data {spec.kind} has {len(tokens):,} tokens and "
+            f"{spec.num_sequences} x {body} = {needed:,} are asked for; "
+            "lower num_sequences or sequence_length, or add text"
         )
     packed = torch.tensor(tokens[:needed]).view(spec.num_sequences, body)
     if not add_bos:
         return packed
-    if tokenizer.bos_token_id is None:
+    if not isinstance(tokenizer.bos_token_id, int):
         raise UserError("model.add_bos=true, but the tokenizer has no begin-of-text token; set model.add_bos=false")
     return torch.cat([torch.full((spec.num_sequences, 1), tokenizer.bos_token_id), packed], dim=1)
 
@@ -162,13 +163,14 @@ def _file_documents(spec: FilesText) -> Iterator[str]:
 
 def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     part = spec.train_split if split == "train" else spec.heldout_split
     try:
         stream = datasets.load_dataset(spec.repo, spec.subset, split=part, revision=spec.revision, streaming=True)
         for row in stream.shuffle(seed=seed, buffer_size=10_000):
             yield row[spec.column]
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, DatasetNotFoundError) as error:
         raise UserError(
             f"data {spec.repo} cannot be read from the hub ({type(error).__name__}); "
             "use data=embedded, or data=text_files data.paths=[FILE,...]"

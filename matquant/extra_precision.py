@@ -18,7 +18,7 @@ def overflow_share(nested: NestedWeight, to: Slice) -> float:
 
 
 def effective_bits(layers: Mapping[str, NestedWeight], plan: Plan) -> float:
-    """Average bits of a quantized weight: r, plus the share of weights that need one more bit for the overflow bucket."""
+    """Average bits of a quantized weight: r, plus the share of weights in the overflow bucket (one bit more)."""
     assert plan.default is not None
     sizes = {name: nested.codes.numel() for name, nested in layers.items()}
     bits = sum(size * (plan.default.bits + overflow_share(layers[name], plan.default)) for name, size in sizes.items())

@@ -36,16 +36,20 @@ def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device
     """The unquantized model in evaluation mode, and its tokenizer; UserError if it is not to be had."""
     match spec:
         case RandomModel():
-            model = _random_model(spec, DTYPES[dtype])
-            return LoadedModel(model.to(device).eval(), byte_tokenizer())
+            return LoadedModel(_ready(_random_model(spec, DTYPES[dtype]), device), byte_tokenizer())
         case HubModel() | FolderModel() | EmbeddedModel():
             source, arguments = _source(spec, cache)
             with _plain_words(spec):
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], **arguments)
                 tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-            return LoadedModel(model.to(device).eval(), tokenizer)
+            return LoadedModel(_ready(model, device), tokenizer)
         case _:
             assert_never(spec)
+
+
+def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    nn.Module.to(model, device)
+    return model.eval()
 
 
 def load_tokenizer(spec: ModelSpec, *, cache: Path) -> PreTrainedTokenizerBase:
@@ -83,12 +87,17 @@ def check_model(cell: Cell, *, cache: Path) -> None:
             if group_size is not None and linear.in_features % group_size:
                 divisors = [size for size in (32, 64, 96, 128, 256) if linear.in_features % size == 0]
                 raise UserError(
-                    f"grid.group_size={group_size} does not divide the {linear.in_features} inputs of block {index} {name} "
-                    f"of {cell.model.name}; choose grid=per_channel or a divisor such as {divisors}"
+                    f"grid.group_size={group_size} does not divide the {linear.in_features} inputs of block {index} "
+                    f"{name} of {cell.model.name}; choose grid=per_channel or a divisor such as {divisors}"
                 )
 
 
 # --- structure -------------------------------------------------------------------------------------------------------
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The model without its language-model head: embedding, blocks, final norm."""
+    return model.get_submodule("model")
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

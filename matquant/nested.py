@@ -40,7 +40,7 @@ def nest(weight: Float[Tensor, "out in"], grid: Grid, parent_bits: int) -> Neste
 def read_slices(
     weight: Float[Tensor, "out in"], grid: Grid, slices: Sequence[Slice], *, parent_bits: int
 ) -> dict[Slice, Float[Tensor, "out in"]]:
-    """The weights of several slices as differentiable functions of the full-precision weight, the scale and the zero."""
+    """The weights of several slices as differentiable functions of the unquantized weight, the scale and the zero."""
     values = _ReadSlices.apply(weight, grid.scale, grid.zero, tuple(slices), parent_bits)
     return dict(zip(slices, values, strict=True))
 
@@ -108,7 +108,7 @@ def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan
         raise ValueError(f"plan {plan} reads no slice: load the model again instead of writing into it")
     with torch.no_grad():
         for name, nested in layers.items():
-            weight = model.get_submodule(name).weight
+            weight = model.get_submodule(name).get_parameter("weight")
             if weight.shape != nested.codes.shape:
                 raise ValueError(
                     f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_BITS = 8
+FULL_BITS = 16  # an unquantized weight, as the papers count it: bfloat16, whatever dtype it is evaluated in
 
 
 @dataclass(frozen=True, order=True)
@@ -122,7 +123,8 @@ class Objective:
         if len(self.trained) == 1:
             name = "Single Precision"
         elif any(term.teacher for term in self.terms):
-            name = f"MatQuant [{', '.join(term.slice.short if term.teacher is None else str(term) for term in self.terms)}]"
+            terms = (term.slice.short if term.teacher is None else str(term) for term in self.terms)
+            name = f"MatQuant [{', '.join(terms)}]"
         else:
             name = "MatQuant"
         return f"{name} + Extra Precision" if any(part.extra_precision for part in self.trained) else name

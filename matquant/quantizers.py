@@ -76,8 +76,8 @@ def quantize(weight: Float[Tensor, "out in"], grid: Grid, bits: int) -> Float[Te
 
 def dequantize(codes: Tensor, grid: Grid) -> Float[Tensor, "out in"]:
     """The weights that codes stand for, a * (q - z), in float32."""
-    groups = grouped(codes.float(), grid.scale.shape[1])
-    return ((groups - grid.zero.unsqueeze(-1)) * grid.scale.unsqueeze(-1)).flatten(1)
+    groups = grouped(codes, grid.scale.shape[1]) - grid.zero.unsqueeze(-1)
+    return groups.mul_(grid.scale.unsqueeze(-1)).flatten(1)
 
 
 class LearnableClipping(nn.Module):

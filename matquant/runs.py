@@ -1,6 +1,7 @@
 """Where a cell's files live, how they are written, and under which circumstances they were made.
 
-    runs/<cell id>/  cell.json  status.json  train.jsonl  state/ (until done)  checkpoint/{nested.safetensors,nested.json}
+    runs/<cell id>/  cell.json  status.json  train.jsonl  state/ (until done)
+                     checkpoint/{nested.safetensors,nested.json}
 
 A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
 the new one and never a part.
@@ -27,7 +28,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "safetensors", "numpy")
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary neighbour of `path`, then renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -23,7 +23,7 @@ def slice_codes(codes: Integer[Tensor, "*shape"], to: Slice, *, parent_bits: int
         return codes
     # Half up, as in the paper's bit-wise definition: torch.round is half to even and moves 8 of 256 int4 codes.
     # Always from the parent: 8 -> 4 -> 2 rounds twice and moves 24 of 256 codes by a whole bucket.
-    buckets = (codes + (1 << (dropped - 1))) >> dropped
+    buckets = (codes + (1 << (dropped - 1))).bitwise_right_shift_(dropped)
     if not to.extra_precision:
-        buckets = buckets.clamp_(max=(1 << to.bits) - 1)
-    return buckets << dropped
+        buckets.clamp_(max=(1 << to.bits) - 1)
+    return buckets.bitwise_left_shift_(dropped)

@@ -9,11 +9,12 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, assert_never, runtime_checkable
+from typing import Any, Literal, Protocol, assert_never, cast, get_args, runtime_checkable
 
 from matquant.cell import Cell, Setup
 
 log = logging.getLogger(__name__)
+Mode = Literal["online", "offline", "disabled", "shared"]
 
 
 @runtime_checkable
@@ -48,7 +49,6 @@ class WandbTracker:
 
         folder = setup.paths.runs / cell.id
         folder.mkdir(parents=True, exist_ok=True)
-        mode = wandb_mode()
         settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
         arguments: dict[str, Any] = {
             "project": setup.tracking.project,
@@ -62,8 +62,8 @@ class WandbTracker:
             "settings": settings,
         }
         try:
-            self.run = wandb.init(mode=mode, **arguments)
-        except wandb.errors.Error as error:
+            self.run = wandb.init(mode=wandb_mode(), **arguments)
+        except wandb.Error as error:
             log.warning("W&B cannot be reached (%s): tracking offline, upload later with `wandb sync`", error)
             self.run = wandb.init(mode="offline", **{key: value for key, value in arguments.items() if key != "resume"})
 
@@ -77,10 +77,10 @@ class WandbTracker:
         self.run.finish()
 
 
-def wandb_mode() -> str:
+def wandb_mode() -> Mode:
     """`online` with a key, `offline` without; WANDB_MODE has the last word."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
+    if (mode := os.environ.get("WANDB_MODE")) in get_args(Mode):
+        return cast("Mode", mode)
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
     return "online" if has_key else "offline"

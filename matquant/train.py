@@ -14,17 +14,17 @@ from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, Setup
 from matquant.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.data import token_blocks
 from matquant.models import load_model
-from matquant.runs import RunDir, read_json, write_json
+from matquant.runs import RunDir, write_json
 from matquant.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
 class DiskProgress:
-    """`Progress` in a run folder: finished pieces as safetensors, losses in train.jsonl and the tracker, a bar on screen."""
+    """`Progress` in a run folder: finished pieces as safetensors, losses in train.jsonl and the tracker, and a bar."""
 
-    def __init__(self, run: RunDir, tracker: Tracker, *, scale_dtype: str, description: str) -> None:
-        self.run, self.tracker, self.scale_dtype = run, tracker, scale_dtype
+    def __init__(self, run: RunDir, tracker: Tracker, *, scale_dtype: str, device: str, description: str) -> None:
+        self.run, self.tracker, self.scale_dtype, self.device = run, tracker, scale_dtype, device
         self.bar = tqdm(desc=description, unit="block", dynamic_ncols=True, total=0)
 
     def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
@@ -33,8 +33,6 @@ class DiskProgress:
             save_layers(path, compute(), scale_dtype=self.scale_dtype)
         # Read back even when just computed, so that both roads lead through the same stored bits.
         return load_layers(path, device=self.device)
-
-    device = "cpu"
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
         self.run.append_log(metrics)
@@ -56,8 +54,8 @@ def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     with run.stage("train"):
         finished = {path.stem.rpartition(".")[2] for path in run.state.glob("*.safetensors")}
         run.rewind_log(lambda record: str(record["block"]) in finished)
-        progress = DiskProgress(run, tracker, scale_dtype=cell.grid.scale_dtype, description=f"train {cell.id}")
-        progress.device = str(pick_device(setup))
+        description, device = f"train {cell.id}", str(pick_device(setup))
+        progress = DiskProgress(run, tracker, scale_dtype=cell.grid.scale_dtype, device=device, description=description)
         try:
             save_checkpoint(run.checkpoint, cell, _fit(cell, setup, progress))
         finally:
@@ -73,7 +71,9 @@ def pick_device(setup: Setup) -> torch.device:
 
 
 def _fit(cell: Cell, setup: Setup, progress: DiskProgress) -> Layers:
-    assert cell.objective is not None and cell.grid is not None and cell.scope is not None
+    assert cell.objective is not None
+    assert cell.grid is not None
+    assert cell.scope is not None
     device = pick_device(setup)
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=device)
     match cell.base:

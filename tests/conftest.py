@@ -53,8 +53,8 @@ def tiny_study(tmp_path: Path) -> Callable[..., Study]:
 def tiny_overrides(folder: Path) -> Sequence[str]:
     """The command line of a tiny study."""
     paths = [f"paths.{name}={folder / name}" for name in ("runs", "results", "out", "cache")]
-    return ["model=tiny", "data.num_sequences=8", "data.sequence_length=32", "grid=group_32", "readout=smoke", "tracking=none",
-            "device=cpu", *paths]  # fmt: skip
+    data = ["data.num_sequences=8", "data.sequence_length=32"]
+    return ["model=tiny", *data, "grid=group_32", "readout=smoke", "tracking=none", "device=cpu", *paths]
 
 
 TINY_OMNIQUANT = ("base=omniquant", "base.num_steps=2", "base.batch_size=2", "base.compute_dtype=float32")

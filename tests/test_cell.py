@@ -73,5 +73,5 @@ def test_a_cell_is_read_at_the_plans_its_parent_contains(tiny_study, overrides, 
 
 
 def test_a_folder_of_documents_is_named_when_it_is_used():
-    with pytest.raises(ValidationError, match="readout.data_dir goes with readout.source=folder"):
+    with pytest.raises(ValidationError, match=r"readout\.data_dir goes with readout\.source=folder"):
         Readout(plans=("int8",), tasks=("piqa",), batch_size=1, source="folder")

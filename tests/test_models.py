@@ -109,7 +109,7 @@ def test_a_hub_model_that_is_out_of_reach_names_the_alternatives(tmp_path):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     spec = FolderModel(kind="folder", name="x", path=str(tmp_path))
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match=r"holds no config\.json"):
         load_model(spec, cache=tmp_path, dtype="float32", device=CPU)
 
 

