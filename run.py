@@ -103,7 +103,8 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
         try:
             run_cell(cell, study.setup)
         except Exception as error:  # of any kind: what can still be measured is measured
-            log.exception("cell %s failed", cell.id)
+            # What the user can put right needs no traceback; everything else is ours to mend.
+            log.error("cell %s failed: %s", cell.id, error, exc_info=not isinstance(error, UserError))
             failures[cell.id] = error
     print_table(study)
     print(f"report: {build_report(study, overrides).html}")

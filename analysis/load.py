@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from evaluation.results import LOG_PPLX, Result, ResultStore, protocol_id
-from matquant.notation import FULL_BITS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,6 +113,7 @@ def _row_name(cell: Cell, plan: Plan, readout: Readout) -> tuple[str, str, str]:
 def _identity(cell: Cell, plan: Plan, readout: Readout, rivals: Sequence[Cell]) -> dict[str, Any]:
     model, named, _ = _row_name(cell, plan, readout)
     objective, part = cell.objective, plan.default
+    interpolated = objective is not None and part is not None and objective.is_interpolated(part)
     return {
         "cell_id": cell.id,
         "config_id": _without_seed(cell).id,
@@ -124,17 +124,20 @@ def _identity(cell: Cell, plan: Plan, readout: Readout, rivals: Sequence[Cell]) 
         "method": method_name(cell, plan, readout),
         "label": ", ".join([named, *_differing_facts(cell, rivals)]),
         "plan": plan.label,
-        "bits": FULL_BITS if part is None else part.bits,
-        "extra_precision": part is not None and part.extra_precision,
-        "interpolated": objective is not None and part is not None and objective.is_interpolated(part),
+        "bits": plan.bits,
+        "extra_precision": plan.extra_precision,
+        "interpolated": interpolated,
         "seed": cell.seed,
     }
 
 
 def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
     """The paper's name of the row; a model without quantization is called by the dtype it was evaluated in."""
-    if cell.objective is None or plan.default is None:
+    if cell.objective is None:
         return readout.dtype
+    if plan.layout is not None:
+        return f"Mix'n'Match {plan.layout.replace('_', ' ')}"
+    assert plan.default is not None
     return cell.objective.method(plan.default)
 
 

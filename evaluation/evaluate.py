@@ -112,8 +112,7 @@ class Bench:
 
     def results(self, plan: Plan, tasks: Mapping[str, Protocol], description: str) -> Iterator[Result]:
         """Writes a plan into the model and measures the given tasks, one result after the other."""
-        if plan.default is not None:
-            assert self.checkpoint is not None
+        if self.checkpoint is not None:
             materialize(self.loaded.model, self.checkpoint.layers, plan)
         if LOG_PPLX in tasks:
             metrics, documents, seconds = self._log_perplexity(description)

@@ -1,7 +1,8 @@
 """A cell is one point of the study: everything that determines a checkpoint, typed, frozen and hashed.
 
-`Cell.id` names the folder of its checkpoint and results.  It hashes every field below, so a changed value is another
-cell, and a default, once used, is part of the format: tests/golden/spec_defaults.json pins them.  `Setup` holds what
+`Cell.id` names the folder of its checkpoint and results.  It hashes every field below that differs from its default, so
+a changed value is another cell, and a default, once used, is part of the format: tests/golden/spec_defaults.json pins
+them all.  `Setup` holds what
 cannot change a checkpoint: how it is read, tracked, and where files go.
 """
 
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
-from matquant.notation import Objective, Plan, Slice
+from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
 
 DType = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -193,7 +194,8 @@ class Cell(Spec):
     @property
     def id(self) -> str:
         """A readable stem and eight hex digits over every fact, such as smollm2_135m-omniquant-matquant-1f3a9c0d."""
-        facts = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        # Without defaults, so that a field that is added later leaves old ids as they are.
+        facts = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
         stem = [self.model.name, self.base.kind, *([self.objective.slug] if self.objective else [])]
         return "-".join([*stem, digest])
@@ -229,14 +231,26 @@ class Readout(Spec):
         return self
 
     def plans_of(self, cell: Cell) -> tuple[Plan, ...]:
-        """The read-outs of a cell: `full` without quantization, else every listed plan its parent contains."""
+        """The read-outs of a cell: `full` without quantization, else every listed plan its parent contains.
+
+        Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.
+        """
         if cell.objective is None:
             return (Plan.parse("full"),)
         parent = Slice(cell.objective.parent_bits)
         if not cell.objective.is_nested and parent.bits not in self.sliced_parents:
             return (Plan.parse(str(parent)),)
-        plans = (Plan.parse(plan) for plan in self.plans)
-        return tuple(plan for plan in plans if plan.default is not None and plan.default.bits <= parent.bits)
+        plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
+        if cell.objective.uses_extra_precision:
+            plans = [plan.with_extra_precision(parent.bits) for plan in plans]
+        return tuple(plans)
+
+
+def _contains(objective: Objective, plan: Plan) -> bool:
+    """True if a parent is wide enough for a plan; mixed plans need a parent of 8 bits that was trained nested."""
+    if plan.layout is not None:
+        return objective.parent_bits == max(MIXED_WIDTHS) and objective.is_nested
+    return plan.default is not None and plan.default.bits <= objective.parent_bits
 
 
 class Tracking(Spec):

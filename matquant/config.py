@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from matquant.cell import Cell, Setup
 from matquant.errors import UserError
-from matquant.notation import Slice
+from matquant.notation import Slice, Term
 from matquant.runs import PROJECT
 
 CONF = PROJECT / "conf"
@@ -155,7 +155,11 @@ def _cell(config: Mapping[str, Any]) -> Cell:
 
 
 def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
-    """bits x weights -> terms.  Without named weights (weights=uniform) every width weighs 1."""
+    """bits x weights x distill x extra_bit -> terms.
+
+    Without named weights (weights=uniform) every width weighs 1.  An explicit baseline has one width, so it has neither
+    a teacher nor an overflow bucket, whatever the other axes say: they can be swept together.
+    """
     parent_bits, widths = config["bits"]["parent_bits"], [_width(text) for text in config["bits"]["widths"]]
     weights = {_width(text): weight for text, weight in config["weights"].items()}
     trained = ", ".join(map(str, widths))
@@ -169,8 +173,25 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"weights give nothing for {forgotten[0]}, which bits trains ({trained}); add weights.{forgotten[0]}"
         )
-    terms = {str(width): weights.get(width, 1.0) for width in widths}
+    extra = bool(config["extra_bit"])
+    terms = {str(_keeping(width, parent_bits, extra=extra)): weights.get(width, 1.0) for width in widths}
+    for text in config["distill"]["terms"] if len(widths) > 1 else []:
+        term = Term.parse(text)
+        for part in (term.slice, term.teacher):
+            if part not in widths:
+                raise UserError(f"distill has a term {text}, but {part} is not trained (bits trains {trained})")
+        student = _keeping(term.slice, parent_bits, extra=extra)
+        assert term.teacher is not None
+        # Equally weighted with the ground truth of the same width (Section 5.2).
+        terms[str(Term(student, teacher=term.teacher))] = weights.get(term.slice, 1.0)
+        if config["distill"]["replaces_ground_truth"]:
+            terms.pop(str(student), None)
     return {"parent_bits": parent_bits, "terms": terms}
+
+
+def _keeping(width: Slice, parent_bits: int, *, extra: bool) -> Slice:
+    """The slice with its overflow bucket, where the extra bit is on and the slice is narrower than its parent."""
+    return Slice(width.bits, extra_precision=extra and width.bits < parent_bits)
 
 
 def _width(text: Any) -> Slice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matquant.mixnmatch import slices_of
 from matquant.nested import NestedWeight
 from matquant.notation import Plan, Slice
 from matquant.slicing import slice_codes
@@ -19,7 +20,7 @@ def overflow_share(nested: NestedWeight, to: Slice) -> float:
 
 def effective_bits(layers: Mapping[str, NestedWeight], plan: Plan) -> float:
     """Average bits of a quantized weight: r, plus the share of weights in the overflow bucket (one bit more)."""
-    assert plan.default is not None
+    slices = slices_of(plan, layers)
     sizes = {name: nested.codes.numel() for name, nested in layers.items()}
-    bits = sum(size * (plan.default.bits + overflow_share(layers[name], plan.default)) for name, size in sizes.items())
-    return bits / sum(sizes.values())
+    bits = (size * (slices[name].bits + overflow_share(layers[name], slices[name])) for name, size in sizes.items())
+    return sum(bits) / sum(sizes.values())

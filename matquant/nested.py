@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from matquant.notation import Plan, Slice
+from matquant.mixnmatch import slices_of
+from matquant.notation import FULL, Plan, Slice
 from matquant.quantizers import Grid, dequantize, grouped, quantize
 from matquant.slicing import slice_codes
 
@@ -104,8 +105,8 @@ def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan
 
     Every quantized layer is overwritten whole, so plans can follow each other in any order in one model.
     """
-    if plan.default is None:
-        raise ValueError(f"plan {plan} reads no slice: load the model again instead of writing into it")
+    assert str(plan) != FULL, "a full read-out is the model before anything is written into it"
+    slices = slices_of(plan, layers)
     with torch.no_grad():
         for name, nested in layers.items():
             weight = model.get_submodule(name).get_parameter("weight")
@@ -113,5 +114,5 @@ def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan
                 raise ValueError(
                     f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint"
                 )
-            weight.copy_(nested.at(plan.default))
+            weight.copy_(nested.at(slices[name]))
     return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MAX_BITS = 8
 FULL_BITS = 16  # an unquantized weight, as the papers count it: bfloat16, whatever dtype it is evaluated in
@@ -123,15 +123,23 @@ class Objective:
         if len(self.trained) == 1:
             name = "Single Precision"
         elif any(term.teacher for term in self.terms):
-            terms = (term.slice.short if term.teacher is None else str(term) for term in self.terms)
+            terms = (
+                f"{term.teacher.bits}->{term.slice.bits}" if term.teacher else f"{term.slice.bits}"
+                for term in self.terms
+            )
             name = f"MatQuant [{', '.join(terms)}]"
         else:
             name = "MatQuant"
-        return f"{name} + Extra Precision" if any(part.extra_precision for part in self.trained) else name
+        return f"{name} + Extra Precision" if self.uses_extra_precision else name
+
+    @property
+    def uses_extra_precision(self) -> bool:
+        """True if some slice was trained with its overflow bucket, and so has to be read with it."""
+        return any(part.extra_precision for part in self.trained)
 
     def is_interpolated(self, read: Slice) -> bool:
         """True where a jointly trained parent is read at a width between those it was trained for (Section 4.3)."""
-        if len(self.trained) < 2 or read in self.trained:
+        if len(self.trained) < 2 or read.bits in {part.bits for part in self.trained}:
             return False
         return min(self.trained).bits < read.bits < max(self.trained).bits
 
@@ -141,32 +149,71 @@ class Objective:
         if not self.is_nested:
             return f"int{self.parent_bits}"
         stem = "single_precision" if len(self.trained) == 1 else "matquant"
-        return f"{stem}_ep" if any(part.extra_precision for part in self.trained) else stem
+        return f"{stem}_ep" if self.uses_extra_precision else stem
 
     def dump(self) -> dict[str, object]:
         return {"parent_bits": self.parent_bits, "terms": {str(term): term.weight for term in self.terms}}
 
 
 FULL = "full"
+LAYOUTS = ("pyramid", "reverse_pyramid", "increasing", "decreasing")
+MIXED_WIDTHS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a checkpoint is read: which slice each quantized layer gets.  `full` leaves the model as it was published."""
+    """How a checkpoint is read: which slice each quantized layer gets.
+
+    `full` leaves the model as it was published, `int4` reads every layer at int4, and `pyramid@3` mixes int2, int4 and
+    int8 layers to 3.0 bits on average, the wide ones in the middle (Mix'n'Match, Section 3.2); `+ep` keeps the overflow
+    bucket.  Exactly one of `default` and `layout` is set, or neither for `full`.
+    """
 
     label: str
-    default: Slice | None = field(default=None)
+    default: Slice | None = None
+    layout: str | None = None
+    budget: float | None = None
+    extra_precision: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """Reads `full`, or a slice that every layer is read at, such as `int4`."""
-        if str(text).strip() == FULL:
+        """Reads `full`, a slice such as `int4`, or a layout and its budget in bits such as `pyramid@3.0`."""
+        text = str(text).strip()
+        if text == FULL:
             return cls(FULL)
+        if match := re.fullmatch(rf"({'|'.join(LAYOUTS)})@(\d+(?:\.\d+)?)(\+ep)?", text):
+            return cls._mixed(match[1], float(match[2]), extra_precision=match[3] is not None)
         try:
             part = Slice.parse(text)
         except ValueError as error:
-            raise ValueError(f"'{text}' is not a read-out plan; write full, int4 or int2+ep") from error
-        return cls(str(part), part)
+            raise ValueError(
+                f"'{text}' is not a read-out plan; write full, int4, int2+ep, or LAYOUT@BITS such as pyramid@3.0 "
+                f"with a layout out of {', '.join(LAYOUTS)}"
+            ) from error
+        return cls(str(part), default=part, extra_precision=part.extra_precision)
+
+    @classmethod
+    def _mixed(cls, layout: str, budget: float, *, extra_precision: bool) -> Plan:
+        narrow, wide = min(MIXED_WIDTHS), max(MIXED_WIDTHS)
+        if not narrow <= budget <= wide:
+            raise ValueError(f"{layout}@{budget:g}: layers of {narrow} to {wide} bits cannot average {budget:g} bits")
+        label = f"{layout}@{budget:g}{'+ep' if extra_precision else ''}"
+        return cls(label, layout=layout, budget=budget, extra_precision=extra_precision)
+
+    @property
+    def bits(self) -> float:
+        """The nominal average width of a quantized weight."""
+        if self.budget is not None:
+            return self.budget
+        return FULL_BITS if self.default is None else self.default.bits
+
+    def with_extra_precision(self, parent_bits: int) -> Plan:
+        """The same plan with the overflow bucket kept wherever a layer is read narrower than its parent."""
+        if self.layout is not None and self.budget is not None:
+            return Plan._mixed(self.layout, self.budget, extra_precision=True)
+        if self.default is None or self.default.bits >= parent_bits:
+            return self
+        return Plan.parse(str(Slice(self.default.bits, extra_precision=True)))
 
     def __str__(self) -> str:
         return self.label

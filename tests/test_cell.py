@@ -64,6 +64,8 @@ def test_a_cell_cannot_be_changed(tiny_study):
         (["base=omniquant", "bits=int2"], ["int2"]),
         (["base=omniquant", "bits=int6"], ["int6"]),
         (["base=omniquant", "bits=matquant"], ["int8", "int6", "int4", "int3", "int2"]),
+        (["base=omniquant", "bits=matquant", "extra_bit=on"], ["int8", "int6+ep", "int4+ep", "int3+ep", "int2+ep"]),
+        (["base=omniquant", "bits=single_precision"], ["int8", "int6", "int4", "int3", "int2"]),
         (["base=omniquant", "bits=int4", "readout.sliced_parents=[4]"], ["int4", "int3", "int2"]),
     ],
 )

@@ -83,6 +83,32 @@ def test_uniform_weights_are_one_and_named_weights_are_the_papers():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "terms"),
+    [
+        (["bits=single_precision"], {"int2": 1.0}),
+        (["bits=single_precision", "extra_bit=on"], {"int2+ep": 1.0}),
+        (["bits=matquant", "extra_bit=on"], {"int8": 1.0, "int4+ep": 1.0, "int2+ep": 1.0}),
+        (["bits=matquant", "weights=gemma2", "distill=only_8to2"], {"int8": 0.1, "int4": 0.1, "8->2": 1.0}),
+        (["bits=matquant", "weights=gemma2", "distill=8to2"], {"int8": 0.1, "int4": 0.1, "int2": 1.0, "8->2": 1.0}),
+        (
+            ["bits=matquant", "weights=gemma2", "distill=8to4_and_2"],
+            {"int8": 0.1, "int4": 0.1, "int2": 1.0, "8->4": 0.1, "8->2": 1.0},
+        ),
+        (
+            ["bits=matquant", "extra_bit=on", "distill=8to2"],
+            {"int8": 1.0, "int4+ep": 1.0, "int2+ep": 1.0, "8->2+ep": 1.0},
+        ),
+        (["bits=int2", "extra_bit=on", "distill=8to2"], {"int2": 1.0}),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_the_axes_compose_to_the_papers_objectives(overrides, terms):
+    objective = load_study(overrides).cells[0].objective
+    assert objective is not None
+    assert objective.dump()["terms"] == terms
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["foo=1"], "there is no key foo"),
@@ -102,6 +128,7 @@ def test_uniform_weights_are_one_and_named_weights_are_the_papers():
         (["base.loss=l3"], "base.loss=l3: Input should be 'l2' or 'relative_l2'"),
         (["base.clipping_lr=fast"], "base.clipping_lr=fast: Input should be a valid number"),
         (["base.batch_size=999"], "base.batch_size=999 exceeds data.num_sequences"),
+        (["bits.widths=[int8,int2]", "distill=8to4_and_2"], "distill has a term 8->4, but int4 is not trained"),
         (["bits=int2,int4"], "needs --multirun"),
         (["model=hub"], "model.name is required"),
         (["experiment=dmeo"], "experiment=dmeo does not exist; did you mean demo"),

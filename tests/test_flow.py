@@ -15,6 +15,7 @@ import pytest
 
 import run
 from evaluation.results import ResultStore
+from matquant.errors import UserError
 from matquant.runs import PROJECT, RunDir
 from tests.conftest import TINY_OMNIQUANT, tiny_overrides
 
@@ -88,7 +89,6 @@ def test_a_result_file_cut_short_is_measured_again(tiny_study, tmp_path):
 
 def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tiny_study, monkeypatch, tmp_path):
     from matquant import train
-    from matquant.errors import UserError
 
     def fail(*_: object) -> None:
         raise FloatingPointError("block 1, step 2: the loss is not finite")
@@ -102,6 +102,16 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tiny_study, mon
     status = json.loads(RunDir(tmp_path / "runs", study.cells[2].id).status.read_text())
     assert status["train"]["state"] == "failed"
     assert "not finite" in status["train"]["reason"]
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(tiny_study, tmp_path, capsys, caplog):
+    study = tiny_study("base=minmax", "bits=int8", "readout.tasks=[piqa]")
+    run.run_study(study, [])
+    (tensors,) = (tmp_path / "runs").glob("*/checkpoint/nested.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"1 of 1 cells failed .*nested.safetensors is damaged.* delete .* and run"):
+        run.run_study(tiny_study("base=minmax", "bits=int8"), [])
+    assert "Traceback" not in caplog.text + capsys.readouterr().err
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Mix'n'Match: one checkpoint, another slice in every block (MatQuant, Section 3.2).
+
+Given a budget in bits, how many blocks get int2, int4 and int8, and which?  The paper leaves the first question open
+and answers the second with four layouts, of which the pyramid (int2 at both ends, int8 in the middle) does best.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from matquant.notation import MAX_BITS, MIXED_WIDTHS, Plan, Slice
+
+
+def slices_of(plan: Plan, layers: Iterable[str]) -> dict[str, Slice]:
+    """The slice that a plan reads each named layer at, such as {"model.layers.0.mlp.up_proj": int2, ...}."""
+    names = list(layers)
+    if plan.layout is None or plan.budget is None:
+        assert plan.default is not None
+        return dict.fromkeys(names, plan.default)
+    numbers = sorted({_block_number(name) for name in names})
+    widths = dict(zip(numbers, arrange(plan.layout, counts(plan.budget, len(numbers))), strict=True))
+    return {name: _slice(widths[_block_number(name)], plan) for name in names}
+
+
+def counts(budget: float, num_blocks: int, widths: Sequence[int] = MIXED_WIDTHS) -> dict[int, int]:
+    """How many blocks get each width so that their average is as close to the budget as whole blocks allow.
+
+    Among equally close counts the one nearest to equal shares is taken, so that all three widths take part wherever the
+    budget lets them, as in the paper's figures; between an average just above and one as far below, the lower.
+    """
+    narrow, middle, wide = widths
+
+    def order(wide_blocks: int, middle_blocks: int) -> tuple[float, int, int]:
+        narrow_blocks = num_blocks - wide_blocks - middle_blocks
+        total = narrow * narrow_blocks + middle * middle_blocks + wide * wide_blocks
+        distance = round(abs(total - budget * num_blocks), 9)
+        return distance, total, wide_blocks**2 + middle_blocks**2 + narrow_blocks**2
+
+    choices = ((w, m) for w in range(num_blocks + 1) for m in range(num_blocks + 1 - w))
+    wide_blocks, middle_blocks = min(choices, key=lambda choice: order(*choice))
+    return {narrow: num_blocks - wide_blocks - middle_blocks, middle: middle_blocks, wide: wide_blocks}
+
+
+def arrange(layout: str, counted: dict[int, int]) -> list[int]:
+    """The width of every block, first to last.
+
+    `increasing` goes from int2 to int8, `decreasing` back; `pyramid` has int2 at both ends and int8 in the middle,
+    `reverse_pyramid` the other way round.
+    """
+    ascending = [width for width in sorted(counted) for _ in range(counted[width])]
+    match layout:
+        case "increasing":
+            return ascending
+        case "decreasing":
+            return ascending[::-1]
+        case "pyramid":
+            return _ends_first(ascending)
+        case "reverse_pyramid":
+            return _ends_first(ascending[::-1])
+    raise AssertionError(layout)
+
+
+def _ends_first(widths: Sequence[int]) -> list[int]:
+    """Deals widths out from the two ends inwards: the first two to the ends, the last to the middle."""
+    return [*widths[::2], *widths[1::2][::-1]]
+
+
+def _slice(width: int, plan: Plan) -> Slice:
+    # The mixed widths end at the whole parent, which has no overflow bucket.
+    return Slice(width, extra_precision=plan.extra_precision and width < MAX_BITS)
+
+
+def _block_number(name: str) -> int:
+    found = re.search(r"\.(\d+)\.", name)
+    assert found is not None, name
+    return int(found[1])

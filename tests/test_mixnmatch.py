@@ -1,0 +1,114 @@
+"""Mix'n'Match: the budget is met as closely as whole blocks allow, and layouts put widths where their names say."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matquant.cell import GridSpec
+from matquant.extra_precision import effective_bits
+from matquant.mixnmatch import arrange, counts, slices_of
+from matquant.nested import nest
+from matquant.notation import LAYOUTS, Plan, Slice
+from matquant.quantizers import minmax_grid
+
+BUDGETS = (2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
+
+
+@given(budget=st.floats(2, 8), num_blocks=st.integers(1, 40))
+def test_no_other_counts_come_closer_to_the_budget(budget, num_blocks):
+    counted = counts(budget, num_blocks)
+    assert sum(counted.values()) == num_blocks
+
+    def distance(wide: int, middle: int) -> float:
+        return abs(2 * (num_blocks - wide - middle) + 4 * middle + 8 * wide - budget * num_blocks)
+
+    best = min(distance(w, m) for w, m in product(range(num_blocks + 1), repeat=2) if w + m <= num_blocks)
+    assert distance(counted[8], counted[4]) <= best + 1e-6
+
+
+@pytest.mark.parametrize("num_blocks", [2, 7, 26, 30, 32, 42])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_average_is_within_one_step_of_the_budget(budget, num_blocks):
+    counted = counts(budget, num_blocks)
+    average = sum(width * number for width, number in counted.items()) / num_blocks
+    assert abs(average - budget) <= 1 / num_blocks
+
+
+def test_all_three_widths_take_part_where_the_budget_lets_them():
+    assert counts(4.0, 12) == {2: 5, 4: 4, 8: 3} or min(counts(4.0, 12).values()) > 0
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_layout_uses_the_same_widths_in_its_own_order(budget, num_blocks):
+    counted = counts(budget, num_blocks)
+    arranged = {layout: arrange(layout, counted) for layout in LAYOUTS}
+    assert len({tuple(sorted(widths)) for widths in arranged.values()}) == 1
+    assert arranged["increasing"] == sorted(arranged["increasing"])
+    assert arranged["decreasing"] == arranged["increasing"][::-1]
+    for layout, sign in (("pyramid", 1), ("reverse_pyramid", -1)):
+        widths = [sign * width for width in arranged[layout]]
+        top = widths.index(max(widths))
+        assert widths[: top + 1] == sorted(widths[: top + 1])
+        assert widths[top:] == sorted(widths[top:], reverse=True)
+        # As many narrow blocks on the left as on the right, to one.
+        assert (
+            abs(widths.count(min(widths)) - 2 * len([w for w in widths[: len(widths) // 2] if w == min(widths)])) <= 1
+        )
+
+
+def names(num_blocks: int) -> list[str]:
+    return [f"model.layers.{index}.mlp.{name}" for index in range(num_blocks) for name in ("up_proj", "down_proj")]
+
+
+def test_a_plan_gives_all_layers_of_a_block_the_same_slice():
+    slices = slices_of(Plan.parse("increasing@4"), names(12))
+    assert all(slices[f"model.layers.{i}.mlp.up_proj"] == slices[f"model.layers.{i}.mlp.down_proj"] for i in range(12))
+    assert slices["model.layers.0.mlp.up_proj"] == Slice(2)
+    assert slices["model.layers.11.mlp.up_proj"] == Slice(8)
+
+
+def test_blocks_are_in_the_models_order_not_in_the_alphabets():
+    slices = slices_of(Plan.parse("increasing@5"), sorted(names(12)))
+    widths = [slices[f"model.layers.{index}.mlp.up_proj"].bits for index in range(12)]
+    assert widths == sorted(widths)
+
+
+def test_a_uniform_plan_reads_every_layer_alike():
+    assert set(slices_of(Plan.parse("int2+ep"), names(3)).values()) == {Slice(2, extra_precision=True)}
+
+
+@pytest.mark.parametrize("label", ["pyramid@4", "increasing@2.5", "pyramid@3+ep"])
+def test_effective_bits_are_those_of_the_slices_that_are_read(label):
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    layers = {name: nest(weight, minmax_grid(weight, 8, GridSpec()), 8) for name in names(8)}
+    plan = Plan.parse(label)
+    nominal = [part.bits for part in slices_of(plan, layers).values()]
+    measured = effective_bits(layers, plan)
+    if plan.extra_precision:
+        assert sum(nominal) / len(nominal) < measured < sum(nominal) / len(nominal) + 0.1
+    else:
+        assert measured == pytest.approx(sum(nominal) / len(nominal))
+
+
+@pytest.mark.parametrize("text", ["pyramid@1.5", "pyramid@9", "cone@3", "pyramid@", "pyramid"])
+def test_a_plan_that_cannot_be_is_refused(text):
+    with pytest.raises(ValueError, match=r"cannot average|is not a read-out plan"):
+        Plan.parse(text)
+
+
+@pytest.mark.parametrize("text", ["full", "int4", "int2+ep", "pyramid@3", "reverse_pyramid@2.5+ep"])
+def test_a_plan_reads_what_it_prints(text):
+    assert Plan.parse(str(Plan.parse(text))) == Plan.parse(text)
+    assert str(Plan.parse(text)) == text
+
+
+def test_plans_of_trained_overflow_buckets_keep_them():
+    assert str(Plan.parse("int2").with_extra_precision(8)) == "int2+ep"
+    assert str(Plan.parse("int8").with_extra_precision(8)) == "int8"
+    assert str(Plan.parse("pyramid@3").with_extra_precision(8)) == "pyramid@3+ep"
