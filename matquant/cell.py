@@ -142,7 +142,35 @@ class OmniQuantBase(Spec):
     compute_dtype: DType = "float32"
 
 
-BaseSpec = Annotated[NoBase | MinMaxBase | OmniQuantBase, Field(discriminator="kind")]
+class QATBase(Spec):
+    """Quantization-aware training of the weights in scope, end to end (Eq. 2)."""
+
+    kind: Literal["qat"]
+    num_steps: Positive
+    batch_size: Positive
+    micro_batch_size: Positive | None = None
+    """Sequences that are in memory at once; the gradient is accumulated over the batch."""
+    lr: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    train_weights: bool = True
+    train_scales: bool = False
+    scale_lr: Annotated[float, Field(gt=0)] = 1e-3
+    clipping_init: float = 4.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    activation_checkpointing: bool = False
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 10
+    compute_dtype: DType = "bfloat16"
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> QATBase:
+        if not (self.train_weights or self.train_scales):
+            raise ValueError("train_weights and train_scales are both false; use base=minmax to train nothing")
+        return self
+
+
+BaseSpec = Annotated[NoBase | MinMaxBase | OmniQuantBase | QATBase, Field(discriminator="kind")]
 
 # --- grid and objective ----------------------------------------------------------------------------------------------
 
@@ -183,12 +211,12 @@ class Cell(Spec):
                 "base=minmax trains nothing, so several widths cannot be traded against each other; "
                 "use bits=int8 and read it at any width, or base=omniquant"
             )
-        if self.base.kind == "omniquant" and self.data is None:
-            raise ValueError("base=omniquant needs calibration text; choose data=embedded or another data set")
-        if self.base.kind == "omniquant" and self.data is not None and self.base.batch_size > self.data.num_sequences:
-            raise ValueError(
-                f"base.batch_size={self.base.batch_size} exceeds data.num_sequences={self.data.num_sequences}; lower it"
-            )
+        if isinstance(self.base, OmniQuantBase | QATBase):
+            if self.data is None:
+                raise ValueError(f"base={self.base.kind} needs text; choose data=embedded or another data set")
+            batch_size, num_sequences = self.base.batch_size, self.data.num_sequences
+            if batch_size > num_sequences:
+                raise ValueError(f"base.batch_size={batch_size} exceeds data.num_sequences={num_sequences}; lower it")
         return self
 
     @property
@@ -277,4 +305,6 @@ class Setup(Spec):
     tracking: Tracking
     paths: Paths = Paths()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_every_min: Annotated[float, Field(ge=0)] = 5.0
+    """Minutes between two saves of a training state: what a killed run may lose."""
     experiment: str = "cell"

@@ -7,16 +7,18 @@ what training sees is what evaluation sees, to the last bit in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matquant.mixnmatch import slices_of
 from matquant.notation import FULL, Plan, Slice
-from matquant.quantizers import Grid, dequantize, grouped, quantize
+from matquant.quantizers import Grid, LearnableClipping, dequantize, grouped, quantize
 from matquant.slicing import slice_codes
 
 
@@ -98,6 +100,50 @@ def _clamped(codes: UInt8[Tensor, "out in"], part: Slice, parent_bits: int) -> T
     if dropped == 0 or part.extra_precision:
         return torch.zeros_like(codes, dtype=torch.bool)
     return codes >= (1 << parent_bits) - (1 << (dropped - 1))
+
+
+class NestedLinear(nn.Module):
+    """A linear layer of a model in training: reads its weight at the slice that `read_at` sets, or whole."""
+
+    def __init__(self, linear: nn.Linear, clipping: LearnableClipping) -> None:
+        super().__init__()
+        self.linear, self.clipping = linear, clipping
+        self.slice: Slice | None = None
+        self._gradient_squares: dict[Slice, Tensor] = {}
+
+    def grid(self) -> Grid:
+        """The grid of the current weights; their end points are constants to the gradient."""
+        return self.clipping(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.slice is None:
+            return self.linear(x)
+        part = self.slice
+        weight = read_slices(self.linear.weight, self.grid(), [part], parent_bits=self.clipping.bits)[part]
+        if weight.requires_grad:
+            weight.register_hook(lambda gradient: self._measure(part, gradient))
+        return F.linear(x, weight, self.linear.bias)
+
+    def _measure(self, part: Slice, gradient: Tensor) -> None:
+        self._gradient_squares[part] = self._gradient_squares.get(part, 0) + gradient.detach().square().sum()
+
+    def take_gradient_square(self, part: Slice) -> float:
+        """The squared norm of the gradients that reached this layer through one slice since it was last asked."""
+        return float(self._gradient_squares.pop(part, 0.0))
+
+
+@contextmanager
+def read_at(model: nn.Module, part: Slice) -> Iterator[None]:
+    """Lets every nested layer of a model read its weight at one slice."""
+    layers = [module for module in model.modules() if isinstance(module, NestedLinear)]
+    before = [layer.slice for layer in layers]
+    for layer in layers:
+        layer.slice = part
+    try:
+        yield
+    finally:
+        for layer, slice_before in zip(layers, before, strict=True):
+            layer.slice = slice_before
 
 
 def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -37,3 +38,39 @@ def nested_loss(
         terms[str(term)] = task_loss(term.slice, output) if teacher is None else distill_loss(output, teacher)
     total = torch.stack([term.weight * terms[str(term)] for term in objective.terms]).sum()
     return Losses(total, {name: loss.detach() for name, loss in terms.items()})
+
+
+def backward_per_slice(
+    objective: Objective,
+    reading: Callable[[Slice], AbstractContextManager[object]],
+    forward: Callable[[], Tensor],
+    task_loss: Callable[[Slice, Tensor], Tensor],
+    distill_loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    share: float = 1.0,
+) -> Losses:
+    """The gradient of `nested_loss`, times `share`, with one graph in memory: forward and backward slice by slice.
+
+    `reading(part)` makes the model read one slice; it surrounds the backward pass too, because activation checkpointing
+    runs the model again there.  Wider slices come first, so a teacher's output is there when its student needs it.
+    """
+    teachers = {term.teacher for term in objective.terms}
+    remembered: dict[Slice, Tensor] = {}
+    terms: dict[str, Tensor] = {}
+    for part in objective.slices:
+        mine = [term for term in objective.terms if term.slice == part]
+        with reading(part), torch.set_grad_enabled(bool(mine)):
+            output = forward()
+            if part in teachers:
+                remembered[part] = output.detach()
+            losses = {
+                term: task_loss(part, output)
+                if term.teacher is None
+                else distill_loss(output, remembered[term.teacher])
+                for term in mine
+            }
+            if mine:
+                torch.stack([share * term.weight * loss for term, loss in losses.items()]).sum().backward()
+        terms |= {str(term): loss.detach() for term, loss in losses.items()}
+    total = torch.stack([term.weight * terms[str(term)] for term in objective.terms]).sum()
+    return Losses(total, terms)

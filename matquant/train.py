@@ -3,39 +3,62 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from tqdm import tqdm
 
-from matquant.algorithms import Layers, minmax, omniquant
-from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, Setup
+from matquant.algorithms import Layers, minmax, omniquant, qat
+from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, QATBase, Setup
 from matquant.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.data import token_blocks
 from matquant.models import load_model
-from matquant.runs import RunDir, write_json
+from matquant.runs import RunDir, write_beside, write_json
 from matquant.tracking import Tracker
 
 log = logging.getLogger(__name__)
+TRAINING_STATE = "training.pt"
 
 
 class DiskProgress:
     """`Progress` in a run folder: finished pieces as safetensors, losses in train.jsonl and the tracker, and a bar."""
 
-    def __init__(self, run: RunDir, tracker: Tracker, *, scale_dtype: str, device: str, description: str) -> None:
-        self.run, self.tracker, self.scale_dtype, self.device = run, tracker, scale_dtype, device
-        self.bar = tqdm(desc=description, unit="block", dynamic_ncols=True, total=0)
+    def __init__(self, cell: Cell, setup: Setup, tracker: Tracker) -> None:
+        assert cell.grid is not None
+        self.run, self.tracker = RunDir(setup.paths.runs, cell.id), tracker
+        self.scale_dtype, self.device = cell.grid.scale_dtype, str(pick_device(setup))
+        self.save_every_s, self.saved = 60 * setup.save_every_min, time.monotonic()
+        self.bar = tqdm(desc=f"train {cell.id}", dynamic_ncols=True, total=0)
+
+    piece: str | None = None
 
     def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
         path = self.run.state / f"{piece}.safetensors"
         if not path.exists():
+            # Lines of an attempt at this piece that was killed.
+            self.run.rewind_log(lambda record: record["piece"] != piece)
+            self.piece = piece
             save_layers(path, compute(), scale_dtype=self.scale_dtype)
         # Read back even when just computed, so that both roads lead through the same stored bits.
         return load_layers(path, device=self.device)
 
+    def load(self) -> Mapping[str, Any] | None:
+        path = self.run.state / TRAINING_STATE
+        state = torch.load(path, map_location=self.device, weights_only=True) if path.exists() else None
+        first_step = state["step"] if state else 0
+        self.run.rewind_log(lambda record: record["step"] < first_step)
+        return state
+
+    def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        if time.monotonic() - self.saved < self.save_every_s:
+            return
+        write_beside(self.run.state / TRAINING_STATE, lambda beside: torch.save(dict(state()), beside))
+        self.saved = time.monotonic()
+
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
-        self.run.append_log(metrics)
+        self.run.append_log({**({"piece": self.piece} if self.piece else {}), **metrics})
         self.tracker.log({f"train/{name}": value for name, value in metrics.items()})
 
     def tick(self, done: int, total: int, note: str) -> None:
@@ -49,13 +72,9 @@ def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     run = RunDir(setup.paths.runs, cell.id)
     if cell.base.kind == "none" or has_checkpoint(run.checkpoint):
         return
-    assert cell.grid is not None
     write_json(run.cell, cell.model_dump(mode="json"))
     with run.stage("train"):
-        finished = {path.stem.rpartition(".")[2] for path in run.state.glob("*.safetensors")}
-        run.rewind_log(lambda record: str(record["block"]) in finished)
-        description, device = f"train {cell.id}", str(pick_device(setup))
-        progress = DiskProgress(run, tracker, scale_dtype=cell.grid.scale_dtype, device=device, description=description)
+        progress = DiskProgress(cell, setup, tracker)
         try:
             save_checkpoint(run.checkpoint, cell, _fit(cell, setup, progress))
         finally:
@@ -86,6 +105,12 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress) -> Layers:
             tokens = token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
             settings = omniquant.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed)
             return omniquant.fit(model, tokens, settings, progress)
+        case QATBase() as base:
+            assert cell.data is not None
+            tokens = token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
+            return qat.fit(
+                model, tokens, qat.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed), progress
+            )
         case NoBase():
             raise AssertionError("a cell without quantization has nothing to train")
         case _:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +28,20 @@ class Memory:
         self.pieces: dict[str, Layers] = {}
         self.records: list[Mapping[str, float | int | str]] = []
         self.ticks: list[tuple[int, int]] = []
+        self.state: Mapping[str, Any] | None = None
+        self.saved: list[Mapping[str, Any]] = []
 
     def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
         if piece not in self.pieces:
             self.pieces[piece] = compute()
         return self.pieces[piece]
+
+    def load(self) -> Mapping[str, Any] | None:
+        return self.state
+
+    def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        kept = state()
+        self.saved.append(copy.deepcopy(dict(kept)))
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
         self.records.append(metrics)

@@ -1,4 +1,4 @@
-"""Base algorithms: MinMax (no training) and OmniQuant (block by block).  MatQuant is an objective, not an algorithm.
+"""Base algorithms: MinMax (no training), OmniQuant (block by block), QAT (end to end).  MatQuant is an objective.
 
 An algorithm turns a model and calibration tokens into nested weights.  It reports through `Progress` and knows nothing
 of paths, clusters or time limits.
@@ -7,7 +7,7 @@ of paths, clusters or time limits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from matquant.nested import NestedWeight
 
@@ -20,6 +20,14 @@ class Progress(Protocol):
 
     def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
         """The layers of a finished piece, from an earlier run if there is one, else computed now and kept."""
+        ...
+
+    def load(self) -> Mapping[str, Any] | None:
+        """The state that an earlier run saved last, if there is one."""
+        ...
+
+    def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Offers a state to go on from; it is asked for only when it is time to write one."""
         ...
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:

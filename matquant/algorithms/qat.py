@@ -1,0 +1,223 @@
+"""Quantization-aware training (Eq. 2, arXiv:2502.06786): the weights themselves are trained, through every slice.
+
+The model is trained end to end on next-token prediction.  Weights outside the scope are frozen; those inside are kept
+in float32 and read at one slice of the objective after the other, each with its own backward pass, so that only one
+graph is in memory whatever the number of slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from matquant.algorithms import Layers, Progress
+from matquant.cell import GridSpec, QATBase
+from matquant.models import block_name, blocks, linears
+from matquant.nested import NestedLinear, NestedWeight, nest, read_at
+from matquant.notation import Objective
+from matquant.objective import backward_per_slice
+from matquant.quantizers import DTYPES, LearnableClipping
+
+Logits = Float[Tensor, "batch tokens vocabulary"]
+Tokens = Int[Tensor, "batch tokens"]
+CLIPS_NOTHING = 40.0  # the sigmoid of it is 1.0 in float32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a QAT fit is told."""
+
+    base: QATBase
+    objective: Objective
+    scope: str
+    grid: GridSpec
+    seed: int
+
+
+def fit(
+    model: PreTrainedModel, tokens: Int[Tensor, "sequences tokens"], settings: Settings, progress: Progress
+) -> Layers:
+    """Trains the weights in scope, their grids, or both, and returns them nested; the model is changed."""
+    training = Training(model, tokens, settings)
+    if state := progress.load():
+        training.restore(state)
+    while training.step < settings.base.num_steps:
+        metrics = training.advance()
+        progress.log(metrics)
+        progress.save(training.state)
+        progress.tick(training.step, settings.base.num_steps, f"loss {metrics['loss']:.3f}")
+    return training.layers()
+
+
+def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> float:
+    """Linear warm-up to 1, then half a cosine down to 0 at the end of training."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def batch_of(step: int, *, batch_size: int, num_sequences: int, seed: int) -> list[int]:
+    """The sequences of one step: every pass over the data in a new order that depends on seed and pass alone.
+
+    A function of the step, so that a resumed run draws what an undisturbed one draws without storing where it was.
+    """
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    orders = {}
+    for epoch in {position // num_sequences for position in positions}:
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        orders[epoch] = torch.randperm(num_sequences, generator=generator).tolist()
+    return [orders[position // num_sequences][position % num_sequences] for position in positions]
+
+
+def next_token_loss(logits: Logits, tokens: Tokens) -> Tensor:
+    """Mean cross entropy of every next token, in nats."""
+    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def distillation_loss(student: Logits, teacher: Logits, temperature: float) -> Tensor:
+    """Mean KL(teacher || student) over tokens at a temperature, in nats, times its square to keep gradients in scale."""
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1).flatten(0, 1)
+    log_student = F.log_softmax(student.float() / temperature, dim=-1).flatten(0, 1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+
+
+@dataclass
+class Training:
+    """Everything that changes while training: weights, grids, optimizer, the step, and how many steps were skipped."""
+
+    model: PreTrainedModel
+    tokens: Int[Tensor, "sequences tokens"]
+    settings: Settings
+    step: int = 0
+    skipped: int = 0
+    nested: dict[str, NestedLinear] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        base = self.settings.base
+        self.model.requires_grad_(False)
+        self.nested = install(self.model, self.settings)
+        groups = [
+            {"params": list(self._weights()), "lr": base.lr, "weight_decay": base.weight_decay},
+            {"params": list(self._logits()), "lr": base.scale_lr, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        if base.activation_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            self.model.train()  # transformers recomputes activations in training mode only
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        return (layer.linear.weight for layer in self.nested.values() if layer.linear.weight.requires_grad)
+
+    def _logits(self) -> Iterator[nn.Parameter]:
+        parameters = (parameter for layer in self.nested.values() for parameter in layer.clipping.parameters())
+        return (parameter for parameter in parameters if parameter.requires_grad)
+
+    def advance(self) -> dict[str, float | int]:
+        """One optimizer step, skipped if its loss or gradient is not finite; FloatingPointError after too many."""
+        base = self.settings.base
+        factor = learning_rate_factor(self.step, num_steps=base.num_steps, warmup_steps=base.warmup_steps)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        # Whatever is random in the model (dropout) is a function of the step too.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed * 100_003 + self.step)
+            losses = self._backward()
+        parameters = [*self._weights(), *self._logits()]
+        norm = nn.utils.clip_grad_norm_(parameters, base.max_gradient_norm or math.inf).item()
+        if math.isfinite(norm) and math.isfinite(losses["loss"]):
+            self.optimizer.step()
+        else:
+            self._skip(losses)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"step": self.step - 1, **losses, "gradient_norm": norm, "lr": base.lr * factor, "skipped": self.skipped}
+
+    def _backward(self) -> dict[str, float]:
+        """Accumulates the gradient of one batch; the mean loss of each term and the gradient norm of each slice."""
+        base, objective = self.settings.base, self.settings.objective
+        chosen = batch_of(
+            self.step, batch_size=base.batch_size, num_sequences=len(self.tokens), seed=self.settings.seed
+        )
+        means: dict[str, float] = {}
+        for tokens in self.tokens[chosen].to(self.model.device).split(base.micro_batch_size or base.batch_size):
+            share = len(tokens) / base.batch_size
+            losses = backward_per_slice(
+                objective,
+                lambda part: read_at(self.model, part),
+                lambda tokens=tokens: self._logits_of(tokens),
+                lambda _, logits, tokens=tokens: next_token_loss(logits, tokens),
+                lambda student, teacher: distillation_loss(student, teacher, base.temperature),
+                share=share,
+            )
+            for name, value in {"loss": losses.total, **losses.terms}.items():
+                means[name] = means.get(name, 0.0) + share * value.item()
+        squares = {
+            part: sum(layer.take_gradient_square(part) for layer in self.nested.values()) for part in objective.slices
+        }
+        return means | {f"gradient_norm/{part}": math.sqrt(square) for part, square in squares.items()}
+
+    def _logits_of(self, tokens: Tokens) -> Logits:
+        dtype = DTYPES[self.settings.base.compute_dtype]
+        with torch.autocast(tokens.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return self.model(input_ids=tokens, use_cache=False).logits
+
+    def _skip(self, losses: Mapping[str, float]) -> None:
+        self.skipped += 1
+        if self.skipped > self.settings.base.max_skipped_steps:
+            bad = [name for name, value in losses.items() if not math.isfinite(value)]
+            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            bad += [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+            raise FloatingPointError(
+                f"step {self.step}: not finite, as {self.skipped - 1} steps before it ({', '.join(bad[:4])}); lower base.lr"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside its cell."""
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "trained": trained,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.step, self.skipped = state["step"], state["skipped"]
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in state["trained"].items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def layers(self) -> dict[str, NestedWeight]:
+        """The trained weights, quantized on their final grids."""
+        bits = self.settings.objective.parent_bits
+        with torch.no_grad():
+            return {path: nest(layer.linear.weight, layer.grid(), bits) for path, layer in self.nested.items()}
+
+
+def install(model: nn.Module, settings: Settings) -> dict[str, NestedLinear]:
+    """Replaces every linear layer in scope by a nested one, with what is to be trained requiring gradients."""
+    base, bits = settings.base, settings.objective.parent_bits
+    nested = {}
+    for index, block in enumerate(blocks(model)):
+        for path, linear in linears(block, settings.scope).items():
+            init = base.clipping_init if base.train_scales else CLIPS_NOTHING
+            linear.weight.data = linear.weight.data.float()
+            linear.weight.requires_grad_(base.train_weights)
+            clipping = LearnableClipping(linear.weight, bits, settings.grid, init).to(linear.weight.device)
+            layer = NestedLinear(linear, clipping.requires_grad_(base.train_scales))
+            block.set_submodule(path, layer)
+            nested[f"{block_name(index)}.{path}"] = layer
+    return nested
