@@ -38,6 +38,7 @@ def main() -> None:
     try:
         if flags <= MULTIRUN:
             overrides = [argument for argument in arguments if not argument.startswith("-")]
+            sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
             check([load_study(point) for point in (sweep_points(overrides) if flags else [overrides])])
         _hydra_main()
     except UserError as error:

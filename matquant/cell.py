@@ -271,7 +271,7 @@ class Readout(Spec):
         plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
         if cell.objective.uses_extra_precision:
             plans = [plan.with_extra_precision(parent.bits) for plan in plans]
-        return tuple(plans)
+        return tuple(dict.fromkeys(plans))
 
 
 def _contains(objective: Objective, plan: Plan) -> bool:

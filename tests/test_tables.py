@@ -230,11 +230,11 @@ def test_results_of_two_checkpoints_of_one_cell_are_named(made):
 
 
 def test_the_extra_bit_shows_in_the_bits_it_costs(tmp_path):
-    made = study(tmp_path, [quantized({"int8": 1.0, "int2+ep": 1.0})], plans=("int8", "int2", "int2+ep"))
+    made = study(tmp_path, [quantized({"int8": 1.0, "int2+ep": 1.0})], plans=("int8", "int4", "int2"))
     measure(made)
     rows = summary(load(made))
-    assert list(rows["plan"]) == ["int8", "int2", "int2+ep"]
-    assert list(rows["effective_bits"]) == [8, 2, 2.05]
+    assert list(rows["plan"]) == ["int8", "int4+ep", "int2+ep"]
+    assert list(rows["effective_bits"]) == [8, 4.05, 2.05]
     assert "  2.05" in text_of(load(made))
 
 

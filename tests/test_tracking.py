@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from matquant.tracking import NoTracker, WandbTracker, tracker_for, wandb_mode
+
+
+def wait_until(happened) -> None:
+    """W&B's own process may write its last bytes a moment after `finish` has returned."""
+    limit = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -49,4 +58,4 @@ def test_a_cell_is_one_offline_run_with_its_config_curves_and_summary(tiny_study
     tracker.finish()
     (written,) = (study.setup.paths.runs / cell.id).glob("wandb/offline-run-*/run-*.wandb")
     assert cell.id in written.name
-    assert written.stat().st_size > 500
+    wait_until(lambda: written.stat().st_size > 500)

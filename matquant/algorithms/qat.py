@@ -84,7 +84,7 @@ def next_token_loss(logits: Logits, tokens: Tokens) -> Tensor:
 
 
 def distillation_loss(student: Logits, teacher: Logits, temperature: float) -> Tensor:
-    """Mean KL(teacher || student) over tokens at a temperature, in nats, times its square to keep gradients in scale."""
+    """Mean KL(teacher || student) over tokens, in nats, times the squared temperature to keep gradients in scale."""
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1).flatten(0, 1)
     log_student = F.log_softmax(student.float() / temperature, dim=-1).flatten(0, 1)
     return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
@@ -92,7 +92,7 @@ def distillation_loss(student: Logits, teacher: Logits, temperature: float) -> T
 
 @dataclass
 class Training:
-    """Everything that changes while training: weights, grids, optimizer, the step, and how many steps were skipped."""
+    """Everything that changes while training: weights, grids, optimizer, the step and the number of skipped steps."""
 
     model: PreTrainedModel
     tokens: Int[Tensor, "sequences tokens"]
@@ -116,10 +116,10 @@ class Training:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             self.model.train()  # transformers recomputes activations in training mode only
 
-    def _weights(self) -> Iterator[nn.Parameter]:
+    def _weights(self) -> Iterator[Tensor]:
         return (layer.linear.weight for layer in self.nested.values() if layer.linear.weight.requires_grad)
 
-    def _logits(self) -> Iterator[nn.Parameter]:
+    def _logits(self) -> Iterator[Tensor]:
         parameters = (parameter for layer in self.nested.values() for parameter in layer.clipping.parameters())
         return (parameter for parameter in parameters if parameter.requires_grad)
 
@@ -179,7 +179,8 @@ class Training:
             gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
             bad += [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
             raise FloatingPointError(
-                f"step {self.step}: not finite, as {self.skipped - 1} steps before it ({', '.join(bad[:4])}); lower base.lr"
+                f"step {self.step}: not finite, as {self.skipped - 1} steps before it "
+                f"({', '.join(bad[:4])}); lower base.lr"
             )
 
     def state(self) -> dict[str, Any]:
