@@ -76,13 +76,13 @@ def block_outputs(
 
 
 class Chain(NamedTuple):
-    """The hidden states that enter a block under one read-out, and what its attention makes of them."""
+    """The hidden states that enter a block under one read-out and, where it is a constant, its attention's output."""
 
     hidden: Hidden
-    attended: Hidden
+    attended: Hidden | None = None
 
     def batch(self, index: Tensor) -> Chain:
-        return Chain(self.hidden[index], self.attended[index])
+        return Chain(self.hidden[index], None if self.attended is None else self.attended[index])
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def attend(
     return Chain(hidden, torch.cat(kept))
 
 
-def run_after_attention(
+def run_chain(
     block: nn.Module,
     chain: Chain,
     arguments: Mapping[str, Any],
@@ -113,6 +113,8 @@ def run_after_attention(
     dtype: torch.dtype,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Hidden:
-    """The rest of a block, from a remembered attention output on."""
+    """A block, from its remembered attention output on if there is one."""
+    if chain.attended is None:
+        return run_block(block, chain.hidden, arguments, dtype=dtype, weights=weights)
     with forward_replaced(attention(block), lambda *positional, **keywords: (chain.attended, None)):
         return run_block(block, chain.hidden, arguments, dtype=dtype, weights=weights)

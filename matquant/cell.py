@@ -129,7 +129,7 @@ class MinMaxBase(Spec):
 
 
 class OmniQuantBase(Spec):
-    """Block-wise learnable clipping (arXiv:2308.13137): weights are frozen, the grid's end points are learned."""
+    """Block-wise OmniQuant (arXiv:2308.13137): weights are frozen, what is learned is how they are quantized."""
 
     kind: Literal["omniquant"]
     num_steps: Positive
@@ -137,8 +137,13 @@ class OmniQuantBase(Spec):
     clipping_lr: Annotated[float, Field(gt=0)]
     clipping_init: float = 4.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    transformation: bool = False
+    """Learn an equivalent transformation too: a scale and a shift of every input channel."""
+    transformation_lr: Annotated[float, Field(gt=0)] = 5e-3
     loss: Literal["l2", "relative_l2"] = "l2"
     student_input: Literal["own_slice", "parent"] = "own_slice"
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps of one block whose loss or gradient is not finite; one more ends the run."""
     compute_dtype: DType = "float32"
 
 
@@ -197,7 +202,7 @@ class Cell(Spec):
     base: BaseSpec
     objective: ObjectiveSpec | None = None
     grid: GridSpec | None = None
-    scope: Literal["ffn"] | None = None
+    scope: Literal["ffn", "ffn_attention"] | None = None
     data: TextSpec | None = None
     seed: int = 0
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from matquant.cell import Cell
 from matquant.errors import UserError
-from matquant.nested import NestedWeight
+from matquant.nested import NestedWeight, Transform
 from matquant.quantizers import DTYPES, Grid
 from matquant.runs import library_versions, source_commit, write_beside, write_json
 
@@ -40,6 +41,9 @@ def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: 
         tensors[f"{name}.codes"] = nested.codes.contiguous().cpu()
         tensors[f"{name}.scale"] = nested.grid.scale.to(DTYPES[scale_dtype]).contiguous().cpu()
         tensors[f"{name}.zero"] = nested.grid.zero.to(DTYPES[scale_dtype]).contiguous().cpu()
+        if nested.transform is not None:
+            for part, tensor in nested.transform._asdict().items():
+                tensors[f"{name}.transform.{part}"] = tensor.contiguous().cpu()
     # One entry only: safetensors writes several in no fixed order, and equal weights should be equal files.
     parents = {"parent_bits": json.dumps({name: nested.parent_bits for name, nested in layers.items()})}
     write_beside(path, lambda beside: save_file(tensors, beside, parents))
@@ -57,9 +61,16 @@ def load_layers(path: Path, *, device: str = "cpu") -> dict[str, NestedWeight]:
             tensors[f"{name}.codes"],
             Grid(tensors[f"{name}.scale"].float(), tensors[f"{name}.zero"].float()),
             parents[name],
+            _transform(tensors, name),
         )
         for name in parents
     }
+
+
+def _transform(tensors: Mapping[str, Tensor], name: str) -> Transform | None:
+    if f"{name}.transform.scale" not in tensors:
+        return None
+    return Transform(*(tensors[f"{name}.transform.{part}"] for part in Transform._fields))
 
 
 def save_checkpoint(folder: Path, cell: Cell, layers: Mapping[str, NestedWeight]) -> NestedCheckpoint:

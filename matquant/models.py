@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -116,9 +116,10 @@ def block_name(index: int) -> str:
 def linears(block: nn.Module, scope: str) -> dict[str, nn.Linear]:
     """The linear layers of one block that are quantized, by their path inside the block.
 
-    `ffn` is every linear of the feed-forward network, the scope of the paper's Tables 1-5.
+    `ffn` is every linear of the feed-forward network, the scope of most of the paper; `ffn_attention` adds those of the
+    attention (Table 6).  Fused projections (Phi-3's gate_up_proj and qkv_proj) are one layer here, as they are there.
     """
-    parts = {"ffn": ("mlp",)}[scope]
+    parts = {"ffn": ("mlp",), "ffn_attention": ("self_attn", "mlp")}[scope]
     found = {
         name: module
         for name, module in block.named_modules()
@@ -127,6 +128,22 @@ def linears(block: nn.Module, scope: str) -> dict[str, nn.Linear]:
     if not found:
         raise UserError(f"{type(block).__name__} is not supported: no linear layers for scope={scope} under {parts}")
     return found
+
+
+SAME_INPUT = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+
+
+def input_names(paths: Iterable[str]) -> dict[str, str]:
+    """For every linear layer a name of its input, the same for layers that share one: q, k, v and gate, up.
+
+    What is learned per input channel is shared between them, so that it could be folded into the norm before them.
+    """
+    names = {}
+    for path in paths:
+        parent, _, leaf = path.rpartition(".")
+        group = next((min(together) for together in SAME_INPUT if leaf in together), leaf)
+        names[path] = f"{parent}.{group}"
+    return names
 
 
 def attention(block: nn.Module) -> nn.Module:

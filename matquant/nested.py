@@ -18,8 +18,37 @@ from torch.nn import functional as F
 
 from matquant.mixnmatch import slices_of
 from matquant.notation import FULL, Plan, Slice
-from matquant.quantizers import Grid, LearnableClipping, dequantize, grouped, quantize
+from matquant.quantizers import Grid, LearnableClipping, dequantize, grouped, quantize, weight_range
 from matquant.slicing import slice_codes
+
+
+class Transform(NamedTuple):
+    """OmniQuant's equivalent transformation of one linear layer (arXiv:2308.13137, Eq. 3), on the weight's side.
+
+    X W + b = ((X - delta) / s) (s W) + b + delta W.  With s W quantized, the layer is still a plain linear one: its
+    weight is Q(s W) / s and its bias b + delta (W - Q(s W) / s), so nothing has to be folded into a norm to evaluate
+    it.
+    """
+
+    scale: Float[Tensor, " in"]
+    shift: Float[Tensor, " in"]
+    bias: Float[Tensor, " out"]
+    """b + delta W, which does not depend on the slice."""
+
+
+class Affine(NamedTuple):
+    """A plain linear layer to be written into a model; without a bias, the model's own is left alone."""
+
+    weight: Float[Tensor, "out in"]
+    bias: Float[Tensor, " out"] | None = None
+
+
+def undo(values: Float[Tensor, "out in"], transform: Transform | None) -> Affine:
+    """The linear layer that transformed and quantized weights amount to."""
+    if transform is None:
+        return Affine(values)
+    weight = values / transform.scale
+    return Affine(weight, transform.bias - weight @ transform.shift)
 
 
 class NestedWeight(NamedTuple):
@@ -28,16 +57,22 @@ class NestedWeight(NamedTuple):
     codes: UInt8[Tensor, "out in"]
     grid: Grid
     parent_bits: int
+    transform: Transform | None = None
 
-    def at(self, to: Slice) -> Float[Tensor, "out in"]:
-        """The weight matrix of one slice: a * (S(q, r) - z), in float32."""
-        return dequantize(slice_codes(self.codes, to, parent_bits=self.parent_bits), self.grid)
+    def at(self, to: Slice) -> Affine:
+        """The layer read at one slice: weights a * (S(q, r) - z), in float32, with the transformation undone."""
+        return undo(dequantize(slice_codes(self.codes, to, parent_bits=self.parent_bits), self.grid), self.transform)
 
 
-def nest(weight: Float[Tensor, "out in"], grid: Grid, parent_bits: int) -> NestedWeight:
-    """Quantizes a weight matrix on a finished grid."""
+def nest(
+    weight: Float[Tensor, "out in"], grid: Grid, parent_bits: int, transform: Transform | None = None
+) -> NestedWeight:
+    """Quantizes a weight matrix, transformed if it is to be, on a finished grid."""
+    if transform is not None:
+        weight = weight * transform.scale
+        transform = Transform(*(part.detach() for part in transform))
     codes = quantize(weight.detach(), grid, parent_bits).to(torch.uint8)
-    return NestedWeight(codes, Grid(grid.scale.detach(), grid.zero.detach()), parent_bits)
+    return NestedWeight(codes, Grid(grid.scale.detach(), grid.zero.detach()), parent_bits, transform)
 
 
 def read_slices(
@@ -102,6 +137,14 @@ def _clamped(codes: UInt8[Tensor, "out in"], part: Slice, parent_bits: int) -> T
     return codes >= (1 << parent_bits) - (1 << (dropped - 1))
 
 
+def bias_of(linear: nn.Module) -> nn.Parameter:
+    """The bias of a linear layer, which is given one of zeros if it has none."""
+    if linear.bias is None:
+        weight = linear.get_parameter("weight")
+        linear.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
+    return linear.get_parameter("bias")
+
+
 class NestedLinear(nn.Module):
     """A linear layer of a model in training: reads its weight at the slice that `read_at` sets, or whole."""
 
@@ -113,7 +156,7 @@ class NestedLinear(nn.Module):
 
     def grid(self) -> Grid:
         """The grid of the current weights; their end points are constants to the gradient."""
-        return self.clipping(self.linear.weight)
+        return self.clipping(weight_range(self.linear.weight.detach(), self.clipping.spec))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.slice is None:
@@ -155,10 +198,14 @@ def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan
     slices = slices_of(plan, layers)
     with torch.no_grad():
         for name, nested in layers.items():
-            weight = model.get_submodule(name).get_parameter("weight")
+            linear = model.get_submodule(name)
+            weight = linear.get_parameter("weight")
             if weight.shape != nested.codes.shape:
                 raise ValueError(
                     f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint"
                 )
-            weight.copy_(nested.at(slices[name]))
+            read = nested.at(slices[name])
+            weight.copy_(read.weight)
+            if read.bias is not None:
+                bias_of(linear).copy_(read.bias)
     return model

@@ -94,9 +94,9 @@ class LearnableClipping(nn.Module):
         self.high_logit = nn.Parameter(torch.full_like(self.ends.high, init))
         self.low_logit = nn.Parameter(torch.full_like(self.ends.low, init)) if not spec.symmetric else self.high_logit
 
-    def forward(self, weight: Float[Tensor, "out in"] | None = None) -> Grid:
-        """The clipped grid of the weights it was made for, or of others of that shape (constants to the gradient)."""
-        ends = self.ends if weight is None else weight_range(weight.detach(), self.spec)
+    def forward(self, ends: Range | None = None) -> Grid:
+        """The clipped grid between the end points of the weights it was made for, or between others."""
+        ends = self.ends if ends is None else ends
         low = torch.sigmoid(self.low_logit) * ends.low
         high = torch.sigmoid(self.high_logit) * ends.high
         return grid_between(Range(low, high), self.bits, self.spec)

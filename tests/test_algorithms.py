@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from matquant.algorithms import Layers, minmax, omniquant
 from matquant.cell import GridSpec, OmniQuantBase
 from matquant.data import token_blocks
 from matquant.models import blocks, linears, load_model
-from matquant.nested import nest
+from matquant.nested import nest, undo
 from matquant.notation import Objective, Slice
 from matquant.quantizers import minmax_grid
 
@@ -87,8 +88,10 @@ def test_minmax_is_round_to_nearest_of_every_layer_in_scope(fit):
     assert equal(minmax.fit(model, parent_bits=8, scope="ffn", grid=GRID, progress=Memory()), minmax_layers(model))  # type: ignore[arg-type]
 
 
-def test_omniquant_that_clips_nothing_and_learns_nothing_is_minmax(fit):
-    model, layers = fit(Memory(), clipping_init=40.0, clipping_lr=1e-30)
+@pytest.mark.parametrize("transformation", [False, True])
+def test_omniquant_that_clips_nothing_and_learns_nothing_is_minmax(fit, transformation):
+    changes = {"transformation": transformation, "transformation_lr": 1e-30}
+    model, layers = fit(Memory(), clipping_init=40.0, clipping_lr=1e-30, **changes)
     assert equal(layers, minmax_layers(model))  # type: ignore[arg-type]
 
 
@@ -124,20 +127,98 @@ def test_training_lowers_the_loss_of_the_narrowest_slice(fit, loss, student_inpu
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
+def learned_layer(*, bias: bool = True) -> tuple[nn.Linear, omniquant.LearnableLayer]:
+    """A layer whose clipping and transformation are as after some training."""
+    generator = torch.Generator().manual_seed(0)
+    base = OmniQuantBase(kind="omniquant", num_steps=1, batch_size=1, clipping_lr=1.0, transformation=True)
+    settings = omniquant.Settings(base, NESTED, "ffn", GRID, 0)
+    linear, transform = nn.Linear(64, 8, bias=bias), omniquant.LearnableTransform(64, torch.device("cpu"))
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(8, 64, generator=generator))
+        transform.log_scale.copy_(0.3 * torch.randn(64, generator=generator))
+        transform.shift.copy_(torch.randn(64, generator=generator))
+    return linear, omniquant.LearnableLayer(linear, settings, transform)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("part", ["int8", "int4", "int2", "int2+ep"])
+@torch.no_grad()
+def test_the_effective_weight_and_bias_equal_the_explicitly_transformed_layer(part, bias):
+    linear, layer = learned_layer(bias=bias)
+    x = torch.randn(5, 64)
+    weight, grid, transform = layer()
+    quantized = nest(weight, grid, 8).at(Slice.parse(part)).weight
+    shift, own = transform.shift, 0 if linear.bias is None else linear.bias
+    explicit = ((x - shift) / transform.scale) @ quantized.T + own + linear.weight @ shift
+    read = layer.nested().at(Slice.parse(part))
+    assert torch.allclose(x @ read.weight.T + read.bias, explicit, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["int8", "int4", "int2", "int2+ep"])
+def test_training_sees_the_transformed_layer_that_is_stored(part):
+    _, layer = learned_layer()
+    seen, stored = layer.read([Slice.parse(part)])[Slice.parse(part)], layer.nested().at(Slice.parse(part))
+    assert torch.equal(seen.weight, stored.weight)
+    assert torch.equal(seen.bias, stored.bias)
+
+
+def test_a_transformation_changes_nothing_where_nothing_is_quantized():
+    linear, layer = learned_layer()
+    weight, _, transform = layer()
+    whole = undo(weight, transform)
+    x = torch.randn(5, 64)
+    assert torch.allclose(x @ whole.weight.T + whole.bias, linear(x), atol=1e-4)
+
+
+def test_scale_and_shift_are_learned_and_shared_by_layers_with_the_same_input(fit):
+    _, layers = fit(Memory(), transformation=True, transformation_lr=0.02, num_steps=8)
+    gate, up, down = (layers[f"model.layers.0.mlp.{name}_proj"].transform for name in ("gate", "up", "down"))
+    assert torch.equal(gate.scale, up.scale)
+    assert torch.equal(gate.shift, up.shift)
+    for transform in (gate, down):
+        assert (transform.scale != 1).any()
+        assert (transform.shift != 0).any()
+
+
+def test_a_transformation_alone_lowers_the_loss(fit):
+    progress = Memory()
+    only = {"clipping_lr": 1e-30, "transformation": True, "transformation_lr": 5e-3}
+    fit(progress, Objective.parse(8, {"int2": 1.0}), num_steps=40, **only)
+    losses = [float(record["int2"]) for record in progress.records if record["block"] == 0]
+    assert sum(losses[-8:]) < 0.97 * sum(losses[:8])
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_too_many_end_the_run(fit, monkeypatch):
+    original, calls = omniquant.BlockFit.distance, []
+
+    def sometimes(self, output, target):
+        calls.append(1)
+        return original(self, output, target) * (float("nan") if len(calls) <= 3 else 1.0)
+
+    monkeypatch.setattr(omniquant.BlockFit, "distance", sometimes)
+    progress = Memory()
+    _, layers = fit(progress, max_skipped_steps=1)
+    assert progress.records[-1]["skipped"] == 0
+    assert progress.records[3]["skipped"] == 1
+    assert all(nested.at(Slice(2)).weight.isfinite().all() for nested in layers.values())
+
+
 def test_every_step_logs_the_loss_of_every_slice(fit):
     progress = Memory()
     fit(progress)
     assert len(progress.records) == 2 * 4
-    assert set(progress.records[0]) == {"block", "step", "loss", "int8", "int4", "int2"}
+    assert set(progress.records[0]) == {"block", "step", "loss", "int8", "int4", "int2", "skipped"}
     assert progress.ticks[-1] == (2, 2)
 
 
 def test_bfloat16_products_train_too(fit):
     _, layers = fit(Memory(), compute_dtype="bfloat16")
-    assert next(iter(layers.values())).at(Slice(2)).isfinite().all()
+    assert next(iter(layers.values())).at(Slice(2)).weight.isfinite().all()
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_blocks_name(fit, monkeypatch):
     monkeypatch.setattr(omniquant.BlockFit, "distance", lambda *_: torch.tensor(float("nan"), requires_grad=True))
-    with pytest.raises(FloatingPointError, match="block 0, step 0: the loss is not finite"):
-        fit(Memory())
+    with pytest.raises(
+        FloatingPointError, match="block 0, step 2: loss or gradient is not finite, as in 2 steps before"
+    ):
+        fit(Memory(), max_skipped_steps=2)

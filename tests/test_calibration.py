@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matquant.calibration import attend, block_outputs, capture, run_after_attention, run_block
+from matquant.calibration import attend, block_outputs, capture, run_block, run_chain
 from matquant.cell import RandomModel
 from matquant.models import blocks, linears, load_model
 
@@ -63,7 +63,7 @@ def test_a_remembered_attention_output_changes_nothing(model):
     block, keywords = blocks(model)[0], arguments[0]
     chain = attend(block, hidden, keywords, batch_size=2, dtype=EXACT)
     whole = run_block(block, hidden, keywords, dtype=EXACT)
-    assert torch.allclose(run_after_attention(block, chain, keywords, dtype=EXACT), whole, atol=1e-6)
+    assert torch.allclose(run_chain(block, chain, keywords, dtype=EXACT), whole, atol=1e-6)
     # Nothing of the replacement stays behind.
     assert torch.equal(run_block(block, hidden, keywords, dtype=EXACT), whole)
 

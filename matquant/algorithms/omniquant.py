@@ -1,6 +1,7 @@
-"""OmniQuant (arXiv:2308.13137) for nested codes: learnable clipping, one transformer block at a time.
+"""OmniQuant (arXiv:2308.13137) for nested codes: how to quantize, learned one transformer block at a time.
 
-Weights stay as they are; what is learned is where each group's grid ends.  For block l the loss is, summed over the
+Weights stay as they are; what is learned is where each group's grid ends (learnable clipping) and, if asked for, a
+scale and a shift of every input channel (the equivalent transformation).  For block l the loss is, summed over the
 terms of the objective,
 
     || F_l(W, X) - F_l(S(Q(W, c), r), X_r) ||^2
@@ -11,8 +12,7 @@ so that a block also learns to repair what the blocks before it broke.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matquant.algorithms import Layers, Progress
-from matquant.calibration import Chain, Hidden, attend, block_outputs, capture, run_after_attention
+from matquant.calibration import Chain, Hidden, attend, block_outputs, capture, run_chain
 from matquant.cell import GridSpec, OmniQuantBase
-from matquant.models import block_name, blocks, linears
-from matquant.nested import nest, read_slices
+from matquant.models import block_name, blocks, input_names, linears
+from matquant.nested import Affine, NestedWeight, Transform, bias_of, nest, read_slices, undo
 from matquant.notation import Objective, Slice
-from matquant.objective import nested_loss
-from matquant.quantizers import DTYPES, LearnableClipping
+from matquant.objective import Losses, nested_loss
+from matquant.quantizers import DTYPES, Grid, LearnableClipping, weight_range
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class Settings:
         """Whose chain a slice is trained on: its own, or the parent's (the cheap choice; the paper does not say)."""
         return part if self.base.student_input == "own_slice" else Slice(self.objective.parent_bits)
 
+    def chain(self, block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any]) -> Chain:
+        """What enters a block; its attention is computed once where nothing in it is quantized."""
+        if self.scope != "ffn":
+            return Chain(hidden)
+        return attend(block, hidden, arguments, batch_size=self.base.batch_size, dtype=self.dtype)
+
     @property
     def inputs(self) -> tuple[Slice, ...]:
         """The read-outs that need a chain."""
@@ -65,10 +71,10 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
         name = block_name(index)
         target = block_outputs(block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype)
-        chains = {
-            part: attend(block, hidden, keywords, batch_size=batch_size, dtype=settings.dtype)
-            for part, hidden in students.items()
-        }
+        if settings.base.transformation:
+            for linear in linears(block, settings.scope).values():
+                bias_of(linear)  # a place for the transformation's bias
+        chains = {part: settings.chain(block, hidden, keywords) for part, hidden in students.items()}
         fitting = BlockFit(index, block, keywords, chains, target, settings)
         finished = progress.resume(name, lambda fitting=fitting: fitting.run(progress, num_blocks=len(found)))
         layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
@@ -76,6 +82,47 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
         teacher = target
         students = {part: fitting.advance(finished, part) for part in students}
     return layers
+
+
+class LearnableTransform(nn.Module):
+    """A scale (as its logarithm) and a shift of every input channel, started at the identity."""
+
+    def __init__(self, num_inputs: int, device: torch.device) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(num_inputs, device=device))
+        self.shift = nn.Parameter(torch.zeros(num_inputs, device=device))
+
+
+class LearnableLayer(nn.Module):
+    """One linear layer with what is learned about its quantization; its own weight and bias stay as they are."""
+
+    def __init__(self, linear: nn.Linear, settings: Settings, transform: LearnableTransform | None) -> None:
+        super().__init__()
+        self.bits, self.spec = settings.objective.parent_bits, settings.grid
+        self.weight = linear.weight.detach().float()
+        self.bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+        self.clipping = LearnableClipping(self.weight, self.bits, settings.grid, settings.base.clipping_init)
+        self.transform = transform
+
+    def forward(self) -> tuple[Float[Tensor, "out in"], Grid, Transform | None]:
+        """The weight that is quantized, the grid it is quantized on, and the transformation that was applied to it."""
+        if self.transform is None:
+            return self.weight, self.clipping(), None
+        scale = self.transform.log_scale.exp()
+        bias = self.bias.float() + self.weight @ self.transform.shift
+        weight = self.weight * scale
+        return weight, self.clipping(weight_range(weight, self.spec)), Transform(scale, self.transform.shift, bias)
+
+    def read(self, slices: Sequence[Slice]) -> dict[Slice, Affine]:
+        """The layer at several slices, differentiable in what is learned."""
+        weight, grid, transform = self()
+        values = read_slices(weight, grid, slices, parent_bits=self.bits)
+        return {part: undo(value, transform) for part, value in values.items()}
+
+    @torch.no_grad()
+    def nested(self) -> NestedWeight:
+        _, grid, transform = self()
+        return nest(self.weight, grid, self.bits, transform)
 
 
 @dataclass(frozen=True)
@@ -90,62 +137,77 @@ class BlockFit:
     settings: Settings
 
     def run(self, progress: Progress, *, num_blocks: int) -> Layers:
-        """Learns the clipping logits and returns the block's nested weights, by path inside the block."""
-        base, objective = self.settings.base, self.settings.objective
-        weights = {path: linear.weight for path, linear in linears(self.block, self.settings.scope).items()}
-        clipping = nn.ModuleDict(
-            {
-                path.replace(".", "/"): LearnableClipping(
-                    weight, objective.parent_bits, self.settings.grid, base.clipping_init
-                )
-                for path, weight in weights.items()
-            }
-        )
-        # The gradient of a mean squared error reaches a single group's logit as 1e-8 or less: Adam's usual eps would
-        # drown it, and the learning rate would mean something else in every block.
-        optimizer = torch.optim.AdamW(
-            clipping.parameters(), lr=base.clipping_lr, weight_decay=base.weight_decay, eps=1e-15
-        )
+        """Learns how the block is quantized and returns its nested weights, by path inside the block."""
+        base, layers = self.settings.base, self._learnable()
+        optimizer = self._optimizer(layers)
+        skipped = 0
         # One generator a block, so that a resumed run draws the batches an undisturbed one draws.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + self.index)
         for step in range(base.num_steps):
             batch = torch.randperm(len(self.target), generator=generator)[: base.batch_size].to(self.target.device)
-            grids = {path: clipping[path.replace(".", "/")]() for path in weights}
-            read = {
-                path: read_slices(weight, grids[path], objective.slices, parent_bits=objective.parent_bits)
-                for path, weight in weights.items()
-            }
-            outputs = {
-                part: run_after_attention(
-                    self.block,
-                    self.chains[self.settings.input_of(part)].batch(batch),
-                    self.arguments,
-                    dtype=self.settings.dtype,
-                    weights={f"{path}.weight": slices[part] for path, slices in read.items()},
-                )
-                for part in objective.slices
-            }
-            target = self.target[batch]
-            losses = nested_loss(
-                objective,
-                outputs,
-                lambda _, output, target=target: self.distance(output, target),
-                self.distance,
-            )
-            terms = {term: loss.item() for term, loss in losses.terms.items()}
-            if not all(map(math.isfinite, terms.values())):
-                raise FloatingPointError(f"block {self.index}, step {step}: the loss is not finite ({terms})")
+            losses = self._losses(layers, batch)
             optimizer.zero_grad()
             losses.total.backward()
-            optimizer.step()
-            progress.log({"block": self.index, "step": step, "loss": losses.total.item(), **terms})
+            if finite(losses.total, layers):
+                optimizer.step()
+            else:
+                skipped += 1
+                if skipped > base.max_skipped_steps:
+                    raise FloatingPointError(
+                        f"block {self.index}, step {step}: loss or gradient is not finite, as in {skipped - 1} steps "
+                        "before; lower base.clipping_lr"
+                    )
+            terms = {term: loss.item() for term, loss in losses.terms.items()}
+            progress.log({"block": self.index, "step": step, "loss": losses.total.item(), **terms, "skipped": skipped})
             if step % 8 == 0:
                 progress.tick(self.index, num_blocks, f"block {self.index} step {step + 1}/{base.num_steps}")
-        with torch.no_grad():
-            return {
-                path: nest(weight, clipping[path.replace(".", "/")](), objective.parent_bits)
-                for path, weight in weights.items()
-            }
+        return {path: layer.nested() for path, layer in layers.items()}
+
+    def _learnable(self) -> dict[str, LearnableLayer]:
+        """The layers in scope; those that share an input share its transformation."""
+        found = linears(self.block, self.settings.scope)
+        names = input_names(found)
+        transforms: dict[str, LearnableTransform] = {}
+        if self.settings.base.transformation:
+            for path, linear in found.items():
+                device = linear.weight.device
+                transforms.setdefault(names[path], LearnableTransform(linear.in_features, device))
+        return {
+            path: LearnableLayer(linear, self.settings, transforms.get(names[path])) for path, linear in found.items()
+        }
+
+    def _optimizer(self, layers: Mapping[str, LearnableLayer]) -> torch.optim.Optimizer:
+        base = self.settings.base
+        clipping = [parameter for layer in layers.values() for parameter in layer.clipping.parameters()]
+        transforms = {id(layer.transform): layer.transform for layer in layers.values() if layer.transform is not None}
+        groups = [
+            {"params": clipping, "lr": base.clipping_lr},
+            {
+                "params": [p for shared in transforms.values() for p in shared.parameters()],
+                "lr": base.transformation_lr,
+            },
+        ]
+        # The gradient of a mean squared error reaches a single group's logit as 1e-8 or less: Adam's usual eps would
+        # drown it, and the learning rate would mean something else in every block.
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=base.weight_decay, eps=1e-15
+        )
+
+    def _losses(self, layers: Mapping[str, LearnableLayer], batch: Tensor) -> Losses:
+        objective, target = self.settings.objective, self.target[batch]
+        read = {path: layer.read(objective.slices) for path, layer in layers.items()}
+        outputs = {
+            part: self._run({path: slices[part] for path, slices in read.items()}, part, batch)
+            for part in objective.slices
+        }
+        return nested_loss(objective, outputs, lambda _, output: self.distance(output, target), self.distance)
+
+    def _run(self, layers: Mapping[str, Affine], part: Slice, batch: Tensor) -> Hidden:
+        """The block on a batch of the chain that a slice is trained on, with the given linear layers in place."""
+        chain = self.chains[self.settings.input_of(part)].batch(batch)
+        replaced = {f"{path}.weight": affine.weight for path, affine in layers.items()}
+        replaced |= {f"{path}.bias": affine.bias for path, affine in layers.items() if affine.bias is not None}
+        return run_chain(self.block, chain, self.arguments, dtype=self.settings.dtype, weights=replaced)
 
     def distance(
         self, output: Float[Tensor, "batch tokens hidden"], target: Float[Tensor, "batch tokens hidden"]
@@ -163,14 +225,12 @@ class BlockFit:
     @torch.no_grad()
     def advance(self, layers: Layers, part: Slice) -> Hidden:
         """What the next block receives under one read-out of this one."""
-        weights = {f"{path}.weight": nested.at(part) for path, nested in layers.items()}
-        chain, size = self.chains[part], self.settings.base.batch_size
-        index = torch.arange(len(chain.hidden), device=chain.hidden.device)
-        return torch.cat(
-            [
-                run_after_attention(
-                    self.block, chain.batch(batch), self.arguments, dtype=self.settings.dtype, weights=weights
-                )
-                for batch in index.split(size)
-            ]
-        )
+        read = {path: nested.at(part) for path, nested in layers.items()}
+        index = torch.arange(len(self.target), device=self.target.device)
+        return torch.cat([self._run(read, part, batch) for batch in index.split(self.settings.base.batch_size)])
+
+
+def finite(loss: Tensor, layers: Mapping[str, nn.Module]) -> bool:
+    """True if the loss and every gradient are finite."""
+    gradients = [p.grad for layer in layers.values() for p in layer.parameters() if p.grad is not None]
+    return bool(loss.isfinite() and torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
