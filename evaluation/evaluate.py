@@ -26,7 +26,7 @@ from evaluation.tasks import TaskSource, load_tasks
 from matquant import data
 from matquant.cell import Cell, Readout, Setup
 from matquant.checkpoint import NestedCheckpoint, load_checkpoint
-from matquant.extra_precision import effective_bits
+from matquant.extra_precision import effective_bits, overhead_bits
 from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
 from matquant.notation import FULL_BITS, Plan
@@ -117,10 +117,13 @@ class Bench:
         if LOG_PPLX in tasks:
             metrics, documents, seconds = self._log_perplexity(description)
             yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds)
+        accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
+        if not accuracies:
+            return
         scores = score_tasks(
             self.loaded.model,
             self.loaded.tokenizer,
-            {task: self.tasks[task] for task in tasks if task != LOG_PPLX},
+            accuracies,
             limit=self.readout.limit,
             batch_size=self.readout.batch_size,
             description=description,
@@ -151,6 +154,10 @@ class Bench:
         documents = {"doc_id": list(range(len(self.text))), LOG_PPLX: summary.block_nats}
         return metrics, documents, time.monotonic() - start
 
+    def _overhead(self, plan: Plan, checkpoint: NestedCheckpoint) -> dict[str, float]:
+        num_parameters = sum(parameter.numel() for parameter in self.loaded.model.parameters())
+        return overhead_bits(checkpoint.layers, plan, num_parameters=num_parameters)
+
     def _result(
         self,
         plan: Plan,
@@ -171,6 +178,7 @@ class Bench:
             effective_bits=float(FULL_BITS)
             if self.checkpoint is None
             else effective_bits(self.checkpoint.layers, plan),
+            overhead={} if self.checkpoint is None else self._overhead(plan, self.checkpoint),
             documents=dict(documents),
             checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
             provenance=provenance(device=_device_name(device), seconds=seconds),

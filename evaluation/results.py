@@ -44,7 +44,8 @@ class Result:
     """One task of one read-out of one cell, with every fact needed to measure it again.
 
     `metrics` holds fractions (acc, acc_norm) or nats per token (log_pplx), each with its `_stderr`; `documents` holds
-    the same per document, as columns, so that two plans can be compared on the same documents.
+    the same per document, as columns, so that two plans can be compared on the same documents.  `effective_bits` is the
+    paper's count; `overhead` is what that leaves out (`matquant.extra_precision.overhead_bits`).
     """
 
     cell_id: str
@@ -54,6 +55,7 @@ class Result:
     metrics: Mapping[str, float]
     num_documents: int
     effective_bits: float
+    overhead: Mapping[str, float] = field(default_factory=dict)
     documents: Mapping[str, list[Any]] = field(default_factory=dict)
     checkpoint: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)

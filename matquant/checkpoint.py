@@ -43,7 +43,8 @@ def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: 
         tensors[f"{name}.zero"] = nested.grid.zero.to(DTYPES[scale_dtype]).contiguous().cpu()
         if nested.transform is not None:
             for part, tensor in nested.transform._asdict().items():
-                tensors[f"{name}.transform.{part}"] = tensor.contiguous().cpu()
+                # A copy: layers with the same input share theirs, which safetensors refuses.
+                tensors[f"{name}.transform.{part}"] = tensor.cpu().clone()
     # One entry only: safetensors writes several in no fixed order, and equal weights should be equal files.
     parents = {"parent_bits": json.dumps({name: nested.parent_bits for name, nested in layers.items()})}
     write_beside(path, lambda beside: save_file(tensors, beside, parents))

@@ -1,12 +1,14 @@
-"""Effective bits: what a read-out costs by the paper's count."""
+"""What a read-out costs: the paper's effective bits, and beside them everything that the count leaves out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from matquant.mixnmatch import slices_of
 from matquant.nested import NestedWeight
-from matquant.notation import Plan, Slice
+from matquant.notation import FULL_BITS, Plan, Slice
 from matquant.slicing import slice_codes
 
 
@@ -24,3 +26,53 @@ def effective_bits(layers: Mapping[str, NestedWeight], plan: Plan) -> float:
     sizes = {name: nested.codes.numel() for name, nested in layers.items()}
     bits = (size * (slices[name].bits + overflow_share(layers[name], slices[name])) for name, size in sizes.items())
     return sum(bits) / sum(sizes.values())
+
+
+def overhead_bits(layers: Mapping[str, NestedWeight], plan: Plan, *, num_parameters: int) -> dict[str, float]:
+    """Bits that the paper's count leaves out, so that nothing is hidden.
+
+    `grid_bits`: scales, zeros and transformation, per quantized weight, in the dtypes they are stored in here.
+    `overflow_bits`: storing which weights are in the overflow bucket, per quantized weight: the cheaper of one bit a
+    weight and a 16-bit column number for each that is.
+    `model_bits`: everything together per parameter of the whole model, with unquantized parameters in 16 bits.
+    """
+    slices = slices_of(plan, layers)
+    num_quantized = sum(nested.codes.numel() for nested in layers.values())
+    grid = sum(8 * _num_bytes(nested) for nested in layers.values())
+    overflow = sum(
+        nested.codes.numel() * min(1.0, 16 * overflow_share(nested, slices[name])) for name, nested in layers.items()
+    )
+    codes = sum(nested.codes.numel() * slices[name].bits for name, nested in layers.items())
+    total = codes + grid + overflow + FULL_BITS * (num_parameters - num_quantized)
+    return {
+        "grid_bits": grid / num_quantized,
+        "overflow_bits": overflow / num_quantized,
+        "model_bits": total / num_parameters,
+    }
+
+
+def _num_bytes(nested: NestedWeight) -> int:
+    """Bytes of everything but the codes."""
+    tensors = [*nested.grid, *(nested.transform or ())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def code_histogram(layers: Mapping[str, NestedWeight]) -> list[int]:
+    """How many weights have each parent code: the data of Figures 1c and 4."""
+    parent_bits = max(nested.parent_bits for nested in layers.values())
+    counts = sum(torch.bincount(nested.codes.flatten(), minlength=2**parent_bits) for nested in layers.values())
+    return torch.as_tensor(counts).tolist()
+
+
+def overflow_shares(layers: Mapping[str, NestedWeight]) -> dict[str, float]:
+    """The share of all weights that each narrower width would put into its overflow bucket."""
+    num_weights = sum(nested.codes.numel() for nested in layers.values())
+    parent_bits = max(nested.parent_bits for nested in layers.values())
+    widths = [Slice(bits, extra_precision=True) for bits in (6, 4, 3, 2) if bits < parent_bits]
+    return {
+        f"overflow/int{part.bits}": sum(
+            nested.codes.numel() * overflow_share(nested, part) for nested in layers.values()
+        )
+        / num_weights
+        for part in widths
+    }

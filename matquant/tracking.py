@@ -68,13 +68,23 @@ class WandbTracker:
             self.run = wandb.init(mode="offline", **{key: value for key, value in arguments.items() if key != "resume"})
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        self.run.log(dict(metrics))
+        """Numbers as curves, a list of counts as a histogram over 0, 1, 2, ..."""
+        self.run.log({name: _logged(value) for name, value in metrics.items()})
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
         self.run.summary.update(dict(metrics))
 
     def finish(self) -> None:
         self.run.finish()
+
+
+def _logged(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    import numpy as np
+    import wandb
+
+    return wandb.Histogram(np_histogram=(np.array(value), np.arange(len(value) + 1)))
 
 
 def wandb_mode() -> Mode:

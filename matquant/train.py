@@ -14,6 +14,7 @@ from matquant.algorithms import Layers, minmax, omniquant, qat
 from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, QATBase, Setup
 from matquant.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.data import token_blocks
+from matquant.extra_precision import code_histogram, overflow_shares
 from matquant.models import load_model
 from matquant.runs import RunDir, write_beside, write_json
 from matquant.tracking import Tracker
@@ -38,9 +39,12 @@ class DiskProgress:
         path = self.run.state / f"{piece}.safetensors"
         if not path.exists():
             # Lines of an attempt at this piece that was killed.
-            self.run.rewind_log(lambda record: record["piece"] != piece)
+            self.run.rewind_log(lambda record: record.get("piece") != piece)
             self.piece = piece
-            save_layers(path, compute(), scale_dtype=self.scale_dtype)
+            layers = compute()
+            # What training did to the codes: the data of Figures 1c and 4.
+            self.log({**overflow_shares(layers), "histogram": code_histogram(layers)})
+            save_layers(path, layers, scale_dtype=self.scale_dtype)
         # Read back even when just computed, so that both roads lead through the same stored bits.
         return load_layers(path, device=self.device)
 
@@ -48,7 +52,7 @@ class DiskProgress:
         path = self.run.state / TRAINING_STATE
         state = torch.load(path, map_location=self.device, weights_only=True) if path.exists() else None
         first_step = state["step"] if state else 0
-        self.run.rewind_log(lambda record: record["step"] < first_step)
+        self.run.rewind_log(lambda record: record.get("step", first_step) < first_step)
         return state
 
     def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -57,7 +61,7 @@ class DiskProgress:
         write_beside(self.run.state / TRAINING_STATE, lambda beside: torch.save(dict(state()), beside))
         self.saved = time.monotonic()
 
-    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+    def log(self, metrics: Mapping[str, Any]) -> None:
         self.run.append_log({**({"piece": self.piece} if self.piece else {}), **metrics})
         self.tracker.log({f"train/{name}": value for name, value in metrics.items()})
 

@@ -27,7 +27,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.pieces: dict[str, Layers] = {}
-        self.records: list[Mapping[str, float | int | str]] = []
+        self.records: list[Mapping[str, Any]] = []
         self.ticks: list[tuple[int, int]] = []
         self.state: Mapping[str, Any] | None = None
         self.saved: list[Mapping[str, Any]] = []
@@ -44,7 +44,7 @@ class Memory:
         kept = state()
         self.saved.append(copy.deepcopy(dict(kept)))
 
-    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+    def log(self, metrics: Mapping[str, Any]) -> None:
         self.records.append(metrics)
 
     def tick(self, done: int, total: int, note: str) -> None:
@@ -207,7 +207,11 @@ def test_every_step_logs_the_loss_of_every_slice(fit):
     progress = Memory()
     fit(progress)
     assert len(progress.records) == 2 * 4
-    assert set(progress.records[0]) == {"block", "step", "loss", "int8", "int4", "int2", "skipped"}
+    assert set(progress.records[0]) == {
+        *("block", "step", "loss", "int8", "int4", "int2", "skipped"),
+        *("clipping/high", "clipping/low"),
+    }
+    assert 0.9 < progress.records[0]["clipping/high"] < 1
     assert progress.ticks[-1] == (2, 2)
 
 

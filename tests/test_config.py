@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,33 +10,55 @@ from omegaconf import OmegaConf
 
 from matquant.config import CONF, choices, load_study, sweep_points
 from matquant.errors import UserError
+from tests.golden import renew
 
 NEEDS = {
     "hub": ["model.repo=a/b", "model.name=b"],
     "folder": ["model.path=.", "model.name=x"],
     "text_files": ["data.paths=[a.txt]"],
 }
-FILES = sorted(path for path in CONF.glob("*/*.yaml"))
+FILES = sorted(CONF.glob("*/**/*.yaml"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def choice(path: Path) -> tuple[str, str]:
+    """The axis of a file and how its choice is typed: ("experiment", "smollm2/table01")."""
+    group, *name = path.relative_to(CONF).with_suffix("").parts
+    return group, "/".join(name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(choice(path)))
 def test_every_config_file_composes_and_validates(path: Path):
-    group, name = path.parent.name, path.stem
+    group, name = choice(path)
     study = load_study([f"{group}={name}", *NEEDS.get(name, [])])
     assert study.cells
     if group == "experiment":
-        assert study.name == name
+        assert study.name == name.replace("/", "_")
+        assert study.cells == tuple({cell.id: cell for cell in study.cells}.values())
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_experiment_is_exactly_the_cells_its_table_needs():
+    assert renew.experiments() == json.loads((Path(renew.__file__).parent / "experiments.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if choice(path)[0] == "experiment"], ids=lambda path: choice(path)[1]
+)
+def test_every_experiment_opens_with_its_claim_command_cost_and_what_to_expect(path: Path):
+    text = path.read_text()
+    assert f"experiment={choice(path)[1]}" in text or "make demo" in text
+    for word in ("# Claim: ", "# Command: ", "# Cost: ", "# Expected: "):
+        assert word in text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(choice(path)))
 def test_every_config_file_says_what_it_is(path: Path):
     assert any(line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines())
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if path.parent.name != "experiment"],
-    ids=lambda path: f"{path.parent.name}/{path.stem}",
+    [path for path in FILES if choice(path)[0] != "experiment"],
+    ids=lambda path: "/".join(choice(path)),
 )
 def test_every_field_stands_in_its_file_so_that_it_can_be_typed_without_a_plus(path: Path):
     study = load_study([f"{path.parent.name}={path.stem}", *NEEDS.get(path.stem, [])])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matquant.cell import GridSpec
-from matquant.extra_precision import effective_bits
+from matquant.extra_precision import code_histogram, effective_bits, overflow_shares, overhead_bits
 from matquant.mixnmatch import arrange, counts, slices_of
 from matquant.nested import nest
 from matquant.notation import LAYOUTS, Plan, Slice
@@ -112,3 +112,20 @@ def test_plans_of_trained_overflow_buckets_keep_them():
     assert str(Plan.parse("int2").with_extra_precision(8)) == "int2+ep"
     assert str(Plan.parse("int8").with_extra_precision(8)) == "int8"
     assert str(Plan.parse("pyramid@3").with_extra_precision(8)) == "pyramid@3+ep"
+
+
+def test_overheads_are_counted_beside_the_papers_bits():
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    layers = {name: nest(weight, minmax_grid(weight, 8, GridSpec(group_size=16)), 8) for name in names(2)}
+    num_quantized = 4 * 256
+    costs = overhead_bits(layers, Plan.parse("int2"), num_parameters=2 * num_quantized)
+    assert costs["grid_bits"] == 2 * 32 / 16  # a float32 scale and zero for 16 weights
+    assert costs["overflow_bits"] == 0
+    assert costs["model_bits"] == (2 + costs["grid_bits"] + 16) / 2
+    extra = overhead_bits(layers, Plan.parse("int2+ep"), num_parameters=2 * num_quantized)
+    assert 0 < extra["overflow_bits"] <= 1
+    assert sum(code_histogram(layers)) == num_quantized
+    shares = overflow_shares(layers)
+    assert list(shares) == ["overflow/int6", "overflow/int4", "overflow/int3", "overflow/int2"]
+    assert list(shares.values()) == sorted(shares.values())
+    assert effective_bits(layers, Plan.parse("int2+ep")) == pytest.approx(2 + shares["overflow/int2"])

@@ -30,7 +30,7 @@ class Progress(Protocol):
         """Offers a state to go on from; it is asked for only when it is time to write one."""
         ...
 
-    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+    def log(self, metrics: Mapping[str, Any]) -> None:
         """One step: losses per term, learning rates, whatever is worth a curve."""
         ...
 

@@ -158,7 +158,8 @@ class BlockFit:
                         "before; lower base.clipping_lr"
                     )
             terms = {term: loss.item() for term, loss in losses.terms.items()}
-            progress.log({"block": self.index, "step": step, "loss": losses.total.item(), **terms, "skipped": skipped})
+            position = {"block": self.index, "step": step, "skipped": skipped}
+            progress.log({**position, "loss": losses.total.item(), **terms, **clipping_factors(layers)})
             if step % 8 == 0:
                 progress.tick(self.index, num_blocks, f"block {self.index} step {step + 1}/{base.num_steps}")
         return {path: layer.nested() for path, layer in layers.items()}
@@ -228,6 +229,14 @@ class BlockFit:
         read = {path: nested.at(part) for path, nested in layers.items()}
         index = torch.arange(len(self.target), device=self.target.device)
         return torch.cat([self._run(read, part, batch) for batch in index.split(self.settings.base.batch_size)])
+
+
+def clipping_factors(layers: Mapping[str, LearnableLayer]) -> dict[str, float]:
+    """How much of the range between the extreme weights the grids keep on average, at their upper and lower ends."""
+    with torch.no_grad():
+        high = torch.cat([torch.sigmoid(layer.clipping.high_logit).flatten() for layer in layers.values()]).mean()
+        low = torch.cat([torch.sigmoid(layer.clipping.low_logit).flatten() for layer in layers.values()]).mean()
+    return {"clipping/high": high.item(), "clipping/low": low.item()}
 
 
 def finite(loss: Tensor, layers: Mapping[str, nn.Module]) -> bool:

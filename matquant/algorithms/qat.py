@@ -54,7 +54,7 @@ def fit(
         progress.log(metrics)
         progress.save(training.state)
         progress.tick(training.step, settings.base.num_steps, f"loss {metrics['loss']:.3f}")
-    return training.layers()
+    return progress.resume("model", training.layers)
 
 
 def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> float:

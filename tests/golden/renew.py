@@ -6,12 +6,25 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from matquant.cell import BaseSpec, GridSpec, ModelSpec, Paths, Readout, Spec, TextSpec, Tracking
-from matquant.config import load_study
+from matquant.cell import (
+    BaseSpec,
+    Cell,
+    GridSpec,
+    ModelSpec,
+    OmniQuantBase,
+    Paths,
+    QATBase,
+    Readout,
+    Spec,
+    TextSpec,
+    Tracking,
+)
+from matquant.config import CONF, load_study
 from matquant.notation import Slice
 from tests.reference.slicing_reference import slice_code
 
 FOLDER = Path(__file__).parent
+EXPERIMENTS = list((CONF / "experiment").rglob("*.yaml"))
 
 CELLS = {
     "none": ["base=none"],
@@ -50,9 +63,27 @@ def cell_ids() -> dict[str, str]:
     return {name: load_study(overrides).cells[0].id for name, overrides in CELLS.items()}
 
 
+def experiments() -> dict[str, list[str]]:
+    """For every experiment its cells, as the rows of a table read them."""
+    names = sorted(str(path.relative_to(CONF / "experiment").with_suffix("")) for path in EXPERIMENTS)
+    return {name: [row(cell) for cell in load_study([f"experiment={name}"]).cells] for name in names}
+
+
+def row(cell: Cell) -> str:
+    """`gemma2_2b omniquant 1221 steps, {int8: 0.1, int4: 0.1, int2: 1} in int8, ffn, 128 x 2048 tokens of hub`."""
+    facts = [f"{cell.model.name} {cell.base.kind}"]
+    if cell.objective is not None:
+        terms = ", ".join(f"{term}: {term.weight:g}" for term in cell.objective.terms)
+        facts += [f"{{{terms}}} in int{cell.objective.parent_bits}", f"{cell.scope}"]
+    if isinstance(cell.base, OmniQuantBase | QATBase) and cell.data is not None:
+        facts += [f"{cell.base.num_steps} steps of {cell.base.batch_size} x {cell.data.sequence_length} tokens"]
+    return ", ".join(facts)
+
+
 def main() -> None:
-    for name, value in (("slices", slices()), ("spec_defaults", spec_defaults()), ("cell_ids", cell_ids())):
-        (FOLDER / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+    recorded = {"slices": slices, "spec_defaults": spec_defaults, "cell_ids": cell_ids, "experiments": experiments}
+    for name, measure in recorded.items():
+        (FOLDER / f"{name}.json").write_text(json.dumps(measure(), indent=1) + "\n")
 
 
 if __name__ == "__main__":
