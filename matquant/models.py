@@ -52,15 +52,6 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model.eval()
 
 
-def load_tokenizer(spec: ModelSpec, *, cache: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer alone."""
-    if isinstance(spec, RandomModel):
-        return byte_tokenizer()
-    source, arguments = _source(spec, cache)
-    with _plain_words(spec):
-        return AutoTokenizer.from_pretrained(source, **arguments)
-
-
 def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
     """The model without its weights (on the meta device): enough to know its blocks and the shapes of its layers."""
     if isinstance(spec, RandomModel):

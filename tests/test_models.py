@@ -17,7 +17,6 @@ from matquant.models import (
     forward_replaced,
     linears,
     load_model,
-    load_tokenizer,
     skeleton,
 )
 
@@ -42,8 +41,8 @@ def test_a_random_model_is_the_same_every_time_and_leaves_the_random_state_alone
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_the_byte_tokenizer_keeps_every_text(tmp_path):
-    tokenizer = load_tokenizer(tiny(), cache=tmp_path)
+def test_the_byte_tokenizer_keeps_every_text():
+    tokenizer = byte_tokenizer()
     text = "Café: 5 µm → ∞\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer) == 257
