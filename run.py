@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from matquant.cell import Cell, Setup
 from matquant.config import Study, load_study, sweep_points
 from matquant.errors import UserError
-from matquant.runs import require_writable
+from matquant.runs import RunDir, remove_leftovers, require_writable
 
 log = logging.getLogger("matquant")
 MULTIRUN = {"-m", "--multirun"}
@@ -123,14 +123,19 @@ def run_cell(cell: Cell, setup: Setup) -> None:
     from matquant.tracking import tracker_for
     from matquant.train import train
 
-    if not missing(cell, setup.readout, ResultStore(setup.paths.results)):
+    store = ResultStore(setup.paths.results)
+    if not missing(cell, setup.readout, store):
         return
-    tracker = tracker_for(cell, setup)
-    try:
-        train(cell, setup, tracker)
-        evaluate(cell, setup, tracker)
-    finally:
-        tracker.finish()
+    with RunDir(setup.paths.runs, cell.id).alone():
+        if not missing(cell, setup.readout, store):
+            return  # the process that was waited for has done it
+        remove_leftovers(store.folder / cell.id)
+        tracker = tracker_for(cell, setup)
+        try:
+            train(cell, setup, tracker)
+            evaluate(cell, setup, tracker)
+        finally:
+            tracker.finish()
 
 
 if __name__ == "__main__":

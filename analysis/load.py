@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 STDERR = "_stderr"
 
 PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
+COST_COLUMNS = ("effective_bits", "grid_bits", "overflow_bits", "model_bits")
+"""The paper's count of bits, and what it leaves out (`matquant.extra_precision.overhead_bits`)."""
 IDENTITY_COLUMNS = (
     *("cell_id", "config_id", "model", "base", "objective", "parent_bits", "method", "label"),
     *("plan", "bits", "extra_precision", "interpolated", "seed"),
 )
 COLUMNS = (
     *IDENTITY_COLUMNS,
-    *("effective_bits", "task", "metric", "value", "stderr", "num_documents"),
+    *COST_COLUMNS,
+    *("task", "metric", "value", "stderr", "num_documents"),
     *PROTOCOL_COLUMNS,
     *("protocol_id", "checkpoint", "device", "seconds", "commit", "finished"),
 )
@@ -215,6 +218,7 @@ def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
         yield {
             **identity,
             "effective_bits": result.effective_bits,
+            **{column: result.overhead.get(column) for column in COST_COLUMNS[1:]},
             "task": result.task,
             "metric": metric,
             "value": measured[metric],

@@ -9,16 +9,16 @@ from __future__ import annotations
 import html
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.load import IDENTITY_COLUMNS, LOG_PPLX
+from analysis.load import COST_COLUMNS, IDENTITY_COLUMNS, LOG_PPLX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from analysis.load import LoadedResults
 
@@ -51,7 +51,7 @@ DAGGER = "†"
 def summary(loaded: LoadedResults) -> pd.DataFrame:
     """A row per (configuration, plan), wide to narrow, methods in the paper's order; NaN where a result is missing.
 
-    Columns: IDENTITY_COLUMNS, `effective_bits`, `num_seeds`, and for each task, `task_avg` and `log_pplx` the value
+    Columns: IDENTITY_COLUMNS, COST_COLUMNS, `num_seeds`, and for each task, `task_avg` and `log_pplx` the value
     and its `_stderr`.  Configurations that differ only in their seed are one row: the mean, and as its error the
     standard deviation between seeds instead of the standard error over documents.
     """
@@ -64,7 +64,7 @@ def summary(loaded: LoadedResults) -> pd.DataFrame:
     rows.loc[rows[TASK_AVG].isna(), f"{TASK_AVG}_stderr"] = np.nan
     values = [*loaded.tasks, TASK_AVG, LOG_PPLX]
     merged = [_over_seeds(seeds, values) for _, seeds in rows.groupby(["config_id", "plan"], sort=False)]
-    columns = [*IDENTITY_COLUMNS, "effective_bits", "num_seeds", *(c for v in values for c in (v, f"{v}_stderr"))]
+    columns = [*IDENTITY_COLUMNS, *COST_COLUMNS, "num_seeds", *(c for v in values for c in (v, f"{v}_stderr"))]
     return _in_paper_order(pd.DataFrame(merged, columns=columns))
 
 
@@ -84,9 +84,9 @@ def headline_results(loaded: LoadedResults) -> pd.DataFrame:
 
 
 def _wide(loaded: LoadedResults) -> pd.DataFrame:
-    """A row per measured (cell, plan): effective bits, and for each task its value and standard error."""
+    """A row per measured (cell, plan): its bits, and for each task its value and standard error."""
     long = headline_results(loaded).set_index(["cell_id", "plan"])
-    wide = pd.DataFrame({"effective_bits": long["effective_bits"].groupby(level=[0, 1]).first().astype(float)})
+    wide = long[list(COST_COLUMNS)].astype(float).groupby(level=[0, 1]).first()
     for task in (*loaded.tasks, LOG_PPLX):
         of_task = long[long["task"] == task]
         wide[task] = of_task["value"].astype(float)
@@ -102,7 +102,8 @@ def _over_seeds(seeds: pd.DataFrame, values: Sequence[str]) -> pd.Series:
     row["num_seeds"] = len(seeds)
     if len(seeds) > 1:
         row["cell_id"] = ", ".join(seeds["cell_id"])
-        row["effective_bits"] = seeds["effective_bits"].mean()
+        for column in COST_COLUMNS:
+            row[column] = seeds[column].mean()
         for value in values:
             row[value] = seeds[value].mean()
             row[f"{value}_stderr"] = seeds[value].std(ddof=1)
@@ -182,6 +183,12 @@ class Column:
     sign: int = 0
 
 
+GRID, OVERFLOW, STORED = "+ grid", "+ overflow", "Stored"
+BITS_NOTE = (
+    "Bits: the paper's count, per quantized weight; what it leaves out stands beside it.  + grid: scales, zeros and "
+    "transformation; + overflow: which weights are in the overflow bucket; Stored: everything, per parameter of the "
+    "whole model, unquantized ones in 16 bits."
+)
 NUM_LABELS = 2
 """How many columns at the left hold names; the others hold numbers."""
 
@@ -191,7 +198,10 @@ def typeset(rows: pd.DataFrame, tasks: Sequence[str]) -> Table:
     columns = (
         Column("Data type", data_type),
         Column("Method", _method_text),
-        Column("Bits", lambda row: with_error(row["effective_bits"], np.nan, ".4g")),
+        Column("Bits", _bits("effective_bits")),
+        Column(GRID, _bits("grid_bits")),
+        *([Column(OVERFLOW, _bits("overflow_bits"))] if (rows["overflow_bits"] > 0).any() else []),
+        Column(STORED, _bits("model_bits")),
         *(Column(task_name(task), _percent_of(task), task, +1) for task in tasks),
         Column("Task Avg ↑", _percent_of(TASK_AVG, shows_error=True), TASK_AVG, +1),
         Column("log pplx ↓", _nats, LOG_PPLX, -1),
@@ -225,6 +235,10 @@ def _method_text(row: Row) -> str:
     return name + (f" {DAGGER}" if row["interpolated"] else "") + seeds
 
 
+def _bits(column: str) -> Callable[[Row], str]:
+    return lambda row: with_error(row[column], np.nan, ".4g")
+
+
 def _percent_of(value: str, *, shows_error: bool = False) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         error = 100 * row[f"{value}_stderr"] if shows_error else np.nan
@@ -248,6 +262,8 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section]) -> tuple[str, ...]:
     """The legend: only the marks that occur."""
     entries = [entry for section in sections for row in section.rows for entry in row]
     notes = ["Tasks and Task Avg in percent, higher is better; log pplx in nats per token, lower is better."]
+    if rows["model_bits"].notna().any():
+        notes.append(BITS_NOTE)
     if any("±" in entry.text for entry in entries):
         notes.append("±: standard error over documents; it does not cover another training run.")
     if (rows["num_seeds"] > 1).any():
@@ -262,12 +278,14 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section]) -> tuple[str, ...]:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 BOLD_NOTE = "Bold: the best value, as printed, among the rows of a data type."
-METHOD_WIDTH = 36
-"""Characters; a longer method name goes on in the next line, so that a terminal of 130 columns holds the table."""
+NOTE_WIDTH = 130
+METHOD_WIDTH = 30
+"""Characters; a longer method name goes on in the next line, so that a terminal of 137 columns holds the table."""
 
 
 def to_text(table: Table) -> str:
-    """Aligned columns for a terminal, a blank line between data types."""
+    """Aligned columns for a terminal, a blank line between data types; what Stored is made of is left to the page."""
+    table = _without(table, {GRID, OVERFLOW})
     blocks = []
     for section in table.sections:
         lines: list[list[str]] = []
@@ -285,7 +303,17 @@ def to_text(table: Table) -> str:
         if _starts_model(table, number):
             drawn += ["", f"{section.model}"]
         drawn += ["", *(_text_line(line, widths) for line in lines)]
-    return "\n".join([*drawn, "", *table.notes])
+    return "\n".join([*drawn, "", *(line for note in table.notes for line in textwrap.wrap(note, NOTE_WIDTH))])
+
+
+def _without(table: Table, heads: Container[str]) -> Table:
+    """A table without some of its columns."""
+    kept = [number for number, head in enumerate(table.heads) if head not in heads]
+    sections = [
+        replace(section, rows=tuple(tuple(row[number] for number in kept) for row in section.rows))
+        for section in table.sections
+    ]
+    return replace(table, heads=tuple(table.heads[number] for number in kept), sections=tuple(sections))
 
 
 def _text_line(texts: Sequence[str], widths: Sequence[int]) -> str:

@@ -8,40 +8,15 @@ slices has to do.  Absolute times depend on the machine; the ratio should not.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
+from benchmarks.timing import SMOLLM2, median_seconds, print_ratios
 from matquant.cell import GridSpec
 from matquant.models import block_name, blocks, linears
 from matquant.nested import materialize, nest
 from matquant.notation import Plan
 from matquant.quantizers import minmax_grid
-
-SMOLLM2 = LlamaConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    tie_word_embeddings=True,
-)
-REPEATS = 7
-
-
-def median_seconds(action: Callable[[], object]) -> float:
-    """The median over several runs, after one that is not counted."""
-    action()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main() -> None:
@@ -60,14 +35,14 @@ def main() -> None:
         for name, linear in found.items():
             linear.weight.copy_(weights[name])
 
-    rival = median_seconds(copy)
     num_weights = sum(weight.numel() for weight in weights.values())
     print(f"SmolLM2-135M, FFN scope: {num_weights / 1e6:.1f}M weights, {torch.get_num_threads()} threads")
-    print(f"{'copy of float32 weights (rival)':34} {rival:6.3f} s    1.0x")
-    for label in ("int8", "int4", "int2", "int2+ep"):
-        plan = Plan.parse(label)
-        seconds = median_seconds(lambda plan=plan: materialize(model, layers, plan))
-        print(f"{'materialize ' + label:34} {seconds:6.3f} s {seconds / rival:6.1f}x")
+    rival = "copy of float32 weights (rival)"
+    plans = {label: Plan.parse(label) for label in ("int8", "int4", "int2", "int2+ep")}
+    reads = {
+        f"materialize {label}": lambda plan=plan: materialize(model, layers, plan) for label, plan in plans.items()
+    }
+    print_ratios(median_seconds({rival: copy, **reads}, repeats=7), rival=rival)
 
 
 if __name__ == "__main__":

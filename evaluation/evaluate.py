@@ -26,7 +26,7 @@ from evaluation.tasks import TaskSource, load_tasks
 from matquant import data
 from matquant.cell import Cell, Readout, Setup
 from matquant.checkpoint import NestedCheckpoint, load_checkpoint
-from matquant.extra_precision import effective_bits, overhead_bits
+from matquant.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
 from matquant.notation import FULL_BITS, Plan
@@ -89,6 +89,8 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     run = RunDir(setup.paths.runs, cell.id)
     with run.stage("evaluate"):
         bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
+        if (checkpoint := bench.checkpoint) is not None:
+            store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
         for number, (plan, tasks) in enumerate(gaps.items(), start=1):
             description = f"{cell.id} {plan} ({number}/{len(gaps)})"
             measured: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """Results on disk: one file per (cell, plan, task, protocol), written beside and renamed.
 
-    results/<cell id>/cell.json
+    results/<cell id>/cell.json       what the cell is
+    results/<cell id>/codes.json      histogram of its codes, effective bits of every layer
     results/<cell id>/<plan>/<task>-<protocol id>.json
 
 The *protocol* is every fact that decides what a number means besides the weights: task, document limit, batch size,
@@ -89,6 +90,16 @@ class ResultStore:
         path = self.folder / cell_id / "cell.json"
         if not path.exists():
             write_json(path, cell)
+
+    def put_codes(self, cell_id: str, statistics: Mapping[str, Any]) -> None:
+        """Records what the codes of a cell's checkpoint look like, unless that is what is recorded already."""
+        path = self.folder / cell_id / "codes.json"
+        try:
+            recorded = json.loads(path.read_text())
+        except (OSError, ValueError):
+            recorded = None
+        if recorded != statistics:
+            write_json(path, statistics)
 
     def read(self, path: Path) -> Result:
         """One result file; ValueError if it is not one."""

@@ -2,13 +2,16 @@
 
 Block-wise algorithms walk through a model once.  At every block they hold the hidden states of all calibration
 sequences, [sequences, tokens, hidden], for the unquantized model (the teacher's chain) and for each quantized read-out
-(the student's chains).
+(the student's chains).  `Shelf` says where they lie: on the GPU, in host memory or on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +19,65 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from matquant.cell import Place
 from matquant.models import attention, backbone, blocks, feed_forward, forward_replaced
 
 Hidden = Float[Tensor, "sequences tokens hidden"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The hidden states of all sequences, wherever they are kept; batches come back where they are computed with."""
+
+    states: Hidden
+    device: torch.device
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def batch(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch tokens hidden"]:
+        """Some sequences, on the device and in the dtype that they were computed in."""
+        return self.states[index.to(self.states.device)].to(self.device, self.dtype)
+
+    def batches(self, batch_size: int) -> Iterator[Float[Tensor, "batch tokens hidden"]]:
+        """All sequences in order."""
+        for batch in self.states.split(batch_size):
+            yield batch.to(self.device, self.dtype)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where activations are kept, and in which dtype: at most `dtype`, or their own where that is narrower.
+
+    The place changes nothing but time; the dtype rounds what one block hands to the next.
+    """
+
+    dtype: torch.dtype = torch.float32
+    place: Place = "device"
+    folder: Path | None = None
+
+    def keep(self, batches: Iterable[Float[Tensor, "batch tokens hidden"]], num_sequences: int) -> Activations:
+        """Keeps activations that are computed batch by batch; two copies are never in memory."""
+        states, done = torch.empty(0), 0
+        device, dtype = torch.device("cpu"), torch.float32
+        for batch in batches:
+            if not done:
+                device, dtype = batch.device, batch.dtype
+                states = self._empty((num_sequences, *batch.shape[1:]), batch)
+            states[done : done + len(batch)] = batch.to(states.device, states.dtype)
+            done += len(batch)
+        assert done == num_sequences
+        return Activations(states, device, dtype)
+
+    def _empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        dtype = min(like.dtype, self.dtype, key=lambda dtype: dtype.itemsize)
+        if self.place != "disk":
+            return torch.empty(shape, dtype=dtype, device=like.device if self.place == "device" else "cpu")
+        # A mapped file without a name: the system takes it back when the tensor goes, even if the process is killed.
+        with tempfile.NamedTemporaryFile(dir=self.folder) as file:
+            num_elements = torch.Size(shape).numel()
+            return torch.from_file(file.name, shared=True, size=num_elements, dtype=dtype).view(shape)
 
 
 class BlockInputs(NamedTuple):
@@ -27,12 +86,12 @@ class BlockInputs(NamedTuple):
     The arguments are kept per block: Gemma-2 alternates sliding and full attention masks.
     """
 
-    hidden: Hidden
+    hidden: Activations
     arguments: list[dict[str, Any]]
 
 
 @torch.no_grad()
-def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_size: int) -> BlockInputs:
+def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_size: int, shelf: Shelf) -> BlockInputs:
     """Runs a model with its blocks skipped, and keeps what each block was called with."""
     arguments: list[dict[str, Any]] = []
     device, body = next(model.parameters()).device, backbone(model)
@@ -41,7 +100,6 @@ def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_
         arguments.append({**keywords, "past_key_values": None, "use_cache": False})
         return hidden
 
-    hidden = []
     # What the first block is given is the model's output with all blocks passing it through and no final norm.
     with ExitStack() as stack:
         for block in blocks(model):
@@ -49,9 +107,11 @@ def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_
         stack.enter_context(forward_replaced(body.get_submodule("norm"), lambda states: states))
         body(input_ids=tokens[:1].to(device), use_cache=False)
         kept = arguments.copy()
-        for batch in tokens.split(batch_size):
-            hidden.append(body(input_ids=batch.to(device), use_cache=False).last_hidden_state.float())
-    return BlockInputs(torch.cat(hidden), kept)
+        hidden = (
+            body(input_ids=batch.to(device), use_cache=False).last_hidden_state.float()
+            for batch in tokens.split(batch_size)
+        )
+        return BlockInputs(shelf.keep(hidden, len(tokens)), kept)
 
 
 def run_block(
@@ -69,25 +129,45 @@ def run_block(
 
 @torch.no_grad()
 def block_outputs(
-    block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any], *, batch_size: int, dtype: torch.dtype
-) -> Hidden:
+    block: nn.Module,
+    hidden: Activations,
+    arguments: Mapping[str, Any],
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    shelf: Shelf,
+) -> Activations:
     """One block on all sequences."""
-    return torch.cat([run_block(block, batch, arguments, dtype=dtype) for batch in hidden.split(batch_size)])
+    outputs = (run_block(block, batch, arguments, dtype=dtype) for batch in hidden.batches(batch_size))
+    return shelf.keep(outputs, len(hidden))
+
+
+class ChainBatch(NamedTuple):
+    """What enters a block for some sequences under one read-out."""
+
+    hidden: Hidden
+    attended: Hidden | None = None
 
 
 class Chain(NamedTuple):
     """The hidden states that enter a block under one read-out and, where it is a constant, its attention's output."""
 
-    hidden: Hidden
-    attended: Hidden | None = None
+    hidden: Activations
+    attended: Activations | None = None
 
-    def batch(self, index: Tensor) -> Chain:
-        return Chain(self.hidden[index], None if self.attended is None else self.attended[index])
+    def batch(self, index: Int[Tensor, " batch"]) -> ChainBatch:
+        return ChainBatch(self.hidden.batch(index), None if self.attended is None else self.attended.batch(index))
 
 
 @torch.no_grad()
 def attend(
-    block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any], *, batch_size: int, dtype: torch.dtype
+    block: nn.Module,
+    hidden: Activations,
+    arguments: Mapping[str, Any],
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    shelf: Shelf,
 ) -> Chain:
     """Computes the attention of a block once: with scope=ffn it is a constant of the block's optimization."""
     kept: list[Tensor] = []
@@ -99,15 +179,18 @@ def attend(
         kept.append(output)
         return output, *rest
 
-    with forward_replaced(module, record), forward_replaced(feed_forward(block), lambda states: states):
-        for batch in hidden.split(batch_size):
+    def outputs() -> Iterator[Tensor]:
+        for batch in hidden.batches(batch_size):
             run_block(block, batch, arguments, dtype=dtype)
-    return Chain(hidden, torch.cat(kept))
+            yield kept.pop()
+
+    with forward_replaced(module, record), forward_replaced(feed_forward(block), lambda states: states):
+        return Chain(hidden, shelf.keep(outputs(), len(hidden)))
 
 
 def run_chain(
     block: nn.Module,
-    chain: Chain,
+    chain: ChainBatch,
     arguments: Mapping[str, Any],
     *,
     dtype: torch.dtype,

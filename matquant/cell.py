@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
 
 DType = Literal["float32", "bfloat16", "float16"]
+Place = Literal["device", "host", "disk"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -145,6 +146,8 @@ class OmniQuantBase(Spec):
     max_skipped_steps: Annotated[int, Field(ge=0)] = 10
     """Steps of one block whose loss or gradient is not finite; one more ends the run."""
     compute_dtype: DType = "float32"
+    activation_dtype: DType = "float32"
+    """What one block hands to the next is kept in; `Setup.activations` says where."""
 
 
 class QATBase(Spec):
@@ -310,6 +313,8 @@ class Setup(Spec):
     tracking: Tracking
     paths: Paths = Paths()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    activations: Place = "device"
+    """Where calibration activations are kept: beside the model, in host memory, or in a file of the run's folder."""
     save_every_min: Annotated[float, Field(ge=0)] = 5.0
     """Minutes between two saves of a training state: what a killed run may lose."""
     experiment: str = "cell"

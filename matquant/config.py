@@ -210,7 +210,7 @@ def _width(text: Any) -> Slice:
 
 
 def _setup(config: Mapping[str, Any]) -> Setup:
-    facts = {key: config[key] for key in ("readout", "tracking", "paths", "device", "save_every_min")}
+    facts = {key: config[key] for key in ("readout", "tracking", "paths", "device", "activations", "save_every_min")}
     return _typed(Setup, {**facts, "experiment": config["name"]})
 
 

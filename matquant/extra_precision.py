@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -67,12 +68,35 @@ def code_histogram(layers: Mapping[str, NestedWeight]) -> list[int]:
 def overflow_shares(layers: Mapping[str, NestedWeight]) -> dict[str, float]:
     """The share of all weights that each narrower width would put into its overflow bucket."""
     num_weights = sum(nested.codes.numel() for nested in layers.values())
-    parent_bits = max(nested.parent_bits for nested in layers.values())
-    widths = [Slice(bits, extra_precision=True) for bits in (6, 4, 3, 2) if bits < parent_bits]
     return {
         f"overflow/int{part.bits}": sum(
             nested.codes.numel() * overflow_share(nested, part) for nested in layers.values()
         )
         / num_weights
-        for part in widths
+        for part in _with_overflow(max(nested.parent_bits for nested in layers.values()))
     }
+
+
+def code_statistics(layers: Mapping[str, NestedWeight]) -> dict[str, Any]:
+    """What training did to the codes, small enough to keep beside results.
+
+    `histogram`: weights per parent code, all layers together.  `layers`: for each, its number of weights and its
+    effective bits with extra precision at every narrower width.
+    """
+    return {
+        "histogram": code_histogram(layers),
+        "layers": {
+            name: {
+                "num_weights": nested.codes.numel(),
+                "effective_bits": {
+                    str(part): part.bits + overflow_share(nested, part) for part in _with_overflow(nested.parent_bits)
+                },
+            }
+            for name, nested in layers.items()
+        },
+    }
+
+
+def _with_overflow(parent_bits: int) -> list[Slice]:
+    """The narrower widths that the papers read, with their overflow bucket."""
+    return [Slice(bits, extra_precision=True) for bits in (6, 4, 3, 2) if bits < parent_bits]

@@ -100,41 +100,47 @@ class _ReadSlices(torch.autograd.Function):
         ctx: Any, weight: Tensor, scale: Tensor, zero: Tensor, slices: tuple[Slice, ...], parent_bits: int
     ) -> tuple[Tensor, ...]:
         grid = Grid(scale, zero)
-        codes = quantize(weight, grid, parent_bits)
-        ctx.save_for_backward(weight, scale, zero, codes.to(torch.uint8))
+        ctx.save_for_backward(weight, scale, zero)
         ctx.slices, ctx.parent_bits = slices, parent_bits
-        codes = codes.to(torch.int16)
+        codes = quantize(weight, grid, parent_bits).to(torch.int16)
         return tuple(dequantize(slice_codes(codes, part, parent_bits=parent_bits), grid) for part in slices)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch types it loosely
-        weight, scale, zero, codes = ctx.saved_tensors
+        weight, scale, zero = ctx.saved_tensors
         num_groups, top = scale.shape[1], 2**ctx.parent_bits - 1
         ratio = grouped(weight.float(), num_groups) / scale.unsqueeze(-1)
         position = ratio + zero.unsqueeze(-1)
-        inside = (position >= 0) & (position <= top)
+        # Masks are floats, which torch multiplies several times faster than bool, and buffers are used again: on a CPU
+        # fresh memory costs more than what is computed in it.
+        inside = position.clamp(0, top).eq_(position)
+        codes = position.round_().clamp_(0, top)
+        integers = codes.to(torch.int16)
+        passing, scratch = torch.empty_like(ratio), torch.empty_like(ratio)
         d_weight = torch.zeros_like(ratio) if ctx.needs_input_grad[0] else None
         d_scale, d_zero = torch.zeros_like(scale), torch.zeros_like(zero)
         for part, gradient in zip(ctx.slices, gradients, strict=True):
             if gradient is None:
                 continue
             gradient = grouped(gradient, num_groups)
-            sliced = grouped(slice_codes(codes, part, parent_bits=ctx.parent_bits), num_groups)
-            passing = gradient * (inside & ~_clamped(codes, part, ctx.parent_bits).view_as(inside))
+            torch.mul(gradient, inside, out=passing)
+            if (highest := _highest_unclamped(part, ctx.parent_bits)) < top:
+                passing.mul_(torch.le(codes, highest, out=scratch))
             if d_weight is not None:
                 d_weight += passing
-            passed = passing.sum(-1)
-            d_scale += (gradient * sliced).sum(-1) - zero * gradient.sum(-1) - (passing * ratio).sum(-1)
-            d_zero -= scale * (gradient.sum(-1) - passed)
+            total, passed = gradient.sum(-1), passing.sum(-1)
+            sliced = scratch.copy_(slice_codes(integers, part, parent_bits=ctx.parent_bits))
+            d_scale += sliced.mul_(gradient).sum(-1) - zero * total - passing.mul_(ratio).sum(-1)
+            d_zero -= scale * (total - passed)
         return None if d_weight is None else d_weight.flatten(1).to(weight.dtype), d_scale, d_zero, None, None
 
 
-def _clamped(codes: UInt8[Tensor, "out in"], part: Slice, parent_bits: int) -> Tensor:
-    """Where a slice's rounding leaves its 2^r buckets and Eq. 6 clips it back."""
+def _highest_unclamped(part: Slice, parent_bits: int) -> int:
+    """The highest parent code whose slice stays within its 2^r buckets, where Eq. 6 does not clip it back."""
     dropped = parent_bits - part.bits
     if dropped == 0 or part.extra_precision:
-        return torch.zeros_like(codes, dtype=torch.bool)
-    return codes >= (1 << parent_bits) - (1 << (dropped - 1))
+        return (1 << parent_bits) - 1
+    return (1 << parent_bits) - (1 << (dropped - 1)) - 1
 
 
 def bias_of(linear: nn.Module) -> nn.Parameter:
@@ -145,14 +151,37 @@ def bias_of(linear: nn.Module) -> nn.Parameter:
     return linear.get_parameter("bias")
 
 
+class GradientMeter:
+    """The norm of the gradients that reach the weights through each slice: a diagnostic that costs one pass over them.
+
+    All layers of a fit share one meter.
+    """
+
+    def __init__(self) -> None:
+        self._squares: dict[Slice, list[Tensor]] = {}
+
+    def watch(self, part: Slice, weight: Tensor) -> None:
+        """Counts the gradient that will reach a weight read at one slice."""
+        if weight.requires_grad:
+            weight.register_hook(lambda gradient: self._add(part, gradient))
+
+    def _add(self, part: Slice, gradient: Tensor) -> None:
+        self._squares.setdefault(part, []).append(torch.linalg.vector_norm(gradient.detach()).square())
+
+    def take(self) -> dict[str, float]:
+        """`gradient_norm/int2` and so on, since it was last asked."""
+        norms = {f"gradient_norm/{part}": torch.stack(squares).sum().sqrt() for part, squares in self._squares.items()}
+        self._squares = {}
+        return {name: norm.item() for name, norm in norms.items()}
+
+
 class NestedLinear(nn.Module):
     """A linear layer of a model in training: reads its weight at the slice that `read_at` sets, or whole."""
 
-    def __init__(self, linear: nn.Linear, clipping: LearnableClipping) -> None:
+    def __init__(self, linear: nn.Linear, clipping: LearnableClipping, meter: GradientMeter | None = None) -> None:
         super().__init__()
-        self.linear, self.clipping = linear, clipping
+        self.linear, self.clipping, self.meter = linear, clipping, meter
         self.slice: Slice | None = None
-        self._gradient_squares: dict[Slice, Tensor] = {}
 
     def grid(self) -> Grid:
         """The grid of the current weights; their end points are constants to the gradient."""
@@ -163,16 +192,9 @@ class NestedLinear(nn.Module):
             return self.linear(x)
         part = self.slice
         weight = read_slices(self.linear.weight, self.grid(), [part], parent_bits=self.clipping.bits)[part]
-        if weight.requires_grad:
-            weight.register_hook(lambda gradient: self._measure(part, gradient))
+        if self.meter is not None:
+            self.meter.watch(part, weight)
         return F.linear(x, weight, self.linear.bias)
-
-    def _measure(self, part: Slice, gradient: Tensor) -> None:
-        self._gradient_squares[part] = self._gradient_squares.get(part, 0) + gradient.detach().square().sum()
-
-    def take_gradient_square(self, part: Slice) -> float:
-        """The squared norm of the gradients that reached this layer through one slice since it was last asked."""
-        return float(self._gradient_squares.pop(part, 0.0))
 
 
 @contextmanager

@@ -70,14 +70,14 @@ def minmax_grid(weight: Float[Tensor, "out in"], bits: int, spec: GridSpec) -> G
 
 def quantize(weight: Float[Tensor, "out in"], grid: Grid, bits: int) -> Float[Tensor, "out in"]:
     """Integer codes as floats: round(w / a + z), clamped to the grid."""
-    codes = grouped(weight.float(), grid.scale.shape[1]) / grid.scale.unsqueeze(-1) + grid.zero.unsqueeze(-1)
-    return codes.round_().clamp_(0, 2**bits - 1).flatten(1)
+    codes = grouped(weight.float(), grid.scale.shape[1]) / grid.scale.unsqueeze(-1)
+    return codes.add_(grid.zero.unsqueeze(-1)).round_().clamp_(0, 2**bits - 1).flatten(1)
 
 
 def dequantize(codes: Tensor, grid: Grid) -> Float[Tensor, "out in"]:
     """The weights that codes stand for, a * (q - z), in float32."""
-    groups = grouped(codes, grid.scale.shape[1]) - grid.zero.unsqueeze(-1)
-    return groups.mul_(grid.scale.unsqueeze(-1)).flatten(1)
+    groups = grouped(codes, grid.scale.shape[1]).to(torch.float32, copy=True)
+    return groups.sub_(grid.zero.unsqueeze(-1)).mul_(grid.scale.unsqueeze(-1)).flatten(1)
 
 
 class LearnableClipping(nn.Module):

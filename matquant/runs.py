@@ -1,7 +1,7 @@
 """Where a cell's files live, how they are written, and under which circumstances they were made.
 
     runs/<cell id>/  cell.json  status.json  train.jsonl  state/ (until done)
-                     checkpoint/{nested.safetensors,nested.json}
+                     checkpoint/{nested.safetensors,nested.json}  lock
 
 A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
 the new one and never a part.
@@ -10,6 +10,7 @@ the new one and never a part.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,8 +23,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from matquant.errors import UserError
 
+log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "safetensors", "numpy")
 
@@ -37,6 +41,12 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a process killed in the middle of `write_beside` left; only while no other process writes there."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,6 +106,23 @@ class RunDir:
         self.log = self.path / "train.jsonl"
         self.state = self.path / "state"
         self.checkpoint = self.path / "checkpoint"
+        self.lock = self.path / "lock"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes out of this cell, and waits for one that is in it; a killed process leaves no lock."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.lock)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("%s: another process is at work on this cell; waiting for it", self.path.name)
+            lock.acquire(poll_interval=0.5)
+        try:
+            remove_leftovers(self.path)
+            yield
+        finally:
+            lock.release()
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Adds one line to train.jsonl: a step, its losses per slice, whatever the algorithm reports."""

@@ -11,11 +11,13 @@ import torch
 from tqdm import tqdm
 
 from matquant.algorithms import Layers, minmax, omniquant, qat
+from matquant.calibration import Shelf
 from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, QATBase, Setup
 from matquant.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.data import token_blocks
 from matquant.extra_precision import code_histogram, overflow_shares
 from matquant.models import load_model
+from matquant.quantizers import DTYPES
 from matquant.runs import RunDir, write_beside, write_json
 from matquant.tracking import Tracker
 
@@ -107,7 +109,10 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress) -> Layers:
         case OmniQuantBase() as base:
             assert cell.data is not None
             tokens = token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
-            settings = omniquant.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed)
+            state = RunDir(setup.paths.runs, cell.id).state
+            state.mkdir(parents=True, exist_ok=True)
+            shelf = Shelf(DTYPES[base.activation_dtype], setup.activations, state)
+            settings = omniquant.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, shelf)
             return omniquant.fit(model, tokens, settings, progress)
         case QATBase() as base:
             assert cell.data is not None

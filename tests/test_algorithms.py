@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from matquant.algorithms import Layers, minmax, omniquant
+from matquant.calibration import Shelf
 from matquant.cell import GridSpec, OmniQuantBase
 from matquant.data import token_blocks
 from matquant.models import blocks, linears, load_model
@@ -19,6 +20,7 @@ from matquant.notation import Objective, Slice
 from matquant.quantizers import minmax_grid
 
 GRID = GridSpec(group_size=32)
+SHELF = Shelf()
 NESTED = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})
 
 
@@ -56,10 +58,10 @@ def fit(tiny_study):
     study = tiny_study("base=omniquant")
     cell = study.cells[0]
 
-    def run(progress: Memory, objective: Objective = NESTED, *, seed: int = 0, **changes):
+    def run(progress: Memory, objective: Objective = NESTED, *, seed: int = 0, shelf: Shelf = SHELF, **changes):
         loaded = load_model(cell.model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu"))
         facts = {"kind": "omniquant", "num_steps": 4, "batch_size": 2, "clipping_lr": 0.05, **changes}
-        settings = omniquant.Settings(OmniQuantBase.model_validate(facts), objective, "ffn", GRID, seed)
+        settings = omniquant.Settings(OmniQuantBase.model_validate(facts), objective, "ffn", GRID, seed, shelf)
         tokens = token_blocks(cell.data, loaded.tokenizer, "train", seed=0, add_bos=False)
         return loaded.model, omniquant.fit(loaded.model, tokens, settings, progress)
 
@@ -99,6 +101,18 @@ def test_a_fit_is_reproducible_and_depends_on_the_seed(fit):
     first, again, other = fit(Memory())[1], fit(Memory())[1], fit(Memory(), seed=1)[1]
     assert equal(first, again)
     assert not equal(first, other)
+
+
+@pytest.mark.parametrize("place", ["host", "disk"])
+def test_a_fit_does_not_depend_on_where_activations_are_kept(fit, tmp_path, place):
+    assert equal(fit(Memory(), shelf=Shelf(place=place, folder=tmp_path))[1], fit(Memory())[1])
+
+
+def test_activations_in_fewer_bits_change_a_fit_a_little(fit):
+    rounded, exact = fit(Memory(), shelf=Shelf(torch.bfloat16))[1], fit(Memory())[1]
+    assert not equal(rounded, exact)
+    for name, nested in exact.items():
+        assert torch.allclose(rounded[name].grid.scale, nested.grid.scale, rtol=0.2)
 
 
 def test_the_models_own_weights_are_not_changed(fit, tiny_study):
@@ -210,7 +224,9 @@ def test_every_step_logs_the_loss_of_every_slice(fit):
     assert set(progress.records[0]) == {
         *("block", "step", "loss", "int8", "int4", "int2", "skipped"),
         *("clipping/high", "clipping/low"),
+        *("gradient_norm/int8", "gradient_norm/int4", "gradient_norm/int2"),
     }
+    assert 0 < progress.records[0]["gradient_norm/int8"] < progress.records[0]["gradient_norm/int2"]
     assert 0.9 < progress.records[0]["clipping/high"] < 1
     assert progress.ticks[-1] == (2, 2)
 

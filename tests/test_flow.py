@@ -61,6 +61,9 @@ def test_a_result_says_everything_needed_to_measure_it_again(tiny_study):
         assert result.protocol["dtype"] == "float32"
         assert result.protocol["batch_size"] == 4
         assert result.effective_bits == int(result.plan.removeprefix("int"))
+    codes = json.loads((study.setup.paths.results / study.cells[0].id / "codes.json").read_text())
+    assert codes["checkpoint"] == results[0].checkpoint
+    assert sum(codes["histogram"]) == sum(layer["num_weights"] for layer in codes["layers"].values())
     piqa = next(result for result in results if result.task == "piqa")
     assert piqa.protocol["limit"] == 4
     assert piqa.protocol["lm_eval"] == "0.4.13"

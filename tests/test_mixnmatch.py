@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matquant.cell import GridSpec
-from matquant.extra_precision import code_histogram, effective_bits, overflow_shares, overhead_bits
+from matquant.extra_precision import code_histogram, code_statistics, effective_bits, overflow_shares, overhead_bits
 from matquant.mixnmatch import arrange, counts, slices_of
 from matquant.nested import nest
 from matquant.notation import LAYOUTS, Plan, Slice
@@ -131,3 +131,19 @@ def test_overheads_are_counted_beside_the_papers_bits():
     assert list(shares) == ["overflow/int6", "overflow/int4", "overflow/int3", "overflow/int2"]
     assert list(shares.values()) == sorted(shares.values())
     assert effective_bits(layers, Plan.parse("int2+ep")) == pytest.approx(2 + shares["overflow/int2"])
+
+
+def test_statistics_of_the_codes_give_the_effective_bits_of_every_layer():
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    layers = {
+        name: nest(weight * 2**place, minmax_grid(weight, 8, GridSpec()), 8) for place, name in enumerate(names(2))
+    }
+    statistics = code_statistics(layers)
+    assert statistics["histogram"] == code_histogram(layers)
+    assert list(statistics["layers"]) == list(layers)
+    for name, nested in layers.items():
+        of_layer = statistics["layers"][name]
+        assert of_layer["num_weights"] == nested.codes.numel()
+        assert list(of_layer["effective_bits"]) == ["int6+ep", "int4+ep", "int3+ep", "int2+ep"]
+        for plan, bits in of_layer["effective_bits"].items():
+            assert bits == pytest.approx(effective_bits({name: nested}, Plan.parse(plan)))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
 from matquant.errors import UserError
-from matquant.runs import RunDir, provenance, read_json, require_writable, write_beside, write_json
+from matquant.runs import PROJECT, RunDir, provenance, read_json, require_writable, write_beside, write_json
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -68,3 +72,30 @@ def test_provenance_names_commit_versions_device_and_seconds():
     facts = provenance(device="cpu", seconds=1.234)
     assert set(facts) == {"commit", "dirty", "versions", "device", "seconds", "finished"}
     assert facts["versions"]["transformers"].startswith("5.")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from matquant.runs import RunDir
+with RunDir(Path(sys.argv[1]), "cell").alone():
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_works_on_a_cell_and_a_killed_one_leaves_no_lock(tmp_path, caplog):
+    caplog.set_level("INFO")
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"in\n"
+    leftover = tmp_path / "cell" / "state" / ".x.safetensors.123.tmp"
+    leftover.parent.mkdir()
+    leftover.touch()
+    threading.Timer(1.0, holder.kill).start()
+    begin = time.monotonic()
+    with RunDir(tmp_path, "cell").alone():
+        assert time.monotonic() - begin > 0.9
+        assert not leftover.exists()
+    assert "another process is at work on this cell" in caplog.text
+    holder.communicate()

@@ -90,7 +90,7 @@ def test_without_any_results_every_row_is_there_as_a_gap(made):
     assert len(loaded.missing) == len(loaded.expected) == 10 * 3
     lines = [line for line in text_of(loaded).splitlines() if "(OmniQuant)" in line]
     assert len(lines) == 9
-    assert all(line.split().count(MISSING) == 4 for line in lines)
+    assert all(line.split().count(MISSING) == 5 for line in lines)
 
 
 def test_rows_go_from_wide_to_narrow_and_methods_follow_the_paper(tmp_path):
@@ -238,6 +238,27 @@ def test_the_extra_bit_shows_in_the_bits_it_costs(tmp_path):
     assert "  2.05" in text_of(load(made))
 
 
+def test_what_the_papers_count_of_bits_leaves_out_stands_beside_it(tmp_path):
+    ep = quantized({"int8": 0.1, "int4+ep": 0.1, "int2+ep": 1.0})
+    made = study(tmp_path, [unquantized(), ep], plans=("int8", "int2"))
+    measure(made)
+    rows = summary(load(made)).set_index("plan")
+    assert rows.loc["int2+ep", ["grid_bits", "overflow_bits", "model_bits"]].tolist() == [1.25, 0.8, 10.5]
+    assert rows.loc["full", ["grid_bits", "overflow_bits", "model_bits"]].isna().all()
+    page = to_html(typeset(rows.reset_index(), made.setup.readout.tasks))
+    assert all(f">{head}<" in page for head in ("+ grid", "+ overflow", "Stored"))
+    assert "  10.5  " in text_of(load(made))
+    assert "+ grid  " not in text_of(load(made))
+
+
+def test_the_overflow_column_is_there_only_where_something_overflows(tmp_path):
+    made = study(tmp_path, paper_cells())
+    measure(made)
+    heads = typeset(summary(load(made)), made.setup.readout.tasks).heads
+    assert "+ grid" in heads
+    assert "+ overflow" not in heads
+
+
 def test_html_escapes_names_and_marks_gaps(tmp_path):
     made = study(tmp_path, [unquantized(name="<script>"), unquantized(name="b&b")])
     drawn = to_html(typeset(summary(load(made)), made.setup.readout.tasks))
@@ -251,4 +272,4 @@ def test_markdown_rows_have_as_many_fields_as_the_head(tmp_path):
     measure(made)
     lines = to_markdown(typeset(summary(load(made)), made.setup.readout.tasks)).splitlines()
     rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
-    assert {line.replace("\\|", "").count("|") for line in rows} == {8}
+    assert {line.replace("\\|", "").count("|") for line in rows} == {10}

@@ -13,7 +13,7 @@ so that a block also learns to repair what the blocks before it broke.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,13 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matquant.algorithms import Layers, Progress
-from matquant.calibration import Chain, Hidden, attend, block_outputs, capture, run_chain
+from matquant.calibration import Activations, Chain, Hidden, Shelf, attend, block_outputs, capture, run_chain
 from matquant.cell import GridSpec, OmniQuantBase
 from matquant.models import block_name, blocks, input_names, linears
-from matquant.nested import Affine, NestedWeight, Transform, bias_of, nest, read_slices, undo
+from matquant.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
 from matquant.notation import Objective, Slice
 from matquant.objective import Losses, nested_loss
 from matquant.quantizers import DTYPES, Grid, LearnableClipping, weight_range
+
+DIAGNOSED_EVERY = 4  # steps; measuring gradients and clipping costs 5 % of the step that does it
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Settings:
     scope: str
     grid: GridSpec
     seed: int
+    shelf: Shelf = field(default_factory=Shelf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,11 +51,11 @@ class Settings:
         """Whose chain a slice is trained on: its own, or the parent's (the cheap choice; the paper does not say)."""
         return part if self.base.student_input == "own_slice" else Slice(self.objective.parent_bits)
 
-    def chain(self, block: nn.Module, hidden: Hidden, arguments: Mapping[str, Any]) -> Chain:
+    def chain(self, block: nn.Module, hidden: Activations, arguments: Mapping[str, Any]) -> Chain:
         """What enters a block; its attention is computed once where nothing in it is quantized."""
         if self.scope != "ffn":
             return Chain(hidden)
-        return attend(block, hidden, arguments, batch_size=self.base.batch_size, dtype=self.dtype)
+        return attend(block, hidden, arguments, batch_size=self.base.batch_size, dtype=self.dtype, shelf=self.shelf)
 
     @property
     def inputs(self) -> tuple[Slice, ...]:
@@ -63,14 +66,14 @@ class Settings:
 def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Settings, progress: Progress) -> Layers:
     """Learns the clipping of every linear layer in scope; the model's weights are not changed."""
     model.requires_grad_(False)
-    batch_size = settings.base.batch_size
-    teacher, arguments = capture(model, tokens, batch_size=batch_size)
+    batch_size, shelf = settings.base.batch_size, settings.shelf
+    teacher, arguments = capture(model, tokens, batch_size=batch_size, shelf=shelf)
     students = dict.fromkeys(settings.inputs, teacher)
     layers: dict[str, Any] = {}
     found = blocks(model)
     for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
         name = block_name(index)
-        target = block_outputs(block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype)
+        target = block_outputs(block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype, shelf=shelf)
         if settings.base.transformation:
             for linear in linears(block, settings.scope).values():
                 bias_of(linear)  # a place for the transformation's bias
@@ -133,21 +136,21 @@ class BlockFit:
     block: nn.Module
     arguments: Mapping[str, Any]
     chains: Mapping[Slice, Chain]
-    target: Hidden
+    target: Activations
     settings: Settings
 
     def run(self, progress: Progress, *, num_blocks: int) -> Layers:
         """Learns how the block is quantized and returns its nested weights, by path inside the block."""
-        base, layers = self.settings.base, self._learnable()
+        base, layers = self.settings.base, self.learnable()
         optimizer = self._optimizer(layers)
         skipped = 0
         # One generator a block, so that a resumed run draws the batches an undisturbed one draws.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + self.index)
         for step in range(base.num_steps):
-            batch = torch.randperm(len(self.target), generator=generator)[: base.batch_size].to(self.target.device)
-            losses = self._losses(layers, batch)
+            batch = torch.randperm(len(self.target), generator=generator)[: base.batch_size]
+            meter = GradientMeter() if step % DIAGNOSED_EVERY == 0 else None
             optimizer.zero_grad()
-            losses.total.backward()
+            losses = self.backward(layers, batch, meter)
             if finite(losses.total, layers):
                 optimizer.step()
             else:
@@ -159,12 +162,13 @@ class BlockFit:
                     )
             terms = {term: loss.item() for term, loss in losses.terms.items()}
             position = {"block": self.index, "step": step, "skipped": skipped}
-            progress.log({**position, "loss": losses.total.item(), **terms, **clipping_factors(layers)})
+            diagnostics = {} if meter is None else {**meter.take(), **clipping_factors(layers)}
+            progress.log({**position, "loss": losses.total.item(), **terms, **diagnostics})
             if step % 8 == 0:
                 progress.tick(self.index, num_blocks, f"block {self.index} step {step + 1}/{base.num_steps}")
         return {path: layer.nested() for path, layer in layers.items()}
 
-    def _learnable(self) -> dict[str, LearnableLayer]:
+    def learnable(self) -> dict[str, LearnableLayer]:
         """The layers in scope; those that share an input share its transformation."""
         found = linears(self.block, self.settings.scope)
         names = input_names(found)
@@ -194,14 +198,20 @@ class BlockFit:
             [group for group in groups if group["params"]], weight_decay=base.weight_decay, eps=1e-15
         )
 
-    def _losses(self, layers: Mapping[str, LearnableLayer], batch: Tensor) -> Losses:
-        objective, target = self.settings.objective, self.target[batch]
+    def backward(self, layers: Mapping[str, LearnableLayer], batch: Tensor, meter: GradientMeter | None) -> Losses:
+        """The loss on a batch of sequences and its gradient, measured slice by slice if there is a meter."""
+        objective, target = self.settings.objective, self.target.batch(batch)
         read = {path: layer.read(objective.slices) for path, layer in layers.items()}
+        if meter is not None:
+            for part, affine in ((part, affine) for slices in read.values() for part, affine in slices.items()):
+                meter.watch(part, affine.weight)
         outputs = {
             part: self._run({path: slices[part] for path, slices in read.items()}, part, batch)
             for part in objective.slices
         }
-        return nested_loss(objective, outputs, lambda _, output: self.distance(output, target), self.distance)
+        losses = nested_loss(objective, outputs, lambda _, output: self.distance(output, target), self.distance)
+        losses.total.backward()
+        return losses
 
     def _run(self, layers: Mapping[str, Affine], part: Slice, batch: Tensor) -> Hidden:
         """The block on a batch of the chain that a slice is trained on, with the given linear layers in place."""
@@ -224,11 +234,11 @@ class BlockFit:
         return (error.sum(-1) / target.square().sum(-1).clamp_min(1e-12)).mean()
 
     @torch.no_grad()
-    def advance(self, layers: Layers, part: Slice) -> Hidden:
+    def advance(self, layers: Layers, part: Slice) -> Activations:
         """What the next block receives under one read-out of this one."""
         read = {path: nested.at(part) for path, nested in layers.items()}
-        index = torch.arange(len(self.target), device=self.target.device)
-        return torch.cat([self._run(read, part, batch) for batch in index.split(self.settings.base.batch_size)])
+        batches = torch.arange(len(self.target)).split(self.settings.base.batch_size)
+        return self.settings.shelf.keep((self._run(read, part, batch) for batch in batches), len(self.target))
 
 
 def clipping_factors(layers: Mapping[str, LearnableLayer]) -> dict[str, float]:

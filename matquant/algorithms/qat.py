@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from matquant.algorithms import Layers, Progress
 from matquant.cell import GridSpec, QATBase
 from matquant.models import block_name, blocks, linears
-from matquant.nested import NestedLinear, NestedWeight, nest, read_at
+from matquant.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
 from matquant.notation import Objective
 from matquant.objective import backward_per_slice
 from matquant.quantizers import DTYPES, LearnableClipping
@@ -99,13 +99,14 @@ class Training:
     settings: Settings
     step: int = 0
     skipped: int = 0
+    meter: GradientMeter = field(default_factory=GradientMeter)
     nested: dict[str, NestedLinear] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
         base = self.settings.base
         self.model.requires_grad_(False)
-        self.nested = install(self.model, self.settings)
+        self.nested = install(self.model, self.settings, self.meter)
         groups = [
             {"params": list(self._weights()), "lr": base.lr, "weight_decay": base.weight_decay},
             {"params": list(self._logits()), "lr": base.scale_lr, "weight_decay": 0.0},
@@ -162,10 +163,7 @@ class Training:
             )
             for name, value in {"loss": losses.total, **losses.terms}.items():
                 means[name] = means.get(name, 0.0) + share * value.item()
-        squares = {
-            part: sum(layer.take_gradient_square(part) for layer in self.nested.values()) for part in objective.slices
-        }
-        return means | {f"gradient_norm/{part}": math.sqrt(square) for part, square in squares.items()}
+        return means | self.meter.take()
 
     def _logits_of(self, tokens: Tokens) -> Logits:
         dtype = DTYPES[self.settings.base.compute_dtype]
@@ -208,7 +206,7 @@ class Training:
             return {path: nest(layer.linear.weight, layer.grid(), bits) for path, layer in self.nested.items()}
 
 
-def install(model: nn.Module, settings: Settings) -> dict[str, NestedLinear]:
+def install(model: nn.Module, settings: Settings, meter: GradientMeter | None = None) -> dict[str, NestedLinear]:
     """Replaces every linear layer in scope by a nested one, with what is to be trained requiring gradients."""
     base, bits = settings.base, settings.objective.parent_bits
     nested = {}
@@ -218,7 +216,7 @@ def install(model: nn.Module, settings: Settings) -> dict[str, NestedLinear]:
             linear.weight.data = linear.weight.data.float()
             linear.weight.requires_grad_(base.train_weights)
             clipping = LearnableClipping(linear.weight, bits, settings.grid, init).to(linear.weight.device)
-            layer = NestedLinear(linear, clipping.requires_grad_(base.train_scales))
+            layer = NestedLinear(linear, clipping.requires_grad_(base.train_scales), meter)
             block.set_submodule(path, layer)
             nested[f"{block_name(index)}.{path}"] = layer
     return nested

@@ -1,0 +1,62 @@
+"""Every experiment file, with its models, texts and budgets made tiny, runs from training to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import run
+from analysis.load import load_frame
+from evaluation.results import ResultStore
+from matquant.cell import Cell, Paths, Setup
+from matquant.config import Study, choices, load_study
+from tests.conftest import tiny_overrides
+
+BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all processes of a test run: experiments share cells, and each is trained once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "experiments"
+
+
+def made_tiny(study: Study, folder: Path) -> Study:
+    """The same cells and plans on the tiny model, one task and two documents."""
+    tiny = load_study(tiny_overrides(folder)).cells[0]
+    readout = study.setup.readout.model_copy(
+        update={"tasks": ("piqa",), "limit": 2, "batch_size": 2, "dtype": "float32", "source": "embedded"}
+        | {"perplexity": tiny.data and tiny.data.model_copy(update={"num_sequences": 2})}
+    )
+    cells = {cell.id: cell for cell in (_tiny_cell(cell, tiny) for cell in study.cells)}
+    paths = Paths(**{name: folder / name for name in ("runs", "results", "out", "cache")})
+    setup = Setup(
+        readout=readout,
+        tracking=study.setup.tracking.model_copy(update={"kind": "none"}),
+        paths=paths,
+        device="cpu",
+        experiment=study.name,
+    )
+    return Study(study.name, tuple(cells.values()), setup)
+
+
+def _tiny_cell(cell: Cell, tiny: Cell) -> Cell:
+    budget = {name: value for name, value in BUDGET.items() if name in type(cell.base).model_fields}
+    changes = {"model": tiny.model, "base": cell.base.model_copy(update=budget)}
+    if cell.data is not None:
+        changes["data"] = tiny.data
+    if cell.grid is not None and cell.grid.group_size is not None:
+        changes["grid"] = cell.grid.model_copy(update={"group_size": 32})
+    return cell.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_a_tiny_version_of_every_experiment_runs_from_training_to_its_report(name, shared_folder):
+    study = made_tiny(load_study([f"experiment={name}"]), shared_folder)
+    run.run_study(study, [f"experiment={name}"])
+    loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
+    assert loaded.missing.empty
+    assert not loaded.problems
+    assert (shared_folder / "out" / study.name / "report.html").stat().st_size > 10_000
