@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import COST_COLUMNS, IDENTITY_COLUMNS, LOG_PPLX
+from evaluation.results import HEADLINE_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -26,9 +27,6 @@ Row = Mapping[Any, Any]
 """A row of `summary`, by column name."""
 
 TASK_AVG = "task_avg"
-HEADLINE_METRICS = (LOG_PPLX, "acc_norm", "acc")
-"""Which metric stands for a task: the first of these that lm-eval defines for it."""
-
 METHOD_ORDER = ("Sliced", "Baseline", "Single Precision", "MatQuant")
 TASK_NAMES = {
     "arc_challenge": "ARC-c",

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from lm_eval.api.task import Task
-from tqdm import tqdm
 
-from evaluation.harness import score_tasks
+from evaluation.board import Board
+from evaluation.harness import Bar, language_model, num_answers, score_tasks
+from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.results import LOG_PPLX, Key, Protocol, Result, ResultStore
 from evaluation.tasks import TaskSource, load_tasks
@@ -91,14 +92,16 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker) -> None:
         bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
         if (checkpoint := bench.checkpoint) is not None:
             store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
-        for number, (plan, tasks) in enumerate(gaps.items(), start=1):
-            description = f"{cell.id} {plan} ({number}/{len(gaps)})"
-            measured: dict[str, float] = {}
-            for result in bench.results(plan, tasks, description):
-                store.put(result)
-                measured |= {f"eval/{plan}/{result.task}/{name}": value for name, value in result.metrics.items()}
-            tracker.log(measured)
-            tracker.summarize(measured)
+        with Board(cell.id, {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}) as board:
+            for plan, tasks in gaps.items():
+                measured: dict[str, float] = {}
+                with board.plan(str(plan)) as line:
+                    for result in bench.results(plan, tasks, line):
+                        store.put(result)
+                        line.add(result.task, result.metrics)
+                        measured |= {f"eval/{plan}/{result.task}/{name}": v for name, v in result.metrics.items()}
+                tracker.log(measured)
+                tracker.summarize(measured)
 
 
 @dataclass(frozen=True)
@@ -108,43 +111,39 @@ class Bench:
     cell: Cell
     readout: Readout
     loaded: LoadedModel
+    lm: SharedContextLM | None
     checkpoint: NestedCheckpoint | None
     tasks: Mapping[str, Task]
+    sizes: Mapping[str, int]
     text: torch.Tensor | None
 
-    def results(self, plan: Plan, tasks: Mapping[str, Protocol], description: str) -> Iterator[Result]:
+    def size_of(self, tasks: Collection[str]) -> int:
+        """How many steps measuring some tasks takes: answers to score, or sequences of text."""
+        return sum(self.sizes[task] for task in tasks)
+
+    def results(self, plan: Plan, tasks: Mapping[str, Protocol], bar: Bar) -> Iterator[Result]:
         """Writes a plan into the model and measures the given tasks, one result after the other."""
         if self.checkpoint is not None:
             materialize(self.loaded.model, self.checkpoint.layers, plan)
         if LOG_PPLX in tasks:
-            metrics, documents, seconds = self._log_perplexity(description)
+            metrics, documents, seconds = self._log_perplexity(bar)
             yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds)
         accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
         if not accuracies:
             return
-        scores = score_tasks(
-            self.loaded.model,
-            self.loaded.tokenizer,
-            accuracies,
-            limit=self.readout.limit,
-            batch_size=self.readout.batch_size,
-            description=description,
-            add_bos=self.cell.model.add_bos,
-        )
+        assert self.lm is not None
+        description = f"{self.cell.id} at {plan}"
+        scores = score_tasks(self.lm, accuracies, limit=self.readout.limit, description=description, bar=bar)
         for task, score in scores:
             yield self._result(plan, task, tasks[task], score.metrics, score.documents, score.seconds)
 
-    def _log_perplexity(self, description: str) -> tuple[dict[str, float], dict[str, list[Any]], float]:
+    def _log_perplexity(self, bar: Bar) -> tuple[dict[str, float], dict[str, list[Any]], float]:
         assert self.text is not None
         start = time.monotonic()
-        bar = tqdm(
-            total=len(self.text), desc=f"{description} {LOG_PPLX}", unit="block", dynamic_ncols=True, leave=False
-        )
         nats = []
-        with bar:
-            for batch in block_nats(self.loaded.model, self.text, batch_size=self.readout.batch_size):
-                nats.append(batch)
-                bar.update(len(batch))
+        for batch in block_nats(self.loaded.model, self.text, batch_size=self.readout.batch_size):
+            nats.append(batch)
+            bar.update(len(batch))
         summary = log_perplexity(torch.cat(nats), self.text.shape[1] - 1)
         if not math.isfinite(summary.mean):
             raise FloatingPointError(
@@ -194,12 +193,17 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     checkpoint = None
     if cell.objective is not None:
         checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
-    names = [task for task in readout.tasks if task in tasks]
+    named = load_tasks([task for task in readout.tasks if task in tasks], task_source(readout), limit=readout.limit)
+    sizes = num_answers(named, limit=readout.limit)
+    lm = None
+    if named:
+        lm = language_model(loaded.model, loaded.tokenizer, batch_size=readout.batch_size, add_bos=cell.model.add_bos)
     text = None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.
         text = data.token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
-    return Bench(cell, readout, loaded, checkpoint, load_tasks(names, task_source(readout), limit=readout.limit), text)
+        sizes[LOG_PPLX] = len(text)
+    return Bench(cell, readout, loaded, lm, checkpoint, named, sizes, text)
 
 
 def _device_name(device: torch.device) -> str:

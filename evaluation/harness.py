@@ -1,18 +1,17 @@
 """lm-eval on one plain Hugging Face model that is already in memory: accuracy per task and per document.
 
-The only module, with tasks.py, that knows lm-eval.  A read-out is an ordinary `transformers` model by now, so lm-eval's
-own HFLM scores it, zero-shot and without a chat template.
+The only module, with tasks.py and language_model.py, that knows lm-eval.  A read-out is an ordinary `transformers`
+model by now; lm-eval builds the requests, zero-shot and without a chat template, and makes metrics of the answers.
 """
 
 from __future__ import annotations
 
 import random
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lm_eval.api.model
 import lm_eval.api.task
@@ -21,9 +20,9 @@ import numpy as np
 import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
-from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from evaluation.language_model import SharedContextLM
 from evaluation.tasks import quiet_lm_eval
 from matquant.errors import UserError
 
@@ -53,27 +52,19 @@ class TaskScore:
 
 
 def score_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Mapping[str, Task],
-    *,
-    limit: int | None,
-    batch_size: int,
-    description: str,
-    add_bos: bool,
+    lm: SharedContextLM, tasks: Mapping[str, Task], *, limit: int | None, description: str, bar: Bar
 ) -> Iterator[tuple[str, TaskScore]]:
     """Scores a model zero-shot on the first `limit` documents of each task (None: all), yielding each as it is done.
 
     A task that fails does not keep the others from being scored: failures are raised together after the last one, as an
     ExceptionGroup whose members name their task.  A score depends on the arguments alone, never on earlier calls.
-    Leaves the model in eval mode.  `description` labels the progress bars.
+    Leaves the model in eval mode.  `bar` is moved by one for each answer.
     """
-    lm = _language_model(model, tokenizer, batch_size=batch_size, add_bos=add_bos)
     failures: list[Exception] = []
     for name, task in tasks.items():
         try:
-            with _fixed_seeds(model.device):
-                score = _score(lm, name, task, limit=limit, label=f"{description} {name}")
+            with _fixed_seeds(lm.device):
+                score = _score(lm, name, task, limit=limit, bar=bar)
         except Exception as error:  # of any kind: the tasks that follow are still worth scoring
             error.add_note(f"while scoring {description} on {name}")
             failures.append(error)
@@ -83,9 +74,9 @@ def score_tasks(
         raise ExceptionGroup(f"{len(failures)} of {len(tasks)} tasks could not be scored on {description}", failures)
 
 
-def _language_model(
+def language_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, add_bos: bool
-) -> HFLM:
+) -> SharedContextLM:
     """The model as lm-eval wants it; UserError if a BOS token is asked for that the tokenizer does not set."""
     # lm-eval only lets the tokenizer add its special tokens: one that adds none would go without BOS, silently.
     if add_bos and (tokenizer.bos_token_id is None or tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]):
@@ -93,18 +84,58 @@ def _language_model(
             f"{type(tokenizer).__name__} sets no BOS token before a text ({tokenizer.bos_token=}); set add_bos to false"
         )
     with quiet_lm_eval():
-        language_model: Any = HFLM  # its registering decorator hides the signature
-        return language_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos)
+        return SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos)
 
 
-def _score(lm: HFLM, name: str, task: Task, *, limit: int | None, label: str) -> TaskScore:
-    task.set_config("num_fewshot", 0)
-    task.set_fewshot_seed(DEFAULT_OTHER_SEED)
-    start = time.perf_counter()
+class _Reuse:
+    """Stands in for a task's `build_all_requests` once they are built: `evaluate` calls it for every model."""
+
+    def __init__(self, task: Task, limit: int | None) -> None:
+        self.task, self.limit = task, limit
+
+    def __call__(self, **_: Any) -> None:
+        for instance in self.task.instances:
+            instance.resps, instance.filtered_resps = [], {}
+
+
+def prepare(task: Task, *, limit: int | None) -> int:
+    """Builds the requests of a task once for all models that will answer them; how many answers they ask for."""
+    built = vars(task).get("build_all_requests")
+    if not (isinstance(built, _Reuse) and built.limit == limit):
+        vars(task).pop("build_all_requests", None)
+        task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+        with quiet_lm_eval(), _no_bars():
+            task.build_all_requests(limit=limit, rank=0, world_size=1)
+        vars(task)["build_all_requests"] = _Reuse(task, limit)
+    return sum(instance.repeats or 1 for instance in task.instances)
+
+
+def num_answers(tasks: Mapping[str, Task], *, limit: int | None) -> dict[str, int]:
+    """How many answers each task asks for, its requests built; 0 for a task that will say why when it is scored."""
+    sizes = {}
+    for name, task in tasks.items():
+        try:
+            sizes[name] = prepare(task, limit=limit)
+        except Exception:  # of any kind: `score_tasks` meets it again, and keeps the other tasks from it
+            sizes[name] = 0
+    return sizes
+
+
+def _score(lm: SharedContextLM, name: str, task: Task, *, limit: int | None, bar: Bar) -> TaskScore:
+    start, waiting = time.perf_counter(), prepare(task, limit=limit)
+
+    def move(answers: int) -> None:
+        nonlocal waiting
+        waiting -= answers
+        bar.update(answers)
+
+    lm.on_scored = move
     # Not simple_evaluate: without need it reads lm-eval's whole index (15 s) and describes the machine on every call.
-    # Requests are built anew by each call; no response cache is used, because lm-eval's is not keyed by the weights.
-    with quiet_lm_eval(), _one_progress_bar(label):
+    # No response cache is used, because lm-eval's is not keyed by the weights.
+    with quiet_lm_eval(), _no_bars():
         results: Any = evaluate(lm=lm, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
+    bar.update(waiting)  # what lm-eval answers in its own way: generation
     return TaskScore(
         metrics=scalar_metrics(results["results"][name]),
         documents=document_columns(results["samples"][name]),
@@ -158,41 +189,26 @@ def _fixed_seeds(device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-class _OneBar:
-    """Stands in for `tqdm` inside lm-eval: preparations show nothing, all answers move one bar."""
+class Bar(Protocol):
+    """Whatever counts answers: a tqdm bar."""
 
-    def __init__(self, bar: tqdm) -> None:
-        self.bar = bar
+    def update(self, n: int = 1, /) -> Any: ...
 
-    def __call__(self, iterable: Iterable[Any] | None = None, *, total: int = 0, **_: Any) -> Any:
-        if iterable is not None:
-            return iterable
-        if self.bar.total is None:
-            self.bar.reset(total)  # starts the clock: the time left is that of the model alone
-        else:
-            self.bar.total += total  # perplexity tasks announce one batch at a time
-        return self
 
-    def update(self, num_answers: int = 1) -> None:
-        self.bar.update(num_answers)
-
-    def close(self) -> None:
-        self.bar.refresh()
+def _silent(iterable: Iterable[Any] | None = None, **_: Any) -> Any:
+    """Stands in for `tqdm` inside lm-eval."""
+    return tqdm(disable=True) if iterable is None else iterable
 
 
 @contextmanager
-def _one_progress_bar(label: str) -> Iterator[None]:
-    """One labelled bar with the time left, in place of the three without a label that lm-eval shows for a task."""
-    # lm-eval has no switch for these; each of its modules holds `tqdm` under a name of its own.
+def _no_bars() -> Iterator[None]:
+    """lm-eval shows three bars without a label for a task and has no switch for them."""
+    # Each of its modules holds `tqdm` under a name of its own.
     modules = (lm_eval.api.task, lm_eval.api.model, lm_eval.models.huggingface)
-    # A log file keeps every state of the bar.
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    with tqdm(desc=label, unit=" answers", mininterval=interval, dynamic_ncols=True) as bar:
-        stand_in = _OneBar(bar)
+    for module in modules:
+        vars(module)["tqdm"] = _silent
+    try:
+        yield
+    finally:
         for module in modules:
-            vars(module)["tqdm"] = stand_in
-        try:
-            yield
-        finally:
-            for module in modules:
-                vars(module)["tqdm"] = tqdm
+            vars(module)["tqdm"] = tqdm

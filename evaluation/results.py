@@ -23,6 +23,13 @@ from matquant.runs import write_json
 Protocol = Mapping[str, Any]
 
 LOG_PPLX = "log_pplx"  # the pseudo task of log perplexity, beside the accuracy tasks
+HEADLINE_METRICS = (LOG_PPLX, "acc_norm", "acc")
+"""Which metric stands for a task: the first of these that lm-eval defines for it."""
+
+
+def headline_metric(metrics: Mapping[str, float]) -> str:
+    """The metric that stands for a task; without a usual one, the first it has."""
+    return next((name for name in HEADLINE_METRICS if name in metrics), next(iter(metrics)))
 
 
 def protocol_id(protocol: Protocol) -> str:

@@ -1,0 +1,69 @@
+"""What a person watches while a cell is evaluated: a bar with the time left, and a table that grows plan by plan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from evaluation.results import LOG_PPLX, headline_metric
+
+WIDTH = 9
+
+
+class Line:
+    """One plan: its bar, and what has been measured of it."""
+
+    def __init__(self, bar: tqdm, overall: tqdm) -> None:
+        self._bars = (bar, overall)
+        self.measured: dict[str, str] = {}
+
+    def update(self, n: int = 1, /) -> None:
+        for bar in self._bars:
+            bar.update(n)
+
+    def add(self, task: str, metrics: Mapping[str, float]) -> None:
+        value = metrics[headline_metric(metrics)]
+        self.measured[task] = f"{value:.3f}" if task == LOG_PPLX else f"{100 * value:.1f}"
+
+
+class Board:
+    """`sizes`: the steps of each plan, in order.  Written to stderr, in one bar per plan and one for all of them."""
+
+    def __init__(self, title: str, sizes: Mapping[str, int]) -> None:
+        self.title, self.sizes = title, sizes
+        self.head: list[str] = []
+
+    def __enter__(self) -> Board:
+        # A log file keeps every state of a bar.
+        self._options: dict[str, Any] = {
+            "unit": " answers",
+            "mininterval": 0.2 if sys.stderr.isatty() else 30.0,
+            "dynamic_ncols": True,
+        }
+        label = f"evaluate {self.title}"
+        self._overall = tqdm(total=sum(self.sizes.values()), desc=label, position=0, **self._options)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._overall.close()
+
+    @contextmanager
+    def plan(self, name: str) -> Iterator[Line]:
+        """The bar of one plan; its row is written when it is done."""
+        start = time.monotonic()
+        with tqdm(total=self.sizes[name], desc=f"  {name}", position=1, leave=False, **self._options) as bar:
+            line = Line(bar, self._overall)
+            yield line
+        self._write(name, line.measured, time.monotonic() - start)
+
+    def _write(self, name: str, measured: Mapping[str, str], seconds: float) -> None:
+        if list(measured) != self.head:
+            self.head = list(measured)
+            tqdm.write(f"{'plan':20}" + "".join(f"  {task[:WIDTH]:>{WIDTH}}" for task in self.head), file=sys.stderr)
+        row = "".join(f"  {text:>{WIDTH}}" for text in measured.values())
+        tqdm.write(f"{name:20}{row}  {seconds:6.0f} s", file=sys.stderr)

@@ -1,0 +1,261 @@
+"""Shared contexts change no score: packing is checked by itself, scores against lm-eval's own model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from evaluation.language_model import (
+    LONGEST_ROW,
+    PADDING,
+    Request,
+    SharedContextLM,
+    attention_mask,
+    batches_of,
+    pack,
+    shared_length,
+)
+from matquant.cell import RandomModel
+from matquant.errors import UserError
+from matquant.models import load_model
+
+# --- packing ---------------------------------------------------------------------------------------------------------
+
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=12).map(tuple)
+
+
+@st.composite
+def documents_of_requests(draw) -> tuple[list[Request], list[int]]:
+    requests, documents = [], []
+    for document in range(draw(st.integers(1, 3))):
+        context = draw(TOKENS)
+        for _ in range(draw(st.integers(1, 4))):
+            requests.append(Request.of(context, draw(TOKENS), max_length=12))
+            documents.append(document)
+    return requests, documents
+
+
+def seen_by(row, place: int) -> list[int]:
+    """The tokens that the mask shows to a place of a row, in the order of their positions."""
+    mask = attention_mask(torch.tensor([row.branches]), torch.tensor([row.positions]), None)[0, 0, place]
+    shown = [index for index in range(len(row)) if mask[index]]
+    return [row.tokens[index] for index in sorted(shown, key=lambda index: row.positions[index])]
+
+
+@given(documents_of_requests())
+@settings(max_examples=200, deadline=None)
+def test_every_request_finds_its_own_text_and_nothing_else_in_its_row(made):
+    requests, documents = made
+    rows = pack(requests, documents)
+    assert sorted(number for row in rows for number in row.scored) == list(range(len(requests)))
+    for row in rows:
+        for number, places in row.scored.items():
+            inputs, targets = requests[number]
+            assert len(places) == len(targets)
+            for step, place in enumerate(places):
+                visible = inputs[: len(inputs) - len(targets) + step + 1]
+                assert seen_by(row, place) == list(visible)
+                assert row.positions[place] == len(visible) - 1
+
+
+@given(documents_of_requests(), st.integers(1, 6))
+@settings(deadline=None)
+def test_batches_hold_every_row_once_longest_first_and_no_more_requests_than_asked(made, batch_size):
+    rows = pack(*made)
+    batches = list(batches_of(rows, batch_size=batch_size))
+    assert sorted(id(row) for batch in batches for row in batch) == sorted(map(id, rows))
+    lengths = [len(row) for batch in batches for row in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(len(batch) == 1 or sum(len(row.scored) for row in batch) <= batch_size for batch in batches)
+
+
+def test_answers_share_their_question():
+    question = tuple(range(20))
+    requests = [Request.of(question, answer, max_length=512) for answer in [(1, 2), (3, 4, 5), (1, 9)]]
+    (row,) = pack(requests, [0, 0, 0])
+    # The last token of an answer is never an input.
+    assert len(row) == 20 + 1 + 2 + 1
+    assert row.branches == (*[0] * 20, 1, 2, 2, 3)
+    assert row.positions == (*range(20), 20, 20, 21, 20)
+    assert row.scored == {0: (19, 20), 1: (19, 21, 22), 2: (19, 23)}
+
+
+def test_answers_of_one_token_cost_nothing_beyond_their_question():
+    requests = [Request.of(tuple(range(20)), (answer,), max_length=512) for answer in (1, 2)]
+    (row,) = pack(requests, [0, 0])
+    assert len(row) == 20
+
+
+def test_texts_that_differ_from_the_start_stay_apart():
+    requests = [Request.of((first, *range(20)), (1,), max_length=512) for first in (1, 2)]
+    assert len(pack(requests, [0, 0])) == 2
+
+
+def test_very_many_answers_are_spread_over_several_rows():
+    requests = [Request.of(tuple(range(500)), (number,) * 100, max_length=2048) for number in range(20)]
+    rows = pack(requests, [0] * 20)
+    assert 2 < len(rows) < 20
+    assert all(len(row) <= LONGEST_ROW for row in rows)
+
+
+def test_a_text_too_long_is_cut_from_the_left_as_lm_eval_does():
+    request = Request.of(range(100), (7, 8, 9), max_length=10)
+    assert request.inputs == (*range(92, 100), 7, 8)
+    assert request.targets == (7, 8, 9)
+
+
+def test_an_answer_longer_than_the_model_takes_is_refused():
+    with pytest.raises(UserError, match="an answer of 11 tokens is longer than the 10 tokens that the model takes"):
+        Request.of((1,), range(11), max_length=10)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_the_shared_length_is_that_of_all(length):
+    start = tuple(range(length))
+    assert shared_length([(*start, 9, 1), (*start, 8), (*start, 9, 2)]) == length
+    assert shared_length([start, start]) == length
+
+
+def test_padding_sees_something_and_a_window_counts_positions():
+    branches, positions = torch.tensor([[0, 0, 1, 2, PADDING]]), torch.tensor([[0, 1, 2, 2, 0]])
+    mask = attention_mask(branches, positions, 2)[0, 0]
+    assert mask.any(-1).all()
+    assert mask[3].tolist() == [False, True, False, True, False]
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+ARCHITECTURES = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0},
+    "phi3": {"pad_token_id": 0},
+}
+QUESTIONS = ["Is the sea blue?", "Which of these is red: a stone, a jar, or the lid of a jar?", "Who?", ""]
+ANSWERS = [" yes", " no", " the stone", " a blue lid, or a jar"]
+
+
+def requests() -> list[Instance]:
+    return [
+        Instance("loglikelihood", {}, (question, answer), index, metadata=("made", document, 1))
+        for document, question in enumerate(QUESTIONS)
+        for index, answer in enumerate(ANSWERS)
+    ]
+
+
+def loaded(architecture: str = "llama", *, dtype: str = "float32", **config):
+    spec = RandomModel(
+        kind="random",
+        name="tiny",
+        architecture=architecture,
+        config={**SIZES, **ARCHITECTURES[architecture], **config},
+    )
+    return load_model(spec, cache=Path(), dtype=dtype, device=torch.device("cpu"))
+
+
+def both(model, *, batch_size: int = 4) -> tuple[SharedContextLM, list, list]:
+    options = {"pretrained": model.model, "tokenizer": model.tokenizer, "batch_size": batch_size, "max_length": 40}
+    ours = SharedContextLM(**options)
+    return ours, ours.loglikelihood(requests()), HFLM(**options).loglikelihood(requests(), disable_tqdm=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_log_likelihoods_are_lm_evals_own(architecture, batch_size):
+    lm, ours, theirs = both(loaded(architecture), batch_size=batch_size)
+    assert lm.shares_contexts
+    for (score, greedy), (their_score, their_greedy) in zip(ours, theirs, strict=True):
+        assert score == pytest.approx(their_score, abs=1e-4)
+        assert greedy == their_greedy
+
+
+def test_half_precision_scores_stay_close():
+    lm, ours, theirs = both(loaded(dtype="bfloat16"))
+    assert lm.shares_contexts
+    for (score, _), (their_score, _) in zip(ours, theirs, strict=True):
+        assert score == pytest.approx(their_score, rel=0.02)
+
+
+def test_greedy_answers_are_recognized():
+    model = loaded()
+    text = model.tokenizer.encode("Is the sea blue?")
+    grown = model.model.generate(torch.tensor([text]), max_new_tokens=3, do_sample=False, pad_token_id=0)[0].tolist()
+    lm = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4)
+    others = [grown[len(text) :], [*grown[len(text) : -1], (grown[-1] + 1) % 257]]
+    greedy = [is_greedy for _, is_greedy in lm._loglikelihood_tokens([(None, text, other) for other in others])]
+    assert greedy == [True, False]
+
+
+def test_rolling_log_likelihoods_are_lm_evals_own():
+    model = loaded()
+    texts = [Instance("loglikelihood_rolling", {}, (text * 3,), 0, metadata=("made", 0, 1)) for text in QUESTIONS[:3]]
+    options = {"pretrained": model.model, "tokenizer": model.tokenizer, "batch_size": 2, "max_length": 30}
+    ours = SharedContextLM(**options).loglikelihood_rolling(texts, disable_tqdm=True)
+    theirs = HFLM(**options).loglikelihood_rolling(texts, disable_tqdm=True)
+    assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_sharing_saves_tokens():
+    model, seen = loaded(), []
+    model.model.model.embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    both(model, batch_size=64)
+    *_, ours, theirs = seen
+    assert ours < 0.6 * theirs
+
+
+def test_a_model_that_ignores_our_mask_is_scored_without_it(caplog):
+    model = loaded()
+    body = model.model.model
+    original = body.forward
+    body.forward = lambda **keywords: original(**{**keywords, "attention_mask": None, "position_ids": None})
+    lm, ours, theirs = both(model)
+    assert not lm.shares_contexts
+    assert "scores shared contexts differently" in caplog.text
+    assert [score for score, _ in ours] == pytest.approx([score for score, _ in theirs], abs=1e-4)
+
+
+@pytest.mark.parametrize("fits", [2, 7])
+def test_out_of_memory_halves_the_batch_and_changes_no_score(fits, monkeypatch, caplog):
+    model = loaded()
+    _, expected, _ = both(model, batch_size=16)
+    lm = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=16, max_length=40)
+    original = SharedContextLM._hidden_states
+
+    def small(self, rows):
+        if sum(len(row.scored) for row in rows) > fits and len(rows) > 1:
+            raise torch.OutOfMemoryError
+        return original(self, rows)
+
+    monkeypatch.setattr(SharedContextLM, "_hidden_states", small)
+    scores = lm.loglikelihood(requests())
+    assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected], abs=1e-4)
+    assert "out of memory: going on with" in caplog.text
+    assert lm.micro_batch_size <= 8
+
+
+def test_a_single_row_that_does_not_fit_is_refused_in_words(monkeypatch):
+    model = loaded()
+    lm = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=16)
+
+    def full(*_: object) -> SimpleNamespace:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(SharedContextLM, "_hidden_states", full)
+    with pytest.raises(UserError, match=r"a single row of \d+ tokens does not fit .* readout.dtype=bfloat16"):
+        lm.loglikelihood(requests())
