@@ -197,7 +197,12 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     sizes = num_answers(named, limit=readout.limit)
     lm = None
     if named:
-        lm = language_model(loaded.model, loaded.tokenizer, batch_size=readout.batch_size, add_bos=cell.model.add_bos)
+        lm = language_model(
+            loaded.model,
+            loaded.tokenizer,
+            batch_size=readout.batch_size,
+            add_bos=cell.model.add_bos,
+        )
     text = None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.

@@ -75,7 +75,11 @@ def score_tasks(
 
 
 def language_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, add_bos: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    add_bos: bool,
 ) -> SharedContextLM:
     """The model as lm-eval wants it; UserError if a BOS token is asked for that the tokenizer does not set."""
     # lm-eval only lets the tokenizer add its special tokens: one that adds none would go without BOS, silently.
@@ -84,7 +88,12 @@ def language_model(
             f"{type(tokenizer).__name__} sets no BOS token before a text ({tokenizer.bos_token=}); set add_bos to false"
         )
     with quiet_lm_eval():
-        return SharedContextLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos)
+        return SharedContextLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            add_bos_token=add_bos,
+        )
 
 
 class _Reuse:

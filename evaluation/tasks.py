@@ -241,17 +241,14 @@ def _load_local(name: str, source: TaskSource) -> Task:
     import jinja2
     from lm_eval.api.task import ConfigurableTask
 
-    split = source.split(name)
-    documents = _embedded(name, split) if source.kind == "embedded" else _mirrored(name, source)
+    split, documents = source.split(name), local_documents(name, source)
     overrides = {
         "custom_dataset": lambda **_: {split: documents},
-        "training_split": None,
-        "validation_split": split if split == "validation" else None,
-        "test_split": split if split == "test" else None,
+        **only_split(split),
         "fewshot_config": {"samples": []},  # zero-shot: spares lm-eval a second pass over all documents
     }
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             task = _build(name, overrides)
     except (KeyError, jinja2.UndefinedError) as error:
         columns = ", ".join(documents.column_names)
@@ -264,8 +261,26 @@ def _load_local(name: str, source: TaskSource) -> Task:
     return task
 
 
+def local_documents(name: str, source: TaskSource) -> Dataset:
+    """The documents of the scored split of a task of the paper, in the hub's columns."""
+    return _embedded(name, source.split(name)) if source.kind == "embedded" else _mirrored(name, source)
+
+
+def only_split(split: str) -> dict[str, str | None]:
+    """The fields of a task's yaml that make lm-eval score a split and look for no other."""
+    return {"training_split": None, "validation_split": None, "test_split": None, f"{split}_split": split}
+
+
+def yaml_of(name: str) -> Path:
+    """lm-eval's own description of a task."""
+    path = _manager_of(name).task_index[name].yaml_path
+    assert path is not None
+    return path
+
+
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """datasets shows one for whatever it maps or writes, however small."""
     import datasets
 
     were_disabled = datasets.are_progress_bars_disabled()

@@ -36,7 +36,9 @@ def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device
     """The unquantized model in evaluation mode, and its tokenizer; UserError if it is not to be had."""
     match spec:
         case RandomModel():
-            return LoadedModel(_ready(_random_model(spec, DTYPES[dtype]), device), byte_tokenizer())
+            return LoadedModel(
+                _ready(_random_model(spec, DTYPES[dtype]), device), byte_tokenizer(sets_bos=spec.add_bos)
+            )
         case HubModel() | FolderModel() | EmbeddedModel():
             source, arguments = _source(spec, cache)
             with _plain_words(spec):
@@ -256,15 +258,18 @@ def _random_model(spec: RandomModel, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(_random_config(spec)).to(dtype)
 
 
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of 256 bytes and an end-of-text token, for random models: needs no file."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def byte_tokenizer(*, sets_bos: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer of 256 bytes and one special token, which ends texts and may begin them; needs no file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*alphabet, "<eos>"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if sets_bos:
+        begin = ("<eos>", vocabulary["<eos>"])
+        tokenizer.post_processor = processors.TemplateProcessing(single="<eos> $A", special_tokens=[begin])
     wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>"
     )

@@ -1,0 +1,130 @@
+"""Writes a read-out as an ordinary Hugging Face folder, and tasks as lm-eval takes them: for everybody else's tools.
+
+    python -m evaluation.export int4 exported base=omniquant bits=matquant      the checkpoint has to be trained already
+
+Prints the command line of lm-eval that measures the same weights on the same documents in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+
+from evaluation.evaluate import task_source
+from evaluation.tasks import TaskSource, local_documents, no_progress_bars, only_split, yaml_of
+from matquant.cell import Cell, Readout, Setup
+from matquant.checkpoint import load_checkpoint
+from matquant.config import Study, load_study
+from matquant.errors import UserError
+from matquant.models import LoadedModel, load_model
+from matquant.nested import materialize
+from matquant.notation import FULL, Plan
+from matquant.runs import RunDir
+from matquant.train import pick_device
+
+PREFIX = "local_"
+"""Exported tasks have names of their own: lm-eval knows the plain ones already."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder with one read-out and the tasks it is measured on."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def yamls(self) -> Path:
+        return self.folder / "tasks"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "lm_eval"
+
+    def command(self, readout: Readout, *, add_bos: bool) -> list[str]:
+        """lm-eval's command line for this read-out."""
+        arguments = {"pretrained": self.model, "dtype": readout.dtype, "add_bos_token": add_bos}
+        command = ["lm_eval", "run", "--model", "hf", "--model_args", *(f"{k}={v}" for k, v in arguments.items())]
+        command += ["--tasks", ",".join(self.tasks), "--include_path", str(self.yamls), "--num_fewshot", "0"]
+        command += ["--batch_size", str(readout.batch_size), "--output_path", str(self.output), "--log_samples"]
+        return [*command, *(["--limit", str(readout.limit)] if readout.limit else [])]
+
+
+def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: LoadedModel | None = None) -> Exported:
+    """Writes a read-out of a trained cell and the read-out's tasks; `loaded` spares loading the model again."""
+    device = pick_device(setup)
+    model, tokenizer = loaded or load_model(
+        cell.model, cache=setup.paths.cache, dtype=setup.readout.dtype, device=device
+    )
+    if str(plan) != FULL:
+        checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
+        materialize(model, checkpoint.layers, plan)
+    exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
+    transformers.logging.disable_progress_bar()
+    model.save_pretrained(exported.model)
+    tokenizer.save_pretrained(exported.model)
+    return exported
+
+
+def export_tasks(folder: Path, names: Sequence[str], source: TaskSource) -> tuple[str, ...]:
+    """lm-eval's own tasks over a source's documents, as yaml and parquet; the names to call them by.
+
+    Tasks from the hub need no files and keep their names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.kind == "hub":
+        return tuple(names)
+    for name in names:
+        split, documents = source.split(name), folder / f"{name}.parquet"
+        with no_progress_bars():
+            local_documents(name, source).to_parquet(documents)
+        description: dict[str, Any] = {
+            "include": str(yaml_of(name)),
+            "task": PREFIX + name,
+            "dataset_path": "parquet",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {split: str(documents.resolve())}},
+            **only_split(split),
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    return tuple(PREFIX + name for name in names)
+
+
+def one_cell(study: Study) -> Cell:
+    """The only cell of a study; UserError if there are several."""
+    if len(study.cells) != 1:
+        raise UserError(
+            f"this means {len(study.cells)} cells; name one, by base=... bits=... instead of experiment=..."
+        )
+    return study.cells[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", help="int8, int4, int2+ep, pyramid@3, ... or full")
+    parser.add_argument("folder", type=Path, help="where model/ and tasks/ are written")
+    parser.add_argument("overrides", nargs="*", help="the cell, as run.py takes it: base=omniquant bits=matquant")
+    options = parser.parse_args()
+    try:
+        study = load_study(options.overrides)
+        cell = one_cell(study)
+        exported = export(cell, study.setup, Plan.parse(options.plan), options.folder)
+    except (UserError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(shlex.join(exported.command(study.setup.readout, add_bos=cell.model.add_bos)))
+
+
+if __name__ == "__main__":
+    main()

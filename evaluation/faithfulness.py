@@ -1,0 +1,199 @@
+"""Holds the harness against lm-eval's command line: same weights, same documents, same batch size, same numbers.
+
+    python -m evaluation.faithfulness base=minmax bits=int8 readout.limit=10 readout.dtype=float32 --plans int8 int2
+
+Every read-out is measured by the harness, exported as a Hugging Face folder, and measured by lm-eval in a process of
+its own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4; otherwise the exit
+status is 1.  In bfloat16 neither lm-eval with another batch size nor the harness gives the same bits, so there it
+counts the documents that differ, no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.evaluate import task_source
+from evaluation.export import PREFIX, Exported, export, one_cell
+from evaluation.harness import language_model, num_answers, score_tasks
+from evaluation.tasks import load_tasks
+from matquant.cell import Cell, Setup
+from matquant.config import load_study
+from matquant.errors import UserError
+from matquant.models import load_model
+from matquant.notation import FULL, Plan
+from matquant.tracking import NoTracker
+from matquant.train import pick_device, train
+
+METRICS = ("acc", "acc_norm")
+TOLERANCE = 1e-4
+"""Nats, in float32."""
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """A task's metrics; and per document its outcome in each metric, and the log-likelihood of each answer."""
+
+    metrics: Mapping[str, float]
+    outcomes: Mapping[str, Sequence[float]]
+    log_likelihoods: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All tasks of one read-out, and the seconds it took from nothing to the numbers."""
+
+    tasks: Mapping[str, TaskOutcome]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task measured twice."""
+
+    task: str
+    ours: TaskOutcome
+    theirs: TaskOutcome
+
+    @property
+    def same_metrics(self) -> bool:
+        return all(self.ours.metrics[name] == self.theirs.metrics[name] for name in self.metrics)
+
+    @property
+    def metrics(self) -> list[str]:
+        return [name for name in METRICS if name in self.theirs.metrics]
+
+    @property
+    def num_different(self) -> int:
+        """Documents whose outcome differs in any metric."""
+        pairs = [zip(self.ours.outcomes[name], self.theirs.outcomes[name], strict=True) for name in self.metrics]
+        return sum(any(a != b for a, b in document) for document in zip(*pairs, strict=True))
+
+    @property
+    def largest_gap(self) -> float:
+        """Nats between the log-likelihoods of an answer."""
+        pairs = zip(self.ours.log_likelihoods, self.theirs.log_likelihoods, strict=True)
+        return max(abs(a - b) for a, b in pairs)
+
+
+def run_lm_eval(exported: Exported, setup: Setup, *, add_bos: bool) -> Measured:
+    """lm-eval's command line on an exported read-out, offline, in a process of its own."""
+    command = exported.command(setup.readout, add_bos=add_bos)
+    command[:1] = [sys.executable, "-m", "lm_eval"]
+    start = time.monotonic()
+    done = subprocess.run(
+        command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"lm-eval ended with status {done.returncode}:\n{done.stderr[-4000:]}")
+    seconds = time.monotonic() - start
+    (path,) = exported.output.rglob("results_*.json")
+    results = json.loads(path.read_text())["results"]
+    return Measured(
+        {name.removeprefix(PREFIX): _theirs(results[name], exported, name) for name in exported.tasks}, seconds
+    )
+
+
+def _theirs(results: Mapping[str, Any], exported: Exported, name: str) -> TaskOutcome:
+    (path,) = exported.output.rglob(f"samples_{name}_*.jsonl")
+    samples = sorted(map(json.loads, path.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    metrics = {metric: results[f"{metric},none"] for metric in METRICS if f"{metric},none" in results}
+    return TaskOutcome(
+        metrics,
+        {metric: [sample[metric] for sample in samples] for metric in metrics},
+        [float(response[0][0]) for sample in samples for response in sample["resps"]],
+    )
+
+
+class OurMeasurement:
+    """The harness on one model in memory, plan after plan."""
+
+    def __init__(self, cell: Cell, setup: Setup) -> None:
+        self.cell, self.setup, readout = cell, setup, setup.readout
+        self.loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=pick_device(setup))
+        self.tasks = load_tasks(readout.tasks, task_source(readout), limit=readout.limit)
+        num_answers(self.tasks, limit=readout.limit)
+        self.lm = language_model(
+            *self.loaded,
+            batch_size=readout.batch_size,
+            add_bos=cell.model.add_bos,
+        )
+
+    def measure(self) -> Measured:
+        """The tasks, on what is in the model now."""
+        start, found = time.monotonic(), {}
+        for name, score in score_tasks(
+            self.lm, self.tasks, limit=self.setup.readout.limit, description="", bar=_NoBar()
+        ):
+            instances = sorted(self.tasks[name].instances, key=lambda instance: (instance.doc_id, instance.idx))
+            documents = {metric: score.documents[metric] for metric in METRICS if metric in score.documents}
+            found[name] = TaskOutcome(score.metrics, documents, [float(one.resps[0][0]) for one in instances])
+        return Measured(found, time.monotonic() - start)
+
+
+class _NoBar:
+    def update(self, n: int = 1, /) -> None:
+        pass
+
+
+def compare(ours: Measured, theirs: Measured) -> list[Comparison]:
+    return [Comparison(task, outcome, theirs.tasks[task]) for task, outcome in ours.tasks.items()]
+
+
+def report(plan: Plan, comparisons: Sequence[Comparison], *, exact: bool) -> bool:
+    """Prints a line for each task; True if everything agrees as it should."""
+    agree = True
+    for one in comparisons:
+        good = one.same_metrics and (not exact or one.largest_gap <= TOLERANCE)
+        agree &= good
+        values = "  ".join(
+            f"{name} {100 * one.ours.metrics[name]:5.1f} / {100 * one.theirs.metrics[name]:5.1f}"
+            for name in one.metrics
+        )
+        print(
+            f"{plan!s:8} {one.task:14} {values:42}  documents that differ {one.num_different:3d}  "
+            f"largest gap {one.largest_gap:.1e} nats  {'same' if good else 'DIFFERENT'}"
+        )
+    return agree
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", nargs="+", default=["int8", "int4", "int2"], help="read-outs to compare")
+    parser.add_argument("overrides", nargs="*", help="the cell and read-out, as run.py takes them")
+    options = parser.parse_intermixed_args()
+    try:
+        study = load_study(options.overrides)
+        agree = run(one_cell(study), study.setup, [Plan.parse(plan) for plan in options.plans])
+    except (UserError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(0 if agree else 1)
+
+
+def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:
+    """Trains what is not on disk, measures every plan in both ways, and says whether they agree."""
+    if cell.objective is not None and FULL in map(str, plans):
+        raise UserError("full is the unquantized model; compare it with base=none --plans full")
+    train(cell, setup, NoTracker())
+    exact, agree = setup.readout.dtype == "float32", True
+    ours = OurMeasurement(cell, setup)
+    print("values: ours / lm-eval's")
+    for plan in plans:
+        with tempfile.TemporaryDirectory() as folder:
+            exported = export(cell, setup, plan, Path(folder), loaded=ours.loaded)
+            comparisons = compare(ours.measure(), run_lm_eval(exported, setup, add_bos=cell.model.add_bos))
+        agree &= report(plan, comparisons, exact=exact)
+    return agree or not exact
+
+
+if __name__ == "__main__":
+    main()
