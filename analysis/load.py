@@ -8,7 +8,7 @@ protocol, because an accuracy over 50 documents and one over 10000 do not belong
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from evaluation.results import LOG_PPLX, Result, ResultStore, protocol_id
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evaluation.results import Protocol
+    from evaluation.results import Key, Protocol
     from matquant.cell import Cell, Readout, Setup
     from matquant.notation import Objective, Plan
 
@@ -53,6 +53,19 @@ class LoadedResults:
     frame: pd.DataFrame
     expected: pd.DataFrame
     problems: tuple[str, ...] = ()
+    store: ResultStore | None = None
+    keys: Mapping[tuple[str, str, str], Key] = field(default_factory=dict)
+    """Of every result in the frame, by cell id, plan and task."""
+
+    def documents(self, cell_id: str, plan: str, task: str) -> dict[str, list[Any]]:
+        """The outcome of every document, as columns; empty where it is not to be had."""
+        key = self.keys.get((cell_id, plan, task))
+        if self.store is None or key is None:
+            return {}
+        try:
+            return self.store.documents(key)
+        except ValueError:
+            return {}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -82,6 +95,8 @@ def load_frame(cells: Sequence[Cell], setup: Setup, store: ResultStore) -> Loade
         frame=pd.DataFrame(rows, columns=list(COLUMNS)).astype({"limit": "Int64", "parent_bits": "Int64"}),
         expected=pd.DataFrame(expected, columns=[*IDENTITY_COLUMNS, "task"]).astype({"parent_bits": "Int64"}),
         problems=(*unreadable, *mixed, *_mixed_checkpoints(kept)),
+        store=store,
+        keys={(result.cell_id, result.plan, result.task): result.key for result in kept},
     )
 
 

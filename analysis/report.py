@@ -20,7 +20,8 @@ import pandas as pd
 from analysis import pareto, tables
 from analysis.load import LOG_PPLX, LoadedResults, flatten, load_frame, objective_text
 from analysis.page import Page, Record, inline_svg, render
-from analysis.tables import TASK_AVG, data_type, task_name, with_error
+from analysis.significance import TASK_AVG, against_reference
+from analysis.tables import data_type, task_name, with_error
 from evaluation.results import ResultStore
 from matquant.errors import UserError
 from matquant.runs import require_writable, write_beside
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 HELP = """
 Draws a study from the results on disk and writes out/<experiment>/:
   table.md, table.csv      the summary table; accuracies in the CSV are fractions, log_pplx is in nats per token
+  comparisons.csv          every row against its baseline on the same documents: difference, standard error, p-value
   pareto.svg, .pdf, .png   Task Avg and log perplexity against effective bits
   report.html              everything on one self-contained page, with how each number was made and what is missing
 """
@@ -65,6 +67,10 @@ class ReportPaths:
     @property
     def csv(self) -> Path:
         return self.folder / "table.csv"
+
+    @property
+    def comparisons(self) -> Path:
+        return self.folder / "comparisons.csv"
 
     @property
     def html(self) -> Path:
@@ -105,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def print_table(study: Study) -> None:
     """Prints the summary table, every problem, and how many results are missing."""
     loaded = _load(study)
-    lines = [tables.to_text(tables.typeset(tables.summary(loaded), loaded.tasks))]
+    rows = tables.summary(loaded)
+    lines = [tables.to_text(tables.typeset(rows, loaded.tasks, against_reference(rows, loaded)))]
     lines += [f"problem: {problem}" for problem in loaded.problems]
     if len(loaded.missing):
         lines.append(f"missing: {len(loaded.missing)} of {len(loaded.expected)} results are not measured yet")
@@ -122,13 +129,15 @@ def build_report(study: Study, overrides: Sequence[str] | None = None) -> Report
     require_writable(paths.folder, "paths.out")
     loaded = _load(study)
     rows = tables.summary(loaded)
-    table = tables.typeset(rows, loaded.tasks)
+    comparisons = against_reference(rows, loaded)
+    table = tables.typeset(rows, loaded.tasks, comparisons)
     figure = pareto.pareto_figure(rows, loaded.tasks)
     for form in ("svg", "pdf", "png"):
         write_beside(paths.figure(form), lambda beside, form=form: pareto.save_figure(figure, beside, form))
     svg = paths.figure("svg").read_text(encoding="utf-8")
     _write_text(paths.markdown, tables.to_markdown(table))
     _write_text(paths.csv, rows.to_csv(index=False))
+    _write_text(paths.comparisons, comparisons.to_csv(index=False))
     _write_text(paths.html, render(_page(study, loaded, rows, table, svg, commands(study.name, overrides))))
     return paths
 

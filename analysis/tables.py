@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import COST_COLUMNS, IDENTITY_COLUMNS, LOG_PPLX
+from analysis.significance import LEVEL, TASK_AVG
 from evaluation.results import HEADLINE_METRICS
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 Row = Mapping[Any, Any]
 """A row of `summary`, by column name."""
 
-TASK_AVG = "task_avg"
 METHOD_ORDER = ("Sliced", "Baseline", "Single Precision", "MatQuant")
 TASK_NAMES = {
     "arc_challenge": "ARC-c",
@@ -41,6 +41,7 @@ MISSING = "\u2013"
 """An en dash: what a printed table puts in an empty field."""
 
 DAGGER = "†"
+BETTER, WORSE = "▲", "▼"
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -191,8 +192,12 @@ NUM_LABELS = 2
 """How many columns at the left hold names; the others hold numbers."""
 
 
-def typeset(rows: pd.DataFrame, tasks: Sequence[str]) -> Table:
-    """Turns the numbers of `summary` into the text of a table."""
+def typeset(rows: pd.DataFrame, tasks: Sequence[str], comparisons: pd.DataFrame | None = None) -> Table:
+    """Turns the numbers of `summary` into the text of a table.
+
+    `comparisons`: what `significance.against_reference` found; significant differences are marked.
+    """
+    rows = rows.assign(marks=pd.Series({index: _marks(comparisons, index) for index in rows.index}, dtype=object))
     columns = (
         Column("Data type", data_type),
         Column("Method", _method_text),
@@ -206,7 +211,17 @@ def typeset(rows: pd.DataFrame, tasks: Sequence[str]) -> Table:
     )
     groups = rows.groupby([rows["model"], rows.apply(data_type, axis=1)], sort=False) if len(rows) else ()
     sections = tuple(_section(str(model), str(name), group, columns) for (model, name), group in groups)
-    return Table(tuple(column.head for column in columns), sections, _notes(rows, sections))
+    return Table(tuple(column.head for column in columns), sections, _notes(rows, sections, comparisons))
+
+
+def _marks(comparisons: pd.DataFrame | None, index: Any) -> dict[str, str]:
+    """For each task in which a row differs significantly from its reference: better or worse."""
+    if comparisons is None or index not in comparisons.index:
+        return {}
+    found = comparisons.loc[[index]]
+    found = found[found["p_value"] < LEVEL]
+    higher = (found["difference"] > 0) != (found["task"] == LOG_PPLX)
+    return {task: BETTER if good else WORSE for task, good in zip(found["task"], higher, strict=True)}
 
 
 def _section(model: str, name: str, group: pd.DataFrame, columns: Sequence[Column]) -> Section:
@@ -240,13 +255,18 @@ def _bits(column: str) -> Callable[[Row], str]:
 def _percent_of(value: str, *, shows_error: bool = False) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         error = 100 * row[f"{value}_stderr"] if shows_error else np.nan
-        return with_error(100 * row[value], error, ".1f")
+        return _marked(with_error(100 * row[value], error, ".1f"), row, value)
 
     return text
 
 
 def _nats(row: Row) -> str:
-    return with_error(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], ".3f")
+    return _marked(with_error(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], ".3f"), row, LOG_PPLX)
+
+
+def _marked(text: str, row: Row, value: str) -> str:
+    mark = row["marks"].get(value)
+    return text if mark is None or text == MISSING else f"{text} {mark}"
 
 
 def with_error(value: float, error: float, form: str) -> str:
@@ -256,7 +276,7 @@ def with_error(value: float, error: float, form: str) -> str:
     return f"{value:{form}}" + ("" if pd.isna(error) else f" ± {error:{form}}")
 
 
-def _notes(rows: pd.DataFrame, sections: Sequence[Section]) -> tuple[str, ...]:
+def _notes(rows: pd.DataFrame, sections: Sequence[Section], comparisons: pd.DataFrame | None) -> tuple[str, ...]:
     """The legend: only the marks that occur."""
     entries = [entry for section in sections for row in section.rows for entry in row]
     notes = ["Tasks and Task Avg in percent, higher is better; log pplx in nats per token, lower is better."]
@@ -264,6 +284,12 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section]) -> tuple[str, ...]:
         notes.append(BITS_NOTE)
     if any("±" in entry.text for entry in entries):
         notes.append("±: standard error over documents; it does not cover another training run.")
+    if comparisons is not None and len(comparisons):
+        notes.append(
+            f"{BETTER} {WORSE} significantly better or worse than the explicit Baseline of the same width, or where "
+            "there is none than the sliced parent: paired over the same documents, p < 0.05, not corrected for the "
+            f"number of comparisons ({len(comparisons)})."
+        )
     if (rows["num_seeds"] > 1).any():
         notes.append("Rows of several seeds: mean ± standard deviation between seeds.")
     if rows["interpolated"].any():

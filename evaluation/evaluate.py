@@ -22,7 +22,7 @@ from evaluation.board import Board
 from evaluation.harness import Bar, language_model, num_answers, score_tasks
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
-from evaluation.results import LOG_PPLX, Key, Protocol, Result, ResultStore
+from evaluation.results import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.tasks import TaskSource, load_tasks
 from matquant import data
 from matquant.cell import Cell, Readout, Setup
@@ -96,8 +96,8 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker) -> None:
             for plan, tasks in gaps.items():
                 measured: dict[str, float] = {}
                 with board.plan(str(plan)) as line:
-                    for result in bench.results(plan, tasks, line):
-                        store.put(result)
+                    for result, documents in bench.results(plan, tasks, line):
+                        store.put(result, documents)
                         line.add(result.task, result.metrics)
                         measured |= {f"eval/{plan}/{result.task}/{name}": v for name, v in result.metrics.items()}
                 tracker.log(measured)
@@ -121,13 +121,13 @@ class Bench:
         """How many steps measuring some tasks takes: answers to score, or sequences of text."""
         return sum(self.sizes[task] for task in tasks)
 
-    def results(self, plan: Plan, tasks: Mapping[str, Protocol], bar: Bar) -> Iterator[Result]:
+    def results(self, plan: Plan, tasks: Mapping[str, Protocol], bar: Bar) -> Iterator[tuple[Result, Documents]]:
         """Writes a plan into the model and measures the given tasks, one result after the other."""
         if self.checkpoint is not None:
             materialize(self.loaded.model, self.checkpoint.layers, plan)
         if LOG_PPLX in tasks:
             metrics, documents, seconds = self._log_perplexity(bar)
-            yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds)
+            yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds), documents
         accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
         if not accuracies:
             return
@@ -135,7 +135,8 @@ class Bench:
         description = f"{self.cell.id} at {plan}"
         scores = score_tasks(self.lm, accuracies, limit=self.readout.limit, description=description, bar=bar)
         for task, score in scores:
-            yield self._result(plan, task, tasks[task], score.metrics, score.documents, score.seconds)
+            documents = score.documents
+            yield self._result(plan, task, tasks[task], score.metrics, documents, score.seconds), documents
 
     def _log_perplexity(self, bar: Bar) -> tuple[dict[str, float], dict[str, list[Any]], float]:
         assert self.text is not None
@@ -165,7 +166,7 @@ class Bench:
         task: str,
         protocol: Protocol,
         metrics: Mapping[str, float],
-        documents: Mapping[str, list[Any]],
+        documents: Documents,
         seconds: float,
     ) -> Result:
         device = next(self.loaded.model.parameters()).device
@@ -180,7 +181,6 @@ class Bench:
             if self.checkpoint is None
             else effective_bits(self.checkpoint.layers, plan),
             overhead={} if self.checkpoint is None else self._overhead(plan, self.checkpoint),
-            documents=dict(documents),
             checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
             provenance=provenance(device=_device_name(device), seconds=seconds),
         )

@@ -3,8 +3,8 @@
     python -m evaluation.faithfulness base=minmax bits=int8 readout.limit=10 readout.dtype=float32 --plans int8 int2
 
 Every read-out is measured by the harness, exported as a Hugging Face folder, and measured by lm-eval in a process of
-its own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4; otherwise the exit
-status is 1.  In bfloat16 neither lm-eval with another batch size nor the harness gives the same bits, so there it
+its own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats; otherwise the
+exit status is 1.  In bfloat16 neither lm-eval with another batch size nor the harness gives the same bits, so there it
 counts the documents that differ, no more.
 """
 
@@ -36,7 +36,10 @@ from matquant.train import pick_device, train
 
 METRICS = ("acc", "acc_norm")
 TOLERANCE = 1e-4
-"""Nats, in float32."""
+"""Nats, in float32 ..."""
+RELATIVE_TOLERANCE = 5e-6
+"""... or this share of a log-likelihood where that is more: a collapsed read-out gives an answer -700 nats, where float32
+has steps of 6e-5 and lm-eval differs from itself by 1.4e-4 between batch sizes 16 and 1."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,15 @@ class Comparison:
     @property
     def largest_gap(self) -> float:
         """Nats between the log-likelihoods of an answer."""
-        pairs = zip(self.ours.log_likelihoods, self.theirs.log_likelihoods, strict=True)
-        return max(abs(a - b) for a, b in pairs)
+        return max(abs(a - b) for a, b in self._pairs)
+
+    @property
+    def same_log_likelihoods(self) -> bool:
+        return all(abs(a - b) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(b)) for a, b in self._pairs)
+
+    @property
+    def _pairs(self) -> list[tuple[float, float]]:
+        return list(zip(self.ours.log_likelihoods, self.theirs.log_likelihoods, strict=True))
 
 
 def run_lm_eval(exported: Exported, setup: Setup, *, add_bos: bool) -> Measured:
@@ -153,7 +163,7 @@ def report(plan: Plan, comparisons: Sequence[Comparison], *, exact: bool) -> boo
     """Prints a line for each task; True if everything agrees as it should."""
     agree = True
     for one in comparisons:
-        good = one.same_metrics and (not exact or one.largest_gap <= TOLERANCE)
+        good = one.same_metrics and (not exact or one.same_log_likelihoods)
         agree &= good
         values = "  ".join(
             f"{name} {100 * one.ours.metrics[name]:5.1f} / {100 * one.theirs.metrics[name]:5.1f}"

@@ -2,7 +2,8 @@
 
     results/<cell id>/cell.json       what the cell is
     results/<cell id>/codes.json      histogram of its codes, effective bits of every layer
-    results/<cell id>/<plan>/<task>-<protocol id>.json
+    results/<cell id>/<plan>/<task>-<protocol id>.json        metrics, and how they were measured
+    results/<cell id>/<plan>/<task>-<protocol id>.parquet     a row for each document
 
 The *protocol* is every fact that decides what a number means besides the weights: task, document limit, batch size,
 dtype, data revision, lm-eval version.  A result measured under another protocol is another file, so nothing is ever
@@ -13,12 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matquant.runs import write_json
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from matquant.runs import write_beside, write_json
 
 Protocol = Mapping[str, Any]
 
@@ -37,6 +41,27 @@ def protocol_id(protocol: Protocol) -> str:
     return hashlib.sha256(json.dumps(dict(protocol), sort_keys=True).encode()).hexdigest()[:8]
 
 
+Documents = Mapping[str, Sequence[Any]]
+"""What was measured on each document, as columns: `doc_id`, and every metric that is one number a document.
+
+With them any two read-outs can be compared on the same documents.
+"""
+
+
+def documents_path(result: Path) -> Path:
+    """Where the documents of a result lie, beside it."""
+    return result.with_suffix(".parquet")
+
+
+def _compact(values: Sequence[Any]) -> pa.Array:
+    """Right and wrong in a byte, document numbers in four, other numbers as they are."""
+    array = pa.array(values)
+    if not pa.types.is_integer(array.type):
+        return array
+    small = all(value is None or value in (0, 1) for value in values)
+    return array.cast(pa.uint8() if small else pa.int32())
+
+
 @dataclass(frozen=True)
 class Key:
     """What a result is a result of."""
@@ -51,9 +76,8 @@ class Key:
 class Result:
     """One task of one read-out of one cell, with every fact needed to measure it again.
 
-    `metrics` holds fractions (acc, acc_norm) or nats per token (log_pplx), each with its `_stderr`; `documents` holds
-    the same per document, as columns, so that two plans can be compared on the same documents.  `effective_bits` is the
-    paper's count; `overhead` is what that leaves out (`matquant.extra_precision.overhead_bits`).
+    `metrics` holds fractions (acc, acc_norm) or nats per token (log_pplx), each with its `_stderr`.  `effective_bits`
+    is the paper's count; `overhead` is what that leaves out (`matquant.extra_precision.overhead_bits`).
     """
 
     cell_id: str
@@ -64,7 +88,6 @@ class Result:
     num_documents: int
     effective_bits: float
     overhead: Mapping[str, float] = field(default_factory=dict)
-    documents: Mapping[str, list[Any]] = field(default_factory=dict)
     checkpoint: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,13 +107,20 @@ class ResultStore:
 
     def has(self, key: Key) -> bool:
         """True if a whole result of exactly this key is on disk; a file cut short counts as missing."""
+        path = self.path(key)
         try:
-            return self.read(self.path(key)).key == key
-        except (OSError, ValueError):
+            result = self.read(path)
+            num_rows = pq.read_metadata(documents_path(path)).num_rows
+        except (OSError, ValueError, pa.ArrowException):
             return False
+        return result.key == key and num_rows == result.num_documents
 
-    def put(self, result: Result) -> None:
-        write_json(self.path(result.key), asdict(result))
+    def put(self, result: Result, documents: Documents) -> None:
+        """Writes a result and its documents; it counts as there once the json is, which comes last."""
+        path = self.path(result.key)
+        table = pa.table({name: _compact(values) for name, values in documents.items()})
+        write_beside(documents_path(path), lambda beside: pq.write_table(table, beside, compression="zstd"))
+        write_json(path, asdict(result))
 
     def put_cell(self, cell_id: str, cell: Mapping[str, Any]) -> None:
         """Records what a cell is, once: tables are drawn without its checkpoint."""
@@ -114,6 +144,16 @@ class ResultStore:
             return Result(**json.loads(path.read_text()))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise ValueError(f"{path} is not a whole result file ({error}); delete it and evaluate again") from error
+
+    def documents(self, key: Key) -> dict[str, list[Any]]:
+        """The outcome of every document of a result; ValueError if they are not there or cut short."""
+        path = documents_path(self.path(key))
+        try:
+            return pq.read_table(path).to_pydict()
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); delete the json beside it and evaluate again"
+            ) from error
 
     def results(self, cell_id: str) -> Iterator[Result]:
         """Every result of a cell."""

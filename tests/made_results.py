@@ -75,8 +75,21 @@ def measure(made: Study, *, limit: int | None = None, accuracy: float = 0.5) -> 
     for cell in made.cells:
         for plan in made.setup.readout.plans_of(cell):
             for result in _results(cell, plan, made.setup.readout, limit, accuracy):
-                store.put(result)
+                store.put(result, documents_of(result))
     return store
+
+
+def documents_of(result: Result) -> dict[str, list[Any]]:
+    """Documents whose mean is the metric: the first so many are right, or every block has the same nats."""
+    numbers = range(result.num_documents)
+    metrics = {name: value for name, value in result.metrics.items() if name in ("acc", "acc_norm", "log_pplx")}
+    columns = {
+        name: [value + 0.001 * (number % 2) for number in numbers]
+        if name == "log_pplx"
+        else [int(number < round(value * result.num_documents)) for number in numbers]
+        for name, value in metrics.items()
+    }
+    return {"doc_id": list(numbers), **columns}
 
 
 def _results(cell: Cell, plan: Plan, readout: Readout, limit: int | None, accuracy: float) -> Iterator[Result]:

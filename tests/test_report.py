@@ -19,7 +19,7 @@ from tests.made_results import MATQUANT, measure, paper_cells, quantized, study,
 if TYPE_CHECKING:
     from matquant.config import Study
 
-FILES = {"table.md", "table.csv", "pareto.svg", "pareto.pdf", "pareto.png", "report.html"}
+FILES = {"table.md", "table.csv", "comparisons.csv", "pareto.svg", "pareto.pdf", "pareto.png", "report.html"}
 
 
 @pytest.fixture

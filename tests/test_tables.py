@@ -13,7 +13,7 @@ import pytest
 from analysis.load import COLUMNS, LoadedResults, load_frame
 from analysis.tables import MISSING, stderr_of_mean, summary, to_html, to_markdown, to_text, typeset
 from evaluation.results import ResultStore
-from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
+from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized
 
 if TYPE_CHECKING:
     from matquant.config import Study
@@ -125,7 +125,7 @@ def test_the_lower_log_perplexity_is_the_better_one(made):
     store = measure(made)
     path = next((store.folder / made.cells[2].id / "int2").glob("log_pplx-*.json"))
     result = store.read(path)
-    store.put(dataclasses.replace(result, metrics={**result.metrics, "log_pplx": 1.25}))
+    store.put(dataclasses.replace(result, metrics={**result.metrics, "log_pplx": 1.25}), documents_of(result))
     table = to_markdown(typeset(summary(load(made)), made.setup.readout.tasks))
     best = next(line for line in table.splitlines() if "**1.250 ± 0.020**" in line)
     assert best.startswith("| int2 | Baseline")
@@ -216,7 +216,7 @@ def test_models_may_differ_in_protocol_without_losing_a_row(tmp_path):
     for path in (store.folder / made.cells[1].id).glob("full/*.json"):
         result = store.read(path)
         path.unlink()
-        store.put(dataclasses.replace(result, protocol={**result.protocol, "add_bos": True}))
+        store.put(dataclasses.replace(result, protocol={**result.protocol, "add_bos": True}), documents_of(result))
     loaded = load(made)
     assert not loaded.problems
     assert loaded.missing.empty
@@ -225,7 +225,8 @@ def test_models_may_differ_in_protocol_without_losing_a_row(tmp_path):
 def test_results_of_two_checkpoints_of_one_cell_are_named(made):
     store = measure(made)
     path = next((store.folder / made.cells[3].id / "int8").glob("boolq-*.json"))
-    store.put(dataclasses.replace(store.read(path), checkpoint="retrained"))
+    result = dataclasses.replace(store.read(path), checkpoint="retrained")
+    store.put(result, documents_of(result))
     assert [made.cells[3].id in problem for problem in load(made).problems] == [True]
 
 

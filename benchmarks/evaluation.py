@@ -1,0 +1,148 @@
+"""Six read-outs on the six tasks: the harness against six runs of lm-eval's command line on the exported slices.
+
+    python -m benchmarks.evaluation [--limit 20]        needs the embedded model; about 6 minutes on 2 cores
+
+Targets: at least 2.5x faster in wall time, start-up included, at most 1.3x its peak memory.  Both run in processes of
+their own, in bfloat16, with the same documents and batch size.  In bfloat16 a log-likelihood depends in its last digits
+on what else is in a batch, for lm-eval as for us, so documents that change sides are counted: ours against lm-eval's
+and, for scale, lm-eval's own at half the batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from benchmarks.timing import print_ratios
+from evaluation.evaluate import task_source
+from evaluation.export import PREFIX, export
+from evaluation.harness import language_model, num_answers
+from evaluation.results import ResultStore
+from evaluation.tasks import load_tasks, quiet_lm_eval
+from matquant.config import Study, load_study
+from matquant.models import load_model
+from matquant.notation import Plan
+from matquant.runs import PROJECT
+from matquant.tracking import NoTracker
+from matquant.train import train
+
+PLANS = ("int8", "int6", "int5", "int4", "int3", "int2")
+RIVAL = "lm-eval's command line, 6 runs (rival)"
+
+
+def timed(command: Sequence[str]) -> tuple[float, float]:
+    """Wall time in seconds and peak memory in MiB of a process."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, cwd=PROJECT, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise RuntimeError(log.read().decode()[-4000:])
+    return time.monotonic() - start, usage.ru_maxrss / 1024
+
+
+def forward_only(study: Study) -> None:
+    """Scoring alone, in this process: lm-eval's own model class against ours."""
+    cell, readout = study.cells[0], study.setup.readout
+    loaded = load_model(cell.model, cache=study.setup.paths.cache, dtype=readout.dtype, device=torch.device("cpu"))
+    tasks = load_tasks(readout.tasks, task_source(readout), limit=readout.limit)
+    num_answers(tasks, limit=readout.limit)
+    ours = language_model(*loaded, batch_size=readout.batch_size, add_bos=False)
+    with quiet_lm_eval():
+        theirs, half = (
+            HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=size)  # pyright: ignore[reportCallIssue]
+            for size in (readout.batch_size, readout.batch_size // 2)
+        )
+    seconds: dict[str, float] = defaultdict(float)
+    flips: dict[str, int] = defaultdict(int)
+    name_of = {"lm-eval's model class (rival)": theirs, "shared contexts": ours, "lm-eval at half the batch size": half}
+    for task in tqdm(tasks.values(), desc="forward only"):
+        chosen = {}
+        for name, lm in name_of.items():
+            start = time.monotonic()
+            with quiet_lm_eval():
+                scores = lm.loglikelihood(task.instances, disable_tqdm=True)
+            seconds[name] += time.monotonic() - start
+            by_document: dict[int, list[float]] = defaultdict(list)
+            for instance, (score, _) in zip(task.instances, scores, strict=True):
+                by_document[instance.doc_id].append(score)
+            chosen[name] = [values.index(max(values)) for values in by_document.values()]
+        for name, choices in chosen.items():
+            first = next(iter(chosen.values()))
+            flips[name] += sum(a != b for a, b in zip(choices, first, strict=True))
+    print(f"forward part only, {len(tasks)} tasks on the unquantized model")
+    print_ratios(seconds, rival="lm-eval's model class (rival)")
+    total = sum(len({instance.doc_id for instance in task.instances}) for task in tasks.values())
+    for name, count in list(flips.items())[1:]:
+        print(f"  {name}: {count} of {total} documents choose another answer than lm-eval's model class")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=int, default=20, help="documents a task")
+    limit = parser.parse_args().limit
+    shared = ["base=minmax", "bits=int8", "tracking=none", f"readout.limit={limit}", "readout.perplexity=null"]
+    shared.append(f"readout.plans=[{','.join(PLANS)}]")
+    study = load_study(shared)
+    cell = study.cells[0]
+    forward_only(study)
+    train(cell, study.setup, NoTracker())
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "run.py", *shared, f"paths.results={folder}/results", f"paths.out={folder}/out"]
+        our_seconds, our_memory = timed(command)
+        store = ResultStore(Path(folder) / "results")
+        scoring = sum(result.provenance["seconds"] for result in store.results(cell.id))
+        ours = {(result.plan, result.task): result for result in store.results(cell.id)}
+
+        their_seconds, their_memory, their_scoring, different, same = 0.0, 0.0, 0.0, 0, 0
+        for plan in tqdm(PLANS, desc="lm-eval"):
+            exported = export(cell, study.setup, Plan.parse(plan), Path(folder) / plan)
+            run = exported.command(study.setup.readout, add_bos=False)
+            seconds, memory = timed([sys.executable, "-m", "lm_eval", *run[1:]])
+            their_seconds, their_memory = their_seconds + seconds, max(their_memory, memory)
+            (path,) = exported.output.rglob("results_*.json")
+            report = json.loads(path.read_text())
+            their_scoring += float(report["total_evaluation_time_seconds"])
+            for task in study.setup.readout.tasks:
+                result, theirs = ours[plan, task], report["results"][PREFIX + task]
+                same += all(result.metrics[metric] == theirs[f"{metric},none"] for metric in ("acc",))
+                (samples,) = exported.output.rglob(f"samples_{PREFIX}{task}_*.jsonl")
+                outcomes = {line["doc_id"]: line["acc"] for line in map(json.loads, samples.read_text().splitlines())}
+                documents = store.documents(result.key)
+                pairs = zip(documents["doc_id"], documents["acc"], strict=True)
+                different += sum(outcomes[doc_id] != outcome for doc_id, outcome in pairs)
+
+    print(f"six read-outs, {len(study.setup.readout.tasks)} tasks, {limit} documents each, wall time")
+    print_ratios({RIVAL: their_seconds, "the harness": our_seconds}, rival=RIVAL)
+    print(f"  {their_seconds / our_seconds:.2f}x faster (target 2.5x)")
+    print(f"  start-up and building tasks: {our_seconds - scoring:.1f} s of ours, ", end="")
+    print(f"{their_seconds - their_scoring:.1f} s of lm-eval's before it begins to count its own time")
+    print("peak memory (target 1.3x)")
+    print_ratios(
+        {"lm-eval's command line (rival)": their_memory, "the harness": our_memory},
+        rival="lm-eval's command line (rival)",
+        unit="MiB",
+    )
+    num = len(PLANS) * len(study.setup.readout.tasks)
+    print(f"accuracy: {same} of {num} the same; {different} of {num * limit} documents change sides")
+
+
+if __name__ == "__main__":
+    main()
