@@ -79,7 +79,7 @@ def forward_only(study: Study) -> None:
             with quiet_lm_eval():
                 scores = lm.loglikelihood(task.instances, disable_tqdm=True)
             seconds[name] += time.monotonic() - start
-            by_document: dict[int, list[float]] = defaultdict(list)
+            by_document: dict[int | None, list[float]] = defaultdict(list)
             for instance, (score, _) in zip(task.instances, scores, strict=True):
                 by_document[instance.doc_id].append(score)
             chosen[name] = [values.index(max(values)) for values in by_document.values()]

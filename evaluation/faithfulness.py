@@ -38,8 +38,8 @@ METRICS = ("acc", "acc_norm")
 TOLERANCE = 1e-4
 """Nats, in float32 ..."""
 RELATIVE_TOLERANCE = 5e-6
-"""... or this share of a log-likelihood where that is more: a collapsed read-out gives an answer -700 nats, where float32
-has steps of 6e-5 and lm-eval differs from itself by 1.4e-4 between batch sizes 16 and 1."""
+"""... or this share of a log-likelihood where that is more: a collapsed read-out gives an answer -700 nats, where
+float32 has steps of 6e-5 and lm-eval differs from itself by 1.4e-4 between batch sizes 16 and 1."""
 
 
 @dataclass(frozen=True)

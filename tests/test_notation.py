@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +85,9 @@ def test_plans_parse_and_print():
     assert str(Plan.parse("4")) == "int4"
     with pytest.raises(ValueError, match="'best' is not a read-out plan; write full, int4"):
         Plan.parse("best")
+
+
+@pytest.mark.parametrize(("text", "near"), [("itn4", "int4"), ("int2+pe", "int2+ep"), ("piramid@3", "pyramid@3")])
+def test_an_unknown_plan_is_refused_with_the_nearest_ones(text, near):
+    with pytest.raises(ValueError, match=rf"did you mean .*{re.escape(near)}"):
+        Plan.parse(text)
