@@ -178,6 +178,18 @@ def test_killed_in_training_and_in_evaluation_a_run_resumes_to_the_same_bits(tmp
     assert not leftovers(disturbed)
 
 
+def test_two_processes_on_one_cell_do_its_work_once(tmp_path):
+    both = [start(tmp_path, *SLOW) for _ in range(2)]
+    errors = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], b"".join(errors).decode()
+    assert sum(b"another process is at work on this cell; waiting for it" in text for text in errors) == 1
+    (log,) = tmp_path.glob("runs/*/train.jsonl")
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [(record["block"], record["step"]) for record in records if "step" in record]
+    assert steps == [(block, step) for block in range(6) for step in range(40)]
+    assert len(list(tmp_path.glob("results/*/*/*.json"))) == 9
+
+
 def test_ctrl_c_ends_in_one_sentence_and_the_same_command_continues(tmp_path):
     process = start(tmp_path, *SLOW)
     while not list(tmp_path.glob("runs/*/state/*.safetensors")):
