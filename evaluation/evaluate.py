@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,12 @@ class Bench:
         )
 
 
+@cache
+def _task(name: str, source: TaskSource, limit: int | None) -> Task:
+    """A task, loaded once for all cells of a study."""
+    return load_tasks([name], source, limit=limit)[name]
+
+
 def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     """Loads what measuring some tasks of a cell needs."""
     readout, device = setup.readout, pick_device(setup)
@@ -193,7 +200,8 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     checkpoint = None
     if cell.objective is not None:
         checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
-    named = load_tasks([task for task in readout.tasks if task in tasks], task_source(readout), limit=readout.limit)
+    source = task_source(readout)
+    named = {task: _task(task, source, readout.limit) for task in readout.tasks if task in tasks}
     sizes = num_answers(named, limit=readout.limit)
     lm = None
     if named:

@@ -39,6 +39,8 @@ LONGEST_ROW = 1024
 """Tokens; answers are put into one row up to here, because attention is quadratic in its length."""
 WORTH_SHARING = 0.1
 """The share of tokens that has to be saved for answers to be put into one row."""
+SHORTEST_IN_BATCH = 0.8
+"""Of the longest row of a batch; what is shorter waits for the next one."""
 POSITIONS_AT_ONCE = 1024
 """Scored positions that have logits at the same time: 0.5 GB for Gemma's 256 thousand tokens in bfloat16."""
 
@@ -131,11 +133,14 @@ def _rows_of_document(requests: Mapping[int, Request]) -> Iterator[Row]:
 
 
 def batches_of(rows: Iterable[Row], *, batch_size: int) -> Iterator[list[Row]]:
-    """Rows of similar length, longest first, with at most `batch_size` requests in a batch (or a single row)."""
+    """Rows of similar length, longest first, with at most `batch_size` requests in a batch (or a single row).
+
+    A batch also ends where filling its next row up to its longest would waste too much.
+    """
     batch: list[Row] = []
     size = 0
     for row in sorted(rows, key=lambda row: (-len(row), row.tokens)):
-        if batch and size + len(row.scored) > batch_size:
+        if batch and (size + len(row.scored) > batch_size or len(row) < SHORTEST_IN_BATCH * len(batch[0])):
             yield batch
             batch, size = [], 0
         batch.append(row)
