@@ -32,7 +32,10 @@ class Line:
 
 
 class Board:
-    """`sizes`: the steps of each plan, in order.  Written to stderr, in one bar per plan and one for all of them."""
+    """`sizes`: the steps of each plan, in order.
+
+    Written to stderr: a bar for all plans and, where somebody watches, one for the plan at work.
+    """
 
     def __init__(self, title: str, sizes: Mapping[str, int]) -> None:
         self.title, self.sizes = title, sizes
@@ -40,9 +43,10 @@ class Board:
 
     def __enter__(self) -> Board:
         # A log file keeps every state of a bar.
+        self._watched = sys.stderr.isatty()
         self._options: dict[str, Any] = {
             "unit": " answers",
-            "mininterval": 0.2 if sys.stderr.isatty() else 30.0,
+            "mininterval": 0.2 if self._watched else 30.0,
             "dynamic_ncols": True,
         }
         label = f"evaluate {self.title}"
@@ -56,7 +60,8 @@ class Board:
     def plan(self, name: str) -> Iterator[Line]:
         """The bar of one plan; its row is written when it is done."""
         start = time.monotonic()
-        with tqdm(total=self.sizes[name], desc=f"  {name}", position=1, leave=False, **self._options) as bar:
+        options = {"position": 1, "leave": False, "disable": not self._watched, **self._options}
+        with tqdm(total=self.sizes[name], desc=f"  {name}", **options) as bar:
             line = Line(bar, self._overall)
             yield line
         self._write(name, line.measured, time.monotonic() - start)
