@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.significance import TASK_AVG, differences
+from analysis.significance import TASK_AVG, differences, document_values
 from analysis.tables import TASK_NAMES
-from evaluation.results import LOG_PPLX, Result, ResultStore, headline_metric, protocol_id
+from evaluation.results import LOG_PPLX, ResultStore, protocol_id
 from matquant.errors import UserError
 
-Measured = dict[tuple[str, str], tuple[Result, np.ndarray]]
-"""By task and protocol: a result and the value of each of its documents."""
+Measured = dict[tuple[str, str], np.ndarray]
+"""By task and protocol: the value of each document."""
 
 
 def measured(name: str, store: ResultStore) -> Measured:
@@ -29,8 +29,9 @@ def measured(name: str, store: ResultStore) -> Measured:
     found: Measured = {}
     for result in store.results(cell_id) if cell_id else ():
         if result.plan == plan:
-            values = store.documents(result.key)[headline_metric(result.metrics)]
-            found[result.task, protocol_id(result.protocol)] = (result, np.asarray(values, dtype=float))
+            values = document_values(store.documents(result.key))
+            if values is not None:
+                found[result.task, protocol_id(result.protocol)] = values
     if not found:
         there = sorted(f"{path.parent.name}:{path.name}" for path in store.folder.glob("*/*") if path.is_dir())
         hint = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "there are none"
@@ -44,17 +45,17 @@ def compare(ours: Measured, theirs: Measured) -> list[str]:
     if not common:
         raise UserError("the two have no task in common that was measured under the same protocol")
     found = differences(
-        {task: ours[key][1] for task, key in common.items()}, {task: theirs[key][1] for task, key in common.items()}
+        {task: ours[key] for task, key in common.items()}, {task: theirs[key] for task, key in common.items()}
     )
     lines = [f"{'task':14} {'first':>9} {'second':>9} {'difference':>18} {'p':>8}  documents  test"]
     for task, difference in found.items():
         scale, form = (1, ".3f") if task == LOG_PPLX else (100, ".1f")
         if task == TASK_AVG:
             means = [
-                np.mean([side[common[one]][1].mean() for one in common if one != LOG_PPLX]) for side in (ours, theirs)
+                np.mean([side[common[one]].mean() for one in common if one != LOG_PPLX]) for side in (ours, theirs)
             ]
         else:
-            means = [side[common[task]][1].mean() for side in (ours, theirs)]
+            means = [side[common[task]].mean() for side in (ours, theirs)]
         values = " ".join(f"{scale * mean:9{form}}" for mean in means)
         gap = f"{scale * difference.mean:+{form}} ± {scale * difference.stderr:{form}}"
         name = "Task Avg" if task == TASK_AVG else TASK_NAMES.get(task, task)

@@ -138,15 +138,19 @@ def outcomes(loaded: LoadedResults, row: pd.Series) -> Outcomes:
     """What a row of the table is the mean of; tasks without stored documents are left out."""
     found = {}
     for task in (*loaded.tasks, LOG_PPLX):
-        seeds = [loaded.documents(cell_id, row["plan"], task) for cell_id in row["cell_id"].split(", ")]
-        values = [documents[headline_metric(_numbers(documents))] for documents in seeds if documents]
+        seeds = [document_values(loaded.documents(id_, row["plan"], task)) for id_ in row["cell_id"].split(", ")]
+        values = [of_seed for of_seed in seeds if of_seed is not None]
         if values and len({len(of_seed) for of_seed in values}) == 1:
-            found[task] = np.mean(np.asarray(values, dtype=float), axis=0)
+            found[task] = np.mean(values, axis=0)
     return found
 
 
-def _numbers(documents: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    return {name: values for name, values in documents.items() if name != "doc_id"}
+def document_values(documents: Mapping[str, Sequence[Any]]) -> np.ndarray | None:
+    """The headline metric of every document; None for a task that has no number of its own for each, as perplexity."""
+    name = headline_metric(name for name in documents if name != "doc_id")
+    if name is None or any(value is None for value in documents[name]):
+        return None
+    return np.asarray(documents[name], dtype=float)
 
 
 def differences(ours: Outcomes, theirs: Outcomes) -> dict[str, Difference]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.results import LOG_PPLX, headline_metric
+from evaluation.results import headline_metric
 
 WIDTH = 9
 
@@ -27,8 +27,12 @@ class Line:
             bar.update(n)
 
     def add(self, task: str, metrics: Mapping[str, float]) -> None:
-        value = metrics[headline_metric(metrics)]
-        self.measured[task] = f"{value:.3f}" if task == LOG_PPLX else f"{100 * value:.1f}"
+        name = headline_metric(metrics)
+        if name is not None:
+            # Accuracies in percent; nats and the metrics of other tasks as they are.
+            self.measured[task] = (
+                f"{100 * metrics[name]:.1f}" if name in ("acc", "acc_norm") else f"{metrics[name]:.3f}"
+            )
 
 
 class Board:

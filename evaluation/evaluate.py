@@ -157,9 +157,11 @@ class Bench:
         documents = {"doc_id": list(range(len(self.text))), LOG_PPLX: summary.block_nats}
         return metrics, documents, time.monotonic() - start
 
-    def _overhead(self, plan: Plan, checkpoint: NestedCheckpoint) -> dict[str, float]:
+    def _overhead(self, plan: Plan) -> dict[str, float]:
+        if self.checkpoint is None:
+            return {"grid_bits": 0.0, "overflow_bits": 0.0, "model_bits": float(FULL_BITS)}
         num_parameters = sum(parameter.numel() for parameter in self.loaded.model.parameters())
-        return overhead_bits(checkpoint.layers, plan, num_parameters=num_parameters)
+        return overhead_bits(self.checkpoint.layers, plan, num_parameters=num_parameters)
 
     def _result(
         self,
@@ -181,7 +183,7 @@ class Bench:
             effective_bits=float(FULL_BITS)
             if self.checkpoint is None
             else effective_bits(self.checkpoint.layers, plan),
-            overhead={} if self.checkpoint is None else self._overhead(plan, self.checkpoint),
+            overhead=self._overhead(plan),
             checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
             provenance=provenance(device=_device_name(device), seconds=seconds),
         )

@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +50,8 @@ class TaskOutcome:
     log_likelihoods: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """All tasks of one read-out, and the seconds it took from nothing to the numbers."""
-
-    tasks: Mapping[str, TaskOutcome]
-    seconds: float
+Measured = Mapping[str, TaskOutcome]
+"""All tasks of one read-out."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +94,14 @@ def run_lm_eval(exported: Exported, setup: Setup, *, add_bos: bool) -> Measured:
     """lm-eval's command line on an exported read-out, offline, in a process of its own."""
     command = exported.command(setup.readout, add_bos=add_bos)
     command[:1] = [sys.executable, "-m", "lm_eval"]
-    start = time.monotonic()
     done = subprocess.run(
         command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"lm-eval ended with status {done.returncode}:\n{done.stderr[-4000:]}")
-    seconds = time.monotonic() - start
     (path,) = exported.output.rglob("results_*.json")
     results = json.loads(path.read_text())["results"]
-    return Measured(
-        {name.removeprefix(PREFIX): _theirs(results[name], exported, name) for name in exported.tasks}, seconds
-    )
+    return {name.removeprefix(PREFIX): _theirs(results[name], exported, name) for name in exported.tasks}
 
 
 def _theirs(results: Mapping[str, Any], exported: Exported, name: str) -> TaskOutcome:
@@ -140,14 +131,14 @@ class OurMeasurement:
 
     def measure(self) -> Measured:
         """The tasks, on what is in the model now."""
-        start, found = time.monotonic(), {}
+        found = {}
         for name, score in score_tasks(
             self.lm, self.tasks, limit=self.setup.readout.limit, description="", bar=_NoBar()
         ):
             instances = sorted(self.tasks[name].instances, key=lambda instance: (instance.doc_id, instance.idx))
             documents = {metric: score.documents[metric] for metric in METRICS if metric in score.documents}
             found[name] = TaskOutcome(score.metrics, documents, [float(one.resps[0][0]) for one in instances])
-        return Measured(found, time.monotonic() - start)
+        return found
 
 
 class _NoBar:
@@ -156,7 +147,7 @@ class _NoBar:
 
 
 def compare(ours: Measured, theirs: Measured) -> list[Comparison]:
-    return [Comparison(task, outcome, theirs.tasks[task]) for task, outcome in ours.tasks.items()]
+    return [Comparison(task, outcome, theirs[task]) for task, outcome in ours.items()]
 
 
 def report(plan: Plan, comparisons: Sequence[Comparison], *, exact: bool) -> bool:

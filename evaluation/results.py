@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ HEADLINE_METRICS = (LOG_PPLX, "acc_norm", "acc")
 """Which metric stands for a task: the first of these that lm-eval defines for it."""
 
 
-def headline_metric(metrics: Mapping[str, float]) -> str:
-    """The metric that stands for a task; without a usual one, the first it has."""
-    return next((name for name in HEADLINE_METRICS if name in metrics), next(iter(metrics)))
+def headline_metric(metrics: Iterable[str]) -> str | None:
+    """The metric that stands for a task: without a usual one the first it has, or none if it has none."""
+    names = list(metrics)
+    return next((name for name in HEADLINE_METRICS if name in names), names[0] if names else None)
 
 
 def protocol_id(protocol: Protocol) -> str:

@@ -96,12 +96,14 @@ def _results(cell: Cell, plan: Plan, readout: Readout, limit: int | None, accura
     bits = 16 if plan.default is None else plan.default.bits
     extra = plan.default is not None and plan.default.extra_precision
     overhead = {"grid_bits": 1.25, "overflow_bits": 0.8 * extra, "model_bits": 10.0 + bits / 4}
+    if cell.objective is None:
+        overhead = {"grid_bits": 0.0, "overflow_bits": 0.0, "model_bits": 16.0}
     common = {
         "cell_id": cell.id,
         "plan": plan.label,
         "num_documents": 100,
         "effective_bits": bits + 0.05 * extra,
-        "overhead": {} if cell.objective is None else overhead,
+        "overhead": overhead,
         "checkpoint": None if cell.objective is None else f"checksum of {cell.id}",
         "provenance": {"commit": "c0ffee" * 6, "dirty": False, "seconds": 1.5, "finished": "2026-01-01T00:00:00Z"},
     }

@@ -13,6 +13,7 @@ def test_a_row_for_each_plan_under_one_head_and_a_bar_over_all(capsys):
                 line.update(6)
                 line.add("piqa", {"acc": 0.9, "acc_stderr": 0.1, "acc_norm": accuracy})
                 line.add("log_pplx", {"log_pplx": 3.25})
+                line.add("no number at all", {})
     shown = capsys.readouterr().err
     rows = [text.split() for text in shown.replace("\r", "\n").splitlines()]
     assert ["plan", "piqa", "log_pplx"] in rows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from analysis.compare import compare, measured
 from analysis.load import load_frame
-from analysis.significance import TASK_AVG, against_reference, differences, mcnemar, paired_bootstrap
+from analysis.significance import TASK_AVG, against_reference, differences, document_values, mcnemar, paired_bootstrap
 from analysis.tables import BETTER, WORSE, summary, to_text, typeset
 from evaluation.results import ResultStore
 from matquant.errors import UserError
@@ -61,6 +61,11 @@ def test_pairing_finds_a_small_difference_in_large_noise():
     found = paired_bootstrap([(theirs - 0.05 + rng.normal(0, 0.05, 50), theirs)])
     assert found.significant
     assert found.mean < 0
+
+
+@pytest.mark.parametrize("documents", [{}, {"doc_id": [0, 1]}, {"doc_id": [0, 1], "em": [0.5, None]}])
+def test_a_task_without_a_number_for_each_document_is_not_compared(documents):
+    assert document_values(documents) is None
 
 
 def test_strata_weigh_alike_whatever_their_size():

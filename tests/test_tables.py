@@ -245,7 +245,8 @@ def test_what_the_papers_count_of_bits_leaves_out_stands_beside_it(tmp_path):
     measure(made)
     rows = summary(load(made)).set_index("plan")
     assert rows.loc["int2+ep", ["grid_bits", "overflow_bits", "model_bits"]].tolist() == [1.25, 0.8, 10.5]
-    assert rows.loc["full", ["grid_bits", "overflow_bits", "model_bits"]].isna().all()
+    assert rows.loc["full", ["grid_bits", "overflow_bits", "model_bits"]].tolist() == [0, 0, 16]
+    assert MISSING not in text_of(load(made))  # everything is measured: no gap, and no legend of gaps
     page = to_html(typeset(rows.reset_index(), made.setup.readout.tasks))
     assert all(f">{head}<" in page for head in ("+ grid", "+ overflow", "Stored"))
     assert "  10.5  " in text_of(load(made))
