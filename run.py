@@ -12,17 +12,18 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from matquant.cell import Cell, Setup
-from matquant.config import Study, load_study, sweep_points
+from matquant.cell import Cell
+from matquant.compose import sweep_points
+from matquant.config import Study, load_study
 from matquant.errors import UserError
-from matquant.runs import RunDir, remove_leftovers, require_writable
+from matquant.runs import RunDir, remove_leftovers
+from matquant.setup import Setup
 
 log = logging.getLogger("matquant")
 MULTIRUN = {"-m", "--multirun"}
@@ -37,9 +38,11 @@ def main() -> None:
     flags = {argument for argument in arguments if argument.startswith("-")}
     try:
         if flags <= MULTIRUN:
+            from evaluation import preflight
+
             overrides = [argument for argument in arguments if not argument.startswith("-")]
             sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
-            check([load_study(point) for point in (sweep_points(overrides) if flags else [overrides])])
+            preflight.check([load_study(point) for point in (sweep_points(overrides) if flags else [overrides])])
         _hydra_main()
     except UserError as error:
         fail(error)
@@ -52,33 +55,6 @@ def fail(error: UserError) -> NoReturn:
     """Ends the program with one sentence and exit status 2."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-
-
-def check(studies: Sequence[Study]) -> None:
-    """Refuses studies that cannot be run, before the first cell of the first of them starts."""
-    from evaluation.evaluate import task_source
-    from evaluation.tasks import check_task_names
-    from matquant.models import check_model
-
-    for setup in {study.setup.model_dump_json(): study.setup for study in studies}.values():
-        _require_folders(setup)
-        try:
-            check_task_names(setup.readout.tasks, task_source(setup.readout))
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    cells = {
-        cell.model_dump_json(include={"model", "grid", "scope"}): (cell, study.setup)
-        for study in studies
-        for cell in study.cells
-    }
-    for cell, setup in cells.values():
-        check_model(cell, cache=setup.paths.cache)
-
-
-def _require_folders(setup: Setup) -> None:
-    for option in ("runs", "results", "out", "cache"):
-        folder: Path = getattr(setup.paths, option)
-        require_writable(folder.expanduser(), f"paths.{option}")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -118,24 +94,23 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
 
 def run_cell(cell: Cell, setup: Setup) -> None:
     """One cell from end to end; what is on disk already is not computed again."""
-    from evaluation.evaluate import evaluate, missing
+    from evaluation.evaluate import evaluate
+    from evaluation.protocol import missing
     from evaluation.results import ResultStore
-    from matquant.tracking import tracker_for
+    from matquant.tracking import tracking
     from matquant.train import train
 
-    store = ResultStore(setup.paths.results)
+    store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
     if not missing(cell, setup.readout, store):
         return
-    with RunDir(setup.paths.runs, cell.id).alone():
+    with run.alone("train"), run.alone("evaluate"):
         if not missing(cell, setup.readout, store):
             return  # the process that was waited for has done it
+        remove_leftovers(run.path)
         remove_leftovers(store.folder / cell.id)
-        tracker = tracker_for(cell, setup)
-        try:
+        with tracking(cell, setup, "cell") as tracker:
             train(cell, setup, tracker)
             evaluate(cell, setup, tracker)
-        finally:
-            tracker.finish()
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evaluation.results import Key, Protocol
-    from matquant.cell import Cell, Readout, Setup
+    from matquant.cell import Cell
     from matquant.notation import Objective, Plan
+    from matquant.setup import Readout, Setup
 
 STDERR = "_stderr"
 

@@ -26,9 +26,9 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from benchmarks.timing import print_ratios
-from evaluation.evaluate import task_source
 from evaluation.export import PREFIX, export
 from evaluation.harness import language_model, num_answers
+from evaluation.protocol import task_source
 from evaluation.results import ResultStore
 from evaluation.tasks import load_tasks, quiet_lm_eval
 from matquant.config import Study, load_study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,14 @@ WIDTH = 9
 class Line:
     """One plan: its bar, and what has been measured of it."""
 
-    def __init__(self, bar: tqdm, overall: tqdm) -> None:
-        self._bars = (bar, overall)
+    def __init__(self, bar: tqdm, overall: tqdm, beat: Callable[[int, int], None]) -> None:
+        self._bar, self._overall, self._beat = bar, overall, beat
         self.measured: dict[str, str] = {}
 
     def update(self, n: int = 1, /) -> None:
-        for bar in self._bars:
-            bar.update(n)
+        self._bar.update(n)
+        self._overall.update(n)
+        self._beat(int(self._overall.n), int(self._overall.total))
 
     def add(self, task: str, metrics: Mapping[str, float]) -> None:
         name = headline_metric(metrics)
@@ -36,13 +37,13 @@ class Line:
 
 
 class Board:
-    """`sizes`: the steps of each plan, in order.
+    """`sizes`: the steps of each plan, in order; `beat` is told how many of all steps are done.
 
     Written to stderr: a bar for all plans and, where somebody watches, one for the plan at work.
     """
 
-    def __init__(self, title: str, sizes: Mapping[str, int]) -> None:
-        self.title, self.sizes = title, sizes
+    def __init__(self, title: str, sizes: Mapping[str, int], beat: Callable[[int, int], None]) -> None:
+        self.title, self.sizes, self.beat = title, sizes, beat
         self.head: list[str] = []
 
     def __enter__(self) -> Board:
@@ -66,7 +67,7 @@ class Board:
         start = time.monotonic()
         options = {"position": 1, "leave": False, "disable": not self._watched, **self._options}
         with tqdm(total=self.sizes[name], desc=f"  {name}", **options) as bar:
-            line = Line(bar, self._overall)
+            line = Line(bar, self._overall, self.beat)
             yield line
         self._write(name, line.measured, time.monotonic() - start)
 

@@ -12,8 +12,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,86 +21,64 @@ from evaluation.board import Board
 from evaluation.harness import Bar, language_model, num_answers, score_tasks
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
+from evaluation.protocol import WHOLE, Part, missing, protocols, task_source
 from evaluation.results import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.tasks import TaskSource, load_tasks
-from matquant import data
-from matquant.cell import Cell, Readout, Setup
+from matquant.cell import Cell
 from matquant.checkpoint import NestedCheckpoint, load_checkpoint
+from matquant.data import token_blocks
 from matquant.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
 from matquant.notation import FULL_BITS, Plan
 from matquant.runs import RunDir, provenance
+from matquant.setup import Readout, Setup
+from matquant.stopping import give_way
 from matquant.tracking import Tracker
 from matquant.train import pick_device
 
 log = logging.getLogger(__name__)
 
 
-def task_source(readout: Readout) -> TaskSource:
-    """Where a read-out's documents come from."""
-    folder = None if readout.data_dir is None else Path(readout.data_dir)
-    return TaskSource(kind=readout.source, folder=folder, arc_split=readout.arc_split)
-
-
-def protocols(cell: Cell, readout: Readout) -> dict[str, Protocol]:
-    """For each task of a read-out, every fact besides the weights that decides what its number means."""
-    common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": cell.model.add_bos}
-    source = task_source(readout)
-    found: dict[str, Protocol] = {
-        task: {
-            "task": task,
-            "limit": readout.limit,
-            "num_fewshot": 0,
-            "data": source.revision(task),
-            "lm_eval": metadata.version("lm_eval"),
-            **common,
-        }
-        for task in readout.tasks
-    }
-    if readout.perplexity is not None:
-        text = readout.perplexity
-        shape = {"num_sequences": text.num_sequences, "sequence_length": text.sequence_length}
-        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, "data": data.revision(text), **common}
-    return found
-
-
-def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict[str, Protocol]]:
-    """The plans and tasks of a cell that have no result on disk."""
-    wanted = protocols(cell, readout)
-    gaps = {
-        plan: {
-            task: protocol
-            for task, protocol in wanted.items()
-            if not store.has(Key(cell.id, str(plan), task, protocol))
-        }
-        for plan in readout.plans_of(cell)
-    }
-    return {plan: tasks for plan, tasks in gaps.items() if tasks}
-
-
-def evaluate(cell: Cell, setup: Setup, tracker: Tracker) -> None:
-    """Measures what is missing and stores every result as soon as it is there."""
+def evaluate(cell: Cell, setup: Setup, tracker: Tracker, part: Part = WHOLE) -> None:
+    """Measures what is missing, or one part of it, and stores every result as soon as it is there."""
     store = ResultStore(setup.paths.results)
-    gaps = missing(cell, setup.readout, store)
+    mine = part.of(setup.readout.plans_of(cell))
+    gaps = {plan: tasks for plan, tasks in missing(cell, setup.readout, store).items() if plan in mine}
     if not gaps:
         return
     store.put_cell(cell.id, cell.model_dump(mode="json"))
     run = RunDir(setup.paths.runs, cell.id)
-    with run.stage("evaluate"):
+    with run.stage(part.stage) as reporter:
         bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
         if (checkpoint := bench.checkpoint) is not None:
             store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
-        with Board(cell.id, {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}) as board:
+        sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
+        with Board(cell.id, sizes, reporter.beat) as board:
             for plan, tasks in gaps.items():
                 measured: dict[str, float] = {}
                 with board.plan(str(plan)) as line:
                     for result, documents in bench.results(plan, tasks, line):
                         store.put(result, documents)
                         line.add(result.task, result.metrics)
-                        measured |= {f"eval/{plan}/{result.task}/{name}": v for name, v in result.metrics.items()}
+                        give_way(f"evaluating {cell.id} at {plan} after {result.task}")
+                        measured |= _named(result)
                 tracker.log(measured)
-                tracker.summarize(measured)
+    tracker.summarize(summary(cell, setup.readout, store))
+
+
+def summary(cell: Cell, readout: Readout, store: ResultStore) -> dict[str, float]:
+    """Everything that was measured of a cell, whichever process did it, by names such as eval/int4/piqa/acc."""
+    wanted, named = protocols(readout, add_bos=cell.model.add_bos), {}
+    for plan in readout.plans_of(cell):
+        for task, protocol in wanted.items():
+            if store.has(key := Key(cell.id, str(plan), task, protocol)):
+                named |= _named(store.read(store.path(key)))
+    return named
+
+
+def _named(result: Result) -> dict[str, float]:
+    return {f"eval/{result.plan}/{result.task}/{name}": value for name, value in result.metrics.items()}
 
 
 @dataclass(frozen=True)
@@ -216,7 +192,7 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     text = None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.
-        text = data.token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
+        text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
         sizes[LOG_PPLX] = len(text)
     return Bench(cell, readout, loaded, lm, checkpoint, named, sizes, text)
 

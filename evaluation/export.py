@@ -18,9 +18,9 @@ from typing import Any
 import transformers
 import yaml
 
-from evaluation.evaluate import task_source
+from evaluation.protocol import task_source
 from evaluation.tasks import TaskSource, local_documents, no_progress_bars, only_split, yaml_of
-from matquant.cell import Cell, Readout, Setup
+from matquant.cell import Cell
 from matquant.checkpoint import load_checkpoint
 from matquant.config import Study, load_study
 from matquant.errors import UserError
@@ -28,6 +28,7 @@ from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
 from matquant.notation import FULL, Plan
 from matquant.runs import RunDir
+from matquant.setup import Readout, Setup
 from matquant.train import pick_device
 
 PREFIX = "local_"

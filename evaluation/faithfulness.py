@@ -21,15 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.evaluate import task_source
 from evaluation.export import PREFIX, Exported, export, one_cell
 from evaluation.harness import language_model, num_answers, score_tasks
+from evaluation.protocol import task_source
 from evaluation.tasks import load_tasks
-from matquant.cell import Cell, Setup
+from matquant.cell import Cell
 from matquant.config import load_study
 from matquant.errors import UserError
 from matquant.models import load_model
 from matquant.notation import FULL, Plan
+from matquant.setup import Setup
 from matquant.tracking import NoTracker
 from matquant.train import pick_device, train
 

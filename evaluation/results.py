@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,6 +106,14 @@ class ResultStore:
 
     def path(self, key: Key) -> Path:
         return self.folder / key.cell_id / key.plan / f"{key.task}-{protocol_id(key.protocol)}.json"
+
+    def names(self, cell_id: str, plan: str) -> frozenset[str]:
+        """The names of the result files of one read-out: renamed into place whole, so never empty ones."""
+        try:
+            with os.scandir(self.folder / cell_id / plan) as entries:
+                return frozenset(entry.name for entry in entries if entry.stat().st_size)
+        except OSError:
+            return frozenset()
 
     def has(self, key: Key) -> bool:
         """True if a whole result of exactly this key is on disk; a file cut short counts as missing."""

@@ -2,20 +2,18 @@
 
 `Cell.id` names the folder of its checkpoint and results.  It hashes every field below that differs from its default, so
 a changed value is another cell, and a default, once used, is part of the format: tests/golden/spec_defaults.json pins
-them all.  `Setup` holds what
-cannot change a checkpoint: how it is read, tracked, and where files go.
+them all.  What cannot change a checkpoint is in `setup.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
+from matquant.notation import Objective
 
 DType = Literal["float32", "bfloat16", "float16"]
 Place = Literal["device", "host", "disk"]
@@ -237,88 +235,3 @@ class Cell(Spec):
         digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
         stem = [self.model.name, self.base.kind, *([self.objective.slug] if self.objective else [])]
         return "-".join([*stem, digest])
-
-
-# --- what cannot change a checkpoint ---------------------------------------------------------------------------------
-
-
-class Readout(Spec):
-    """Which slices are read from every checkpoint, on which tasks, under which protocol."""
-
-    plans: tuple[str, ...]
-    sliced_parents: tuple[int, ...] = (8,)
-    """Explicit baselines with these parents are also read narrower (Sliced int8); others only at their own width."""
-    tasks: tuple[str, ...]
-    limit: Positive | None = None
-    batch_size: Positive
-    dtype: DType = "bfloat16"
-    source: Literal["hub", "embedded", "folder"] = "hub"
-    data_dir: str | None = None
-    arc_split: Literal["test", "validation"] = "test"
-    perplexity: TextSpec | None = None
-
-    @field_validator("plans")
-    @classmethod
-    def _plans_parse(cls, plans: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(plan if plan.endswith(".json") and Plan.parse(plan) else str(Plan.parse(plan)) for plan in plans)
-
-    @model_validator(mode="after")
-    def _folder_is_named(self) -> Readout:
-        if (self.source == "folder") != (self.data_dir is not None):
-            raise ValueError("readout.data_dir goes with readout.source=folder: give both or neither")
-        return self
-
-    def plans_of(self, cell: Cell) -> tuple[Plan, ...]:
-        """The read-outs of a cell: `full` without quantization, else every listed plan its parent contains.
-
-        Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.
-        """
-        if cell.objective is None:
-            return (Plan.parse("full"),)
-        parent = Slice(cell.objective.parent_bits)
-        if not cell.objective.is_nested and parent.bits not in self.sliced_parents:
-            return (Plan.parse(str(parent)),)
-        plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
-        if cell.objective.uses_extra_precision:
-            plans = [plan.with_extra_precision(parent.bits) for plan in plans]
-        return tuple(dict.fromkeys(plans))
-
-
-def _contains(objective: Objective, plan: Plan) -> bool:
-    """True if a parent is wide enough for a plan; mixed layouts need a parent of 8 bits that was trained nested."""
-    if plan.layers is not None:
-        return objective.is_nested and max(part.bits for _, part in plan.layers) <= objective.parent_bits
-    if plan.layout is not None:
-        return objective.parent_bits == max(MIXED_WIDTHS) and objective.is_nested
-    return plan.default is not None and plan.default.bits <= objective.parent_bits
-
-
-class Tracking(Spec):
-    """Weights & Biases, or nothing."""
-
-    kind: Literal["wandb", "none"]
-    project: str = "matquant"
-    entity: str | None = None
-
-
-class Paths(Spec):
-    """Folders, relative to the working directory: checkpoints, results, reports, converted models."""
-
-    runs: Path = Path("runs")
-    results: Path = Path("results")
-    out: Path = Path("out")
-    cache: Path = Path("~/.cache/matquant")
-
-
-class Setup(Spec):
-    """How cells are read and tracked, and where files go; nothing here can change a checkpoint."""
-
-    readout: Readout
-    tracking: Tracking
-    paths: Paths = Paths()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    activations: Place = "device"
-    """Where calibration activations are kept: beside the model, in host memory, or in a file of the run's folder."""
-    save_every_min: Annotated[float, Field(ge=0)] = 5.0
-    """Minutes between two saves of a training state: what a killed run may lose."""
-    experiment: str = "cell"

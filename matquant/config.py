@@ -1,33 +1,23 @@
-"""The one crossing from Hydra to typed values: overrides -> Cell and Setup, an experiment -> its list of cells.
+"""The one crossing from configuration to typed values: overrides -> Cell and Setup, an experiment -> its list of cells.
 
-YAML holds values; `cell.py` holds their meaning.  Every mistake in a command line or a config file ends here, as one
-sentence, before anything is computed.
+YAML holds values; `cell.py` and `setup.py` hold their meaning.  Every mistake in a command line or a config file ends
+here, as one sentence, before anything is computed.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from matquant.cell import Cell, Setup
+from matquant.cell import Cell
+from matquant.compose import compose, compose_points, key_of, points_of
 from matquant.errors import UserError
 from matquant.notation import Slice, Term
-from matquant.runs import PROJECT
+from matquant.setup import Setup
 
-CONF = PROJECT / "conf"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -46,101 +36,11 @@ def load_study(overrides: Sequence[str]) -> Study:
     The command line has the last word: an axis that it sets is not swept by the experiment's cells.
     Raises UserError, in one line, for anything that does not fit together.
     """
-    config = _compose(overrides)
-    typed = {_key(override) for override in overrides}
-    points = list(_points(config.get("cells") or [], typed)) or [[]]
-    cells = [_cell(_compose([*overrides, *point]) if point else config) for point in points]
+    config = compose(overrides)
+    typed = {key_of(override) for override in overrides}
+    points = list(points_of(config.get("cells") or [], typed)) or [[]]
+    cells = [_cell(point) for point in compose_points(overrides, points)]
     return Study(config["name"], tuple({cell.id: cell for cell in cells}.values()), _setup(config))
-
-
-def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
-    """The command lines that Hydra's multirun makes of `base=minmax,omniquant bits=int2,matquant`."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(_one_line(error)) from error
-    return [list(point) for point in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
-
-
-def choices(group: str) -> list[str]:
-    """The files of one axis under conf/."""
-    files = (CONF / group).rglob("*.yaml")
-    return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in files)
-
-
-# --- composing -------------------------------------------------------------------------------------------------------
-
-
-def _compose(overrides: Sequence[str]) -> Mapping[str, Any]:
-    return _composed(tuple(overrides))
-
-
-@cache
-def _composed(overrides: tuple[str, ...]) -> Mapping[str, Any]:
-    """One composition by Hydra, about 60 ms; files under conf/ are taken as they are when first read."""
-    try:
-        if GlobalHydra.instance().is_initialized():
-            config = compose("config", overrides=list(overrides))
-        else:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                config = compose("config", overrides=list(overrides))
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OverrideParseException as error:
-        raise UserError(f"'{error.override}' cannot be read: {_one_line(error)}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def _points(cells: Sequence[Mapping[str, Any]], typed: set[str]) -> Iterable[list[str]]:
-    """The override lists of a union of products: each entry of `cells` is the product over its lists."""
-    for product in cells:
-        axes = {
-            axis: value if isinstance(value, list) else [value] for axis, value in product.items() if axis not in typed
-        }
-        for values in itertools.product(*axes.values()):
-            yield [f"{axis}={value}" for axis, value in zip(axes, values, strict=True)]
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def _one_line(error: Exception) -> str:
-    """Hydra's several lines as one sentence with a remedy."""
-    text = str(error)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1])
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, name = match.groups()
-        near = difflib.get_close_matches(name, choices(group), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{group}={name} does not exist; {hint}choices: {', '.join(choices(group))}"
-    if match := re.search(r"full_key: (\S+)", text) if "Missing mandatory value" in text else None:
-        return f"{match[1]} is required with these choices; add {match[1]}=VALUE"
-    if "sweep" in text.lower() or "Ambiguous value for argument" in text:
-        return f"{text.splitlines()[0]}: a comma-separated sweep needs --multirun, or -m; a list is written [a,b]"
-    return " ".join(text.split()).partition(" See https")[0]
-
-
-def _unknown_key(key: str) -> str:
-    known = [*_leaves(_compose([])), *(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"there is no key {key} in this configuration{hint} (python run.py --cfg job prints all keys)"
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-
-
-# --- typing ----------------------------------------------------------------------------------------------------------
 
 
 def _cell(config: Mapping[str, Any]) -> Cell:
@@ -210,7 +110,9 @@ def _width(text: Any) -> Slice:
 
 
 def _setup(config: Mapping[str, Any]) -> Setup:
-    facts = {key: config[key] for key in ("readout", "tracking", "paths", "device", "activations", "save_every_min")}
+    facts = {
+        key: config[key] for key in ("readout", "tracking", "paths", "device", "activations", "save_every_min")
+    } | {"cluster": config["cluster"]}
     return _typed(Setup, {**facts, "experiment": config["name"]})
 
 

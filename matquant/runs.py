@@ -1,7 +1,7 @@
 """Where a cell's files live, how they are written, and under which circumstances they were made.
 
-    runs/<cell id>/  cell.json  status.json  train.jsonl  state/ (until done)
-                     checkpoint/{nested.safetensors,nested.json}  lock
+    runs/<cell id>/  cell.json  train.jsonl  state/ (until done)  checkpoint/{nested.safetensors,nested.json}
+                     <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, evaluate, evaluate-1of2 ...
 
 A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
 the new one and never a part.
@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,16 +27,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from matquant.errors import UserError
+from matquant.status import Reporter, process_started, reporting
 
 log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent
+SOURCE = "SOURCE.json"
+HOST = socket.gethostname().partition(".")[0]
+ABANDONED_S = 600.0
+"""How old a temporary file of another machine must be to count as left by a killed process."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "safetensors", "numpy")
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary neighbour of `path`, then renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         write(beside)
         os.replace(beside, path)
@@ -44,9 +50,23 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a process killed in the middle of `write_beside` left; only while no other process writes there."""
+    """Deletes what a process killed in the middle of `write_beside` left; what others are just writing stays."""
     for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if _is_abandoned(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_abandoned(beside: Path) -> bool:
+    """True if the process that a temporary file names is gone; of another machine's, if the file is old."""
+    *_, host, pid, _ = beside.name.rsplit(".", 3)
+    try:
+        written = beside.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if host != HOST:
+        return time.time() - written > ABANDONED_S
+    started = process_started(int(pid))
+    return started is None or started > written
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,7 +93,12 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def source_commit() -> dict[str, Any]:
-    """The commit of this source tree and whether it had been edited; `unknown` outside a git checkout."""
+    """The commit of this source tree and whether it had been edited; `unknown` outside a git checkout.
+
+    A snapshot that jobs run from says itself what it was taken from.
+    """
+    if (PROJECT / SOURCE).is_file():
+        return read_json(PROJECT / SOURCE)
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(PROJECT), *arguments]
@@ -102,24 +127,29 @@ class RunDir:
     def __init__(self, root: Path, cell_id: str) -> None:
         self.path = Path(root) / cell_id
         self.cell = self.path / "cell.json"
-        self.status = self.path / "status.json"
         self.log = self.path / "train.jsonl"
         self.state = self.path / "state"
         self.checkpoint = self.path / "checkpoint"
-        self.lock = self.path / "lock"
+
+    def status(self, stage: str) -> Path:
+        """How a stage stands, by the process that runs it (`matquant.status`)."""
+        return self.path / f"{stage}.status.json"
+
+    def job(self, stage: str) -> Path:
+        """Which job was submitted for a stage, by the launcher."""
+        return self.path / f"{stage}.job.json"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps other processes out of this cell, and waits for one that is in it; a killed process leaves no lock."""
+    def alone(self, stage: str) -> Iterator[None]:
+        """Keeps other processes out of a stage, and waits for one that is in it; a killed process leaves no lock."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.lock)
+        lock = FileLock(self.path / f"{stage}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            log.info("%s: another process is at work on this cell; waiting for it", self.path.name)
+            log.info("%s: another process is at work on this cell (%s); waiting for it", self.path.name, stage)
             lock.acquire(poll_interval=0.5)
         try:
-            remove_leftovers(self.path)
             yield
         finally:
             lock.release()
@@ -144,23 +174,10 @@ class RunDir:
         shutil.rmtree(self.state, ignore_errors=True)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Keeps status.json true while a stage runs: running, done, or failed with the reason."""
-        self._put_status(name, "running")
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._put_status(name, "interrupted", "Ctrl-C; run the same command to continue")
-            raise
-        except BaseException as error:
-            self._put_status(name, "failed", f"{type(error).__name__}: {error}")
-            raise
-        self._put_status(name, "done")
-
-    def _put_status(self, stage: str, state: str, reason: str | None = None) -> None:
-        stages = read_json(self.status) if self.status.exists() else {}
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_json(self.status, {**stages, stage: {"state": state, "reason": reason, "at": now, "pid": os.getpid()}})
+    def stage(self, stage: str) -> Iterator[Reporter]:
+        """Keeps the status of a stage true while it runs: running, then done, stopped, or failed with the reason."""
+        with reporting(self.status(stage)) as reporter:
+            yield reporter
 
 
 def _whole(line: str) -> bool:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, assert_never, cast, get_args, runtime_checkable
 
-from matquant.cell import Cell, Setup
+from matquant.cell import Cell
+from matquant.setup import Setup
 
 log = logging.getLogger(__name__)
+JobType = Literal["train", "evaluate", "cell"]
+"""What one process did for a cell: a stage of it, or all."""
 Mode = Literal["online", "offline", "disabled", "shared"]
 
 
@@ -44,7 +48,7 @@ class NoTracker:
 class WandbTracker:
     """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run."""
 
-    def __init__(self, cell: Cell, setup: Setup) -> None:
+    def __init__(self, cell: Cell, setup: Setup, job_type: JobType) -> None:
         import wandb
 
         folder = setup.paths.runs / cell.id
@@ -56,6 +60,7 @@ class WandbTracker:
             "id": cell.id,
             "name": cell.id,
             "group": setup.experiment,
+            "job_type": job_type,
             "config": cell.model_dump(mode="json"),
             "dir": str(folder),
             "resume": "allow",
@@ -96,11 +101,20 @@ def wandb_mode() -> Mode:
     return "online" if has_key else "offline"
 
 
-def tracker_for(cell: Cell, setup: Setup) -> Tracker:
-    """The tracker that `tracking=` names."""
+@contextmanager
+def tracking(cell: Cell, setup: Setup, job_type: JobType) -> Iterator[Tracker]:
+    """A cell's tracker for as long as a stage runs; finished whatever becomes of it."""
+    tracker = _tracker_for(cell, setup, job_type)
+    try:
+        yield tracker
+    finally:
+        tracker.finish()
+
+
+def _tracker_for(cell: Cell, setup: Setup, job_type: JobType) -> Tracker:
     match setup.tracking.kind:
         case "wandb":
-            return WandbTracker(cell, setup)
+            return WandbTracker(cell, setup, job_type)
         case "none":
             return NoTracker()
         case _:

@@ -12,13 +12,15 @@ from tqdm import tqdm
 
 from matquant.algorithms import Layers, minmax, omniquant, qat
 from matquant.calibration import Shelf
-from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, QATBase, Setup
+from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.data import token_blocks
 from matquant.extra_precision import code_histogram, overflow_shares
 from matquant.models import load_model
 from matquant.quantizers import DTYPES
 from matquant.runs import RunDir, write_beside, write_json
+from matquant.setup import Setup
+from matquant.status import Reporter
 from matquant.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,9 @@ TRAINING_STATE = "training.pt"
 class DiskProgress:
     """`Progress` in a run folder: finished pieces as safetensors, losses in train.jsonl and the tracker, and a bar."""
 
-    def __init__(self, cell: Cell, setup: Setup, tracker: Tracker) -> None:
+    def __init__(self, cell: Cell, setup: Setup, tracker: Tracker, reporter: Reporter) -> None:
         assert cell.grid is not None
+        self.reporter = reporter
         self.run, self.tracker = RunDir(setup.paths.runs, cell.id), tracker
         self.scale_dtype, self.device = cell.grid.scale_dtype, str(pick_device(setup))
         self.save_every_s, self.saved = 60 * setup.save_every_min, time.monotonic()
@@ -71,6 +74,7 @@ class DiskProgress:
         self.bar.total = total
         self.bar.update(done - self.bar.n)
         self.bar.set_postfix_str(note)
+        self.reporter.beat(done, total)
 
 
 def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
@@ -79,8 +83,8 @@ def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     if cell.base.kind == "none" or has_checkpoint(run.checkpoint):
         return
     write_json(run.cell, cell.model_dump(mode="json"))
-    with run.stage("train"):
-        progress = DiskProgress(cell, setup, tracker)
+    with run.stage("train") as reporter:
+        progress = DiskProgress(cell, setup, tracker, reporter)
         try:
             save_checkpoint(run.checkpoint, cell, _fit(cell, setup, progress))
         finally:

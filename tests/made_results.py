@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results import Result, ResultStore
-from matquant.cell import Cell, Paths, Readout, Setup
+from matquant.cell import Cell
 from matquant.config import Study
+from matquant.setup import Paths, Readout, Setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

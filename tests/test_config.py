@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from matquant.config import CONF, choices, load_study, sweep_points
+from matquant.compose import CONF, choices, sweep_points
+from matquant.config import load_study
 from matquant.errors import UserError
 from tests.golden import renew
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from matquant.cell import EmbeddedText, FilesText, HubText
-from matquant.data import documents, is_heldout, revision, token_blocks
+from matquant.data import token_blocks
 from matquant.errors import UserError
 from matquant.models import byte_tokenizer
+from matquant.text import documents, is_heldout, revision
 
 EMBEDDED = EmbeddedText(kind="embedded", num_sequences=3, sequence_length=16)
 

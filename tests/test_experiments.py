@@ -9,8 +9,10 @@ import pytest
 import run
 from analysis.load import load_frame
 from evaluation.results import ResultStore
-from matquant.cell import Cell, Paths, Setup
-from matquant.config import Study, choices, load_study
+from matquant.cell import Cell
+from matquant.compose import choices
+from matquant.config import Study, load_study
+from matquant.setup import Paths, Setup
 from tests.conftest import tiny_overrides
 
 BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}

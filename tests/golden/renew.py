@@ -6,21 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from matquant.cell import (
-    BaseSpec,
-    Cell,
-    GridSpec,
-    ModelSpec,
-    OmniQuantBase,
-    Paths,
-    QATBase,
-    Readout,
-    Spec,
-    TextSpec,
-    Tracking,
-)
-from matquant.config import CONF, load_study
+from matquant.cell import BaseSpec, Cell, GridSpec, ModelSpec, OmniQuantBase, QATBase, Spec, TextSpec
+from matquant.compose import CONF
+from matquant.config import load_study
 from matquant.notation import Slice
+from matquant.setup import Paths, Readout, Tracking
 from tests.reference.slicing_reference import slice_code
 
 FOLDER = Path(__file__).parent

@@ -1,0 +1,53 @@
+"""What can be refused before anything is computed: folders, task names, models that are not to be had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluation.protocol import task_source
+from evaluation.tasks import check_task_names
+from matquant.cell import Cell
+from matquant.config import Study
+from matquant.errors import UserError
+from matquant.runs import require_writable
+from matquant.setup import Setup
+
+FOLDERS = ("runs", "results", "out", "cache")
+
+
+def check(studies: Sequence[Study]) -> None:
+    """Refuses studies that cannot be run, before the first cell of the first of them starts."""
+    for setup in {study.setup.model_dump_json(): study.setup for study in studies}.values():
+        check_setup(setup)
+    for study in studies:
+        for reason in refusals(study.cells, study.setup).values():
+            raise UserError(reason)
+
+
+def check_setup(setup: Setup) -> None:
+    """Refuses folders that cannot be written to and tasks that nobody knows."""
+    for option in FOLDERS:
+        require_writable(getattr(setup.paths, option).expanduser(), f"paths.{option}")
+    try:
+        check_task_names(setup.readout.tasks, task_source(setup.readout))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
+    """By cell id, why a cell cannot be run: its model is out of reach, lacks the scope, or does not fit the grid."""
+    from matquant.models import check_model  # torch takes seconds to import
+
+    verdicts: dict[str, str | None] = {}
+    refused = {}
+    for cell in cells:
+        facts = cell.model_dump_json(include={"model", "grid", "scope"})
+        if facts not in verdicts:
+            try:
+                check_model(cell, cache=setup.paths.cache)
+                verdicts[facts] = None
+            except UserError as error:
+                verdicts[facts] = str(error)
+        if (reason := verdicts[facts]) is not None:
+            refused[cell.id] = reason
+    return refused

@@ -1,0 +1,100 @@
+"""What a read-out asks for: every (plan, task) of a cell, the protocol it is measured under, and what is on disk.
+
+Knows neither torch nor lm-eval, so that a sweep of thousands of cells is planned in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from evaluation.results import LOG_PPLX, Key, Protocol, ResultStore
+from evaluation.tasks import TaskSource
+from matquant import text
+from matquant.cell import Cell
+from matquant.notation import Plan
+from matquant.setup import Readout
+
+
+@dataclass(frozen=True)
+class Part:
+    """The plans that one of several evaluation jobs of a cell measures: every `count`-th, from the `index`-th on."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage: evaluate, or evaluate-2of3."""
+        return "evaluate" if self.count == 1 else f"evaluate-{self.index + 1}of{self.count}"
+
+    def of(self, plans: Sequence[Plan]) -> Sequence[Plan]:
+        return plans[self.index :: self.count]
+
+
+WHOLE = Part()
+
+
+def task_source(readout: Readout) -> TaskSource:
+    """Where a read-out's documents come from."""
+    folder = None if readout.data_dir is None else Path(readout.data_dir)
+    return TaskSource(kind=readout.source, folder=folder, arc_split=readout.arc_split)
+
+
+def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
+    """For each task of a read-out, every fact besides the weights that decides what its number means."""
+    common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": add_bos}
+    source = task_source(readout)
+    found: dict[str, Protocol] = {
+        task: {
+            "task": task,
+            "limit": readout.limit,
+            "num_fewshot": 0,
+            "data": source.revision(task),
+            "lm_eval": metadata.version("lm_eval"),
+            **common,
+        }
+        for task in readout.tasks
+    }
+    if readout.perplexity is not None:
+        held_out = readout.perplexity
+        shape = {"num_sequences": held_out.num_sequences, "sequence_length": held_out.sequence_length}
+        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, "data": text.revision(held_out), **common}
+    return found
+
+
+def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict[str, Protocol]]:
+    """The plans and tasks of a cell that have no result on disk; files are read, and a damaged one counts as none."""
+    wanted, cell_id = protocols(readout, add_bos=cell.model.add_bos), cell.id
+    gaps = {
+        plan: {
+            task: protocol
+            for task, protocol in wanted.items()
+            if not store.has(Key(cell_id, str(plan), task, protocol))
+        }
+        for plan in readout.plans_of(cell)
+    }
+    return {plan: tasks for plan, tasks in gaps.items() if tasks}
+
+
+def survey(cells: Iterable[Cell], readout: Readout, store: ResultStore) -> dict[str, Mapping[Plan, tuple[str, ...]]]:
+    """For every cell id the plans and tasks without a result, by the names of files alone.
+
+    Results are renamed into place when they are whole, so a name is enough to plan by; `missing` reads what is inside.
+    """
+    wanted: dict[bool, dict[str, str]] = {}
+    gaps: dict[str, Mapping[Plan, tuple[str, ...]]] = {}
+    for cell in cells:
+        add_bos, cell_id = cell.model.add_bos, cell.id
+        if add_bos not in wanted:
+            found = protocols(readout, add_bos=add_bos)
+            wanted[add_bos] = {task: store.path(Key("", "", task, protocol)).name for task, protocol in found.items()}
+        files, absent = wanted[add_bos], {}
+        for plan in readout.plans_of(cell):
+            present = store.names(cell_id, str(plan))
+            if tasks := tuple(task for task, name in files.items() if name not in present):
+                absent[plan] = tasks
+        gaps[cell_id] = absent
+    return gaps

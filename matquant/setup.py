@@ -1,0 +1,161 @@
+"""Everything about a run that cannot change a checkpoint: how it is read and tracked, and where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from matquant.cell import Cell, DType, Place, Positive, Spec, TextSpec
+from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
+
+
+class Readout(Spec):
+    """Which slices are read from every checkpoint, on which tasks, under which protocol."""
+
+    plans: tuple[str, ...]
+    sliced_parents: tuple[int, ...] = (8,)
+    """Explicit baselines with these parents are also read narrower (Sliced int8); others only at their own width."""
+    tasks: tuple[str, ...]
+    limit: Positive | None = None
+    batch_size: Positive
+    dtype: DType = "bfloat16"
+    source: Literal["hub", "embedded", "folder"] = "hub"
+    data_dir: str | None = None
+    arc_split: Literal["test", "validation"] = "test"
+    perplexity: TextSpec | None = None
+
+    @field_validator("plans")
+    @classmethod
+    def _plans_parse(cls, plans: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(plan if plan.endswith(".json") and Plan.parse(plan) else str(Plan.parse(plan)) for plan in plans)
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> Readout:
+        if (self.source == "folder") != (self.data_dir is not None):
+            raise ValueError("readout.data_dir goes with readout.source=folder: give both or neither")
+        return self
+
+    def plans_of(self, cell: Cell) -> tuple[Plan, ...]:
+        """The read-outs of a cell: `full` without quantization, else every listed plan its parent contains.
+
+        Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.
+        """
+        if cell.objective is None:
+            return (Plan.parse("full"),)
+        parent = Slice(cell.objective.parent_bits)
+        if not cell.objective.is_nested and parent.bits not in self.sliced_parents:
+            return (Plan.parse(str(parent)),)
+        plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
+        if cell.objective.uses_extra_precision:
+            plans = [plan.with_extra_precision(parent.bits) for plan in plans]
+        return tuple(dict.fromkeys(plans))
+
+
+def _contains(objective: Objective, plan: Plan) -> bool:
+    """True if a parent is wide enough for a plan; mixed layouts need a parent of 8 bits that was trained nested."""
+    if plan.layers is not None:
+        return objective.is_nested and max(part.bits for _, part in plan.layers) <= objective.parent_bits
+    if plan.layout is not None:
+        return objective.parent_bits == max(MIXED_WIDTHS) and objective.is_nested
+    return plan.default is not None and plan.default.bits <= objective.parent_bits
+
+
+class Tracking(Spec):
+    """Weights & Biases, or nothing."""
+
+    kind: Literal["wandb", "none"]
+    project: str = "matquant"
+    entity: str | None = None
+
+
+class Paths(Spec):
+    """Folders, relative to the working directory: checkpoints, results, reports, converted models."""
+
+    runs: Path = Path("runs")
+    results: Path = Path("results")
+    out: Path = Path("out")
+    cache: Path = Path("~/.cache/matquant")
+
+
+class DebugCluster(Spec):
+    """Every job in the launching process, one after the other: for a debugger."""
+
+    kind: Literal["debug"]
+    tflops: Annotated[float, Field(gt=0)] = 0.2
+    """What one GPU, or this machine, reaches in training, in 1e12 operations a second: for estimates only."""
+    evaluate_jobs: Positive = 1
+
+
+class LocalCluster(Spec):
+    """Jobs as processes of this machine."""
+
+    kind: Literal["local"]
+    workers: Positive = 1
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 0
+    tflops: Annotated[float, Field(gt=0)] = 0.2
+    time_min: Positive = 100_000
+    signal_delay_s: Positive = 60
+    max_requeues: Annotated[int, Field(ge=0, le=5)] = 5
+    """At most 5: submitit's local controller starts a job six times and no more."""
+    evaluate_jobs: Positive = 1
+
+
+class SlurmCluster(Spec):
+    """Jobs of a SLURM cluster, submitted as arrays."""
+
+    kind: Literal["slurm"]
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: Positive = 1
+    """Of one base=qat training job; everything else runs on one GPU."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
+    """Of one GPU: a plan warns of cells that are estimated to need more."""
+    tflops: Annotated[float, Field(gt=0)] = 400.0
+    cpus_per_task: Positive = 8
+    mem_gb_per_task: Annotated[float, Field(gt=0)] = 64.0
+    time_min: Positive = 1440
+    evaluate_time_min: Positive | None = None
+    signal_delay_s: Positive = 120
+    """Seconds before the time limit at which a job is told to save its state and requeue itself."""
+    array_parallelism: Positive = 64
+    max_array_size: Positive = 1000
+    max_requeues: Annotated[int, Field(ge=0)] = 20
+    """How often one job may start again, after preemptions, time limits and lost nodes together."""
+    evaluate_jobs: Positive = 1
+    """Jobs that the plans of one cell are divided over."""
+    setup: tuple[str, ...] = ()
+    sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _warns_in_time(self) -> SlurmCluster:
+        for name in ("time_min", "evaluate_time_min"):
+            minutes = getattr(self, name)
+            if minutes is not None and self.signal_delay_s > 30 * minutes:
+                raise ValueError(
+                    f"signal_delay_s={self.signal_delay_s} is more than half of {name}={minutes}: a job would save and "
+                    "requeue itself as soon as it starts; lower signal_delay_s or raise the time limit"
+                )
+        return self
+
+
+ClusterSpec = Annotated[DebugCluster | LocalCluster | SlurmCluster, Field(discriminator="kind")]
+
+
+class Setup(Spec):
+    """How cells are read and tracked, where files go and jobs run; nothing here can change a checkpoint."""
+
+    readout: Readout
+    tracking: Tracking
+    cluster: ClusterSpec = DebugCluster(kind="debug")
+    paths: Paths = Paths()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    activations: Place = "device"
+    """Where calibration activations are kept: beside the model, in host memory, or in a file of the run's folder."""
+    save_every_min: Annotated[float, Field(ge=0)] = 5.0
+    """Minutes between two saves of a training state: what a killed run may lose."""
+    experiment: str = "cell"

@@ -1,0 +1,174 @@
+"""How a stage of a cell stands: a small file, kept true by the process that does the work, and read by everybody else.
+
+A scheduler's own states lie or lag: a job that was requeued, that ran out of memory or met a NaN is FAILED or nothing
+at all there.  Here it is one word and one sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from matquant.errors import UserError
+from matquant.stopping import Stopped
+
+log = logging.getLogger(__name__)
+
+State = Literal["running", "done", "failed", "stopped"]
+Reason = Literal[
+    "out of memory", "non-finite", "time limit", "killed", "cancelled", "bad input", "disk full", "interrupted", "error"
+]
+LAUNCH = "MATQUANT_LAUNCH"
+"""The environment variable that tells a job which launch it belongs to."""
+BEAT_S = 10.0
+SILENT_S = 1800.0
+"""A process on another machine that has said nothing for so long is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a stage last said about itself.  Times are seconds since 1970, `done` of `total` whatever it counts."""
+
+    state: State
+    started: float
+    at: float
+    host: str
+    pid: int
+    process_started: float
+    reason: Reason | None = None
+    message: str | None = None
+    launch: str | None = None
+    done: int = 0
+    total: int = 0
+
+    def is_alive(self) -> bool:
+        """True if the process that wrote this still runs; on another machine: if it was heard of lately."""
+        if self.host != socket.gethostname():
+            return time.time() - self.at < SILENT_S
+        return process_started(self.pid) == self.process_started
+
+
+def process_started(pid: int) -> float | None:
+    """When a process of this machine started, which tells it from a later one with its number; None if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def read_status(path: Path) -> Status | None:
+    """None where nothing, or nothing whole, has been written."""
+    for _ in range(2):  # once more if it was just being written
+        try:
+            return Status(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            time.sleep(0.01)
+    return None
+
+
+class Reporter:
+    """Writes the status of one running stage."""
+
+    def __init__(self, path: Path) -> None:
+        now, pid = time.time(), os.getpid()
+        started = process_started(pid)
+        assert started is not None
+        self.path = path
+        self.status = Status("running", now, now, socket.gethostname(), pid, started, launch=os.environ.get(LAUNCH))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def beat(self, done: int, total: int) -> None:
+        """Says that work goes on, at most every ten seconds."""
+        if time.time() - self.status.at >= BEAT_S:
+            self._put(done=done, total=total)
+
+    def end(self, state: State, reason: Reason | None = None, message: str | None = None) -> None:
+        self._put(state=state, reason=reason, message=message)
+
+    def _put(self, **changes: object) -> None:
+        self.status = replace(self.status, at=time.time(), **changes)  # pyright: ignore[reportArgumentType]
+        self._write()
+
+    def _write(self) -> None:
+        """In place, and padded to one size: on a full disk there is no room for a file beside it."""
+        text = json.dumps(asdict(self.status), indent=1)
+        try:
+            with self.path.open("r+" if self.path.exists() else "w") as file:
+                file.write(text.ljust(2000) + "\n")
+                file.truncate()
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.path, error)
+
+
+@contextmanager
+def reporting(path: Path) -> Iterator[Reporter]:
+    """Keeps a status file true while a stage runs: running, then done, stopped, or failed with the reason."""
+    reporter = Reporter(path)
+    try:
+        yield reporter
+    except KeyboardInterrupt:
+        reporter.end("stopped", "interrupted", "Ctrl-C; the same command continues")
+        raise
+    except Stopped as stopped:
+        reporter.end("stopped", "interrupted", str(stopped))
+        raise
+    except BaseException as error:
+        reporter.end("failed", reason_of(error), words_of(error))
+        raise
+    reporter.end("done")
+
+
+def words_of(error: BaseException) -> str:
+    """An error in one line, with what was being done when it came."""
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    text = " ".join(f"{kind}{error}{notes}".split())
+    if isinstance(error, BaseExceptionGroup):
+        text += ": " + "; ".join(words_of(member) for member in error.exceptions)
+    return text if len(text) <= 1000 else text[:999] + "…"
+
+
+def reason_of(error: BaseException) -> Reason:
+    """The kind of a failure, which decides what a user can do about it."""
+    if isinstance(error, BaseExceptionGroup):
+        return reason_of(error.exceptions[0])
+    if isinstance(error, UserError):
+        return "bad input"
+    if isinstance(error, FloatingPointError):
+        return "non-finite"
+    if _is_out_of_memory(error):
+        return "out of memory"
+    if _is_disk_full(error):
+        return "disk full"
+    return reason_of(error.__cause__) if error.__cause__ is not None else "error"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # By name, since torch takes seconds to import: torch.OutOfMemoryError, and what its CPU allocator raises.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # safetensors, arrow and torch.save write with libraries that have words instead of numbers for it.
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))

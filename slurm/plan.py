@@ -1,0 +1,227 @@
+"""What of a study is done, under way, failed or missing, from what is on disk and what the scheduler says.
+
+Every stage of every cell is one item.  Its state is derived anew each time and never stored, so there is nothing that
+could disagree with the files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from evaluation.protocol import Part, survey
+from evaluation.results import ResultStore
+from matquant.cell import Cell
+from matquant.config import Study
+from matquant.notation import Plan
+from matquant.runs import RunDir
+from matquant.setup import Setup
+from matquant.status import Reason, Status, read_status
+from slurm.queue import QueuedJob, how_jobs_ended, jobs_in_queue
+from slurm.records import Submission, read_submission
+
+ItemState = Literal["done", "running", "queued", "failed", "missing"]
+STATES: tuple[ItemState, ...] = ("done", "running", "queued", "failed", "missing")
+RESUMABLE: tuple[Reason, ...] = ("killed", "cancelled", "interrupted")
+"""What happened to a job from outside: it goes on with the next launch, without having to be asked for."""
+SACCT: Mapping[str, Reason] = {
+    "OUT_OF_MEMORY": "out of memory",
+    "TIMEOUT": "time limit",
+    "CANCELLED": "cancelled",
+}
+NO_ROOM = 1_000_000  # bytes
+STUBBORN: tuple[Reason, ...] = ("out of memory", "non-finite")
+"""What the same job would meet again: tried again only if it is named."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stage of one cell.  `note` says why it is as it is; `gaps` are the results an evaluation still owes."""
+
+    cell: Cell
+    cell_id: str
+    stage: str
+    part: Part | None
+    state: ItemState
+    reason: Reason | None = None
+    note: str = ""
+    status: Status | None = None
+    submission: Submission | None = None
+    gaps: Mapping[Plan, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def num_results(self) -> int:
+        """How many results are missing."""
+        return sum(len(tasks) for tasks in self.gaps.values())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All items of a study: for each cell its training, if it has one, then its evaluations."""
+
+    study: Study
+    items: tuple[Item, ...]
+
+    def of(self, *states: ItemState) -> list[Item]:
+        return [item for item in self.items if item.state in states]
+
+    @cached_property
+    def _trainings(self) -> Mapping[str, Item]:
+        return {item.cell_id: item for item in self.items if item.part is None}
+
+    def training_of(self, cell_id: str) -> Item | None:
+        """The training of a cell, if it has one."""
+        return self._trainings.get(cell_id)
+
+    def is_ready(self, item: Item) -> bool:
+        """True if nothing has to happen before an item: an evaluation needs its cell's checkpoint."""
+        training = None if item.part is None else self.training_of(item.cell_id)
+        return training is None or training.state == "done"
+
+    def only(self, wanted: Callable[[str], bool]) -> Sweep:
+        """The cells whose id is wanted."""
+        return Sweep(self.study, tuple(item for item in self.items if wanted(item.cell_id)))
+
+
+def absolute(study: Study) -> Study:
+    """The study with absolute paths: its jobs may start in another folder."""
+    setup = study.setup
+    paths = {name: getattr(setup.paths, name).expanduser().absolute() for name in type(setup.paths).model_fields}
+    return replace(study, setup=setup.model_copy(update={"paths": setup.paths.model_copy(update=paths)}))
+
+
+def look(study: Study) -> Sweep:
+    """The state of a study now; UserError if it is on SLURM and SLURM does not answer."""
+    return observe(study, jobs_in_queue() if study.setup.cluster.kind == "slurm" else None)
+
+
+def observe(study: Study, queue: Mapping[str, QueuedJob] | None = None) -> Sweep:
+    """Looks at the disk, and at SLURM's queue if there is one, and derives the state of every item."""
+    setup, cells = study.setup, {cell.id: cell for cell in study.cells}
+    gaps = survey(cells.values(), setup.readout, ResultStore(setup.paths.results))
+    items: list[Item] = []
+    for cell_id, cell in cells.items():
+        items += _items(cell, cell_id, gaps[cell_id], setup, queue or {})
+    return Sweep(study, tuple(_with_sacct(items) if queue is not None else items))
+
+
+def _items(
+    cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
+) -> Iterable[Item]:
+    trained = cell.base.kind == "none" or not gaps
+    run = RunDir(setup.paths.runs, cell_id)
+    if cell.base.kind != "none":
+        if trained or (run.checkpoint / "nested.json").exists():
+            yield Item(cell, cell_id, "train", None, "done")
+        else:
+            yield _observed(Item(cell, cell_id, "train", None, "missing"), run, queue)
+    plans, count = setup.readout.plans_of(cell), setup.cluster.evaluate_jobs
+    parts = [Part(index, count) for index in range(min(count, len(plans)))]
+    elsewhere = _evaluated_elsewhere(run, {part.stage for part in parts}, queue) if gaps else None
+    for part in parts:
+        owed = {plan: gaps[plan] for plan in part.of(plans) if plan in gaps}
+        item = Item(cell, cell_id, part.stage, part, "missing" if owed else "done", gaps=owed)
+        if owed and elsewhere is not None:
+            note = f"its plans are divided otherwise by a job that is at work: {elsewhere}"
+            yield replace(item, state="running", note=note)
+        else:
+            yield _observed(item, run, queue) if owed else item
+
+
+def _evaluated_elsewhere(run: RunDir, stages: set[str], queue: Mapping[str, QueuedJob]) -> str | None:
+    """An evaluation of this cell under another `evaluate_jobs` that is not over."""
+    for path in run.path.glob("evaluate*.job.json"):
+        stage = path.name.removesuffix(".job.json")
+        if stage not in stages:
+            item = _follow(read_submission(path), read_status(run.status(stage)), queue)
+            if item is not None:
+                return stage
+    return None
+
+
+def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
+    """The state of an item whose output is not there."""
+    submission, status = read_submission(run.job(item.stage)), read_status(run.status(item.stage))
+    item = replace(item, submission=submission, status=status)
+    if (followed := _follow(submission, status, queue)) is not None:
+        state, note = followed
+        return replace(item, state=state, note=note)
+    if submission is not None and not _has_reported(submission, status):
+        return replace(item, note="its job was cancelled, or its training failed, before it started")
+    if status is None:
+        return item
+    match status.state:
+        case "running":
+            reason, note = _why_killed(run, submission)
+            return replace(item, state="failed", reason=reason, note=note)
+        case "failed":
+            return replace(item, state="failed", reason=status.reason, note=status.message or "")
+        case "stopped":
+            return replace(item, state="failed", reason="interrupted", note=status.message or "")
+        case "done":  # and its output is not there: deleted, or something else is asked for now
+            return item
+
+
+def _has_reported(submission: Submission, status: Status | None) -> bool:
+    """True if a status is that of a submitted job, or of something that ran after it."""
+    return status is not None and (status.launch == submission.launch or status.started > submission.submitted)
+
+
+def _why_killed(run: RunDir, submission: Submission | None) -> tuple[Reason, str]:
+    """A process that ended without a last word."""
+    if shutil.disk_usage(run.path).free < NO_ROOM:
+        return "disk full", "its process is gone, and there is no room on the disk of the run folder"
+    if submission is not None and submission.log is not None and "oom" in _end_of(Path(submission.log)).lower():
+        return "out of memory", "SLURM killed it for the memory it used (see the log)"
+    return "killed", "its process is gone and has left no word"
+
+
+def _end_of(log: Path) -> str:
+    try:
+        return log.read_bytes()[-4000:].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _follow(
+    submission: Submission | None, status: Status | None, queue: Mapping[str, QueuedJob]
+) -> tuple[ItemState, str] | None:
+    """What an item that somebody is at work on, or will be, is doing; None if nobody is."""
+    job = _job_of(submission, queue)
+    if job is not None:
+        waits = "waits for a job that has failed" if not job.can_run else f"{job.state.lower()}: {job.reason}"
+        return ("queued", waits) if job.is_waiting else ("running", f"job {job.job_id}")
+    if status is not None and status.state == "running" and _is_alive(status, submission):
+        return "running", f"process {status.pid} on {status.host}"
+    if submission is not None and submission.process_is_alive():
+        return "running", f"process {submission.pid} is starting"
+    return None
+
+
+def _is_alive(status: Status, submission: Submission | None) -> bool:
+    """A SLURM job that is not in the queue any more is gone, whatever its node says."""
+    belongs = submission is not None and submission.launch == status.launch
+    return status.is_alive() and not (belongs and submission is not None and submission.cluster == "slurm")
+
+
+def _job_of(submission: Submission | None, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
+    """The job in SLURM's queue; found by its name if the launcher died before it could note the number."""
+    if submission is None or submission.cluster != "slurm":
+        return None
+    if submission.job_id is not None:
+        return queue.get(submission.job_id)
+    suffix = "" if submission.index is None else f"_{submission.index}"
+    return next((job for job in queue.values() if job.name == submission.name and job.job_id.endswith(suffix)), None)
+
+
+def _with_sacct(items: Sequence[Item]) -> Iterable[Item]:
+    """Killed jobs with SLURM's own word for it, where it keeps accounts."""
+    killed = {item.submission.job_id for item in items if item.reason == "killed" and item.submission}
+    words = how_jobs_ended(job_id for job_id in killed if job_id) if killed else {}
+    for item in items:
+        word = words.get(item.submission.job_id or "") if item.reason == "killed" and item.submission else None
+        yield item if word is None else replace(item, note=f"SLURM says {word}", reason=SACCT.get(word, "killed"))

@@ -1,0 +1,65 @@
+"""What was submitted: one small file for each stage of a cell, written by the launcher.
+
+It is written before the job is submitted and completed afterwards, so that a launcher that dies between the two leaves
+a name by which the job can be found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from matquant.runs import write_json
+from matquant.status import process_started
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job of a launch.  `job_id` is SLURM's, `pid` a process of `host`; `index` is the job's place in its array."""
+
+    launch: str
+    cluster: str
+    name: str
+    index: int | None = None
+    job_id: str | None = None
+    log: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    process_started: float | None = None
+    submitted: float = 0.0
+
+    def with_job(self, job_id: str, log: Path) -> Submission:
+        """The same, now that SLURM has given it a number."""
+        return replace(self, job_id=job_id, log=str(log))
+
+    def with_process(self, pid: int, log: Path) -> Submission:
+        """The same, now that a process of this machine works on it."""
+        return replace(self, host=socket.gethostname(), pid=pid, process_started=process_started(pid), log=str(log))
+
+    def process_is_alive(self) -> bool:
+        return (
+            self.pid is not None
+            and self.host == socket.gethostname()
+            and process_started(self.pid) == self.process_started is not None
+        )
+
+
+def new_launch(experiment: str) -> str:
+    """A name for a launch that no other has: experiment, time and process."""
+    return f"{experiment}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
+def write_submission(path: Path, submission: Submission) -> None:
+    write_json(path, asdict(replace(submission, submitted=submission.submitted or time.time())))
+
+
+def read_submission(path: Path) -> Submission | None:
+    """None where nothing, or nothing that this program understands, has been written."""
+    try:
+        return Submission(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

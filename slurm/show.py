@@ -1,0 +1,107 @@
+"""A sweep in words: how many stages are in which state, a line for each cell that is not done, and what went wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from matquant.status import Reason
+from slurm.plan import STATES, Item, Sweep
+
+REMEDIES: Mapping[Reason, str] = {
+    "out of memory": "give it less to hold (readout.batch_size, base.micro_batch_size, activations=host) or more room "
+    "(cluster.mem_gb_per_task, more GPUs), then --retry-failed=all",
+    "non-finite": "the same cell meets it again: lower base.lr or change what is trained, which is another cell",
+    "time limit": "raise cluster.time_min or cluster.max_requeues, then --retry-failed: its state is saved",
+    "killed": "launch again: it goes on from its saved state",
+    "cancelled": "launch again: it goes on from its saved state",
+    "interrupted": "launch again: it goes on from its saved state",
+    "bad input": "mend what the message names, then --retry-failed",
+    "disk full": "make room in paths.runs and paths.results, then --retry-failed; earlier results are intact",
+    "error": "read the log, then --retry-failed",
+}
+MANY = 40  # rows that a person still reads
+
+
+def overview(sweep: Sweep) -> str:
+    """How many stages are in which state."""
+    study = sweep.study
+    stages = {"train": [i for i in sweep.items if i.part is None], "evaluate": [i for i in sweep.items if i.part]}
+    lines = [f"{study.name}: {len({item.cell_id for item in sweep.items})} cells, {_results(sweep)}", ""]
+    lines.append(f"{'':10}" + "".join(f"{state:>9}" for state in STATES))
+    for stage, items in stages.items():
+        counts = [sum(item.state == state for item in items) for state in STATES]
+        lines.append(f"{stage:10}" + "".join(f"{count or '-':>9}" for count in counts))
+    return "\n".join(lines)
+
+
+def _results(sweep: Sweep) -> str:
+    missing = sum(item.num_results for item in sweep.items)
+    return f"{missing:,} results are missing" if missing else "every result is there"
+
+
+def table(rows: Sequence[Sequence[str]], *, whole: bool) -> str:
+    """Columns under their heads, as many rows as a person reads, or all."""
+    shown = rows if whole or len(rows) <= MANY + 1 else rows[: MANY + 1]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+    if len(shown) < len(rows):
+        lines.append(f"... and {len(rows) - len(shown)} more (--all shows them)")
+    return "\n".join(lines)
+
+
+def by_cell(items: Iterable[Item]) -> dict[str, list[Item]]:
+    cells: dict[str, list[Item]] = {}
+    for item in items:
+        cells.setdefault(item.cell_id, []).append(item)
+    return cells
+
+
+def states(sweep: Sweep) -> list[list[str]]:
+    """A row for each stage that is not done: cell, stage, state, how far and for how long, and why."""
+    rows = [["cell", "stage", "state", "done", "elapsed", "left", ""]]
+    for item in sweep.items:
+        if item.state != "done":
+            rows.append([item.cell_id, item.stage, item.state, *progress(item), _remark(item)])
+    return rows
+
+
+def progress(item: Item) -> tuple[str, str, str]:
+    """Percent, time and time left of a stage at work; the time left is what the last start suggests."""
+    status = item.status
+    if item.state != "running" or status is None or status.state != "running":
+        return "", "", ""
+    elapsed = time.time() - status.started
+    if not status.total:
+        return "", duration(elapsed), ""
+    share = status.done / status.total
+    return f"{100 * share:.0f} %", duration(elapsed), duration(elapsed / share - elapsed) if share else ""
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _remark(item: Item) -> str:
+    if item.state == "failed":
+        return f"{item.reason}"
+    return f"{item.num_results} results" if item.state == "missing" and item.part else item.note[:60]
+
+
+def failures(items: Sequence[Item], *, whole: bool = False) -> str:
+    """Every failure with its message, its log and what to do about it."""
+    blocks = []
+    for item in items:
+        lines = [f"{item.cell_id} {item.stage}: {item.reason}", f"  {item.note}"]
+        if item.submission is not None and item.submission.log:
+            lines.append(f"  log: {item.submission.log}")
+        if item.reason is not None:
+            lines.append(f"  remedy: {REMEDIES[item.reason]}")
+        blocks.append("\n".join(lines))
+    shown = blocks if whole else blocks[:MANY]
+    if len(shown) < len(blocks):
+        shown.append(f"... and {len(blocks) - len(shown)} more failures (--all shows them)")
+    return "\n".join(shown)

@@ -1,0 +1,174 @@
+"""Jobs to SLURM: arrays of trainings, and arrays of evaluations whose elements wait each for its own training.
+
+Every job is recorded before it is submitted and completed with its number afterwards; what SLURM refuses is taken out
+of the records again.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
+from tqdm import tqdm
+
+from matquant.errors import UserError
+from matquant.runs import RunDir
+from matquant.setup import SlurmCluster
+from matquant.status import LAUNCH
+from slurm import snapshot
+from slurm.estimate import ranks_of
+from slurm.jobs import Job
+from slurm.plan import Item, Sweep
+from slurm.records import Submission, new_launch, write_submission
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that are submitted together: of one shape, and each waiting for nothing, or for its own training."""
+
+    items: tuple[Item, ...]
+    jobs: tuple[Job, ...]
+    dependency: str | None = None
+
+
+class Launch:
+    """One launch: its snapshot of the code, its folder of logs, and the jobs submitted so far."""
+
+    def __init__(self, sweep: Sweep, code: Path) -> None:
+        setup = sweep.study.setup
+        assert isinstance(setup.cluster, SlurmCluster)
+        self.sweep, self.setup, self.cluster, self.code = sweep, setup, setup.cluster, code
+        self.name = new_launch(sweep.study.name)
+        self.folder = setup.paths.runs / ".jobs" / self.name
+        self.num_submitted = 0
+        self._bar = tqdm(desc="submitting", unit=" jobs", leave=False)
+
+    def submit(self, items: Sequence[Item]) -> int:
+        """Submits items and returns how many jobs there are now; UserError, in SLURM's words, if it refuses."""
+        with self._bar:
+            trained: dict[str, tuple[str, ...]] = {}
+            for batch in self._batches([item for item in items if item.part is None]):
+                trained[self._submit(batch)] = tuple(item.cell_id for item in batch.items)
+            for batch in self._waiting_batches([item for item in items if item.part is not None], trained):
+                self._submit(batch)
+        return self.num_submitted
+
+    def _job(self, item: Item) -> Job:
+        return Job(item.cell, self.setup, item.part)
+
+    def _batches(self, items: Iterable[Item], dependency: str | None = None) -> Iterator[Batch]:
+        """Items that ask for the same resources, as arrays no larger than the cluster takes."""
+        shapes: dict[tuple[bool, int], list[Item]] = {}
+        for item in items:
+            job = self._job(item)
+            shapes.setdefault((job.part is None, ranks_of(job)), []).append(item)
+        for alike in shapes.values():
+            for start in range(0, len(alike), self.cluster.max_array_size):
+                portion = alike[start : start + self.cluster.max_array_size]
+                yield Batch(tuple(portion), tuple(map(self._job, portion)), dependency)
+
+    def _waiting_batches(self, items: Sequence[Item], trained: Mapping[str, Sequence[str]]) -> Iterator[Batch]:
+        """Evaluations: element by element behind the array that trains their cells, one by one, or at once."""
+        array_of = {cell_id: array for array, cell_ids in trained.items() for cell_id in cell_ids}
+        at_once: list[Item] = []
+        behind: dict[tuple[str, str], list[Item]] = {}
+        for item in items:
+            if item.cell_id in array_of:
+                behind.setdefault((array_of[item.cell_id], item.stage), []).append(item)
+            elif (waits_for := _job_that_trains(self.sweep, item)) is not None:
+                yield from self._batches([item], f"afterok:{waits_for}")
+            else:
+                at_once.append(item)
+        yield from self._batches(at_once)
+        for (array, _), together in behind.items():
+            cell_ids = trained[array]
+            if len(cell_ids) > 1 and [item.cell_id for item in together] == list(cell_ids):
+                yield from self._batches(together, f"aftercorr:{array}")
+                continue
+            for item in together:
+                element = f"_{cell_ids.index(item.cell_id)}" if len(cell_ids) > 1 else ""
+                yield from self._batches([item], f"afterok:{array}{element}")
+
+    def _submit(self, batch: Batch) -> str:
+        """Records, submits, completes the records; the number of the array, or of the job if there is but one."""
+        name = f"{self.name}-{self.num_submitted}"
+        recorded: list[tuple[Path, Submission]] = []
+        for index, item in enumerate(batch.items):
+            submission = Submission(self.name, "slurm", name, index if len(batch.items) > 1 else None)
+            recorded.append((RunDir(self.setup.paths.runs, item.cell_id).job(item.stage), submission))
+            write_submission(*recorded[-1])
+        try:
+            with redirect_stderr(StringIO()):  # submitit prints what it then raises
+                jobs = self._executor(batch, name).submit_array(batch.jobs)
+        except (FailedJobError, FailedSubmissionError) as error:
+            for path, _ in recorded:
+                path.unlink(missing_ok=True)
+            already = f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
+            raise UserError(
+                f"SLURM refused {len(recorded)} jobs: {_words_of_sbatch(error)}{already}; "
+                "mend cluster.* and launch again: only what is missing is submitted"
+            ) from error
+        for (path, submission), job in zip(recorded, jobs, strict=True):
+            write_submission(path, submission.with_job(job.job_id, JobPaths(self.folder, job.job_id, 0).stdout))
+        self.num_submitted += len(jobs)
+        self._bar.update(len(jobs))
+        return jobs[0].job_id.partition("_")[0]
+
+    def _executor(self, batch: Batch, name: str) -> submitit.SlurmExecutor:
+        executor = submitit.SlurmExecutor(self.folder, max_num_timeout=self.cluster.max_requeues)
+        executor.update_parameters(**sbatch_parameters(batch, self.cluster, name, self._setup_lines()))
+        return executor
+
+    def _setup_lines(self) -> list[str]:
+        variables = {**snapshot.environment(self.code), LAUNCH: self.name, "TQDM_MININTERVAL": "30"}
+        return [*self.cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in variables.items())]
+
+
+def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Sequence[str]) -> dict[str, Any]:
+    """What one batch asks of SLURM, in submitit's words."""
+    job = batch.jobs[0]
+    nodes = cluster.nodes if job.is_distributed else 1
+    tasks = max(1, job.num_gpus)
+    extra: dict[str, Any] = {"requeue": True, **cluster.sbatch}
+    if batch.dependency is not None:
+        # An evaluation whose training has failed goes away instead of waiting for ever.
+        extra |= {"dependency": batch.dependency, "kill-on-invalid-dep": "yes"}
+    time_min = cluster.time_min if job.part is None else cluster.evaluate_time_min or cluster.time_min
+    optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
+    return {
+        **{key: value for key, value in optional.items() if value is not None},
+        **({"gpus_per_node": job.num_gpus} if job.num_gpus else {}),
+        "job_name": name,
+        "time": time_min,
+        "nodes": nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": cluster.cpus_per_task,
+        "mem": f"{round(tasks * cluster.mem_gb_per_task * 1024)}M",
+        "signal_delay_s": cluster.signal_delay_s,
+        "array_parallelism": cluster.array_parallelism,
+        "stderr_to_stdout": True,
+        "setup": list(setup),
+        "additional_parameters": extra,
+    }
+
+
+def _job_that_trains(sweep: Sweep, item: Item) -> str | None:
+    """The job of an earlier launch that trains an item's cell; None if it is trained, or not by a job."""
+    training = sweep.training_of(item.cell_id)
+    if training is None or training.state == "done" or training.submission is None:
+        return None
+    return training.submission.job_id
+
+
+def _words_of_sbatch(error: Exception) -> str:
+    """What sbatch said, without submitit's traceback around it."""
+    said = re.findall(r"sbatch: (?:error: )?(.+)", str(error))
+    return "; ".join(dict.fromkeys(line.strip() for line in said)) or " ".join(str(error).split())[:500]
