@@ -24,16 +24,17 @@ from matquant.config import Study, load_study
 from matquant.errors import UserError
 from matquant.runs import RunDir, remove_leftovers
 from matquant.setup import Setup
+from matquant.stopping import at_safe_points
 
 log = logging.getLogger("matquant")
+PATIENCE_S = 100.0
+"""How long a job of Hydra's launcher may take to a safe point: less than hydra.launcher.signal_delay_s."""
 MULTIRUN = {"-m", "--multirun"}
 
 
 def main() -> None:
     """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for ours in ("matquant", "evaluation", "analysis"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+    _log_to_stderr()
     arguments = sys.argv[1:]
     flags = {argument for argument in arguments if argument.startswith("-")}
     try:
@@ -51,6 +52,12 @@ def main() -> None:
         sys.exit(130)
 
 
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("matquant", "evaluation", "analysis"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+
+
 def fail(error: UserError) -> NoReturn:
     """Ends the program with one sentence and exit status 2."""
     print(f"error: {error}", file=sys.stderr)
@@ -59,9 +66,11 @@ def fail(error: UserError) -> NoReturn:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def _hydra_main(_: DictConfig) -> None:
+    _log_to_stderr()  # once more: a job of Hydra's launcher starts here
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        run_study(load_study(overrides), overrides)
+        with at_safe_points(PATIENCE_S):
+            run_study(load_study(overrides), overrides)
     except UserError as error:
         fail(error)  # not raised through Hydra, which would print a traceback
 

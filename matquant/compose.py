@@ -17,7 +17,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from matquant.errors import UserError
@@ -28,38 +28,32 @@ CONF = PROJECT / "conf"
 
 def compose(overrides: Sequence[str]) -> Mapping[str, Any]:
     """The plain values of a command line; UserError, in one line, for one that does not compose."""
-    return _composed(tuple(overrides))
+    return _composed(tuple(overrides)).values
+
+
+class _Composed(NamedTuple):
+    values: Mapping[str, Any]
+    refers: bool
+    """Whether a value is taken from another place of the configuration."""
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> Mapping[str, Any]:
-    values = _plain(overrides, resolve=True)
-    return {str(key): value for key, value in values.items()}
-
-
-def _refers(overrides: tuple[str, ...]) -> bool:
-    """True if a value of this configuration is taken from another place of it."""
-    return "${" in json.dumps(_plain(overrides, resolve=False))
-
-
-def _plain(overrides: tuple[str, ...], *, resolve: bool) -> dict[Any, Any]:
+def _composed(overrides: tuple[str, ...]) -> _Composed:
+    """One composition by Hydra, about 0.1 s; files under conf/ are taken as they are when first read."""
     try:
-        values = OmegaConf.to_container(_by_hydra(overrides), resolve=resolve, throw_on_missing=resolve)
+        if GlobalHydra.instance().is_initialized():
+            config = hydra.compose("config", overrides=list(overrides))
+        else:
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                config = hydra.compose("config", overrides=list(overrides))
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        unresolved = OmegaConf.to_container(config, resolve=False)
     except OverrideParseException as error:
         raise UserError(f"'{error.override}' cannot be read: {_one_line(error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
     assert isinstance(values, dict)
-    return values
-
-
-@cache
-def _by_hydra(overrides: tuple[str, ...]) -> DictConfig:
-    """One composition, about 0.1 s; files under conf/ are taken as they are when first read."""
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose("config", overrides=list(overrides))
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", overrides=list(overrides))
+    return _Composed({str(key): value for key, value in values.items()}, "${" in json.dumps(unresolved))
 
 
 def compose_points(overrides: Sequence[str], points: Sequence[Sequence[str]]) -> Iterable[Mapping[str, Any]]:
@@ -91,18 +85,12 @@ def _by_axis(point: Sequence[str]) -> dict[str, list[str]]:
     return axes
 
 
-class _Changes(NamedTuple):
-    """What one value of an axis changes: the top-level keys that differ, and the axis's own in any case."""
-
-    values: Mapping[str, Any]
-    refers: bool
-
-
 @cache
-def _changes(overrides: tuple[str, ...], axis: str, values: tuple[str, ...]) -> _Changes:
-    before, after = compose(overrides), compose([*overrides, *values])
+def _changes(overrides: tuple[str, ...], axis: str, values: tuple[str, ...]) -> _Composed:
+    """What one value of an axis changes: the top-level keys that differ, and the axis's own in any case."""
+    before, (after, refers) = compose(overrides), _composed((*overrides, *values))
     changed = {key: value for key, value in after.items() if key == axis or before.get(key) != value}
-    return _Changes(changed, refers=_refers((*overrides, *values)) or not before.keys() <= after.keys())
+    return _Composed(changed, refers or not before.keys() <= after.keys())
 
 
 def points_of(cells: Sequence[Mapping[str, Any]], typed: set[str]) -> Iterable[list[str]]:

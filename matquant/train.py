@@ -21,6 +21,7 @@ from matquant.quantizers import DTYPES
 from matquant.runs import RunDir, write_beside, write_json
 from matquant.setup import Setup
 from matquant.status import Reporter
+from matquant.stopping import give_way, requested
 from matquant.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class DiskProgress:
             # What training did to the codes: the data of Figures 1c and 4.
             self.log({**overflow_shares(layers), "histogram": code_histogram(layers)})
             save_layers(path, layers, scale_dtype=self.scale_dtype)
+            give_way(f"after {piece}")
         # Read back even when just computed, so that both roads lead through the same stored bits.
         return load_layers(path, device=self.device)
 
@@ -61,10 +63,11 @@ class DiskProgress:
         return state
 
     def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        if time.monotonic() - self.saved < self.save_every_s:
+        if time.monotonic() - self.saved < self.save_every_s and not requested():
             return
         write_beside(self.run.state / TRAINING_STATE, lambda beside: torch.save(dict(state()), beside))
         self.saved = time.monotonic()
+        give_way("after a step")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         self.run.append_log({**({"piece": self.piece} if self.piece else {}), **metrics})

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import submitit
+from submitit.core.utils import UncompletedJobError
 
-from evaluation.protocol import Part
-from matquant import stopping
+from evaluation.protocol import WHOLE, Part, missing
+from evaluation.results import ResultStore
 from matquant.cell import Cell, QATBase
 from matquant.runs import RunDir, remove_leftovers
 from matquant.setup import LocalCluster, Setup, SlurmCluster
 from matquant.status import Reporter
-from matquant.stopping import Stopped
+from matquant.stopping import Stopped, at_safe_points
 
 log = logging.getLogger("matquant")
-Requeue = Callable[[int, Any], Any]
-"""Submitit's signal handler: pickles the job, requeues it and exits; raises if it may not be requeued."""
 
 
 @dataclass(frozen=True)
@@ -63,43 +59,47 @@ class Job:
         if environment.num_tasks > 1:
             # All GPUs stay visible: each rank takes the one of its local rank.
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        requeue = signal.getsignal(signal.SIGUSR2)
-        assert callable(requeue)
         try:
             self._refuse_endless_requeues()
-            with _stopping_at_a_safe_point(requeue, self._patience_s()):
+            with at_safe_points(self._patience_s()):
                 self.work()
         except Stopped:
-            if environment.global_rank:
-                time.sleep(3600)  # the main rank requeues the whole job, which ends this process
-            self._requeue(requeue)
+            time.sleep(3600)  # not the main rank, which requeues the whole job: that ends this process
+        except (UncompletedJobError, subprocess.CalledProcessError) as error:
+            self._fail(f"{error} The state is saved: --retry-failed goes on from it")
+            raise
 
     def work(self) -> None:
         """What the job is for; a second job on the same stage waits for the first and finds nothing to do."""
-        from evaluation.evaluate import evaluate, summary
-        from evaluation.protocol import WHOLE, missing
-        from evaluation.results import ResultStore
-        from matquant.tracking import NoTracker, tracking
+        with RunDir(self.setup.paths.runs, self.cell.id).alone(self.stage):
+            if self.part is None:
+                self._train()
+            else:
+                self._evaluate(self.part)
+
+    def _train(self) -> None:
+        from matquant.tracking import tracking
         from matquant.train import train
 
-        run = RunDir(self.setup.paths.runs, self.cell.id)
-        with run.alone(self.stage):
-            if self.part is None:
-                remove_leftovers(run.path)
-                with tracking(self.cell, self.setup, "train") as tracker:
-                    train(self.cell, self.setup, tracker)
-                return
-            store = ResultStore(self.setup.paths.results)
-            remove_leftovers(store.folder / self.cell.id)
-            if self.part == WHOLE:
-                with tracking(self.cell, self.setup, "evaluate") as tracker:
-                    evaluate(self.cell, self.setup, tracker)
-                return
-            # Several jobs cannot write one W&B run at a time: the last one to finish tells it everything.
-            evaluate(self.cell, self.setup, NoTracker(), self.part)
-            if not missing(self.cell, self.setup.readout, store):
-                with tracking(self.cell, self.setup, "evaluate") as tracker:
-                    tracker.summarize(summary(self.cell, self.setup.readout, store))
+        remove_leftovers(self.setup.paths.runs / self.cell.id)
+        with tracking(self.cell, self.setup, "train") as tracker:
+            train(self.cell, self.setup, tracker)
+
+    def _evaluate(self, part: Part) -> None:
+        from evaluation.evaluate import evaluate, summary
+        from matquant.tracking import NoTracker, tracking
+
+        store = ResultStore(self.setup.paths.results)
+        remove_leftovers(store.folder / self.cell.id)
+        if part == WHOLE:
+            with tracking(self.cell, self.setup, "evaluate") as tracker:
+                evaluate(self.cell, self.setup, tracker)
+            return
+        # Several jobs cannot write one W&B run at a time: the last one to finish tells it everything.
+        evaluate(self.cell, self.setup, NoTracker(), part)
+        if not missing(self.cell, self.setup.readout, store):
+            with tracking(self.cell, self.setup, "evaluate") as tracker:
+                tracker.summarize(summary(self.cell, self.setup.readout, store))
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit when the job is requeued: everything that matters is on disk, so it is the job itself."""
@@ -115,47 +115,16 @@ class Job:
         assert isinstance(self.setup.cluster, SlurmCluster | LocalCluster)
         restarts, allowed = int(os.environ.get("SLURM_RESTART_COUNT", "0")), self.setup.cluster.max_requeues
         if restarts > allowed:
-            message = f"started again {restarts} times, cluster.max_requeues={allowed}"
-            self._fail(message)
-            raise RuntimeError(message)
-
-    def _requeue(self, requeue: Requeue) -> None:
-        try:
-            requeue(signal.SIGUSR2, None)
-        except Exception as error:
-            self._fail(f"{error} The state is saved: --retry-failed goes on from it")
-            raise
+            raise UncompletedJobError(
+                f"The job has been started again {restarts} times (cluster.max_requeues={allowed})."
+            )
 
     def _fail(self, message: str) -> None:
         Reporter(RunDir(self.setup.paths.runs, self.cell.id).status(self.stage)).end("failed", "time limit", message)
-
-
-@contextmanager
-def _stopping_at_a_safe_point(requeue: Requeue, patience_s: float) -> Iterator[None]:
-    """Turns the signal that ends a job into a request to stop; if that takes too long, requeues as things are."""
-
-    def ask(*_: object) -> None:
-        log.info("asked to stop: the job goes on to its next safe point, saves and is requeued")
-        stopping.request()
-        signal.setitimer(signal.ITIMER_REAL, patience_s)
-
-    def give_up(number: int, frame: Any) -> None:
-        log.info("no safe point for %.0f s: requeued with the last saved state", patience_s)
-        requeue(number, frame)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGALRM)}
-    signal.signal(signal.SIGUSR2, ask)
-    signal.signal(signal.SIGALRM, give_up)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        stopping.reset()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("matquant", "evaluation"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    logging.getLogger("submitit").propagate = False  # it prints its own lines

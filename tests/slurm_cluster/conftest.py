@@ -1,0 +1,60 @@
+"""A real one-node SLURM cluster for the tests of this folder: started once, without systemd, and stopped again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@contextmanager
+def running(state: Path, *, accounting: bool) -> Iterator[None]:
+    """A cluster whose files lie in a folder; the environment points to it as long as the context lasts."""
+    before = dict(os.environ)
+    stop = [HERE / "stop_cluster.sh", state, "--purge"]
+    if state.exists():  # of a test run that was killed
+        subprocess.run(stop, check=False, capture_output=True)
+    environment = {**before, "CLUSTER_ACCOUNTING": str(int(accounting)), "CLUSTER_CPUS": "2"}
+    subprocess.run([HERE / "start_cluster.sh", state], check=True, env=environment, timeout=300)
+    os.environ |= {
+        "SLURM_CONF": str(state / "etc/slurm.conf"),
+        "MUNGE_SOCKET": str(state / "run/munge.socket"),
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        subprocess.run(stop, check=True, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A cluster that keeps accounts; tests are skipped, loudly, where SLURM is not installed."""
+    require_slurm()
+    with running(Path(f"/tmp/matquant-slurm-{os.getuid()}"), accounting=True):
+        yield
+
+
+def require_slurm() -> None:
+    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        pytest.skip("no SLURM on this machine: run `make test-slurm`, which installs it")
+
+
+@pytest.fixture
+def ended() -> Iterator[Callable[[], bool]]:
+    """Whether no job is in the queue; after a test, none is left there."""
+
+    def is_empty() -> bool:
+        return not subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout.strip()
+
+    yield is_empty
+    subprocess.run(["scancel", "-u", str(os.getuid())], check=False)
