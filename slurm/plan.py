@@ -134,12 +134,10 @@ def _items(
 
 def _evaluated_elsewhere(run: RunDir, stages: set[str], queue: Mapping[str, QueuedJob]) -> str | None:
     """An evaluation of this cell under another `evaluate_jobs` that is not over."""
-    for path in run.path.glob("evaluate*.job.json"):
-        stage = path.name.removesuffix(".job.json")
-        if stage not in stages:
-            item = _follow(read_submission(path), read_status(run.status(stage)), queue)
-            if item is not None:
-                return stage
+    found = {path.name.split(".")[0] for path in run.path.glob("evaluate*.json")}
+    for stage in sorted(found - stages):
+        if _follow(read_submission(run.job(stage)), read_status(run.status(stage)), queue) is not None:
+            return stage
     return None
 
 

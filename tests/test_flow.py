@@ -17,7 +17,9 @@ import run
 from evaluation.results import ResultStore
 from matquant.errors import UserError
 from matquant.runs import PROJECT, RunDir
+from matquant.status import read_status
 from tests.conftest import TINY_OMNIQUANT, tiny_overrides
+from tests.sweeps import bits, leftovers
 
 SMOKE = ("experiment=smoke",)
 
@@ -102,9 +104,11 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tiny_study, mon
         run.run_study(study, SMOKE)
     done = {path.parent.parent.name for path in (tmp_path / "results").glob("*/*/*.json")}
     assert done == {cell.id for cell in study.cells[:2]}
-    status = json.loads(RunDir(tmp_path / "runs", study.cells[2].id).status.read_text())
-    assert status["train"]["state"] == "failed"
-    assert "not finite" in status["train"]["reason"]
+    status = read_status(RunDir(tmp_path / "runs", study.cells[2].id).status("train"))
+    assert status is not None
+    assert (status.state, status.reason) == ("failed", "non-finite")
+    assert status.message is not None
+    assert "block 1, step 2" in status.message
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(tiny_study, tmp_path, capsys, caplog):
@@ -145,24 +149,6 @@ def kill_when(process: subprocess.Popen[bytes], happened: Callable[[], bool]) ->
     process.communicate()
 
 
-def bits(folder: Path) -> dict[str, bytes]:
-    """What must not depend on interruptions: checkpoints, logs, and results without their provenance."""
-    content = {}
-    files = ("runs/*/checkpoint/*.safetensors", "runs/*/train.jsonl", "results/*/*/*.parquet")
-    for path in [path for pattern in files for path in folder.glob(pattern)]:
-        content[str(path.relative_to(folder))] = path.read_bytes()
-    for path in folder.glob("results/*/*/*.json"):
-        measured = {**json.loads(path.read_text()), "provenance": None}
-        content[str(path.relative_to(folder))] = json.dumps(measured, sort_keys=True).encode()
-    return content
-
-
-def leftovers(folder: Path) -> list[Path]:
-    return [path for path in (folder / "results").rglob("*") if path.suffix == ".tmp"] + list(
-        folder.glob("runs/*/state/*")
-    )
-
-
 def test_killed_in_training_and_in_evaluation_a_run_resumes_to_the_same_bits(tmp_path):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     finish(undisturbed, SLOW)
@@ -182,7 +168,7 @@ def test_two_processes_on_one_cell_do_its_work_once(tmp_path):
     both = [start(tmp_path, *SLOW) for _ in range(2)]
     errors = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], b"".join(errors).decode()
-    assert sum(b"another process is at work on this cell; waiting for it" in text for text in errors) == 1
+    assert sum(b"another process is at work on this cell" in text for text in errors) == 1
     (log,) = tmp_path.glob("runs/*/train.jsonl")
     records = [json.loads(line) for line in log.read_text().splitlines()]
     steps = [(record["block"], record["step"]) for record in records if "step" in record]
@@ -200,7 +186,7 @@ def test_ctrl_c_ends_in_one_sentence_and_the_same_command_continues(tmp_path):
     assert process.returncode == 130
     assert b"interrupted; what is finished is on disk, the same command continues" in errors
     assert b"Traceback" not in errors
-    (status,) = tmp_path.glob("runs/*/status.json")
-    assert json.loads(status.read_text())["train"]["state"] == "interrupted"
+    (path,) = tmp_path.glob("runs/*/train.status.json")
+    assert json.loads(path.read_text())["reason"] == "interrupted"
     finish(tmp_path, SLOW)
-    assert json.loads(status.read_text())["evaluate"]["state"] == "done"
+    assert json.loads(path.with_name("evaluate.status.json").read_text())["state"] == "done"

@@ -18,7 +18,16 @@ def test_the_import_contracts_hold():
 
 
 @pytest.mark.parametrize(
-    "module", ["analysis", "analysis.report", "matquant.config", "matquant.notation", "evaluation.results"]
+    "module",
+    [
+        "analysis",
+        "analysis.report",
+        "matquant.config",
+        "matquant.notation",
+        "evaluation.results",
+        "slurm.status",
+        "slurm.launch",
+    ],
 )
 def test_what_reads_results_loads_no_torch(module):
     heavy = "{'torch', 'transformers', 'lm_eval', 'datasets'}"

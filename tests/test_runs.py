@@ -12,7 +12,17 @@ import time
 import pytest
 
 from matquant.errors import UserError
-from matquant.runs import PROJECT, RunDir, provenance, read_json, require_writable, write_beside, write_json
+from matquant.runs import (
+    HOST,
+    PROJECT,
+    RunDir,
+    provenance,
+    read_json,
+    remove_leftovers,
+    require_writable,
+    write_beside,
+    write_json,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -33,23 +43,6 @@ def test_what_json_cannot_say_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
-
-
-def test_status_tells_how_a_stage_ended(tmp_path):
-    run = RunDir(tmp_path, "cell")
-    with run.stage("train"):
-        assert read_json(run.status)["train"]["state"] == "running"
-    with pytest.raises(RuntimeError), run.stage("evaluate"):
-        raise RuntimeError("out of luck")
-    with pytest.raises(KeyboardInterrupt), run.stage("other"):
-        raise KeyboardInterrupt
-    status = read_json(run.status)
-    assert {name: stage["state"] for name, stage in status.items()} == {
-        "train": "done",
-        "evaluate": "failed",
-        "other": "interrupted",
-    }
-    assert status["evaluate"]["reason"] == "RuntimeError: out of luck"
 
 
 def test_a_log_is_rewound_to_what_is_kept_and_loses_a_line_cut_short(tmp_path):
@@ -78,24 +71,34 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from matquant.runs import RunDir
-with RunDir(Path(sys.argv[1]), "cell").alone():
+with RunDir(Path(sys.argv[1]), "cell").alone("train"):
     print("in", flush=True)
     time.sleep(60)
 """
 
 
-def test_one_process_at_a_time_works_on_a_cell_and_a_killed_one_leaves_no_lock(tmp_path, caplog):
+def test_one_process_at_a_time_works_on_a_stage_and_a_killed_one_leaves_no_lock(tmp_path, caplog):
     caplog.set_level("INFO")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"in\n"
-    leftover = tmp_path / "cell" / "state" / ".x.safetensors.123.tmp"
-    leftover.parent.mkdir()
-    leftover.touch()
     threading.Timer(1.0, holder.kill).start()
     begin = time.monotonic()
-    with RunDir(tmp_path, "cell").alone():
+    with RunDir(tmp_path, "cell").alone("evaluate"):
+        assert time.monotonic() - begin < 0.5
+    with RunDir(tmp_path, "cell").alone("train"):
         assert time.monotonic() - begin > 0.9
-        assert not leftover.exists()
     assert "another process is at work on this cell" in caplog.text
     holder.communicate()
+
+
+def test_only_what_processes_that_are_gone_left_is_deleted(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    old, new = (tmp_path / f".{name}.json.elsewhere.17.tmp" for name in ("old", "new"))
+    ours, left = (tmp_path / f".{name}.json.{HOST}.{pid}.tmp" for name, pid in (("a", os.getpid()), ("b", gone.pid)))
+    for path in (old, new, ours, left, tmp_path / "result.json"):
+        path.touch()
+    os.utime(old, (time.time() - 3600,) * 2)
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, ours.name, "result.json"}

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from matquant.tracking import NoTracker, WandbTracker, tracker_for, wandb_mode
+from matquant.tracking import NoTracker, WandbTracker, tracking, wandb_mode
 
 
 def wait_until(happened) -> None:
@@ -37,25 +37,25 @@ def test_without_a_key_tracking_is_offline_and_with_one_online(monkeypatch, tmp_
 
 def test_tracking_none_accepts_everything(tiny_study):
     study = tiny_study()
-    tracker = tracker_for(study.cells[0], study.setup)
-    assert isinstance(tracker, NoTracker)
-    tracker.log({"loss": 1.0})
-    tracker.summarize({"acc": 0.5})
-    tracker.finish()
+    with tracking(study.cells[0], study.setup, "cell") as tracker:
+        assert isinstance(tracker, NoTracker)
+        tracker.log({"loss": 1.0})
+        tracker.summarize({"acc": 0.5})
 
 
 def test_a_cell_is_one_offline_run_with_its_config_curves_and_summary(tiny_study):
     study = tiny_study("tracking=wandb")
     cell = study.cells[0]
-    tracker = tracker_for(cell, study.setup)
-    assert isinstance(tracker, WandbTracker)
-    assert tracker.run.id == cell.id
-    assert tracker.run.config["base"] == json.loads(cell.model_dump_json())["base"]
-    tracker.log({"train/int2": 1.5})
-    tracker.summarize({"eval/int2/log_pplx/log_pplx": 6.6})
-    assert tracker.run.summary["train/int2"] == 1.5
-    assert tracker.run.summary["eval/int2/log_pplx/log_pplx"] == 6.6
-    tracker.finish()
+    with tracking(cell, study.setup, "train") as tracker:
+        assert isinstance(tracker, WandbTracker)
+        assert tracker.run.id == cell.id
+        assert tracker.run.group == study.name
+        assert tracker.run.job_type == "train"
+        assert tracker.run.config["base"] == json.loads(cell.model_dump_json())["base"]
+        tracker.log({"train/int2": 1.5})
+        tracker.summarize({"eval/int2/log_pplx/log_pplx": 6.6})
+        assert tracker.run.summary["train/int2"] == 1.5
+        assert tracker.run.summary["eval/int2/log_pplx/log_pplx"] == 6.6
     (written,) = (study.setup.paths.runs / cell.id).glob("wandb/offline-run-*/run-*.wandb")
     assert cell.id in written.name
     wait_until(lambda: written.stat().st_size > 500)

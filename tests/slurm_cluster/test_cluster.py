@@ -133,7 +133,7 @@ def test_a_job_killed_without_warning_loses_only_the_work_since_its_last_save(tm
 
 def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_away(tmp_path, ended):
     # A gradient that overflows, and no patience with it.
-    diverging = ("base=qat", "base.num_steps=3", "base.batch_size=2", "base.max_skipped_steps=0", "base.lr=1e38")
+    diverging = ("base=qat", "base.num_steps=3", "base.batch_size=2", "base.max_skipped_steps=0", "base.lr=1e30")
     study = (*diverging, "base.warmup_steps=0", "bits=matquant", "readout.tasks=[piqa]")
     launch(tmp_path, *ON_SLURM, *study, "--wait")
     assert ended()

@@ -1,0 +1,168 @@
+"""Launching studies on this machine: what is missing is done, once, and nothing is submitted that cannot run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from matquant.runs import PROJECT
+from tests.conftest import tiny_overrides
+from tests.sweeps import NAME, QUICK, SLOW, bits, items, launch, leftovers, program, run_here, states, variables
+
+TWO = (*QUICK, "cells=[{bits:[int2,matquant]}]")
+
+
+def test_a_study_by_two_workers_ends_as_in_one_process_and_again_it_does_nothing(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    dry = launch(there, *TWO, "--dry-run").stdout
+    assert "4 jobs, about" in dry
+    assert not list(there.glob("*/*"))
+
+    done = launch(there, *TWO, "cluster.workers=2", "cluster.evaluate_jobs=2")
+    assert done.stdout.count("done    ") == 5
+    assert "every result is there" in done.stdout
+    assert "python -m analysis.report" in done.stdout
+    assert bits(there) == run_here(here, *TWO)
+    assert not leftovers(there)
+    again = launch(there, *TWO).stdout
+    assert "nothing to submit" in again
+    # What ran was the snapshot, and the results say so.
+    (code,) = (there / "runs/.snapshots").iterdir()
+    (checkpoint, *_) = there.glob("runs/*/checkpoint/nested.json")
+    assert json.loads(checkpoint.read_text())["snapshot"] == code.name
+
+
+def test_some_cells_of_a_study_in_the_launching_process(tmp_path):
+    done = launch(tmp_path, *TWO, "cluster=debug", "--only", "*int2*")
+    assert "1 cells" in done.stdout
+    assert states(tmp_path, *TWO) == ["done", "done", "missing", "missing"]
+
+
+def test_one_cell_that_fails_does_not_stop_the_others_and_is_not_tried_again_unasked(tmp_path):
+    # int8 alone diverges: of two weight decays, one that overflows.
+    study = ("base=qat", "base.batch_size=2", "base.max_skipped_steps=0", "base.warmup_steps=0", "readout.tasks=[piqa]")
+    cells = "cells=[{bits:[int2],base.num_steps:[2],base.lr:[1e30]},{bits:[int8],base.num_steps:[1],base.lr:[1e-4]}]"
+    done = launch(tmp_path, *study, cells, check=False)
+    assert done.returncode == 1
+    told = {(cell.split("-")[2], stage): item for (cell, stage), item in items(tmp_path, *study, cells).items()}
+    assert {key: item["state"] for key, item in told.items()} == {
+        ("int2", "train"): "failed",
+        ("int2", "evaluate"): "missing",
+        ("int8", "train"): "done",
+        ("int8", "evaluate"): "done",
+    }
+    assert told["int2", "train"]["reason"] == "non-finite"
+    assert "remedy: the same cell meets it again" in done.stdout
+    again = launch(tmp_path, *study, cells, "--retry-failed").stdout
+    assert "nothing to submit" in again
+    assert "not submitted:" in again
+
+
+def test_two_launchers_at_once_do_the_work_once(tmp_path):
+    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *TWO]
+    both = [
+        subprocess.Popen(command, cwd=PROJECT, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for process in both:
+        out, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, (out + errors).decode()
+    assert set(states(tmp_path, *TWO)) == {"done"}
+    for log in tmp_path.glob("runs/*/train.jsonl"):
+        steps = [(x["block"], x["step"]) for x in map(json.loads, log.read_text().splitlines()) if "step" in x]
+        assert steps == [(block, step) for block in range(2) for step in range(2)]
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cluster=slrum"], "cluster=slrum does not exist; did you mean slurm?"),
+        (["cluster.worker=2"], "did you mean cluster.workers or"),
+        (["--only", "nothing*"], "sweep has no cells whose id matches --only nothing*"),
+        (
+            ["cluster=slurm"],
+            "cannot be found: run this where SLURM's commands are (a login node), or use cluster=local",
+        ),
+        (["cluster=slurm", "cluster.time_min=2"], "signal_delay_s=120 is more than half of time_min=2"),
+        (["paths.runs=/proc/nowhere"], "cannot write to /proc/nowhere"),
+        (["readout.tasks=[piqqa]"], "piqqa"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_nothing_is_submitted(arguments, message, tmp_path):
+    without_slurm = {**variables(), "PATH": str(Path(sys.executable).parent)}
+    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *arguments]
+    done = subprocess.run(command, cwd=PROJECT, env=without_slurm, capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not list(tmp_path.glob("*/*/*.job.json"))
+
+
+def test_a_cell_whose_model_cannot_be_had_is_refused_and_the_others_run(tmp_path):
+    cells = "cells=[{model:[tiny,llama32_1b],base:[minmax],bits:[int8]}]"
+    (model, *rest) = tiny_overrides(tmp_path)
+    assert model == "model=tiny"
+    command = [sys.executable, "-m", "slurm.launch", *rest, NAME, cells, "readout.tasks=[piqa]"]
+    done = subprocess.run(command, cwd=PROJECT, env=variables(), capture_output=True, text=True)
+    assert "not submitted:" in done.stdout
+    assert "is neither in the local cache nor reachable" in done.stdout
+    assert len(list(tmp_path.glob("results/*/*/piqa-*.json"))) == 3
+
+
+def test_status_and_launch_teach_what_they_do(tmp_path):
+    for module in ("slurm.launch", "slurm.status"):
+        text = program(module, tmp_path, "--help").stdout
+        assert "examples:" in text
+        assert f"python -m {module} experiment=table01" in text
+    text = program("slurm.status", tmp_path, *TWO).stdout
+    assert "missing" in text
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+SMALL_DISK = "mount -t tmpfs -o size={size} none {folder} && cp -r {before}/results {folder} && {command}"
+
+
+def can_mount() -> bool:
+    return (
+        shutil.which("unshare") is not None
+        and not subprocess.run(
+            ["unshare", "--mount", "--map-root-user", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True
+        ).returncode
+    )
+
+
+@pytest.mark.skipif(not can_mount(), reason="no private mounts here (unshare): a full disk cannot be made")
+def test_a_full_disk_is_called_one_and_earlier_results_stay_intact(tmp_path):
+    disk, before = tmp_path / "disk", tmp_path / "before"
+    disk.mkdir()
+    run_here(before, "base=none", "readout.tasks=[piqa]")
+    kept = bits(before)
+    study = [*SLOW, "cells=[{base:[none]},{base:[omniquant],bits:[matquant]}]", "cluster=debug"]
+    study = [argument for argument in study if not argument.startswith("bits=")]
+    inner = " ".join([sys.executable, "-m", "slurm.launch", *(f"'{x}'" for x in [*tiny_overrides(disk), NAME, *study])])
+    # Room for the snapshot of a launch and a few blocks, not for the checkpoint; what is left is copied out.
+    script = SMALL_DISK.format(
+        size="200k", folder=disk, before=before, command=f'sh -c "{inner}; cp -r {disk}/. {tmp_path}/after"'
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        cwd=PROJECT,
+        env={**variables(), "TMPDIR": os.environ.get("TMPDIR", "/tmp")},
+        capture_output=True,
+        text=True,
+    )
+    after = tmp_path / "after"
+    assert "disk full" in done.stdout, done.stdout + done.stderr
+    assert "make room in paths.runs" in done.stdout
+    assert {name: content for name, content in bits(after).items() if name in kept} == kept
+    assert not list(after.rglob("*.tmp"))

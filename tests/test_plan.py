@@ -1,0 +1,215 @@
+"""The state of every item follows from the disk and the queue; what to submit follows from the states."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from evaluation.protocol import Part, missing, survey
+from evaluation.results import Result, ResultStore
+from matquant.runs import RunDir, write_json
+from matquant.status import Status, process_started
+from slurm import plan, show
+from slurm.launch import Options
+from slurm.plan import Item, observe
+from slurm.queue import QueuedJob
+from slurm.records import Submission, write_submission
+
+ALIVE = Status("running", 100.0, 110.0, socket.gethostname(), os.getpid(), process_started(os.getpid()) or 0.0)
+GONE = replace(ALIVE, process_started=1.0)
+JOB = Submission("launch-1", "slurm", "launch-1-0", job_id="7", submitted=90.0)
+PENDING = QueuedJob("7", "launch-1-0", "PENDING", "Priority")
+RUNNING = replace(PENDING, state="RUNNING", reason="None")
+
+
+def cell_item(study, stage: str = "train", queue: list[QueuedJob] | None = None) -> Item:
+    sweep = observe(study, None if queue is None else {job.job_id: job for job in queue})
+    (item,) = [item for item in sweep.items if item.stage == stage]
+    return item
+
+
+def put(study, status: Status | None = None, submission: Submission | None = None, stage: str = "train") -> None:
+    run = RunDir(study.setup.paths.runs, study.cells[0].id)
+    if status is not None:
+        write_json(run.status(stage), asdict(status))
+    if submission is not None:
+        write_submission(run.job(stage), submission)
+
+
+def put_results(study) -> None:
+    """A result of every task of every read-out."""
+    store = ResultStore(study.setup.paths.results)
+    for cell in study.cells:
+        for part, tasks in missing(cell, study.setup.readout, store).items():
+            for task, protocol in tasks.items():
+                store.put(Result(cell.id, str(part), task, protocol, {"acc": 0.5}, 1, 2.0), {"doc_id": [0]})
+
+
+@pytest.fixture
+def study(tiny_study, monkeypatch):
+    monkeypatch.setattr(plan, "how_jobs_ended", lambda _: {})
+    return tiny_study("base=omniquant", "base.batch_size=2")
+
+
+MINE = {"launch": "launch-1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "submission", "queue", "expected"),
+    [
+        (None, None, None, ("missing", None, "")),
+        (ALIVE, None, None, ("running", None, "process")),
+        (GONE, None, None, ("failed", "killed", "gone")),
+        (replace(GONE, state="stopped"), None, None, ("failed", "interrupted", "")),
+        (
+            replace(GONE, state="failed", reason="out of memory", message="m"),
+            None,
+            None,
+            ("failed", "out of memory", "m"),
+        ),
+        (replace(GONE, state="done"), None, None, ("missing", None, "")),
+        # Submitted: the queue is asked first, then the status of this very launch.
+        (None, JOB, [PENDING], ("queued", None, "pending: Priority")),
+        (None, JOB, [RUNNING], ("running", None, "job 7")),
+        (None, replace(JOB, job_id=None), [PENDING], ("queued", None, "pending")),
+        (None, JOB, [], ("missing", None, "before it started")),
+        (replace(GONE, started=80.0, state="failed"), JOB, [], ("missing", None, "before it started")),
+        (replace(GONE, state="stopped", **MINE), JOB, [PENDING], ("queued", None, "pending")),
+        (replace(ALIVE, **MINE), JOB, [], ("failed", "killed", "gone")),
+        (replace(ALIVE, **MINE), JOB, [RUNNING], ("running", None, "job 7")),
+        (replace(GONE, state="failed", reason="non-finite", **MINE), JOB, [], ("failed", "non-finite", "")),
+        # Something else that runs after the job has gone.
+        (ALIVE, JOB, [], ("running", None, "process")),
+        (
+            None,
+            JOB,
+            [replace(PENDING, reason="DependencyNeverSatisfied")],
+            ("queued", None, "waits for a job that has failed"),
+        ),
+    ],
+)
+def test_the_state_of_an_item_follows_from_disk_and_queue(study, status, submission, queue, expected):
+    put(study, status, submission)
+    item = cell_item(study, queue=queue)
+    state, reason, note = expected
+    assert (item.state, item.reason) == (state, reason)
+    assert note in item.note
+
+
+def test_slurms_accounts_tell_a_cancelled_job_from_a_killed_one(study, monkeypatch):
+    put(study, replace(GONE, **MINE), JOB)
+    for word, reason in [("CANCELLED", "cancelled"), ("OUT_OF_MEMORY", "out of memory"), ("NODE_FAIL", "killed")]:
+        monkeypatch.setattr(plan, "how_jobs_ended", lambda _, word=word: {"7": word})
+        assert cell_item(study, queue=[]).reason == reason
+
+
+def test_a_log_tells_of_memory_where_slurm_keeps_no_accounts(study, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.")
+    put(study, replace(GONE, **MINE), replace(JOB, log=str(log)))
+    assert cell_item(study, queue=[]).reason == "out of memory"
+
+
+def test_an_element_of_an_array_is_found_by_its_place_if_its_number_was_never_noted(study):
+    put(study, None, replace(JOB, job_id=None, index=3))
+    queue = [replace(PENDING, job_id=f"9_{index}") for index in (1, 2, 3)]
+    assert cell_item(study, queue=queue).state == "queued"
+    assert cell_item(study, queue=queue[:2]).state == "missing"
+
+
+def test_a_cell_whose_results_are_there_needs_neither_training_nor_checkpoint(study):
+    put_results(study)
+    sweep = observe(study)
+    assert {item.state for item in sweep.items} == {"done"}
+    assert "every result is there" in show.overview(sweep)
+
+
+def test_a_survey_by_name_finds_what_reading_finds(tiny_study):
+    study = tiny_study("base=omniquant", "cells=[{bits:[int2,int8,matquant],seed:[0,1]}]")
+    store = ResultStore(study.setup.paths.results)
+    put_results(study)
+    paths = sorted(store.folder.glob("*/*/*.json"))
+    for path in paths[::3]:
+        path.unlink()
+    paths[1].write_text("")
+    named = survey(study.cells, study.setup.readout, store)
+    read = {cell.id: missing(cell, study.setup.readout, store) for cell in study.cells}
+    assert {i: {plan: set(tasks) for plan, tasks in gaps.items()} for i, gaps in named.items()} == {
+        i: {plan: set(tasks) for plan, tasks in gaps.items()} for i, gaps in read.items()
+    }
+
+
+def test_plans_are_divided_over_the_jobs_of_a_cell(tiny_study):
+    study = tiny_study("base=omniquant", "bits=matquant", "cluster.evaluate_jobs=2", "readout.plans=[int8,int4,int2]")
+    evaluations = [item for item in observe(study).items if item.part]
+    assert [item.stage for item in evaluations] == ["evaluate-1of2", "evaluate-2of2"]
+    assert [[str(plan) for plan in item.gaps] for item in evaluations] == [["int8", "int2"], ["int4"]]
+    assert Part(0, 1).stage == "evaluate"
+
+
+def test_plans_divided_otherwise_are_not_evaluated_twice(tiny_study):
+    study = tiny_study("base=omniquant", "bits=matquant")
+    put(study, ALIVE, stage="evaluate-1of3")
+    (item,) = [item for item in observe(study).items if item.part]
+    assert item.state == "running"
+    assert "evaluate-1of3" in item.note
+
+
+OPTIONS = Options((), False, None, (), False, False, False)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "asked", "expected"),
+    [
+        ("missing", None, None, True),
+        ("done", None, "all", False),
+        ("running", None, "all", False),
+        ("queued", None, "all", False),
+        ("failed", "killed", None, True),
+        ("failed", "cancelled", None, True),
+        ("failed", "interrupted", None, True),
+        ("failed", "error", None, False),
+        ("failed", "time limit", None, False),
+        ("failed", "error", "some", True),
+        ("failed", "disk full", "some", True),
+        ("failed", "out of memory", "some", False),
+        ("failed", "non-finite", "some", False),
+        ("failed", "out of memory", "all", True),
+        ("failed", "non-finite", "all", True),
+    ],
+)
+def test_what_is_submitted(study, state, reason, asked, expected):
+    item = Item(study.cells[0], study.cells[0].id, "train", None, state, reason)
+    assert replace(OPTIONS, retry_failed=asked).wants(item) is expected
+
+
+def test_every_reason_has_a_remedy_and_every_failure_is_shown_with_its_log(study):
+    put(study, replace(GONE, state="failed", reason="disk full", message="no room"), replace(JOB, log="/x/7_0_log.out"))
+    text = show.failures([cell_item(study)])
+    assert "disk full" in text
+    assert "no room" in text
+    assert "log: /x/7_0_log.out" in text
+    assert "remedy: make room" in text
+
+
+def test_progress_is_a_share_a_time_and_a_guess(study):
+    item = Item(study.cells[0], "cell", "train", None, "running", status=replace(ALIVE, done=25, total=100))
+    item = replace(item, status=replace(item.status, started=time.time() - 60))
+    assert show.progress(item) == ("25 %", "60 s", "3 min")
+    assert [show.duration(seconds) for seconds in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
+
+
+def test_long_tables_are_cut_unless_they_are_asked_for_whole():
+    rows = [["cell", ""], *([str(number), ""] for number in range(100))]
+    assert show.table(rows, whole=False).splitlines()[-1] == "... and 60 more (--all shows them)"
+    assert len(show.table(rows, whole=True).splitlines()) == 101
+
+
+def test_a_path_that_is_relative_is_made_absolute(tiny_study):
+    study = tiny_study("paths.runs=somewhere")
+    assert plan.absolute(study).setup.paths.runs == Path.cwd() / "somewhere"

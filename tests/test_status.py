@@ -1,0 +1,176 @@
+"""A stage says how it stands: one word, one reason, and whether whoever said so is still alive."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from matquant import stopping
+from matquant.errors import UserError
+from matquant.runs import PROJECT
+from matquant.status import SILENT_S, Reporter, Status, read_status, reason_of, reporting, words_of
+from matquant.stopping import Stopped
+
+
+def caused(cause: Exception) -> Exception:
+    error = RuntimeError("while saving")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UserError("set paths.results"), "bad input"),
+        (FloatingPointError("step 3: not finite"), "non-finite"),
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk full"),
+        (OSError(errno.EACCES, "Permission denied"), "error"),
+        (RuntimeError("shape mismatch"), "error"),
+        (caused(FloatingPointError("nan")), "non-finite"),
+        (ExceptionGroup("2 of 6 tasks", [FloatingPointError("nan"), RuntimeError("x")]), "non-finite"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else type(value).__name__,
+)
+def test_a_failure_has_the_reason_that_decides_what_to_do(error, reason):
+    assert reason_of(error) == reason
+
+
+def test_an_out_of_memory_error_of_the_real_allocator_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert reason_of(caught.value) == "out of memory"
+
+
+def test_a_status_is_true_while_a_stage_runs_and_after_it(tmp_path):
+    path = tmp_path / "train.status.json"
+    with reporting(path) as reporter:
+        status = read_status(path)
+        assert status is not None
+        assert (status.state, status.pid, status.is_alive()) == ("running", os.getpid(), True)
+        reporter.beat(1, 8)
+        assert read_status(path) == status  # too soon to say it again
+    ended = read_status(path)
+    assert ended is not None
+    assert ended.state == "done"
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (KeyboardInterrupt(), "stopped", "interrupted"),
+        (Stopped("stopped after block 3"), "stopped", "interrupted"),
+        (RuntimeError("out of luck"), "failed", "error"),
+        (SystemExit(1), "failed", "error"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
+)
+def test_however_a_stage_ends_its_status_says_so(tmp_path, error, state, reason):
+    path = tmp_path / "train.status.json"
+    with pytest.raises(type(error)), reporting(path):
+        raise error
+    status = read_status(path)
+    assert status is not None
+    assert (status.state, status.reason) == (state, reason)
+
+
+def test_a_message_is_one_line_of_readable_length_with_its_notes():
+    error = RuntimeError("first\n  second")
+    error.add_note("while scoring x on piqa")
+    assert words_of(error) == "RuntimeError: first second (while scoring x on piqa)"
+    assert len(words_of(RuntimeError("x" * 10_000))) == 1000
+    group = ExceptionGroup("2 of 6 tasks", [ValueError("a"), UserError("b")])
+    assert words_of(group).endswith("ValueError: a; b")
+
+
+def test_a_shorter_status_leaves_nothing_of_a_longer_one(tmp_path):
+    reporter = Reporter(tmp_path / "status.json")
+    reporter.end("failed", "error", "ü" * 1000)
+    reporter.end("done")
+    status = read_status(reporter.path)
+    assert status is not None
+    assert status.message is None
+
+
+def test_what_is_no_status_counts_as_none(tmp_path):
+    path = tmp_path / "status.json"
+    assert read_status(path) is None
+    for text in ("", "{", "[]", '{"state": "running"}'):
+        path.write_text(text)
+        assert read_status(path) is None
+
+
+def test_a_process_is_known_by_its_number_and_the_time_it_started():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    status = Reporter(Path(os.devnull)).status
+    other = replace(status, pid=process.pid)
+    assert not other.is_alive()  # the number of another process
+    process.kill()
+    process.wait()
+    assert not other.is_alive()
+    assert status.is_alive()
+
+
+def test_a_process_elsewhere_is_alive_while_it_is_heard_of():
+    now = time.time()
+    status = Status("running", now, now, f"not-{socket.gethostname()}", 1, 0.0)
+    assert status.is_alive()
+    assert not replace(status, at=now - SILENT_S - 1).is_alive()
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import os, signal, sys, time
+from matquant import stopping
+def scheduler(*_):
+    print("requeued", flush=True)
+    sys.exit(7)
+signal.signal(signal.SIGUSR2, scheduler)
+with stopping.at_safe_points(float(sys.argv[1])):
+    print("at work", flush=True)
+    for step in range(100):
+        time.sleep(0.05)
+        if step == int(sys.argv[2]):
+            stopping.give_way(f"after step {step}")
+print("finished", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("patience", "safe_point", "seconds"), [("60", "20", 1.0), ("0.3", "99", 0.3)])
+def test_a_signal_waits_for_a_safe_point_but_not_for_ever(patience, safe_point, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, patience, safe_point], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    begin = time.monotonic()
+    process.send_signal(12)
+    out, _ = process.communicate(timeout=30)
+    assert (out, process.returncode) == ("requeued\n", 7)
+    assert time.monotonic() - begin > seconds * 0.9
+
+
+def test_without_a_scheduler_nothing_changes_and_a_request_lasts_no_longer_than_the_work():
+    with stopping.at_safe_points(1.0):
+        assert not stopping.requested()
+    stopping.request()
+    try:
+        with pytest.raises(Stopped, match="stopped after block 1, as asked; the state is saved"):
+            stopping.give_way("after block 1")
+    finally:
+        stopping.reset()
+    stopping.give_way("after block 2")
