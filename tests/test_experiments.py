@@ -11,7 +11,7 @@ from analysis.load import load_frame
 from evaluation.results import ResultStore
 from matquant.cell import Cell, Paths, Setup
 from matquant.config import Study, choices, load_study
-from tests.conftest import tiny_overrides
+from tests.tiny import tiny_overrides
 
 BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
 

@@ -17,7 +17,7 @@ import run
 from evaluation.results import ResultStore
 from matquant.errors import UserError
 from matquant.runs import PROJECT, RunDir
-from tests.conftest import TINY_OMNIQUANT, tiny_overrides
+from tests.tiny import TINY_OMNIQUANT, tiny_overrides
 
 SMOKE = ("experiment=smoke",)
 
