@@ -1,6 +1,6 @@
 """Where a cell's files live, how they are written, and under which circumstances they were made.
 
-    runs/<cell id>/  cell.json  status.json  train.jsonl  state/ (until done)
+    runs/<cell id>/  cell.json  status.json  train.jsonl  state/ (until done: finished pieces, step-*/)
                      checkpoint/{nested.safetensors,nested.json}  lock
 
 A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from matquant.errors import UserError
+from matquant.stopping import Stopped
 
 log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parent.parent
@@ -44,9 +45,12 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a process killed in the middle of `write_beside` left; only while no other process writes there."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    """Deletes what a process killed in the middle of a write beside left; only while no other process writes there."""
+    for path in list(folder.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -140,6 +144,14 @@ class RunDir:
             ]
             write_beside(self.log, lambda beside: beside.write_text("".join(kept)))
 
+    def training_state(self, step: int) -> Path:
+        """The folder of the state after a number of steps, written beside and renamed when it is complete."""
+        return self.state / f"step-{step:08d}"
+
+    def training_states(self) -> list[Path]:
+        """The complete ones, oldest first."""
+        return sorted(path.parent for path in self.state.glob("step-*/.metadata"))
+
     def clear_state(self) -> None:
         shutil.rmtree(self.state, ignore_errors=True)
 
@@ -151,6 +163,9 @@ class RunDir:
             yield
         except KeyboardInterrupt:
             self._put_status(name, "interrupted", "Ctrl-C; run the same command to continue")
+            raise
+        except Stopped as stopped:
+            self._put_status(name, "interrupted", f"{stopped}; run the same command to continue")
             raise
         except BaseException as error:
             self._put_status(name, "failed", f"{type(error).__name__}: {error}")
