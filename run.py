@@ -2,6 +2,7 @@
 
     python run.py                      the default cell, offline, on the embedded model
     python run.py --help               the axes and their choices
+    torchrun --nproc_per_node=8 run.py base=qat ...    one model trained by several GPUs together
 
 The composition root: it alone imports `matquant`, `evaluation` and `analysis` together.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import hydra
@@ -39,12 +41,14 @@ def main() -> None:
     flags = {argument for argument in arguments if argument.startswith("-")}
     try:
         if flags <= MULTIRUN:
-            from evaluation import preflight
-
             overrides = [argument for argument in arguments if not argument.startswith("-")]
             sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
-            preflight.check([load_study(point) for point in (sweep_points(overrides) if flags else [overrides])])
-        _hydra_main()
+            points = sweep_points(overrides) if flags else [overrides]
+            join(lambda: check([load_study(point) for point in points]))
+            _hydra_main()
+            part()
+        else:
+            _hydra_main()
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
@@ -60,8 +64,43 @@ def _log_to_stderr() -> None:
 
 def fail(error: UserError) -> NoReturn:
     """Ends the program with one sentence and exit status 2."""
-    print(f"error: {error}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    print(f"error: {error}" if rank == "0" else f"rank {rank}: error: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def join(check: Callable[[], None]) -> None:
+    """Lets the main one of several ranks check and speak for all; the others wait for it, and are silent from here."""
+    from matquant.distributed import world
+
+    if world().is_main:
+        check()
+    else:
+        logging.disable(logging.INFO)
+    world().barrier()
+
+
+def part() -> None:
+    """Ends together what `join` began: a rank that left early would look like one that died."""
+    from matquant.distributed import leave, world
+
+    leave(world())
+
+
+def check(studies: Sequence[Study]) -> None:
+    """Refuses studies that cannot be run, before the first cell of the first of them starts."""
+    from evaluation import preflight
+    from matquant.distributed import check_ranks, world
+
+    preflight.check(studies)
+    if world().size == 1:
+        return
+    from matquant.train import to_train
+
+    for study in studies:
+        for cell in study.cells:
+            if to_train(cell, study.setup):
+                check_ranks(cell, world())
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -78,10 +117,12 @@ def _hydra_main(_: DictConfig) -> None:
 def run_study(study: Study, overrides: Sequence[str]) -> None:
     """Trains and evaluates what is missing, cell by cell, and writes the report.
 
-    A cell that fails does not keep the others from running; the failures are named at the end.
+    A cell that fails does not keep the others from running; the failures are named at the end.  Of several ranks all
+    take part in training, and the main one does the rest.
     """
     # Imported here, so that --help and a refused command line answer at once.
     from analysis.report import build_report, print_table
+    from matquant.distributed import world
 
     failures: dict[str, Exception] = {}
     for number, cell in enumerate(study.cells, start=1):
@@ -89,9 +130,13 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
         try:
             run_cell(cell, study.setup)
         except Exception as error:  # of any kind: what can still be measured is measured
+            if world().size > 1:
+                raise  # the other ranks may not know of it, and would wait for this one in another place
             # What the user can put right needs no traceback; everything else is ours to mend.
             log.error("cell %s failed: %s", cell.id, error, exc_info=not isinstance(error, UserError))
             failures[cell.id] = error
+    if not world().is_main:
+        return
     print_table(study)
     print(f"report: {build_report(study, overrides).html}")
     if failures:
@@ -104,22 +149,36 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
 def run_cell(cell: Cell, setup: Setup) -> None:
     """One cell from end to end; what is on disk already is not computed again."""
     from evaluation.evaluate import evaluate
-    from evaluation.protocol import missing
-    from evaluation.results import ResultStore
-    from matquant.tracking import tracking
+    from matquant.distributed import world
+    from matquant.tracking import NoTracker, tracking
     from matquant.train import train
 
-    store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
-    if not missing(cell, setup.readout, store):
+    if not world().is_main:
+        if world().broadcast(False):  # the main rank knows
+            train(cell, setup, NoTracker())
         return
-    with run.alone("train"), run.alone("evaluate"):
-        if not missing(cell, setup.readout, store):
-            return  # the process that was waited for has done it
-        remove_leftovers(run.path)
-        remove_leftovers(store.folder / cell.id)
+    with claimed(cell, setup) as to_do:
+        if not world().broadcast(to_do):
+            return
+        remove_leftovers(setup.paths.runs / cell.id)
+        remove_leftovers(setup.paths.results / cell.id)
         with tracking(cell, setup, "cell") as tracker:
             train(cell, setup, tracker)
             evaluate(cell, setup, tracker)
+
+
+@contextmanager
+def claimed(cell: Cell, setup: Setup) -> Iterator[bool]:
+    """Keeps other processes off a cell that has results missing; says whether it still has, having waited for them."""
+    from evaluation.protocol import missing
+    from evaluation.results import ResultStore
+
+    store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
+    if not missing(cell, setup.readout, store):
+        yield False
+        return
+    with run.alone("train"), run.alone("evaluate"):
+        yield bool(missing(cell, setup.readout, store))
 
 
 if __name__ == "__main__":

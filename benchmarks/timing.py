@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers import LlamaConfig
 
 from matquant.algorithms import Layers
@@ -52,10 +53,10 @@ class NoProgress:
     def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
         return compute()
 
-    def load(self) -> None:
-        return None
+    def load(self, state: Mapping[str, Tensor]) -> bool:
+        return False
 
-    def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
+    def save(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
         pass
 
     def log(self, metrics: Mapping[str, Any]) -> None:

@@ -63,6 +63,12 @@ class NestedWeight(NamedTuple):
         """The layer read at one slice: weights a * (S(q, r) - z), in float32, with the transformation undone."""
         return undo(dequantize(slice_codes(self.codes, to, parent_bits=self.parent_bits), self.grid), self.transform)
 
+    def to(self, device: torch.device) -> NestedWeight:
+        """The same layer on another device."""
+        grid = Grid(*(part.to(device) for part in self.grid))
+        transform = None if self.transform is None else Transform(*(part.to(device) for part in self.transform))
+        return NestedWeight(self.codes.to(device), grid, self.parent_bits, transform)
+
 
 def nest(
     weight: Float[Tensor, "out in"], grid: Grid, parent_bits: int, transform: Transform | None = None

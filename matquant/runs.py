@@ -1,6 +1,7 @@
 """Where a cell's files live, how they are written, and under which circumstances they were made.
 
-    runs/<cell id>/  cell.json  train.jsonl  state/ (until done)  checkpoint/{nested.safetensors,nested.json}
+    runs/<cell id>/  cell.json  train.jsonl  state/ (until done: finished pieces, step-*/)
+                     checkpoint/{nested.safetensors,nested.json}
                      <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, evaluate, evaluate-1of2 ...
 
 A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
@@ -50,9 +51,11 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a process killed in the middle of `write_beside` left; what others are just writing stays."""
-    for path in folder.rglob(".*.tmp"):
-        if _is_abandoned(path):
+    """Deletes what a process killed in the middle of a write beside left; what others are just writing stays."""
+    for path in list(folder.rglob(".*.tmp")):
+        if path.is_dir():  # a training state: whoever is here has the cell to himself
+            shutil.rmtree(path, ignore_errors=True)
+        elif _is_abandoned(path):
             path.unlink(missing_ok=True)
 
 
@@ -169,6 +172,14 @@ class RunDir:
                 if _whole(line) and keep(json.loads(line))
             ]
             write_beside(self.log, lambda beside: beside.write_text("".join(kept)))
+
+    def training_state(self, step: int) -> Path:
+        """The folder of the state after a number of steps, written beside and renamed when it is complete."""
+        return self.state / f"step-{step:08d}"
+
+    def training_states(self) -> list[Path]:
+        """The complete ones, oldest first."""
+        return sorted(path.parent for path in self.state.glob("step-*/.metadata"))
 
     def clear_state(self) -> None:
         shutil.rmtree(self.state, ignore_errors=True)

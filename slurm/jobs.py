@@ -71,19 +71,29 @@ class Job:
 
     def work(self) -> None:
         """What the job is for; a second job on the same stage waits for the first and finds nothing to do."""
+        from matquant.distributed import world
+
+        if not world().is_main:
+            self._train()
+            return
         with RunDir(self.setup.paths.runs, self.cell.id).alone(self.stage):
             if self.part is None:
+                remove_leftovers(self.setup.paths.runs / self.cell.id)
                 self._train()
             else:
                 self._evaluate(self.part)
 
     def _train(self) -> None:
-        from matquant.tracking import tracking
+        from matquant.distributed import leave, world
+        from matquant.tracking import NoTracker, tracking
         from matquant.train import train
 
-        remove_leftovers(self.setup.paths.runs / self.cell.id)
-        with tracking(self.cell, self.setup, "train") as tracker:
-            train(self.cell, self.setup, tracker)
+        if world().is_main:
+            with tracking(self.cell, self.setup, "train") as tracker:
+                train(self.cell, self.setup, tracker)
+        else:
+            train(self.cell, self.setup, NoTracker())
+        leave(world())
 
     def _evaluate(self, part: Part) -> None:
         from evaluation.evaluate import evaluate, summary

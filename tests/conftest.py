@@ -17,13 +17,14 @@ import tests.shapes  # noqa: F401 -- jaxtyping looks it up as an attribute of th
 
 install_import_hook("matquant", "tests.shapes.checked")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from matquant.config import Study, load_study
+from tests.tiny import tiny_overrides
 
 
 @pytest.fixture(
@@ -48,13 +49,3 @@ def tiny_study(tmp_path: Path) -> Callable[..., Study]:
         return load_study([*tiny_overrides(tmp_path), *overrides])
 
     return compose
-
-
-def tiny_overrides(folder: Path) -> Sequence[str]:
-    """The command line of a tiny study."""
-    paths = [f"paths.{name}={folder / name}" for name in ("runs", "results", "out", "cache")]
-    data = ["data.num_sequences=8", "data.sequence_length=32"]
-    return ["model=tiny", *data, "grid=group_32", "readout=smoke", "tracking=none", "device=cpu", *paths]
-
-
-TINY_OMNIQUANT = ("base=omniquant", "base.num_steps=2", "base.batch_size=2", "base.compute_dtype=float32")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matquant.runs import PROJECT
-from tests.conftest import tiny_overrides
+from tests.tiny import tiny_overrides
 
 QUICK = (
     "base=omniquant",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from matquant.algorithms import Layers, minmax, omniquant
 from matquant.calibration import Shelf
@@ -31,20 +30,24 @@ class Memory:
         self.pieces: dict[str, Layers] = {}
         self.records: list[Mapping[str, Any]] = []
         self.ticks: list[tuple[int, int]] = []
-        self.state: Mapping[str, Any] | None = None
-        self.saved: list[Mapping[str, Any]] = []
+        self.state: Mapping[str, Tensor] | None = None
+        self.saved: list[Mapping[str, Tensor]] = []
 
     def resume(self, piece: str, compute: Callable[[], Layers]) -> Layers:
         if piece not in self.pieces:
             self.pieces[piece] = compute()
         return self.pieces[piece]
 
-    def load(self) -> Mapping[str, Any] | None:
-        return self.state
+    def load(self, state: Mapping[str, Tensor]) -> bool:
+        if self.state is None:
+            return False
+        assert list(state) == list(self.state)
+        for name, tensor in state.items():
+            tensor.copy_(self.state[name])
+        return True
 
-    def save(self, state: Callable[[], Mapping[str, Any]]) -> None:
-        kept = state()
-        self.saved.append(copy.deepcopy(dict(kept)))
+    def save(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
+        self.saved.append({name: tensor.clone() for name, tensor in state().items()})
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         self.records.append(metrics)

@@ -14,7 +14,7 @@ from matquant.models import blocks, linears, load_model
 from matquant.nested import materialize
 from matquant.notation import Plan
 from matquant.runs import RunDir
-from tests.conftest import TINY_OMNIQUANT
+from tests.tiny import TINY_OMNIQUANT
 
 # What an architecture needs beside the sizes of conf/model/tiny.yaml.
 ARCHITECTURES = {

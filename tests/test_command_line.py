@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from matquant.runs import PROJECT
-from tests.conftest import tiny_overrides
+from tests.tiny import tiny_overrides
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

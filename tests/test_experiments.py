@@ -13,7 +13,7 @@ from matquant.cell import Cell
 from matquant.compose import choices
 from matquant.config import Study, load_study
 from matquant.setup import Paths, Setup
-from tests.conftest import tiny_overrides
+from tests.tiny import tiny_overrides
 
 BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
 

@@ -14,7 +14,7 @@ from evaluation.faithfulness import Comparison, TaskOutcome, report, run
 from evaluation.tasks import PAPER_TASKS, TaskSource
 from matquant.notation import Plan
 from matquant.runs import PROJECT
-from tests.conftest import tiny_overrides
+from tests.tiny import tiny_overrides
 
 GEMMA2 = (
     *("model.architecture=gemma2", "model.add_bos=true", "+model.config.head_dim=8"),

@@ -18,8 +18,8 @@ from evaluation.results import ResultStore
 from matquant.errors import UserError
 from matquant.runs import PROJECT, RunDir
 from matquant.status import read_status
-from tests.conftest import TINY_OMNIQUANT, tiny_overrides
 from tests.sweeps import bits, leftovers
+from tests.tiny import TINY_OMNIQUANT, tiny_overrides
 
 SMOKE = ("experiment=smoke",)
 

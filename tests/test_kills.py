@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from matquant.runs import PROJECT
-from tests.conftest import tiny_overrides
 from tests.sweeps import NAME, SLOW, bits, launch, leftovers, run_here, states, variables
+from tests.tiny import tiny_overrides
 
 STUDY = (*SLOW, "base.num_steps=60", "readout.tasks=[piqa,winogrande]", "readout.limit=12", "cluster.evaluate_jobs=2")
 NUM_KILLS = 20

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from matquant.runs import PROJECT
-from tests.conftest import tiny_overrides
 from tests.sweeps import NAME, QUICK, SLOW, bits, items, launch, leftovers, program, run_here, states, variables
+from tests.tiny import tiny_overrides
 
 TWO = (*QUICK, "cells=[{bits:[int2,matquant]}]")
 

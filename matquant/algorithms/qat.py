@@ -3,6 +3,10 @@
 The model is trained end to end on next-token prediction.  Weights outside the scope are frozen; those inside are kept
 in float32 and read at one slice of the objective after the other, each with its own backward pass, so that only one
 graph is in memory whatever the number of slices.
+
+Several ranks train one model together: each holds a shard of every parameter and of its moments, gathers one block at
+a time, and takes its share of every batch.  What they compute is what one process computes, but for the order in which
+gradients are summed.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +23,13 @@ from transformers import PreTrainedModel
 
 from matquant.algorithms import Layers, Progress
 from matquant.cell import GridSpec, QATBase
+from matquant.distributed import ALONE, World
 from matquant.models import block_name, blocks, linears
 from matquant.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
 from matquant.notation import Objective
 from matquant.objective import backward_per_slice
 from matquant.quantizers import DTYPES, LearnableClipping
+from matquant.sharding import full, local, mesh_of, shard, whole
 
 Logits = Float[Tensor, "batch tokens vocabulary"]
 Tokens = Int[Tensor, "batch tokens"]
@@ -40,6 +45,9 @@ class Settings:
     scope: str
     grid: GridSpec
     seed: int
+    world: World = ALONE
+    device_type: str = "cpu"
+    """Where each of several ranks keeps its shards; one process alone leaves the model where it is."""
 
 
 def fit(
@@ -47,8 +55,7 @@ def fit(
 ) -> Layers:
     """Trains the weights in scope, their grids, or both, and returns them nested; the model is changed."""
     training = Training(model, tokens, settings)
-    if state := progress.load():
-        training.restore(state)
+    training.restore(progress)
     while training.step < settings.base.num_steps:
         metrics = training.advance()
         progress.log(metrics)
@@ -92,7 +99,10 @@ def distillation_loss(student: Logits, teacher: Logits, temperature: float) -> T
 
 @dataclass
 class Training:
-    """Everything that changes while training: weights, grids, optimizer, the step and the number of skipped steps."""
+    """Everything that changes while training: weights, grids, optimizer, the step and the number of skipped steps.
+
+    Where several ranks train, each has its shard of the tensors and the same numbers as the others.
+    """
 
     model: PreTrainedModel
     tokens: Int[Tensor, "sequences tokens"]
@@ -105,6 +115,7 @@ class Training:
 
     def __post_init__(self) -> None:
         base = self.settings.base
+        self._share = self.settings.world.share(base.batch_size)
         self.model.requires_grad_(False)
         self.nested = install(self.model, self.settings, self.meter)
         groups = [
@@ -113,9 +124,19 @@ class Training:
         ]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
         self._peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        for parameter in self._trained().values():
+            # As AdamW begins; made here, so that a state has the same tensors before the first step as after it.
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
         if base.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
             self.model.train()  # transformers recomputes activations in training mode only
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _weights(self) -> Iterator[Tensor]:
         return (layer.linear.weight for layer in self.nested.values() if layer.linear.weight.requires_grad)
@@ -130,12 +151,14 @@ class Training:
         factor = learning_rate_factor(self.step, num_steps=base.num_steps, warmup_steps=base.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
-        # Whatever is random in the model (dropout) is a function of the step too.
-        with torch.random.fork_rng():
-            torch.manual_seed(self.settings.seed * 100_003 + self.step)
+        # Whatever is random in the model (dropout) is a function of the step too, and of whose sequences it is about.
+        device = self.model.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):  # not on the GPUs of other ranks
+            torch.manual_seed(self.settings.seed * 100_003 + self.step + self.settings.world.rank * 1_000_000_007)
             losses = self._backward()
         parameters = [*self._weights(), *self._logits()]
-        norm = nn.utils.clip_grad_norm_(parameters, base.max_gradient_norm or math.inf).item()
+        norm = full(nn.utils.clip_grad_norm_(parameters, base.max_gradient_norm or math.inf)).item()
+        # Both are the same number on all ranks, so all of them skip or none.
         if math.isfinite(norm) and math.isfinite(losses["loss"]):
             self.optimizer.step()
         else:
@@ -145,14 +168,20 @@ class Training:
         return {"step": self.step - 1, **losses, "gradient_norm": norm, "lr": base.lr * factor, "skipped": self.skipped}
 
     def _backward(self) -> dict[str, float]:
-        """Accumulates the gradient of one batch; the mean loss of each term and the gradient norm of each slice."""
+        """Accumulates the gradient of one batch; the mean loss of each term and the gradient norm of each slice.
+
+        A slice's norm is the root of the summed squares of its gradients from each micro-batch of each rank: what would
+        be the norm of their sum if they were orthogonal.  The ranks' gradients are never summed slice by slice, which
+        would double what they exchange.
+        """
         base, objective = self.settings.base, self.settings.objective
         chosen = batch_of(
             self.step, batch_size=base.batch_size, num_sequences=len(self.tokens), seed=self.settings.seed
         )
+        mine = self.tokens[chosen[self._share]].to(self.model.device)
         means: dict[str, float] = {}
-        for tokens in self.tokens[chosen].to(self.model.device).split(base.micro_batch_size or base.batch_size):
-            share = len(tokens) / base.batch_size
+        for tokens in mine.split(base.micro_batch_size or base.batch_size):
+            share = len(tokens) / len(mine)
             losses = backward_per_slice(
                 objective,
                 lambda part: read_at(self.model, part),
@@ -163,7 +192,11 @@ class Training:
             )
             for name, value in {"loss": losses.total, **losses.terms}.items():
                 means[name] = means.get(name, 0.0) + share * value.item()
-        return means | self.meter.take()
+        # The batch's gradient is the mean of the ranks', so each has contributed its own divided by their number.
+        world = self.settings.world
+        squares = {name: (norm / world.size) ** 2 for name, norm in self.meter.take().items()}
+        agreed = world.mean(means | squares)
+        return agreed | {name: math.sqrt(world.size * agreed[name]) for name in squares}
 
     def _logits_of(self, tokens: Tokens) -> Logits:
         dtype = DTYPES[self.settings.base.compute_dtype]
@@ -174,41 +207,51 @@ class Training:
         self.skipped += 1
         if self.skipped > self.settings.base.max_skipped_steps:
             bad = [name for name, value in losses.items() if not math.isfinite(value)]
-            gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-            bad += [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+            gradients = {name: local(p.grad) for name, p in self._trained().items() if p.grad is not None}
+            infinite = self.settings.world.any(*(not bool(part.isfinite().all()) for part in gradients.values()))
+            bad += [name for name, found in zip(gradients, infinite, strict=True) if found]
             raise FloatingPointError(
                 f"step {self.step}: not finite, as {self.skipped - 1} steps before it "
                 f"({', '.join(bad[:4])}); lower base.lr"
             )
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside its cell."""
-        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        return {
-            "step": self.step,
-            "skipped": self.skipped,
-            "trained": trained,
-            "optimizer": self.optimizer.state_dict(),
-        }
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside its cell: the live tensors themselves, sharded where the model is."""
+        state = {"step": torch.tensor(self.step), "skipped": torch.tensor(self.skipped)}
+        for name, parameter in self._trained().items():
+            state[f"{name}/value"] = parameter.detach()
+            state |= {f"{name}/{moment}": tensor for moment, tensor in self.optimizer.state[parameter].items()}
+        return state
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.step, self.skipped = state["step"], state["skipped"]
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in state["trained"].items():
-                parameters[name].copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
+    def restore(self, progress: Progress) -> None:
+        """Goes on from the state that an earlier run saved last, if there is one."""
+        state = self.state()
+        if progress.load(state):
+            self.step, self.skipped = int(state["step"]), int(state["skipped"])
 
     def layers(self) -> dict[str, NestedWeight]:
-        """The trained weights, quantized on their final grids."""
-        bits = self.settings.objective.parent_bits
-        with torch.no_grad():
-            return {path: nest(layer.linear.weight, layer.grid(), bits) for path, layer in self.nested.items()}
+        """The trained weights, quantized on their final grids; of several ranks the main one has them, on its CPU.
+
+        Gathered block by block, so that no rank ever holds the whole model in float32.
+        """
+        bits, world = self.settings.objective.parent_bits, self.settings.world
+        layers = {}
+        for index, block in enumerate(blocks(self.model)):
+            with torch.no_grad(), whole(block):
+                for path, layer in self.nested.items():
+                    if world.is_main and path.startswith(f"{block_name(index)}."):
+                        nested = nest(layer.linear.weight, layer.grid(), bits)
+                        layers[path] = nested if world.size == 1 else nested.to(torch.device("cpu"))
+        return layers
 
 
 def install(model: nn.Module, settings: Settings, meter: GradientMeter | None = None) -> dict[str, NestedLinear]:
-    """Replaces every linear layer in scope by a nested one, with what is to be trained requiring gradients."""
+    """Replaces every linear layer in scope by a nested one, with what is to be trained requiring gradients.
+
+    Where several ranks train, each keeps its shard of a block before the next one grows to float32.
+    """
     base, bits = settings.base, settings.objective.parent_bits
+    mesh = mesh_of(settings.world, settings.device_type)
     nested = {}
     for index, block in enumerate(blocks(model)):
         for path, linear in linears(block, settings.scope).items():
@@ -219,4 +262,6 @@ def install(model: nn.Module, settings: Settings, meter: GradientMeter | None = 
             layer = NestedLinear(linear, clipping.requires_grad_(base.train_scales), meter)
             block.set_submodule(path, layer)
             nested[f"{block_name(index)}.{path}"] = layer
+        shard(block, mesh)
+    shard(model, mesh, outermost=True)
     return nested

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from matquant.runs import PROJECT
-from tests.conftest import tiny_overrides
 from tests.slurm_cluster.conftest import running
 from tests.sweeps import (
     NAME,
@@ -27,6 +26,7 @@ from tests.sweeps import (
     variables,
     wait_until,
 )
+from tests.tiny import tiny_overrides
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
 

@@ -1,0 +1,15 @@
+"""The command line of a tiny study, for tests and for the processes they start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+TINY_OMNIQUANT = ("base=omniquant", "base.num_steps=2", "base.batch_size=2", "base.compute_dtype=float32")
+
+
+def tiny_overrides(folder: Path) -> Sequence[str]:
+    """The tiny random model, with all files in one folder."""
+    paths = [f"paths.{name}={folder / name}" for name in ("runs", "results", "out", "cache")]
+    data = ["data.num_sequences=8", "data.sequence_length=32"]
+    return ["model=tiny", *data, "grid=group_32", "readout=smoke", "tracking=none", "device=cpu", *paths]
