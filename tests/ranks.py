@@ -15,10 +15,11 @@ from torch import Tensor
 
 from matquant import distributed, stopping
 from matquant.algorithms import qat
-from matquant.cell import Cell, Setup
+from matquant.cell import Cell
 from matquant.config import load_study
 from matquant.errors import UserError
 from matquant.runs import RunDir
+from matquant.setup import Setup
 from matquant.stopping import Stopped
 from matquant.tracking import NoTracker
 from matquant.train import train

@@ -6,7 +6,8 @@ from evaluation.board import Board
 
 
 def test_a_row_for_each_plan_under_one_head_and_a_bar_over_all(capsys):
-    with Board("cell", {"int8": 10, "int2": 10}) as board:
+    told: list[tuple[int, int]] = []
+    with Board("cell", {"int8": 10, "int2": 10}, lambda done, total: told.append((done, total))) as board:
         for plan, accuracy in (("int8", 0.5), ("int2", 0.25)):
             with board.plan(plan) as line:
                 line.update(4)

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from matquant.compose import CONF, choices, sweep_points
+from matquant.compose import CONF, choices, compose, compose_points, sweep_points
 from matquant.config import load_study
 from matquant.errors import UserError
 from tests.golden import renew
@@ -19,7 +21,7 @@ NEEDS = {
     ("data", "text_files"): ["data.paths=[a.txt]"],
     ("perplexity", "text_files"): ["readout.perplexity.paths=[a.txt]"],
 }
-FILES = sorted(CONF.glob("*/**/*.yaml"))
+FILES = sorted(path for path in CONF.glob("*/**/*.yaml") if path.relative_to(CONF).parts[0] != "hydra")
 
 
 def choice(path: Path) -> tuple[str, str]:
@@ -50,6 +52,32 @@ def test_every_experiment_opens_with_its_claim_command_cost_and_what_to_expect(p
     assert f"experiment={choice(path)[1]}" in text or "make demo" in text
     for word in ("# Claim: ", "# Command: ", "# Cost: ", "# Expected: "):
         assert word in text
+
+
+AXES = {
+    "model": ["tiny", "smollm2_135m"],
+    "base": ["minmax", "omniquant", "qat"],
+    "bits": ["int2", "int8", "matquant"],
+    "grid": ["group_32", "per_channel"],
+    "grid.symmetric": ["true", "false"],
+    "scope": ["ffn", "ffn_attention"],
+    "readout": ["embedded", "paper", "mixnmatch"],  # changes keys of other axes
+    "perplexity": ["embedded", "c4"],
+    "seed": ["0", "1", "2"],
+    "model.name": ["renamed"],
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(sorted(AXES)), st.integers(0, 2), min_size=1, max_size=4),
+    st.sampled_from([(), ("experiment=smoke",), ("experiment=table01", "weights=uniform")]),
+)
+def test_a_point_put_together_axis_by_axis_is_what_hydra_composes(drawn, overrides):
+    point = [f"{axis}={AXES[axis][number % len(AXES[axis])]}" for axis, number in drawn.items()]
+    # So many equal points that composing each value of each axis is worth it.
+    (put_together, *_) = compose_points(overrides, [point] * 20)
+    assert put_together == compose([*overrides, *point])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(choice(path)))

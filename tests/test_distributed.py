@@ -19,6 +19,7 @@ from matquant.checkpoint import load_layers
 from matquant.distributed import ALONE, World
 from matquant.errors import UserError
 from matquant.runs import PROJECT, RunDir
+from matquant.status import read_status
 from matquant.stopping import Stopped
 from tests.ranks import FITS, ONE_SLICE, QAT, RESUMED, asked_to_stop, fit, run_dir, said
 from tests.tiny import tiny_overrides
@@ -123,7 +124,7 @@ def test_what_one_has_saved_two_ranks_go_on_from(ranks, tmp_path):
 
 def test_all_ranks_stop_when_one_is_asked_to(ranks):
     for rank in told(ranks):
-        assert rank["stopped"] == rank["stopped_at_the_end"] == "stopped after a saved step"
+        assert rank["stopped"] == rank["stopped_at_the_end"] == "stopped after a step, as asked; the state is saved"
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(ranks):
@@ -147,7 +148,7 @@ def test_what_ranks_cannot_share_is_refused_on_all_of_them(ranks):
             "set it to 2 or 4, or start a number of ranks that divides it"
         )
         assert "only base=qat runs on several" in rank["minmax"]
-    assert not list((ranks / "refused").rglob("status.json"))
+    assert not list((ranks / "refused").rglob("*.status.json"))
 
 
 def test_torchrun_trains_together_and_evaluates_once(tmp_path):
@@ -158,8 +159,8 @@ def test_torchrun_trains_together_and_evaluates_once(tmp_path):
     assert done.stdout.count("report: ") == 1
     assert done.stderr.count("cell 1/1: ") == 1
     assert len(list(tmp_path.glob("results/*/*/*.json"))) == 3 * 2
-    status = json.loads(run_dir(tmp_path).status.read_text())
-    assert {stage: entry["state"] for stage, entry in status.items()} == {"train": "done", "evaluate": "done"}
+    stages = [read_status(run_dir(tmp_path).status(stage)) for stage in ("train", "evaluate")]
+    assert [stage and stage.state for stage in stages] == ["done", "done"]
     piqa = json.loads(next(tmp_path.glob("results/*/int8/piqa-*.json")).read_text())
     assert piqa["protocol"]["limit"] == 4
 

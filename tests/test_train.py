@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from matquant import stopping
-from matquant.runs import RunDir
+from matquant.runs import RunDir, remove_leftovers
+from matquant.status import read_status
 from matquant.stopping import Stopped
 from matquant.tracking import NoTracker
 from matquant.train import DiskProgress, train
 from tests.ranks import RESUMED, asked_to_stop, fit, run_dir, said, study
 from tests.tiny import TINY_OMNIQUANT
+
+STOPPED = "stopped after a step, as asked; the state is saved"
 
 
 def bits(run: RunDir) -> tuple[bytes, bytes]:
@@ -37,11 +38,11 @@ def state_of(step: int, value: float = 0.0) -> dict[str, torch.Tensor]:
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, after):
     expected = fit(tmp_path / "undisturbed", *RESUMED)
     with asked_to_stop(after):
-        assert said(Stopped, lambda: fit(tmp_path / "stopped", *RESUMED)) == "stopped after a saved step"
+        assert said(Stopped, lambda: fit(tmp_path / "stopped", *RESUMED)) == STOPPED
     stopped = run_dir(tmp_path / "stopped", *RESUMED)
-    status = json.loads(stopped.status.read_text())["train"]
-    assert status["state"] == "interrupted"
-    assert status["reason"] == "stopped after a saved step; run the same command to continue"
+    status = read_status(stopped.status("train"))
+    assert status is not None
+    assert (status.state, status.reason, status.message) == ("stopped", "interrupted", STOPPED)
     assert bits(fit(tmp_path / "stopped", *RESUMED)) == bits(expected)
     assert not stopped.state.exists()
 
@@ -100,8 +101,8 @@ def test_a_state_cut_short_by_a_kill_is_cleared_away(progress):
     half.mkdir(parents=True)
     (half / "__0_0.distcp").touch()
     assert run.training_states() == []
-    with run.alone():
-        assert not half.exists()
+    remove_leftovers(run.path)
+    assert not half.exists()
 
 
 def test_only_who_was_asked_stops():
