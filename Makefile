@@ -7,10 +7,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint bench lock clean
+.PHONY: help install demo test test-slurm check lint bench lock clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo; echo "Without make: $(BIN)/python run.py --help"
 
 install: $(READY) ## create .venv with the exact versions of requirements.lock, and the embedded model and documents
@@ -28,7 +28,12 @@ demo: $(READY) ## one real language model read at five precisions out of one che
 	@$(BIN)/python run.py experiment=demo
 
 test: $(READY) ## all tests: CPU only, offline, minutes
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/slurm_cluster
+
+test-slurm: $(READY) ## sweeps on a real one-node SLURM cluster, which is started and stopped (Debian packages, needs root)
+	@tests/slurm_cluster/install.sh; status=$$?; \
+	if [ $$status = 77 ]; then exit 0; elif [ $$status != 0 ]; then exit $$status; fi; \
+	$(BIN)/python -m pytest tests/slurm_cluster
 
 check: lint test ## what CI runs: format, lint, types, import contracts, then the tests
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
-_asked = False
+_asked = _hurried = False
 
 
 class Stopped(BaseException):
@@ -35,6 +35,19 @@ def reset() -> None:
     _asked = False
 
 
+def hurry() -> None:
+    """Asks this process to save at its next safe point and go on; may be called from a signal handler."""
+    global _hurried
+    _hurried = True
+
+
+def hurried() -> bool:
+    """Whether this process has been asked to save since this was last asked."""
+    global _hurried
+    was, _hurried = _hurried, False
+    return was
+
+
 def give_way(what: str) -> None:
     """A safe point: raises Stopped if this process has been asked to stop."""
     if _asked:
@@ -46,7 +59,9 @@ def at_safe_points(patience_s: float) -> Iterator[None]:
     """Lets SIGUSR2, by which a scheduler ends a job, wait for the work to reach a safe point and save its state.
 
     Whoever listened to the signal before (submitit, which requeues the job and exits) is told then; or after
-    `patience_s` seconds in any case, with whatever was saved last.  Changes nothing where nobody listens.
+    `patience_s` seconds in any case, with whatever was saved last.  At SIGTERM, which announces that the job will be
+    killed, the work saves and goes on: whether it is requeued is not for it to say.  Changes nothing where nobody
+    listens.
     """
     answer = signal.getsignal(signal.SIGUSR2)
     if not callable(answer):
@@ -62,9 +77,11 @@ def at_safe_points(patience_s: float) -> Iterator[None]:
         log.info("no safe point for %.0f s: stopping with the state that was saved last", patience_s)
         answer(signal.SIGUSR2, None)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGALRM)}
+    handled = (signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in handled}
     signal.signal(signal.SIGUSR2, ask)
     signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGTERM, lambda *_: hurry())
     try:
         yield
     except Stopped:

@@ -81,7 +81,8 @@ class DiskProgress:
         return bool(saved)
 
     def save(self, state: Callable[[], Mapping[str, Tensor]]) -> None:
-        is_time = self.world.is_main and time.monotonic() - self.saved >= self.save_every_s
+        is_due = self.world.is_main and time.monotonic() - self.saved >= self.save_every_s
+        is_time = stopping.hurried() or is_due
         stop, is_time = self.world.any(stopping.requested(), is_time)
         if stop or is_time:
             self._write(state())

@@ -132,8 +132,7 @@ def show_plan(sweep: Sweep, options: Options) -> list[Item]:
     if chosen:
         refused = preflight.refusals([item.cell for item in chosen], sweep.study.setup)
         chosen = [item for item in chosen if item.cell_id not in refused]
-        failed_before = {item.cell_id for item in sweep.of("failed") if item.part is None and not options.wants(item)}
-        chosen = [item for item in chosen if item.part is None or item.cell_id not in failed_before]
+        chosen = _without_orphans(sweep, chosen)
     if chosen:
         print(f"\n{_costs(sweep, chosen, whole=options.show_all)}")
     left = [item for item in sweep.of("failed") if not options.wants(item)]
@@ -146,6 +145,19 @@ def show_plan(sweep: Sweep, options: Options) -> list[Item]:
     if not chosen:
         print("\nnothing to submit")
     return chosen
+
+
+def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
+    """Without evaluations that nothing leads up to: their training has failed, or is done by a process that is no job.
+
+    A later launch finds what they need.
+    """
+    trained = {item.cell_id for item in chosen if item.part is None}
+    return [
+        item
+        for item in chosen
+        if item.cell_id in trained or sweep.is_ready(item) or sweep.job_that_trains(item) is not None
+    ]
 
 
 def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:

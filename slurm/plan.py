@@ -82,6 +82,13 @@ class Sweep:
         training = None if item.part is None else self.training_of(item.cell_id)
         return training is None or training.state == "done"
 
+    def job_that_trains(self, item: Item) -> str | None:
+        """The job, if it is one, that is training or will train the cell of an evaluation."""
+        training = None if item.part is None else self.training_of(item.cell_id)
+        if training is None or training.submission is None or training.state not in ("running", "queued"):
+            return None
+        return training.submission.job_id
+
     def only(self, wanted: Callable[[str], bool]) -> Sweep:
         """The cells whose id is wanted."""
         return Sweep(self.study, tuple(item for item in self.items if wanted(item.cell_id)))

@@ -83,7 +83,7 @@ class Launch:
         for item in items:
             if item.cell_id in array_of:
                 behind.setdefault((array_of[item.cell_id], item.stage), []).append(item)
-            elif (waits_for := _job_that_trains(self.sweep, item)) is not None:
+            elif (waits_for := self.sweep.job_that_trains(item)) is not None:
                 yield from self._batches([item], f"afterok:{waits_for}")
             else:
                 at_once.append(item)
@@ -158,14 +158,6 @@ def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Seq
         "setup": list(setup),
         "additional_parameters": extra,
     }
-
-
-def _job_that_trains(sweep: Sweep, item: Item) -> str | None:
-    """The job of an earlier launch that trains an item's cell; None if it is trained, or not by a job."""
-    training = sweep.training_of(item.cell_id)
-    if training is None or training.state == "done" or training.submission is None:
-        return None
-    return training.submission.job_id
 
 
 def _words_of_sbatch(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -150,6 +151,18 @@ print("finished", flush=True)
 """
 
 
+def test_a_warning_makes_the_work_save_and_go_on():
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        with stopping.at_safe_points(1.0):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stopping.hurried()
+            assert not stopping.hurried()
+            stopping.give_way("never")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 @pytest.mark.parametrize(("patience", "safe_point", "seconds"), [("60", "20", 1.0), ("0.3", "99", 0.3)])
 def test_a_signal_waits_for_a_safe_point_but_not_for_ever(patience, safe_point, seconds):
     process = subprocess.Popen(
@@ -158,7 +171,7 @@ def test_a_signal_waits_for_a_safe_point_but_not_for_ever(patience, safe_point, 
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n"
     begin = time.monotonic()
-    process.send_signal(12)
+    process.send_signal(signal.SIGUSR2)
     out, _ = process.communicate(timeout=30)
     assert (out, process.returncode) == ("requeued\n", 7)
     assert time.monotonic() - begin > seconds * 0.9

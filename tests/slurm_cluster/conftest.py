@@ -21,7 +21,7 @@ def running(state: Path, *, accounting: bool) -> Iterator[None]:
     stop = [HERE / "stop_cluster.sh", state, "--purge"]
     if state.exists():  # of a test run that was killed
         subprocess.run(stop, check=False, capture_output=True)
-    environment = {**before, "CLUSTER_ACCOUNTING": str(int(accounting)), "CLUSTER_CPUS": "2"}
+    environment = {**before, "CLUSTER_ACCOUNTING": str(int(accounting)), "CLUSTER_CPUS": "2", "CLUSTER_GPUS": "2"}
     subprocess.run([HERE / "start_cluster.sh", state], check=True, env=environment, timeout=300)
     os.environ |= {
         "SLURM_CONF": str(state / "etc/slurm.conf"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -129,6 +130,24 @@ def test_a_job_killed_without_warning_loses_only_the_work_since_its_last_save(tm
     assert ended()
     assert bits(tmp_path) == undisturbed
     assert len(kept) >= 2
+
+
+def test_qat_is_spread_over_the_gpus_of_a_job_and_survives_a_preemption(tmp_path, ended):
+    # The node's two GPUs are only names: the ranks compute on its CPUs.
+    long = ("base=qat", "base.num_steps=80", "base.batch_size=2", "base.compute_dtype=float32", "base.warmup_steps=2")
+    study = (*ON_SLURM, *long, "bits=matquant", "readout.tasks=[piqa]", "cluster.gpus_per_node=2")
+    launch(tmp_path, *study)
+    wait_until(lambda: any(path.stat().st_size > 2000 for path in tmp_path.glob("runs/*/train.jsonl")))
+    (training,) = [item for (_, stage), item in items(tmp_path, *study).items() if stage == "train"]
+    command = ["scancel", "--signal=USR2", training["submission"]["job_id"]]
+    subprocess.run(command, check=True)
+    wait_until(ended, 300)
+    assert set(states(tmp_path, *study)) == {"done"}
+    (log,) = tmp_path.glob("runs/*/train.jsonl")
+    steps = [record["step"] for record in map(json.loads, log.read_text().splitlines()) if "step" in record]
+    assert steps == list(range(80))
+    assert starts_of_stopped_jobs(tmp_path) == [2, 2]  # both ranks
+    assert not leftovers(tmp_path)
 
 
 def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_away(tmp_path, ended):
