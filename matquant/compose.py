@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,10 +88,36 @@ def _by_axis(point: Sequence[str]) -> dict[str, list[str]]:
 
 @cache
 def _changes(overrides: tuple[str, ...], axis: str, values: tuple[str, ...]) -> _Composed:
-    """What one value of an axis changes: the top-level keys that differ, and the axis's own in any case."""
-    before, (after, refers) = compose(overrides), _composed((*overrides, *values))
+    """What one value of an axis changes: the top-level keys that differ, and the axis's own in any case.
+
+    Only choices of files are composed; a single value, of which there may be hundreds, is put in its place.
+    """
+    choices_made = tuple(value for value in values if (CONF / value.partition("=")[0]).is_dir())
+    before, (after, refers) = compose(overrides), _composed((*overrides, *choices_made))
     changed = {key: value for key, value in after.items() if key == axis or before.get(key) != value}
+    for value in values:
+        if value not in choices_made:
+            fits = _assign(changed, value)
+            refers = refers or not fits
     return _Composed(changed, refers or not before.keys() <= after.keys())
+
+
+def _assign(values: dict[str, Any], override: str) -> bool:
+    """Sets a single value where it is; False, and nothing is set, where Hydra may do more or has to refuse it."""
+    parsed = OverridesParser.create().parse_override(override)
+    *path, last = parsed.key_or_group.split(".")
+    if parsed.type != OverrideType.CHANGE or parsed.is_sweep_override() or "${" in override:
+        return False
+    place: Any = values
+    for key in path:
+        if not isinstance(place, dict) or key not in place:
+            return False
+        place[key] = dict(place[key]) if isinstance(place[key], dict) else place[key]  # not the cached one's
+        place = place[key]
+    if not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
+        return False
+    place[last] = parsed.value()
+    return True
 
 
 def points_of(cells: Sequence[Mapping[str, Any]], typed: set[str]) -> Iterable[list[str]]:

@@ -64,6 +64,8 @@ AXES = {
     "readout": ["embedded", "paper", "mixnmatch"],  # changes keys of other axes
     "perplexity": ["embedded", "c4"],
     "seed": ["0", "1", "2"],
+    "base.num_steps": ["3", "null", "7"],
+    "data.sequence_length": ["16", "32"],
     "model.name": ["renamed"],
 }
 
