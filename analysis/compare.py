@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.significance import TASK_AVG, differences, document_values
-from analysis.tables import TASK_NAMES
+from analysis.summary import TASK_NAMES
 from evaluation.results import LOG_PPLX, ResultStore, protocol_id
 from matquant.errors import UserError
 

@@ -45,6 +45,8 @@ th[aria-sort=descending] button::after { content: " ▾"; }
 tbody { border-top: 1px solid var(--rule); }
 tbody tr:hover { background: var(--tint); }
 td.best { font-weight: 700; }
+td.quiet { color: var(--quiet); }
+tr.groups th { text-align: center; border-bottom: 1px solid var(--rule); }
 td.missing { color: var(--warn); background: var(--tint); }
 .results td, .results th { text-align: left; font-size: .82rem; }
 details { border-top: 1px solid var(--rule); padding: .5rem 0; }
@@ -59,10 +61,17 @@ pre { background: var(--tint); padding: .75rem; overflow-x: auto; border-radius:
 
 SCRIPT = """
 for (const table of document.querySelectorAll(".sortable table")) {
-  const rank = (row, i) => { const text = row.cells[i].textContent, number = parseFloat(text.replace(/^int/, ""));
-    return row.cells[i].classList.contains("missing") ? null : isNaN(number) ? text : number; };
+  // What is sorted: single rows, or pairs of a paper's row and ours, which go by ours where it is measured.
+  const units = table => [...table.tBodies].flatMap(body =>
+    table.classList.contains("paired") ? [[...body.rows]] : [...body.rows].map(row => [row]));
+  const rank = (unit, i) => {
+    const cell = unit.map(row => row.cells[i]).reverse().find(cell => cell.textContent && !cell.matches(".missing"));
+    if (!cell) return null;
+    const number = parseFloat(cell.textContent.replace(/^int/, ""));
+    return isNaN(number) ? cell.textContent : number;
+  };
   const compare = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
-  table.querySelectorAll("thead th").forEach((head, i) => {
+  [...[...table.tHead.rows].at(-1).cells].forEach((head, i) => {
     const button = document.createElement("button");
     button.append(...head.childNodes);
     button.title = "sort";
@@ -71,13 +80,15 @@ for (const table of document.querySelectorAll(".sortable table")) {
       const up = head.getAttribute("aria-sort") === "descending";
       table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const rows = [...table.tBodies].flatMap(body => [...body.rows]).map(row => [rank(row, i), row]);
+      const rows = units(table).map(unit => [rank(unit, i), unit]);
       const known = rows.filter(row => row[0] !== null), gaps = rows.filter(row => row[0] === null);
       known.sort((a, b) => compare(a[0], b[0]) * (up ? 1 : -1));
-      const body = document.createElement("tbody");
-      body.append(...[...known, ...gaps].map(row => row[1]));
       [...table.tBodies].forEach(old => old.remove());
-      table.append(body);
+      for (const [, unit] of [...known, ...gaps]) {
+        const body = document.createElement("tbody");
+        body.append(...unit);
+        table.append(body);
+      }
     };
   });
 }
@@ -125,10 +136,19 @@ def render(page: Page) -> str:
             _section("Make it again", f"<pre>{escape(chr(10).join(page.commands))}</pre>"),
         ]
     )
+    return _document(f"MatQuant report: {page.name}", body)
+
+
+def plain_page(title: str, tables: Iterable[str]) -> str:
+    """Tables, drawn as HTML, as a page of their own."""
+    return _document(title, "\n".join(f'<section class="sortable">{_tables(table)}</section>' for table in tables))
+
+
+def _document(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>MatQuant report: {escape(page.name)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 

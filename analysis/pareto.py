@@ -17,8 +17,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.load import LOG_PPLX
-from analysis.tables import TASK_AVG, method_rank
+from analysis.significance import TASK_AVG
+from analysis.summary import method_rank
+from evaluation.results import LOG_PPLX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

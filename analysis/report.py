@@ -17,12 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis import pareto, tables
-from analysis.load import LOG_PPLX, LoadedResults, flatten, load_frame, objective_text
+from analysis import pareto
+from analysis.drawing import to_html, to_markdown, to_text
+from analysis.files import write_text
+from analysis.load import LoadedResults, load_frame
+from analysis.names import flatten, objective_text
 from analysis.page import Page, Record, inline_svg, render
 from analysis.significance import TASK_AVG, against_reference
-from analysis.tables import data_type, task_name, with_error
-from evaluation.results import ResultStore
+from analysis.summary import Row, data_type, headline_results, summary, task_name
+from analysis.tables import summary_table
+from analysis.typeset import MISSING, Table, with_error
+from evaluation.results import LOG_PPLX, ResultStore
 from matquant.errors import UserError
 from matquant.runs import require_writable, write_beside
 
@@ -111,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def print_table(study: Study) -> None:
     """Prints the summary table, every problem, and how many results are missing."""
     loaded = _load(study)
-    rows = tables.summary(loaded)
-    lines = [tables.to_text(tables.typeset(rows, loaded.tasks, against_reference(rows, loaded)))]
+    rows = summary(loaded)
+    lines = [to_text(summary_table(rows, loaded.tasks, against_reference(rows, loaded)))]
     lines += [f"problem: {problem}" for problem in loaded.problems]
     if len(loaded.missing):
         lines.append(f"missing: {len(loaded.missing)} of {len(loaded.expected)} results are not measured yet")
@@ -128,17 +133,17 @@ def build_report(study: Study, overrides: Sequence[str] | None = None) -> Report
     paths = ReportPaths(study.setup.paths.out / study.name)
     require_writable(paths.folder, "paths.out")
     loaded = _load(study)
-    rows = tables.summary(loaded)
+    rows = summary(loaded)
     comparisons = against_reference(rows, loaded)
-    table = tables.typeset(rows, loaded.tasks, comparisons)
+    table = summary_table(rows, loaded.tasks, comparisons)
     figure = pareto.pareto_figure(rows, loaded.tasks)
     for form in ("svg", "pdf", "png"):
         write_beside(paths.figure(form), lambda beside, form=form: pareto.save_figure(figure, beside, form))
     svg = paths.figure("svg").read_text(encoding="utf-8")
-    _write_text(paths.markdown, tables.to_markdown(table))
-    _write_text(paths.csv, rows.to_csv(index=False))
-    _write_text(paths.comparisons, comparisons.to_csv(index=False))
-    _write_text(paths.html, render(_page(study, loaded, rows, table, svg, commands(study.name, overrides))))
+    write_text(paths.markdown, to_markdown(table))
+    write_text(paths.csv, rows.to_csv(index=False))
+    write_text(paths.comparisons, comparisons.to_csv(index=False))
+    write_text(paths.html, render(_page(study, loaded, rows, table, svg, commands(study.name, overrides))))
     return paths
 
 
@@ -146,18 +151,11 @@ def _load(study: Study) -> LoadedResults:
     return load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
 
 
-def _write_text(path: Path, text: str) -> None:
-    def write(beside: Path) -> None:
-        beside.write_text(text, encoding="utf-8")
-
-    write_beside(path, write)
-
-
 # --- what the page says ----------------------------------------------------------------------------------------------
 
 
 def _page(
-    study: Study, loaded: LoadedResults, rows: pd.DataFrame, table: tables.Table, svg: str, again: Sequence[str]
+    study: Study, loaded: LoadedResults, rows: pd.DataFrame, table: Table, svg: str, again: Sequence[str]
 ) -> Page:
     theme = {pareto.INK: "ink", pareto.PAPER: "paper", pareto.QUIET: "quiet"}
     return Page(
@@ -167,7 +165,7 @@ def _page(
         figure=inline_svg(
             svg, "Task Avg and log perplexity against effective bits; the table below has the numbers", theme
         ),
-        table=tables.to_html(table),
+        table=to_html(table),
         records=[_record(cell, loaded) for cell in study.cells],
         problems=loaded.problems,
         gaps=gap_texts(loaded),
@@ -204,7 +202,7 @@ def _headline(rows: pd.DataFrame, prefix: str) -> list[str]:
     ]
 
 
-def _scores(row: tables.Row) -> str:
+def _scores(row: Row) -> str:
     average = with_error(100 * row[TASK_AVG], 100 * row[f"{TASK_AVG}_stderr"], ".1f")
     return f"Task Avg {average}, log pplx {with_error(row[LOG_PPLX], float('nan'), '.2f')}"
 
@@ -240,7 +238,7 @@ def _record(cell: Cell, loaded: LoadedResults) -> Record:
     """How the numbers of one cell were made: a row for each result, in the order of the read-out."""
     expected = loaded.expected[loaded.expected["cell_id"] == cell.id]
     keys = ["cell_id", "plan", "task"]
-    results = expected[keys].merge(tables.headline_results(loaded), on=keys)
+    results = expected[keys].merge(headline_results(loaded), on=keys)
     checkpoints = results["checkpoint"].dropna().unique()
     return Record(
         anchor=cell.id,
@@ -267,13 +265,13 @@ def _part_text(part: Mapping[str, Any]) -> str:
     return ", ".join([*([part["kind"]] if "kind" in part else []), *settings])
 
 
-def _record_text(column: str, row: tables.Row) -> str:
+def _record_text(column: str, row: Row) -> str:
     value = row[column]
     if column == "limit" and row["task"] != LOG_PPLX and pd.isna(value):
         return "all"
     if column == "task":
         return task_name(value)
-    return tables.MISSING if pd.isna(value) else str(value)
+    return MISSING if pd.isna(value) else str(value)
 
 
 def gap_texts(loaded: LoadedResults) -> list[str]:

@@ -20,7 +20,7 @@ from analysis.pareto import (
     readable_ticks,
     save_figure,
 )
-from analysis.tables import summary
+from analysis.summary import summary
 from evaluation.results import ResultStore
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 from tests.reference import pareto_reference
