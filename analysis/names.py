@@ -14,8 +14,13 @@ IDENTITY_COLUMNS = (
     *("plan", "bits", "extra_precision", "interpolated", "seed"),
 )
 BASE_NAMES = {"minmax": "MinMax", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
-MODEL_NAMES = {"gemma2_2b": "Gemma-2 2B", "gemma2_9b": "Gemma-2 9B", "mistral_7b": "Mistral 7B"}
-"""The models of the paper, as it prints them; any other is called by its own name."""
+MODEL_NAMES = {
+    "gemma2_2b": "Gemma-2 2B",
+    "gemma2_9b": "Gemma-2 9B",
+    "mistral_7b": "Mistral 7B",
+    "smollm2_135m": "SmolLM2-135M",
+}
+"""The models of the paper and the embedded one, as they are printed; any other is called by its own name."""
 
 
 def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str], dict[str, Any]]:

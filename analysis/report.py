@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis import pareto
 from analysis.drawing import to_html, to_markdown, to_text
+from analysis.figures import pareto
+from analysis.figures.style import INK, PAPER, QUIET, save_figure
 from analysis.files import write_text
 from analysis.load import LoadedResults, load_frame
 from analysis.names import flatten, objective_text
@@ -138,7 +139,7 @@ def build_report(study: Study, overrides: Sequence[str] | None = None) -> Report
     table = summary_table(rows, loaded.tasks, comparisons)
     figure = pareto.pareto_figure(rows, loaded.tasks)
     for form in ("svg", "pdf", "png"):
-        write_beside(paths.figure(form), lambda beside, form=form: pareto.save_figure(figure, beside, form))
+        write_beside(paths.figure(form), lambda beside, form=form: save_figure(figure, beside, form))
     svg = paths.figure("svg").read_text(encoding="utf-8")
     write_text(paths.markdown, to_markdown(table))
     write_text(paths.csv, rows.to_csv(index=False))
@@ -157,7 +158,7 @@ def _load(study: Study) -> LoadedResults:
 def _page(
     study: Study, loaded: LoadedResults, rows: pd.DataFrame, table: Table, svg: str, again: Sequence[str]
 ) -> Page:
-    theme = {pareto.INK: "ink", pareto.PAPER: "paper", pareto.QUIET: "quiet"}
+    theme = {INK: "ink", PAPER: "paper", QUIET: "quiet"}
     return Page(
         name=study.name,
         headlines=headlines(rows),
