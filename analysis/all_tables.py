@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m analysis.all_tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("choices", nargs="*", metavar="NUMBER or KEY=VALUE", help="tables, and overrides of run.py")
-    choices = parser.parse_args(arguments).choices
+    choices = parser.parse_intermixed_args(arguments).choices
     numbers = [int(choice) for choice in choices if choice.isdigit()]
     try:
         for number in numbers:

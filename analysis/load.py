@@ -35,7 +35,7 @@ COLUMNS = (
     *COST_COLUMNS,
     *("task", "metric", "value", "stderr", "num_documents"),
     *PROTOCOL_COLUMNS,
-    *("protocol_id", "checkpoint", "device", "seconds", "commit", "finished"),
+    *("protocol_id", "checkpoint", "device", "seconds", "commit", "versions", "finished"),
 )
 
 
@@ -179,6 +179,7 @@ def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
         "device": provenance.get("device"),
         "seconds": provenance.get("seconds"),
         "commit": _commit_text(provenance),
+        "versions": _versions_text(provenance),
         "finished": str(provenance.get("finished", "")),
     }
     for metric in (name for name in measured if not name.endswith(STDERR)):
@@ -188,3 +189,9 @@ def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
 def _commit_text(provenance: Mapping[str, Any]) -> str:
     """Twelve digits of the commit, with `+edited` where the source had been changed since."""
     return str(provenance.get("commit", "unknown"))[:12] + ("+edited" if provenance.get("dirty") else "")
+
+
+def _versions_text(provenance: Mapping[str, Any]) -> str:
+    """`python 3.11.7, torch 2.13.0`: what a number was measured with."""
+    versions = provenance.get("versions")
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, Mapping) else ""

@@ -5,6 +5,7 @@ Every function returns a piece of HTML and escapes the text it is given; only fi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e6e3; --paper: #16181b; --quiet: #9a9a9a; --rule: #3a3d42;
   --tint: #1f2327; --link: #7db8ee; --warn: #f0a070; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 84rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.1rem; font-weight: 600; color: var(--quiet); margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; }
@@ -32,7 +33,11 @@ p, ul { max-width: 48rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 6px; }
 .scroll:focus-visible { outline: 2px solid var(--link); }
 .figure { padding: .75rem; }
-.figure svg { display: block; width: 100%; min-width: 38rem; max-width: 60rem; height: auto; margin: 0 auto; }
+.figure svg { display: block; width: 100%; max-width: 60rem; height: auto; margin: 0 auto; }
+.figure .only svg, .figure .narrow svg { max-width: 30rem; }
+.figure .narrow { display: none; }
+.switch { border: 0; padding: 0; margin: 0 0 .5rem; display: flex; flex-wrap: wrap; gap: .25rem 1.2rem; }
+.switch legend { float: left; padding: 0; margin-right: 1rem; color: var(--quiet); }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: .5rem .6rem; font-weight: 600; }
 th, td { padding: .28rem .5rem; text-align: right; white-space: nowrap; }
@@ -54,12 +59,17 @@ summary { cursor: pointer; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .6rem 0; font-size: .9rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--tint); padding: .75rem; overflow-x: auto; border-radius: 6px; font-size: .875rem; }
-@media (max-width: 40rem) { .sortable td:nth-child(2) { white-space: normal; min-width: 8.5rem; }
+@media (max-width: 40rem) { .figure .wide { display: none; } .figure .narrow { display: block; }
+  .sortable td:nth-child(2) { white-space: normal; min-width: 8.5rem; }
   .sortable th:first-child, .sortable td:first-child { position: sticky; left: 0; background: var(--paper); } }
 @media print { .scroll { overflow: visible; border: 0; } }
 """
 
 SCRIPT = """
+for (const input of document.querySelectorAll(".switch input")) {
+  input.onchange = () => document.querySelectorAll(".choice").forEach(
+    choice => choice.hidden = choice.id !== "choice-" + input.value);
+}
 for (const table of document.querySelectorAll(".sortable table")) {
   // What is sorted: single rows, or pairs of a paper's row and ours, which go by ours where it is measured.
   const units = table => [...table.tBodies].flatMap(body =>
@@ -107,15 +117,30 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure as SVG elements, widest first: where a screen is too narrow for the first, the last is shown."""
+
+    name: str
+    title: str
+    note: str
+    drawn: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Page:
-    """What a report says, in the order it says it.  `figure` and `table` are HTML, all else is text."""
+    """What a report says, in the order it says it.  Tables and figures are HTML, all else is text.
+
+    `paper`: caption and table of the paper, where the study is one.  `provenance`: names and values.
+    """
 
     name: str
     headlines: Sequence[Sequence[str]]
     measured: str
-    figure: str
+    pictures: Sequence[Picture]
     table: str
+    paper: tuple[str, str] | None
     records: Sequence[Record]
+    provenance: Sequence[tuple[str, str]]
     problems: Sequence[str]
     gaps: Sequence[str]
     commands: Sequence[str]
@@ -128,8 +153,11 @@ def render(page: Page) -> str:
             f"<h1>MatQuant report: {escape(page.name)}</h1>",
             *(_headline(sentences) for sentences in page.headlines),
             f'<p class="quiet">{UNITS_NOTE} {escape(page.measured)}</p>',
-            _section("Quality against effective bits", _scroll("figure", "Pareto plot", page.figure) + FIGURE_NOTE),
+            _section("Quality against size", _switch([picture for picture in page.pictures if _is_pareto(picture)])),
+            *([_section(page.paper[0], f'<div class="sortable">{_tables(page.paper[1])}</div>')] if page.paper else []),
             _section("Results", f'<div class="sortable">{_tables(page.table)}</div>'),
+            *(_section(picture.title, _picture(picture)) for picture in page.pictures if not _is_pareto(picture)),
+            _section("Provenance", _facts(page.provenance)),
             _section("How each number was made", "\n".join(_record(record) for record in page.records)),
             _section("Problems", _list("problems", page.problems, "None: every result file was read and used.")),
             _section("Gaps", _list("gaps", page.gaps, "None: everything the read-out asks for has been measured.")),
@@ -154,18 +182,53 @@ def _document(title: str, body: str) -> str:
 
 
 UNITS_NOTE = "Task Avg in percent: higher is better. Log perplexity in nats per token: lower is better."
-FIGURE_NOTE = (
-    '<p class="notes">Left: higher is better. Right: lower is better. Bars: one standard error. '
-    "The pale stairs pass through the read-outs that no other one beats with as few bits.</p>"
-)
 
 
-def inline_svg(svg: str, label: str, colours: Mapping[str, str]) -> str:
-    """An SVG file as an element of a page, its colours replaced by those of the page's theme."""
+def inline_svg(svg: str, label: str, colours: Mapping[str, str], prefix: str) -> str:
+    """An SVG file as an element of a page: its colours are those of the page's theme, its ids begin with `prefix`.
+
+    Without that, a figure would look for its clip paths in the first figure of the page, which may be hidden.
+    """
     element = svg[svg.index("<svg") :]
     for colour, variable in colours.items():
         element = element.replace(colour, f"var(--{variable})")
+    element = re.sub(r'(\bid="|href="#|url\(#)', lambda found: found[1] + prefix, element)
     return element.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _is_pareto(picture: Picture) -> bool:
+    return picture.name.startswith("pareto")
+
+
+def _switch(pictures: Sequence[Picture]) -> str:
+    """One picture at a time, chosen by buttons: the same plot over another horizontal axis."""
+    if len(pictures) < 2:
+        return "".join(map(_picture, pictures))
+    choices = "".join(
+        f'<label><input type="radio" name="axis" value="{escape(picture.name)}"{" checked" if not place else ""}> '
+        f"{escape(picture.title)}</label>"
+        for place, picture in enumerate(pictures)
+    )
+    drawn = "".join(
+        f'<div class="choice" id="choice-{escape(picture.name)}"{" hidden" if place else ""}>{_picture(picture)}</div>'
+        for place, picture in enumerate(pictures)
+    )
+    return f'<fieldset class="switch"><legend>horizontal axis</legend>{choices}</fieldset>{drawn}'
+
+
+def _picture(picture: Picture) -> str:
+    """The widest form, and on a narrow screen the narrowest."""
+    kinds = ["wide", "narrow"] if len(picture.drawn) > 1 else ["only"]
+    drawn = "".join(
+        f'<div class="{kind}">{svg}</div>'
+        for kind, svg in zip(kinds, (picture.drawn[0], picture.drawn[-1]), strict=False)
+    )
+    note = f'<p class="notes">{escape(picture.note)}</p>' if picture.note else ""
+    return _scroll("figure", picture.title, drawn) + note
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts) + "</dl>"
 
 
 def _section(title: str, body: str) -> str:
@@ -190,13 +253,12 @@ def _tables(table: str) -> str:
 
 
 def _record(record: Record) -> str:
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in record.facts.items())
     heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in record.heads)
     rows = "\n".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in record.rows)
     table = f'<table class="results"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     results = _scroll("", f"Results of {record.title}", table) if record.rows else '<p class="quiet">no results yet</p>'
     summary = f"<summary>{escape(record.title)}</summary>"
-    return f'<details id="{escape(record.anchor)}">{summary}<dl>{facts}</dl>{results}</details>'
+    return f'<details id="{escape(record.anchor)}">{summary}{_facts(record.facts.items())}{results}</details>'
 
 
 def _list(kind: str, items: Iterable[str], none: str) -> str:

@@ -52,7 +52,7 @@ def _record(line: str) -> dict[str, float]:
 
 def terms_of(log: pd.DataFrame) -> list[str]:
     """The terms of a log, wide to narrow."""
-    return sorted((name for name in log if TERM.fullmatch(str(name))), key=lambda name: (-_bits(name), len(name)))
+    return sorted((str(name) for name in log if TERM.fullmatch(str(name))), key=lambda name: (-_bits(name), len(name)))
 
 
 def _bits(term: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -9,7 +10,19 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from analysis.codes import bucket_shares
-from analysis.figures.style import FULL_LINE, INK, OTHER_STYLES, PAPER, QUIET, RC, TEXT, columns_of, new_figure, say
+from analysis.figures.style import (
+    FULL_LINE,
+    INK,
+    METHOD_STYLES,
+    OTHER_STYLES,
+    PAPER,
+    QUIET,
+    RC,
+    TEXT,
+    columns_of,
+    new_figure,
+    say,
+)
 from matquant.notation import Slice
 
 if TYPE_CHECKING:
@@ -20,7 +33,7 @@ if TYPE_CHECKING:
 
     from analysis.codes import Codes
 
-COLOURS = ("#0072B2", "#009E73", "#D55E00", OTHER_STYLES[0].colour)
+MAX_CELLS = 4
 NARROW = Slice(2)
 
 
@@ -35,7 +48,7 @@ def histogram_figure(panels: Mapping[str, Mapping[str, Codes]], *, to: Slice = N
             for axes in grid.flat:
                 say(axes, "no codes recorded yet")
         names = list(dict.fromkeys(name for cells in panels.values() for name in cells))
-        colours = dict(zip(names, [COLOURS[place % len(COLOURS)] for place in range(len(names))], strict=True))
+        colours = _colours(names)
         for (left, right), (title, cells) in zip(pairs, panels.items(), strict=False):
             _draw_codes(left, cells, colours, to)
             _draw_buckets(right, cells, colours, to)
@@ -46,6 +59,17 @@ def histogram_figure(panels: Mapping[str, Mapping[str, Codes]], *, to: Slice = N
             clamped = Patch(**hatched, label="clamped into the last")
             figure.legend(handles=[*handles, clamped], loc="outside lower center", ncols=3 if across == 2 else 2)
     return figure
+
+
+def _colours(names: Sequence[str]) -> dict[str, str]:
+    """The colour that a method has in all figures, where no other name has taken it."""
+    free = {method: style.colour for method, style in METHOD_STYLES.items()}
+    others = cycle(style.colour for style in OTHER_STYLES)
+    colours = {}
+    for name in names:
+        own = next((method for method in free if method in name), None)
+        colours[name] = next(others) if own is None else free.pop(own)
+    return colours
 
 
 def _draw_codes(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, str], to: Slice) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, cycle, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -194,7 +194,8 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style) -> 
         axes.errorbar(places[chosen], values[chosen], yerr=errors[chosen], fmt="none", **bars)
         for drawn, is_hollow in ((chosen & ~hollow, False), (chosen & hollow, True)):
             # Without an edge: where two transparent colours overlap, a ring would look like a hollow marker.
-            look = marker(style, hollow=is_hollow) | ({} if front or is_hollow else {"markeredgewidth": 0.0})
+            edge: dict[str, Any] = {} if front or is_hollow else {"markeredgewidth": 0.0}
+            look = {**marker(style, hollow=is_hollow), **edge}
             axes.plot(places[drawn], values[drawn], **look, alpha=opacity, zorder=5 if front else 4)
 
 

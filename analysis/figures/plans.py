@@ -77,7 +77,7 @@ def _draw(axes: Axes, kinds: Sequence[str], bits: np.ndarray, *, with_numbers: b
     axes.pcolormesh(bits, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=0.8)
     for (row, column), width in np.ndenumerate(bits):
         if np.isfinite(width) and with_numbers:
-            ink = PAPER if width >= 4 else "#1b1b1b"
+            ink = "#ffffff" if width >= 4 else "#202020"  # not a page's own ink: the shades stay in the dark
             axes.text(column + 0.5, row + 0.5, f"{width:.0f}", ha="center", va="center", fontsize=5.5, color=ink)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)

@@ -6,7 +6,7 @@ A figure is as wide as a column (3.25 in) or the text (6.75 in) of a two-column 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -145,8 +145,12 @@ def plain_ticks(axis: Axis, ticks: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def save_figure(figure: Figure, path: Path, form: str) -> None:
+def save_figure(figure: Figure, path: Path | IO[bytes], form: str, dpi: int = 300) -> None:
     """Writes `svg`, `pdf` or `png`, the same bytes for the same figure: no date, no random ids."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     with matplotlib.rc_context(RC):
-        figure.savefig(path, format=form, dpi=300, metadata=dates[form])
+        if figure.get_layout_engine() is not None:
+            # Laid out once: every further form of the figure takes its places from here, in half the time.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.savefig(path, format=form, dpi=dpi, metadata=dates[form])
