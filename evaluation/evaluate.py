@@ -23,6 +23,7 @@ from evaluation.board import Board
 from evaluation.harness import Bar, language_model, num_answers, score_tasks
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
+from evaluation.readouts import readout_point, readout_rows
 from evaluation.results import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.tasks import TaskSource, load_tasks
 from matquant import data
@@ -101,8 +102,9 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker) -> None:
                         store.put(result, documents)
                         line.add(result.task, result.metrics)
                         measured |= {f"eval/{plan}/{result.task}/{name}": v for name, v in result.metrics.items()}
-                tracker.log(measured)
+                tracker.log(measured | readout_point(readout_rows(store, cell.id), str(plan)))
                 tracker.summarize(measured)
+        tracker.log({"results": readout_rows(store, cell.id)})
 
 
 @dataclass(frozen=True)
