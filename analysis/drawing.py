@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NOTE_WIDTH = 130
 METHOD_WIDTH = 30
 """Characters; a longer method name goes on in the next line, so that a terminal of 137 columns holds the table."""
+ROWS = "rows of the table"
 LINES_A_PAGE = 60
 """Rows of a LaTeX table that fit on a page in the size of a footnote; more become a longtable."""
 
@@ -192,16 +193,17 @@ def to_latex(table: Table) -> str:
     over = [_latex(name) for name in _over_heads(table)]
     columns = pd.MultiIndex.from_arrays([over, heads]) if over else heads
     long = len(lines) > LINES_A_PAGE
-    tabular = (
-        pd.DataFrame(lines, columns=columns)
-        .style.hide(axis="index")
-        .to_latex(
-            hrules=True,
-            column_format="l" * table.num_labels + "r" * (len(heads) - table.num_labels),
-            multicol_align="c",
-            environment="longtable" if long else None,
-        )
+    # pandas draws the head and what a longtable needs around one row, and the rows take its place: a Styler with all
+    # rows takes longer than everything else that is done with a table.
+    frame = pd.DataFrame([[ROWS, *[""] * (len(heads) - 1)]], columns=columns)
+    drawn = frame.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format="l" * table.num_labels + "r" * (len(heads) - table.num_labels),
+        multicol_align="c",
+        environment="longtable" if long else None,
     )
+    before, _, after = drawn.partition(ROWS)
+    tabular = before + "\n".join(rf"{' & '.join(line)} \\" for line in lines) + after[after.index("\n") :]
     fitted = "\n".join([r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", f"{tabular}}}"])
     body = tabular if long else fitted
     caption = [rf"\textbf{{{_latex(table.caption)}}}\par\smallskip"] if table.caption else []
@@ -218,7 +220,8 @@ def document(tables: Sequence[str]) -> str:
 
 def _latex(text: str) -> str:
     """Text that LaTeX prints as it is, without a character that its fonts may lack."""
-    return "".join(mark if mark.isascii() else "?" for mark in text.translate(LATEX))
+    text = text.translate(LATEX)
+    return text if text.isascii() else "".join(mark if mark.isascii() else "?" for mark in text)
 
 
 def _latex_entry(entry: Entry) -> str:

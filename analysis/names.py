@@ -26,21 +26,25 @@ MODEL_NAMES = {
 def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str], dict[str, Any]]:
     """The IDENTITY_COLUMNS of every (cell id, plan) that the read-out asks for."""
     reads = [(cell, plan) for cell in cells for plan in readout.plans_of(cell)]
-    configs = {cell.id: _without_seed(cell).id for cell in cells}
+    ids = {id(cell): cell.id for cell in cells}  # an id is a hash of everything, worked out once a cell
+    configs = {cell_id: _without_seed(cell).id for cell, cell_id in zip(cells, ids.values(), strict=True)}
+    names = [_row_name(cell, plan, readout) for cell, plan in reads]
     rivals: dict[tuple[str, str, str], dict[str, Cell]] = {}
-    for cell, plan in reads:
-        rivals.setdefault(_row_name(cell, plan, readout), {})[cell.id] = cell
+    for (cell, _), name in zip(reads, names, strict=True):
+        rivals.setdefault(name, {})[ids[id(cell)]] = cell
     differing = {
-        ids: _differing_facts(list(group.values()), configs)
-        for ids, group in {tuple(group): group for group in rivals.values()}.items()
+        group_ids: _differing_facts(group, configs)
+        for group_ids, group in {tuple(group): group for group in rivals.values()}.items()
     }
     found = {}
-    for cell, plan in reads:
-        name = _row_name(cell, plan, readout)
-        facts = differing[tuple(rivals[name])].get(cell.id, ())
-        found[cell.id, plan.label] = {
+    groups = {name: differing[tuple(group)] for name, group in rivals.items()}
+    for (cell, plan), name in zip(reads, names, strict=True):
+        cell_id = ids[id(cell)]
+        facts = groups[name].get(cell_id, ())
+        found[cell_id, plan.label] = {
+            "cell_id": cell_id,
             **_identity(cell, plan, readout),
-            "config_id": configs[cell.id],
+            "config_id": configs[cell_id],
             "label": ", ".join([name[1], *facts]),
         }
     return found
@@ -56,7 +60,6 @@ def _row_name(cell: Cell, plan: Plan, readout: Readout) -> tuple[str, str, str]:
 def _identity(cell: Cell, plan: Plan, readout: Readout) -> dict[str, Any]:
     objective, part = cell.objective, plan.default
     return {
-        "cell_id": cell.id,
         "model": cell.model.name,
         "base": cell.base.kind,
         "scope": cell.scope or "",
@@ -108,11 +111,11 @@ def _without_seed(cell: Cell) -> Cell:
     return cell.model_copy(update={"seed": 0})
 
 
-def _differing_facts(rivals: Sequence[Cell], configs: Mapping[str, str]) -> dict[str, list[str]]:
-    """For each cell the facts, besides the seed, in which it differs from others of the same name."""
-    if len({configs[rival.id] for rival in rivals}) < 2:
+def _differing_facts(rivals: Mapping[str, Cell], configs: Mapping[str, str]) -> dict[str, list[str]]:
+    """For each cell, by its id, the facts besides the seed in which it differs from others of the same name."""
+    if len({configs[cell_id] for cell_id in rivals}) < 2:
         return {}
-    facts = {rival.id: dict(_facts(rival)) for rival in rivals}
+    facts = {cell_id: dict(_facts(rival)) for cell_id, rival in rivals.items()}
     keys = dict.fromkeys(key for of_cell in facts.values() for key in of_cell)
     differing = {key for key in keys if len({of_cell.get(key) for of_cell in facts.values()}) > 1}
     return {

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 MISSING = "\u2013"
 """An en dash: what a printed table puts in an empty field."""
 
@@ -62,14 +60,16 @@ class Table:
         return len(set(models)) > 1 and (number == 0 or models[number] != models[number - 1])
 
 
-def with_error(value: float, error: float, form: str) -> str:
+def with_error(value: float | None, error: float | None, form: str) -> str:
     """`38.1 ± 0.9`, without the error where there is none, and a gap where there is no value."""
-    if pd.isna(value):
+    # A NaN is what differs from itself; pandas' own test takes longer than everything else here together.
+    if value is None or value != value:
         return MISSING
-    return f"{value:{form}}" + ("" if pd.isna(error) else f" ± {error:{form}}")
+    return f"{value:{form}}" if error is None or error != error else f"{value:{form}} ± {error:{form}}"
 
 
 def winners(texts: Sequence[str], sign: int) -> set[int]:
     """The rows with the best value as printed, so that two equal entries are both marked or neither."""
     printed = {row: sign * float(text.split()[0]) for row, text in enumerate(texts) if text != MISSING and sign}
-    return {row for row, value in printed.items() if value == max(printed.values())} if len(printed) > 1 else set()
+    best = max(printed.values(), default=0.0)
+    return {row for row, value in printed.items() if value == best} if len(printed) > 1 else set()

@@ -148,14 +148,15 @@ def test_an_offline_run_holds_config_curves_histogram_points_and_the_table(tiny_
     run.run_cell(cell, made.setup)
     folder = made.setup.paths.runs / cell.id / "wandb"
     (written,) = folder.glob("offline-run-*/run-*.wandb")
-    wait_until(lambda: any("results" in line for line in records(written)[1]))
+    wait_until(lambda: any("results/path" in line for line in records(written)[1]))
     config, history = records(written)
     assert config["model"] == json.loads(cell.model_dump_json())["model"]
     assert config["objective"]["terms"] == {"int8": 1.0, "int4": 1.0, "int2": 1.0}
     for term in ("int8", "int4", "int2"):
         assert len([line for line in history if f"train/{term}" in line]) >= 2
-    counts = [line["train/histogram"] for line in history if "train/histogram" in line]
-    assert counts[0]["_type"] == "histogram"
+    counts, *_ = [line for line in history if "train/histogram/_type" in line]  # one a block
+    assert counts["train/histogram/_type"] == "histogram"
+    assert len(counts["train/histogram/values"]) == 256
     points = [line for line in history if "readout/effective_bits" in line]
     rows = readout_rows(ResultStore(made.setup.paths.results), cell.id)
     assert len(points) == len({row["plan"] for row in rows}) >= 2
@@ -164,8 +165,8 @@ def test_an_offline_run_holds_config_curves_histogram_points_and_the_table(tiny_
         expected = readout_point(rows, plans[point["readout/effective_bits"]])
         assert point["readout/log_pplx"] == pytest.approx(expected["readout/log_pplx"])
         assert point["readout/task_avg"] == pytest.approx(expected["readout/task_avg"])
-    (table,) = written.parent.glob("files/media/table/results*.json")
-    stored = json.loads(table.read_text())
+    (place,) = [line["results/path"] for line in history if "results/path" in line]
+    stored = json.loads((written.parent / "files" / place).read_text())
     assert stored["columns"] == list(rows[0])
     assert sorted(map(str, stored["data"])) == sorted(str(list(row.values())) for row in rows)
 
