@@ -209,7 +209,16 @@ def to_latex(table: Table) -> str:
     caption = [rf"\textbf{{{_latex(table.caption)}}}\par\smallskip"] if table.caption else []
     notes = [rf"{_latex(note)}\par" for note in (*table.notes, BOLD_NOTE)]
     return "\n".join(
-        [r"{\footnotesize\centering", *caption, body, r"\par}", r"{\scriptsize\raggedright\noindent", *notes, "}", ""]
+        [
+            r"{\footnotesize\centering",
+            *caption,
+            body,
+            r"\par\smallskip}",
+            r"{\scriptsize\raggedright\noindent",
+            *notes,
+            "}",
+            "",
+        ]
     )
 
 

@@ -104,7 +104,8 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker) -> None:
                         measured |= {f"eval/{plan}/{result.task}/{name}": v for name, v in result.metrics.items()}
                 tracker.log(measured | readout_point(readout_rows(store, cell.id), str(plan)))
                 tracker.summarize(measured)
-        tracker.log({"results": readout_rows(store, cell.id)})
+        if rows := readout_rows(store, cell.id):
+            tracker.log({"results": rows})
 
 
 @dataclass(frozen=True)

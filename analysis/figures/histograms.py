@@ -113,7 +113,15 @@ def _draw_buckets(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, 
         )
         heights: Sequence[float] = [*inside[:-1], inside[-1] + overflow]
         for x, height in zip(places, heights, strict=True):
-            axes.text(x, height + 0.6, f"{height:.0f}", ha="center", va="bottom", fontsize=6, color=INK)
+            axes.text(
+                x,
+                height + 0.6,
+                f"{height:.0f}",
+                ha="center",
+                va="bottom",
+                fontsize=6 if len(cells) < 3 else 5.5,
+                color=INK,
+            )
     axes.margins(y=0.12)
     axes.set_xticks(range(1 << to.bits))
     axes.set_xlabel(f"{to} bucket")
