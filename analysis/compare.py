@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from analysis.significance import TASK_AVG, differences, document_values
-from analysis.tables import TASK_NAMES
+from analysis.load import LoadedResults
+from analysis.significance import TASK_AVG, differences, document_values, outcomes
+from analysis.summary import TASK_NAMES
 from evaluation.results import LOG_PPLX, ResultStore, protocol_id
 from matquant.errors import UserError
 
@@ -63,6 +65,39 @@ def compare(ours: Measured, theirs: Measured) -> list[str]:
             f"{name:14} {values} {gap:>18} {difference.p_value:8.2g}  {difference.num_documents:9d}  {difference.test}"
         )
     return lines
+
+
+Reading = tuple[pd.DataFrame, LoadedResults]
+"""The rows of `summary.summary`, and the results they come from."""
+
+
+def pairs_of(ours: Reading, theirs: Reading, *, first: str, second: str) -> pd.DataFrame:
+    """Rows of one study against those of another at the same model and plan, named by the beginning of their method.
+
+    A row for each pair and each of Task Avg and log perplexity; percent points and nats.
+    """
+    found = []
+    for _, our in ours[0][ours[0]["method"].str.startswith(first)].iterrows():
+        rivals = theirs[0][(theirs[0]["model"] == our["model"]) & (theirs[0]["plan"] == our["plan"])]
+        for _, their in rivals[rivals["method"].str.startswith(second)].iterrows():
+            compared = differences(outcomes(ours[1], our), outcomes(theirs[1], their))
+            for task in (TASK_AVG, LOG_PPLX):
+                if task in compared and our["cell_id"] != their["cell_id"]:
+                    difference, scale = compared[task], 100 if task == TASK_AVG else 1
+                    found.append(
+                        {
+                            "plan": our["plan"],
+                            "first": our["label"],
+                            "second": their["label"],
+                            "what": TASK_NAMES[task],
+                            "difference": scale * difference.mean,
+                            "stderr": scale * difference.stderr,
+                            "p_value": difference.p_value,
+                            "documents": difference.num_documents,
+                        }
+                    )
+    columns = ["plan", "first", "second", "what", "difference", "stderr", "p_value", "documents"]
+    return pd.DataFrame(found, columns=columns)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A study's table, Pareto plot and HTML page, drawn from result files.
+"""A study's tables, figures, notebook and HTML page, drawn from result files.
 
     python -m analysis.report experiment=demo
 
@@ -10,35 +10,46 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
+import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from analysis import pareto, tables
-from analysis.load import LOG_PPLX, LoadedResults, flatten, load_frame, objective_text
-from analysis.page import Page, Record, inline_svg, render
-from analysis.significance import TASK_AVG, against_reference
-from analysis.tables import data_type, task_name, with_error
+from analysis.beside import side_by_side
+from analysis.contents import commands, page_of
+from analysis.drawing import document, to_html, to_latex, to_markdown, to_text
+from analysis.figures.style import FORMS, save_figure
+from analysis.files import write_text
+from analysis.gallery import plots
+from analysis.load import LoadedResults, load_frame
+from analysis.page import plain_page, render
+from analysis.papers import kind_of
+from analysis.significance import against_reference
+from analysis.summary import summary
+from analysis.tables import significant_marks, summary_table
 from evaluation.results import ResultStore
 from matquant.errors import UserError
 from matquant.runs import require_writable, write_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from matquant.cell import Cell
+    import pandas as pd
+
+    from analysis.gallery import Plot
+    from analysis.typeset import Table
     from matquant.config import Study
 
 HELP = """
 Draws a study from the results on disk and writes out/<experiment>/:
-  table.md, table.csv      the summary table; accuracies in the CSV are fractions, log_pplx is in nats per token
-  comparisons.csv          every row against its baseline on the same documents: difference, standard error, p-value
-  pareto.svg, .pdf, .png   Task Avg and log perplexity against effective bits
-  report.html              everything on one self-contained page, with how each number was made and what is missing
+  table.{md,tex,html,csv}    the summary table; accuracies in the CSV are fractions, log_pplx is in nats per token
+  paper.{md,tex,html,csv}    for an experiment that is a table of the paper: that table, ours beneath theirs
+  comparisons.csv            every row against its baseline on the same documents: difference, standard error, p-value
+  <figure>.{svg,pdf,png}     as wide as the text of a paper; <figure>_column.* as wide as a column
+  report.ipynb               the same as a notebook, executed
+  report.html                everything on one self-contained page, with how each number was made and what is missing
 """
 EXAMPLES = """
 examples:
@@ -50,8 +61,6 @@ examples:
 Overrides are those of run.py (python run.py --help lists them): give the ones the results were measured with.
 No model is loaded and nothing is measured; `python run.py ...` with the same overrides measures what is missing.
 """
-DEFAULT_NAME = "cell"
-"""What conf/config.yaml calls a study that is no experiment."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,6 @@ class ReportPaths:
     """The files of a report."""
 
     folder: Path
-
-    @property
-    def markdown(self) -> Path:
-        return self.folder / "table.md"
 
     @property
     def csv(self) -> Path:
@@ -73,12 +78,16 @@ class ReportPaths:
         return self.folder / "comparisons.csv"
 
     @property
+    def notebook(self) -> Path:
+        return self.folder / "report.ipynb"
+
+    @property
     def html(self) -> Path:
         return self.folder / "report.html"
 
-    def figure(self, form: str) -> Path:
+    def figure(self, name: str, form: str) -> Path:
         """`form` is svg, pdf or png."""
-        return self.folder / f"pareto.{form}"
+        return self.folder / f"{name}.{form}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,13 +99,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to report on, such as experiment=demo")
-    overrides = parser.parse_args(arguments).overrides
+    parser.add_argument("--no-notebook", action="store_true", help="leave the notebook out, which takes longest")
+    options = parser.parse_intermixed_args(arguments)
     try:
         # Hydra takes longer to import than a table to draw, and run.py brings its own study.
         from matquant.config import load_study
 
-        study = load_study(overrides)
-        paths = build_report(study, overrides)
+        study = load_study(options.overrides)
+        paths = build_report(study, options.overrides)
+        if not options.no_notebook:
+            from analysis.notebooks import write_report_notebook
+
+            write_report_notebook(options.overrides, paths.notebook)
         print_table(study)
         print(f"report: {paths.html}", flush=True)
     except UserError as error:
@@ -110,9 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def print_table(study: Study) -> None:
     """Prints the summary table, every problem, and how many results are missing."""
-    loaded = _load(study)
-    rows = tables.summary(loaded)
-    lines = [tables.to_text(tables.typeset(rows, loaded.tasks, against_reference(rows, loaded)))]
+    loaded = load(study)
+    rows = summary(loaded)
+    lines = [to_text(summary_table(rows, loaded.tasks, against_reference(rows, loaded)))]
     lines += [f"problem: {problem}" for problem in loaded.problems]
     if len(loaded.missing):
         lines.append(f"missing: {len(loaded.missing)} of {len(loaded.expected)} results are not measured yet")
@@ -127,173 +141,53 @@ def build_report(study: Study, overrides: Sequence[str] | None = None) -> Report
     """
     paths = ReportPaths(study.setup.paths.out / study.name)
     require_writable(paths.folder, "paths.out")
-    loaded = _load(study)
-    rows = tables.summary(loaded)
+    loaded = load(study)
+    rows = summary(loaded)
     comparisons = against_reference(rows, loaded)
-    table = tables.typeset(rows, loaded.tasks, comparisons)
-    figure = pareto.pareto_figure(rows, loaded.tasks)
-    for form in ("svg", "pdf", "png"):
-        write_beside(paths.figure(form), lambda beside, form=form: pareto.save_figure(figure, beside, form))
-    svg = paths.figure("svg").read_text(encoding="utf-8")
-    _write_text(paths.markdown, tables.to_markdown(table))
-    _write_text(paths.csv, rows.to_csv(index=False))
-    _write_text(paths.comparisons, comparisons.to_csv(index=False))
-    _write_text(paths.html, render(_page(study, loaded, rows, table, svg, commands(study.name, overrides))))
+    table = summary_table(rows, loaded.tasks, comparisons)
+    _write_table(table, rows, paths.folder, "table")
+    write_text(paths.comparisons, comparisons.to_csv(index=False))
+    paper = None
+    if (number := paper_number(study.name)) is not None:
+        entries = side_by_side(number, rows, significant_marks(comparisons))
+        paper = kind_of(entries)(number, entries)
+        _write_table(paper, entries, paths.folder, "paper")
+    drawn = [(plot, _write_plot(plot, paths)) for plot in plots(study, loaded, rows)]
+    page = page_of(study, loaded, rows, table, paper, drawn, commands(study.name, overrides))
+    write_text(paths.html, render(page))
     return paths
 
 
-def _load(study: Study) -> LoadedResults:
+def load(study: Study) -> LoadedResults:
+    """The results of a study, from where its setup says they are."""
     return load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
 
 
-def _write_text(path: Path, text: str) -> None:
-    def write(beside: Path) -> None:
-        beside.write_text(text, encoding="utf-8")
-
-    write_beside(path, write)
-
-
-# --- what the page says ----------------------------------------------------------------------------------------------
+def paper_number(name: str) -> int | None:
+    """Which of the paper's tables an experiment is: 1 for `table01` and for `smollm2_table01`."""
+    match = re.fullmatch(r"(?:.*[_/])?table(\d\d)", name)
+    return int(match[1]) if match else None
 
 
-def _page(
-    study: Study, loaded: LoadedResults, rows: pd.DataFrame, table: tables.Table, svg: str, again: Sequence[str]
-) -> Page:
-    theme = {pareto.INK: "ink", pareto.PAPER: "paper", pareto.QUIET: "quiet"}
-    return Page(
-        name=study.name,
-        headlines=headlines(rows),
-        measured=_measured_text(loaded),
-        figure=inline_svg(
-            svg, "Task Avg and log perplexity against effective bits; the table below has the numbers", theme
-        ),
-        table=tables.to_html(table),
-        records=[_record(cell, loaded) for cell in study.cells],
-        problems=loaded.problems,
-        gaps=gap_texts(loaded),
-        commands=again,
-    )
+def _write_table(table: Table, numbers: pd.DataFrame, folder: Path, name: str) -> None:
+    """The four forms of a table; the LaTeX is a document that compiles on its own."""
+    write_text(folder / f"{name}.md", to_markdown(table))
+    write_text(folder / f"{name}.tex", document([to_latex(table)]))
+    write_text(folder / f"{name}.html", plain_page(table.caption or name, [to_html(table)]))
+    write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
 
 
-def headlines(rows: pd.DataFrame) -> list[list[str]]:
-    """For each model: what its narrowest MatQuant read-out reaches, then the other rows of that width as rivals."""
-    measured = rows[rows[TASK_AVG].notna() | rows[LOG_PPLX].notna()]
-    if measured.empty:
-        return [["Nothing has been measured yet."]]
-    several = rows["model"].nunique() > 1
-    return [
-        _headline(of_model, f"{model}: " if several else "")
-        for model, of_model in measured.groupby("model", sort=False)
-    ]
-
-
-def _headline(rows: pd.DataFrame, prefix: str) -> list[str]:
-    full, reads = rows[rows["base"] == "none"], rows[(rows["base"] != "none") & ~rows["extra_precision"].astype(bool)]
-    nested = reads[reads["method"].str.startswith("MatQuant")]
-    candidates = nested if len(nested) else reads if len(reads) else full
-    # Among several the plain MatQuant: a variant's name is longer by what it varies.
-    width = candidates[candidates["bits"] == candidates["bits"].min()]
-    first = width.loc[width["method"].str.len().idxmin()]
-    rivals = reads[(reads["plan"] == first["plan"]) & (reads.index != first.name)]
-    full = full[full.index != first.name]
-    what = ", unquantized" if first["base"] == "none" else f" read out of {first['label']}"
-    return [
-        f"{prefix}{data_type(first)}{what}: {_scores(first)}.",
-        *(f"{row['label']} at {row['plan']}: {_scores(row)}." for row in rivals.to_dict("records")),
-        *(f"Unquantized ({row['method']}): {_scores(row)}." for row in full.to_dict("records")),
-    ]
-
-
-def _scores(row: tables.Row) -> str:
-    average = with_error(100 * row[TASK_AVG], 100 * row[f"{TASK_AVG}_stderr"], ".1f")
-    return f"Task Avg {average}, log pplx {with_error(row[LOG_PPLX], float('nan'), '.2f')}"
-
-
-def _measured_text(loaded: LoadedResults) -> str:
-    total, missing = len(loaded.expected), len(loaded.missing)
-    if missing == total:
-        return f"0 of {total} results measured."
-    finished, commits = loaded.frame["finished"], ", ".join(sorted(loaded.frame["commit"].unique()))
-    period = f"from {finished.min()} to {finished.max()}"
-    return f"{total - missing} of {total} results measured, {period}, by commit {commits}."
-
-
-RECORD_COLUMNS = {
-    "plan": "plan",
-    "task": "task",
-    "metric": "metric",
-    "num_documents": "documents",
-    "limit": "limit",
-    "batch_size": "batch size",
-    "dtype": "dtype",
-    "data": "data revision",
-    "lm_eval": "lm-eval",
-    "protocol_id": "protocol",
-    "device": "device",
-    "seconds": "seconds",
-    "finished": "finished",
-    "commit": "commit",
-}
-
-
-def _record(cell: Cell, loaded: LoadedResults) -> Record:
-    """How the numbers of one cell were made: a row for each result, in the order of the read-out."""
-    expected = loaded.expected[loaded.expected["cell_id"] == cell.id]
-    keys = ["cell_id", "plan", "task"]
-    results = expected[keys].merge(tables.headline_results(loaded), on=keys)
-    checkpoints = results["checkpoint"].dropna().unique()
-    return Record(
-        anchor=cell.id,
-        title=f"{cell.id}: {', '.join(expected['label'].unique())}",
-        facts={**_facts(cell), "checkpoint": ", ".join(checkpoints) or "none"},
-        heads=tuple(RECORD_COLUMNS.values()),
-        rows=[[_record_text(column, row) for column in RECORD_COLUMNS] for row in results.to_dict("records")],
-    )
-
-
-def _facts(cell: Cell) -> dict[str, str]:
-    """What determines the cell's checkpoint, a line for each part: its model, base algorithm, grid, data, objective."""
-    facts = {"cell id": cell.id}
-    for name, value in cell.model_dump(mode="json", exclude={"objective"}, exclude_none=True).items():
-        facts[name] = _part_text(value) if isinstance(value, dict) else str(value)
-    if cell.objective is not None:
-        facts["objective"] = f"{objective_text(cell.objective)} in an int{cell.objective.parent_bits} parent"
-    return facts
-
-
-def _part_text(part: Mapping[str, Any]) -> str:
-    """`omniquant, num_steps 48, batch_size 4`: the kind first, then every setting."""
-    settings = [f"{key} {text}" for key, text in flatten(part) if key != "kind"]
-    return ", ".join([*([part["kind"]] if "kind" in part else []), *settings])
-
-
-def _record_text(column: str, row: tables.Row) -> str:
-    value = row[column]
-    if column == "limit" and row["task"] != LOG_PPLX and pd.isna(value):
-        return "all"
-    if column == "task":
-        return task_name(value)
-    return tables.MISSING if pd.isna(value) else str(value)
-
-
-def gap_texts(loaded: LoadedResults) -> list[str]:
-    """A line for each read-out with missing results, and one for a cell that has none at all."""
-    texts = []
-    for cell_id, missing in loaded.missing.groupby("cell_id", sort=False):
-        expected = loaded.expected[loaded.expected["cell_id"] == cell_id]
-        if len(missing) == len(expected):
-            texts.append(f"{cell_id} ({', '.join(expected['label'].unique())}): nothing measured yet")
-            continue
-        for plan, tasks in missing.groupby("plan", sort=False)["task"]:
-            texts.append(f"{cell_id} at {plan}: {', '.join(map(task_name, tasks))}")
-    return texts
-
-
-def commands(name: str, overrides: Sequence[str] | None) -> list[str]:
-    """How to measure what is missing and draw the report again."""
-    guessed = [] if name == DEFAULT_NAME else [f"experiment={name}"]
-    typed = guessed if overrides is None else list(overrides)
-    return [shlex.join(["python", "run.py", *typed]), shlex.join(["python", "-m", "analysis.report", *typed])]
+def _write_plot(plot: Plot, paths: ReportPaths) -> list[str]:
+    """Every form of a figure at each of its widths; returns the SVGs, widest first."""
+    drawn = []
+    for width in plot.widths:
+        figure = plot.draw(width)
+        name = plot.name if width == max(plot.widths) else f"{plot.name}_column"
+        for form in FORMS:
+            save = partial(save_figure, figure, form=form)
+            write_beside(paths.figure(name, form), save)
+        drawn.append(paths.figure(name, "svg").read_text(encoding="utf-8"))
+    return drawn
 
 
 if __name__ == "__main__":

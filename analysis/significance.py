@@ -100,18 +100,19 @@ Outcomes = Mapping[str, np.ndarray]
 
 
 def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame:
-    """Every row of `tables.summary` against the reference row of its model and data type: COLUMNS and the row's index.
+    """Every row of `summary.summary` against the reference row of its model and data type: COLUMNS, the row's index.
 
-    The reference is the explicit Baseline of that width, where there is one, else the sliced parent.
+    The reference is the explicit Baseline of that width, where there is one, else the sliced parent; of the same base
+    algorithm and scope, where there is one.  A Baseline has no reference.
     """
     found = []
     for _, group in rows[rows["base"] != "none"].groupby(["model", "bits", "plan"], sort=False):
-        reference = _reference(group)
-        if reference is None:
-            continue
-        theirs = outcomes(loaded, group.loc[reference])
-        for index in group.index.drop(reference):
-            for task, difference in differences(outcomes(loaded, group.loc[index]), theirs).items():
+        measured = {index: outcomes(loaded, row) for index, row in group.iterrows()}
+        for index in group.index:
+            reference = _reference(group, index)
+            if reference is None:
+                continue
+            for task, difference in differences(measured[index], measured[reference]).items():
                 found.append(
                     {
                         "index": index,
@@ -126,12 +127,23 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
     return pd.DataFrame(found, columns=["index", *COLUMNS]).set_index("index")
 
 
-def _reference(group: pd.DataFrame) -> Any | None:
-    for start in ("Baseline", "Sliced"):
-        matching = group.index[group["method"].str.startswith(start)]
-        if len(matching) and len(group) > 1:
-            return matching[0]
-    return None
+def _reference(group: pd.DataFrame, index: Any) -> Any | None:
+    """The row that another one is held against: of its algorithm and scope before others, a Baseline before Sliced."""
+    row = group.loc[index]
+    if row["method"].startswith("Baseline"):
+        return None
+    baseline = group["method"].str.startswith("Baseline")
+    candidates = group[baseline | (group["method"].str.startswith("Sliced") & (group.index != index))]
+    if candidates.empty:
+        return None
+    distance = pd.DataFrame(
+        {
+            "base": candidates["base"] != row["base"],
+            "scope": candidates["scope"] != row["scope"],
+            "sliced": ~baseline[candidates.index],
+        }
+    )
+    return distance.sort_values(list(distance.columns), kind="stable").index[0]
 
 
 def outcomes(loaded: LoadedResults, row: pd.Series) -> Outcomes:

@@ -96,9 +96,8 @@ def launching(folder: Path) -> None:
         text, seconds[8 * num_seeds] = launched(target, environment)
         assert f"submitted {8 * num_seeds} jobs" in text, text
     (few, start), (many, end) = seconds.items()
-    print(
-        f"launching {few} jobs: {start:.1f} s; {many} jobs: {end:.1f} s, {1000 * end / many:.0f} ms a job (target 200 ms)"
-    )
+    per_job = 1000 * end / many
+    print(f"launching {few} jobs: {start:.1f} s; {many} jobs: {end:.1f} s, {per_job:.0f} ms a job (target 200 ms)")
 
 
 if __name__ == "__main__":

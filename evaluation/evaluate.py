@@ -22,6 +22,7 @@ from evaluation.harness import Bar, language_model, num_answers, score_tasks
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, Part, missing, protocols, task_source
+from evaluation.readouts import readout_point, readout_rows
 from evaluation.results import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.tasks import TaskSource, load_tasks
 from matquant.cell import Cell
@@ -63,18 +64,18 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, part: Part = WHOLE) -> 
                         line.add(result.task, result.metrics)
                         give_way(f"evaluating {cell.id} at {plan} after {result.task}")
                         measured |= _named(result)
-                tracker.log(measured)
-    tracker.summarize(summary(cell, setup.readout, store))
+                tracker.log(measured | readout_point(readout_rows(store, cell.id), str(plan)))
+    publish(cell, setup.readout, store, tracker)
 
 
-def summary(cell: Cell, readout: Readout, store: ResultStore) -> dict[str, float]:
-    """Everything that was measured of a cell, whichever process did it, by names such as eval/int4/piqa/acc."""
-    wanted, named = protocols(readout, add_bos=cell.model.add_bos), {}
-    for plan in readout.plans_of(cell):
-        for task, protocol in wanted.items():
-            if store.has(key := Key(cell.id, str(plan), task, protocol)):
-                named |= _named(store.read(store.path(key)))
-    return named
+def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:
+    """Tells a tracker everything that was measured of a cell, whichever process did it."""
+    wanted = protocols(readout, add_bos=cell.model.add_bos)
+    keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
+    results = [store.read(store.path(key)) for key in keys if store.has(key)]
+    tracker.summarize({name: value for result in results for name, value in _named(result).items()})
+    if rows := readout_rows(store, cell.id):
+        tracker.log({"results": rows})
 
 
 def _named(result: Result) -> dict[str, float]:

@@ -73,7 +73,7 @@ class WandbTracker:
             self.run = wandb.init(mode="offline", **{key: value for key, value in arguments.items() if key != "resume"})
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Numbers as curves, a list of counts as a histogram over 0, 1, 2, ..."""
+        """Numbers as curves, a list of counts as a histogram over 0, 1, 2, ..., a list of rows as a table."""
         self.run.log({name: _logged(value) for name, value in metrics.items()})
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
@@ -89,6 +89,8 @@ def _logged(value: Any) -> Any:
     import numpy as np
     import wandb
 
+    if value and isinstance(value[0], Mapping):
+        return wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
     return wandb.Histogram(np_histogram=(np.array(value), np.arange(len(value) + 1)))
 
 

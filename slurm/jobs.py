@@ -96,7 +96,7 @@ class Job:
         leave(world())
 
     def _evaluate(self, part: Part) -> None:
-        from evaluation.evaluate import evaluate, summary
+        from evaluation.evaluate import evaluate, publish
         from matquant.tracking import NoTracker, tracking
 
         store = ResultStore(self.setup.paths.results)
@@ -109,7 +109,7 @@ class Job:
         evaluate(self.cell, self.setup, NoTracker(), part)
         if not missing(self.cell, self.setup.readout, store):
             with tracking(self.cell, self.setup, "evaluate") as tracker:
-                tracker.summarize(summary(self.cell, self.setup.readout, store))
+                publish(self.cell, self.setup.readout, store, tracker)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit when the job is requeued: everything that matters is on disk, so it is the job itself."""

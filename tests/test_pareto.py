@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.load import load_frame
-from analysis.pareto import (
+from analysis.figures.pareto import (
     CHANCE,
     chance_in_view,
     method_styles,
     non_dominated,
     pareto_figure,
-    readable_ticks,
-    save_figure,
 )
-from analysis.tables import summary
+from analysis.figures.style import readable_ticks, save_figure
+from analysis.load import load_frame
+from analysis.summary import summary
 from evaluation.results import ResultStore
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 from tests.reference import pareto_reference

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from analysis.report import build_report, commands, main, print_table
+from analysis.contents import commands
+from analysis.figures.style import FORMS
+from analysis.report import build_report, main, paper_number, print_table
 from matquant.errors import UserError
 from matquant.runs import PROJECT
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
@@ -19,12 +21,20 @@ from tests.made_results import MATQUANT, measure, paper_cells, quantized, study,
 if TYPE_CHECKING:
     from matquant.config import Study
 
-FILES = {"table.md", "table.csv", "comparisons.csv", "pareto.svg", "pareto.pdf", "pareto.png", "report.html"}
+TABLES = {f"table.{form}" for form in ("md", "tex", "html", "csv")}
+FIGURES = ("pareto", "pareto_column", "pareto_with_grid", "pareto_with_grid_column", "widths", "widths_log_pplx")
+FILES = {"comparisons.csv", "report.html", *TABLES, *(f"{name}.{form}" for name in FIGURES for form in FORMS)}
 
 
 @pytest.fixture
 def made(tmp_path) -> Study:
     return study(tmp_path, paper_cells())
+
+
+@pytest.fixture
+def _only_svg(monkeypatch):
+    """The form that the page shows, where a test looks at nothing but the page."""
+    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
 
 
 def page_of(made: Study) -> str:
@@ -51,6 +61,7 @@ def test_a_second_report_of_the_same_results_is_the_same(made):
     assert {path.name: path.read_bytes() for path in build_report(made).folder.iterdir()} == first
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_the_headline_is_computed_from_the_results(made):
     measure(made)
     page = page_of(made)
@@ -60,6 +71,7 @@ def test_the_headline_is_computed_from_the_results(made):
     assert "int2 read out of MatQuant (OmniQuant): Task Avg 62.0 ± 2.5" in page_of(made)
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_the_page_is_one_file_that_fetches_nothing(made):
     measure(made)
     page = page_of(made)
@@ -69,6 +81,7 @@ def test_the_page_is_one_file_that_fetches_nothing(made):
     assert "<svg" in page
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_names_from_outside_are_escaped_everywhere(tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     made = study(tmp_path, [unquantized(architecture=evil), quantized(MATQUANT)], name="a&b")
@@ -79,6 +92,7 @@ def test_names_from_outside_are_escaped_everywhere(tmp_path):
     assert "a&amp;b" in page
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_the_page_tells_how_each_number_was_made(made):
     measure(made)
     page = page_of(made)
@@ -89,6 +103,7 @@ def test_the_page_tells_how_each_number_was_made(made):
         assert fact in page
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_an_empty_results_folder_is_a_report_of_gaps(made, capsys):
     page = page_of(made)
     assert "Nothing has been measured yet." in page
@@ -97,6 +112,7 @@ def test_an_empty_results_folder_is_a_report_of_gaps(made, capsys):
     assert "missing: 30 of 30 results are not measured yet" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_single_gaps_are_named(made):
     store = measure(made)
     for path in (store.folder / made.cells[3].id / "int2").glob("log_pplx-*.json"):
@@ -104,6 +120,7 @@ def test_single_gaps_are_named(made):
     assert f"{made.cells[3].id} at int2: log pplx" in page_of(made)
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_problems_reach_the_terminal_and_the_page(made, capsys):
     store = measure(made)
     path = next((store.folder / made.cells[0].id / "full").glob("boolq-*.json"))
@@ -113,6 +130,7 @@ def test_problems_reach_the_terminal_and_the_page(made, capsys):
     assert f"{path} is not a whole result file" in page_of(made)
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_the_csv_holds_fractions_and_nats(made):
     measure(made)
     with build_report(made).csv.open(newline="", encoding="utf-8") as file:
@@ -121,6 +139,7 @@ def test_the_csv_holds_fractions_and_nats(made):
     assert float(first["log_pplx"]) == pytest.approx(3.0, abs=0.01)
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_every_model_of_a_study_has_its_headline(tmp_path):
     made = study(tmp_path, [quantized(MATQUANT), quantized({"int2": 1.0}, parent_bits=2, name="other")])
     measure(made)
@@ -129,10 +148,12 @@ def test_every_model_of_a_study_has_its_headline(tmp_path):
     assert "other: int2 read out of Baseline (OmniQuant)" in page
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_a_study_of_nothing_still_renders(tmp_path):
     assert "Nothing has been measured yet." in page_of(study(tmp_path, []))
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_an_unquantized_model_alone_is_a_headline(tmp_path):
     made = study(tmp_path, [unquantized()])
     measure(made)
@@ -154,9 +175,10 @@ def test_commands_repeat_what_was_typed():
     )
 
 
+@pytest.mark.usefixtures("_only_svg")
 def test_the_command_line_draws_an_experiment(tmp_path, capsys):
     folders = [f"paths.{name}={tmp_path / name}" for name in ("runs", "results", "out")]
-    assert main(["experiment=demo", *folders]) == 0
+    assert main(["experiment=demo", "--no-notebook", *folders]) == 0
     page = Path(re.findall(r"report: (.*)", capsys.readouterr().out)[0])
     assert page == tmp_path / "out" / "demo" / "report.html"
     assert "experiment=demo" in page.read_text(encoding="utf-8")
@@ -176,3 +198,35 @@ def test_help_teaches(capsys):
     shown = capsys.readouterr().out
     assert "report.html" in shown
     assert "paths.results=" in shown
+
+
+@pytest.mark.parametrize(("name", "number"), [("table01", 1), ("smollm2_table06", 6), ("demo", None), ("table1", None)])
+def test_an_experiment_that_is_a_table_of_the_paper_is_known_by_its_name(name, number):
+    assert paper_number(name) == number
+
+
+@pytest.mark.usefixtures("_only_svg")
+def test_a_table_of_the_paper_stands_on_its_page(tmp_path):
+    made = study(tmp_path, paper_cells(), name="smollm2_table01")
+    measure(made)
+    paths = build_report(made)
+    page = paths.html.read_text(encoding="utf-8")
+    assert "Table 1: OmniQuant, FFN" in page
+    assert {path.suffix for path in paths.folder.glob("paper.*")} == {".md", ".tex", ".html", ".csv"}
+
+
+@pytest.mark.usefixtures("_only_svg")
+def test_the_page_says_what_all_numbers_were_made_with(made):
+    measure(made)
+    page = page_of(made)
+    for fact in ("c0ffeec0ffee (30 results)", "0.8 minutes in all, 30 results", "4 complete, 0 in part, 0 missing"):
+        assert fact in page
+    next((made.setup.paths.results / made.cells[3].id).glob("int2/boolq*.json")).unlink()
+    assert "3 complete, 1 in part, 0 missing" in page_of(made)
+
+
+@pytest.mark.usefixtures("_only_svg")
+def test_every_id_of_the_page_is_there_once(made):
+    measure(made)
+    ids = re.findall(r'\bid="([^"]+)"', page_of(made))
+    assert len(ids) == len(set(ids)) > 100

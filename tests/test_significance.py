@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.compare import compare, measured
+from analysis.drawing import to_text
 from analysis.load import load_frame
 from analysis.significance import TASK_AVG, against_reference, differences, document_values, mcnemar, paired_bootstrap
-from analysis.tables import BETTER, WORSE, summary, to_text, typeset
+from analysis.summary import summary
+from analysis.tables import summary_table
+from analysis.typeset import BETTER, WORSE
 from evaluation.results import ResultStore
 from matquant.errors import UserError
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
@@ -129,7 +132,7 @@ def test_a_row_is_compared_with_the_baseline_of_its_width(made):
 def test_the_table_marks_what_is_significant_and_says_how(made):
     loaded = load(made)
     rows = summary(loaded)
-    text = to_text(typeset(rows, loaded.tasks, against_reference(rows, loaded)))
+    text = to_text(summary_table(rows, loaded.tasks, against_reference(rows, loaded)))
     marked = [line for line in text.splitlines() if BETTER in line]
     assert len(marked) == 1 + 1  # the row and the note
     assert marked[0].count(BETTER) == 3
@@ -140,7 +143,7 @@ def test_the_table_marks_what_is_significant_and_says_how(made):
 
 def test_without_comparisons_nothing_is_marked(made):
     loaded = load(made)
-    assert BETTER not in to_text(typeset(summary(loaded), loaded.tasks))
+    assert BETTER not in to_text(summary_table(summary(loaded), loaded.tasks))
 
 
 def test_any_two_read_outs_can_be_compared(made):

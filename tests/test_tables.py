@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from analysis.drawing import to_html, to_markdown, to_text
 from analysis.load import COLUMNS, LoadedResults, load_frame
-from analysis.tables import MISSING, stderr_of_mean, summary, to_html, to_markdown, to_text, typeset
+from analysis.summary import stderr_of_mean, summary
+from analysis.tables import summary_table
+from analysis.typeset import MISSING
 from evaluation.results import ResultStore
 from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized
 
@@ -24,7 +30,7 @@ def load(made: Study) -> LoadedResults:
 
 
 def text_of(loaded: LoadedResults) -> str:
-    return to_text(typeset(summary(loaded), loaded.tasks))
+    return to_text(summary_table(summary(loaded), loaded.tasks))
 
 
 @pytest.fixture
@@ -114,7 +120,7 @@ def test_interpolated_read_outs_are_marked_and_the_mark_is_explained(made):
 
 def test_only_the_best_value_as_printed_is_bold_and_never_an_unquantized_one(made):
     measure(made)
-    table = to_markdown(typeset(summary(load(made)), made.setup.readout.tasks))
+    table = to_markdown(summary_table(summary(load(made)), made.setup.readout.tasks))
     full, *rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     assert "**" not in full
     # All methods were given the same values: equal entries are all bold.
@@ -126,7 +132,7 @@ def test_the_lower_log_perplexity_is_the_better_one(made):
     path = next((store.folder / made.cells[2].id / "int2").glob("log_pplx-*.json"))
     result = store.read(path)
     store.put(dataclasses.replace(result, metrics={**result.metrics, "log_pplx": 1.25}), documents_of(result))
-    table = to_markdown(typeset(summary(load(made)), made.setup.readout.tasks))
+    table = to_markdown(summary_table(summary(load(made)), made.setup.readout.tasks))
     best = next(line for line in table.splitlines() if "**1.250 ± 0.020**" in line)
     assert best.startswith("| int2 | Baseline")
 
@@ -222,6 +228,58 @@ def test_models_may_differ_in_protocol_without_losing_a_row(tmp_path):
     assert loaded.missing.empty
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("lm_eval", "0.5"), ("batch_size", 8), ("limit", 7), ("data", "another revision")]
+)
+def test_models_that_were_measured_differently_are_named_with_what_differs(tmp_path, field, value):
+    made = study(tmp_path, [unquantized(), unquantized(name="other")])
+    store = measure(made)
+    for path in (store.folder / made.cells[1].id).glob("full/boolq*.json"):
+        result = store.read(path)
+        path.unlink()
+        store.put(dataclasses.replace(result, protocol={**result.protocol, field: value}), documents_of(result))
+    loaded = load(made)
+    assert loaded.missing.empty
+    (problem,) = [problem for problem in loaded.problems if "do not compare them" in problem]
+    assert problem.startswith(f"boolq: models differ in {field}: ")
+    assert f"{value} for other" in problem
+
+
+ODD_VALUES = [None, True, -1, 10**400, "text", [], {}, [1], {"acc": "x"}, math.nan, math.inf]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_result_file_holds_the_table_is_drawn_and_the_file_named(made, data):
+    """One field of one file is replaced by something else."""
+    store = measure(made)
+    path = next((store.folder / made.cells[3].id / "int4").glob("boolq-*.json"))
+    whole = json.loads(path.read_text())
+    place = data.draw(st.sampled_from([(name,) for name in whole] + [("metrics", "acc"), ("overhead", "grid_bits")]))
+    inner = whole
+    for name in place[:-1]:
+        inner = inner[name]
+    value = data.draw(st.sampled_from(ODD_VALUES))
+    inner[place[-1]] = value
+    path.write_text(json.dumps(whole))
+    loaded = load(made)
+    text_of(loaded)
+    named = any(str(path) in problem for problem in loaded.problems)
+    gaps = loaded.missing[["cell_id", "plan", "task"]].values.tolist()
+    assert gaps == ([[made.cells[3].id, "int4", "boolq"]] if named else [])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_none_is_a_gap_and_named(made, value):
+    store = measure(made)
+    path = next((store.folder / made.cells[3].id / "int4").glob("boolq-*.json"))
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "metrics": {"acc": value}}))
+    loaded = load(made)
+    assert [str(path) in problem for problem in loaded.problems] == [True]
+    assert loaded.missing[["plan", "task"]].values.tolist() == [["int4", "boolq"]]
+
+
 def test_results_of_two_checkpoints_of_one_cell_are_named(made):
     store = measure(made)
     path = next((store.folder / made.cells[3].id / "int8").glob("boolq-*.json"))
@@ -247,7 +305,7 @@ def test_what_the_papers_count_of_bits_leaves_out_stands_beside_it(tmp_path):
     assert rows.loc["int2+ep", ["grid_bits", "overflow_bits", "model_bits"]].tolist() == [1.25, 0.8, 10.5]
     assert rows.loc["full", ["grid_bits", "overflow_bits", "model_bits"]].tolist() == [0, 0, 16]
     assert MISSING not in text_of(load(made))  # everything is measured: no gap, and no legend of gaps
-    page = to_html(typeset(rows.reset_index(), made.setup.readout.tasks))
+    page = to_html(summary_table(rows.reset_index(), made.setup.readout.tasks))
     assert all(f">{head}<" in page for head in ("+ grid", "+ overflow", "Stored"))
     assert "  10.5  " in text_of(load(made))
     assert "+ grid  " not in text_of(load(made))
@@ -256,14 +314,14 @@ def test_what_the_papers_count_of_bits_leaves_out_stands_beside_it(tmp_path):
 def test_the_overflow_column_is_there_only_where_something_overflows(tmp_path):
     made = study(tmp_path, paper_cells())
     measure(made)
-    heads = typeset(summary(load(made)), made.setup.readout.tasks).heads
+    heads = summary_table(summary(load(made)), made.setup.readout.tasks).heads
     assert "+ grid" in heads
     assert "+ overflow" not in heads
 
 
 def test_html_escapes_names_and_marks_gaps(tmp_path):
     made = study(tmp_path, [unquantized(name="<script>"), unquantized(name="b&b")])
-    drawn = to_html(typeset(summary(load(made)), made.setup.readout.tasks))
+    drawn = to_html(summary_table(summary(load(made)), made.setup.readout.tasks))
     assert "&lt;script&gt;" in drawn
     assert "<script>" not in drawn
     assert 'class="missing"' in drawn
@@ -272,6 +330,6 @@ def test_html_escapes_names_and_marks_gaps(tmp_path):
 def test_markdown_rows_have_as_many_fields_as_the_head(tmp_path):
     made = study(tmp_path, [*paper_cells(), unquantized(name="a|b"), quantized({**MATQUANT, "8->2": 1.0})])
     measure(made)
-    lines = to_markdown(typeset(summary(load(made)), made.setup.readout.tasks)).splitlines()
+    lines = to_markdown(summary_table(summary(load(made)), made.setup.readout.tasks)).splitlines()
     rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
     assert {line.replace("\\|", "").count("|") for line in rows} == {10}

@@ -1,0 +1,113 @@
+"""Training curves: the loss of every slice, by step or, for algorithms that fit block by block, along the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from analysis.figures.style import QUIET, RC, TEXT, Style, marker, new_figure, say
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SLICE_STYLES = {
+    8: Style("#0072B2", "o"),
+    6: Style("#56B4E9", "P"),
+    4: Style("#009E73", "s"),
+    3: Style("#E69F00", "D"),
+    2: Style("#D55E00", "v"),
+}
+TERM = re.compile(r"(?:int(\d)(?:\+ep)?|\d(?:\+ep)?->(\d)(?:\+ep)?)")
+"""What train.jsonl calls the loss of a term: `int2`, `int2+ep`, `8->2`."""
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """The steps of a train.jsonl: `step`, `block` if there is one, and the loss of every term; empty without a log."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return pd.DataFrame(columns=["step"])
+    steps = [record for record in map(_record, lines) if "step" in record]
+    return pd.DataFrame(steps) if steps else pd.DataFrame(columns=["step"])
+
+
+def _record(line: str) -> dict[str, float]:
+    """A line as numbers; nothing of one that was cut short."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return {name: value for name, value in record.items() if isinstance(value, int | float)}
+
+
+def terms_of(log: pd.DataFrame) -> list[str]:
+    """The terms of a log, wide to narrow."""
+    return sorted((str(name) for name in log if TERM.fullmatch(str(name))), key=lambda name: (-_bits(name), len(name)))
+
+
+def _bits(term: str) -> int:
+    found = TERM.fullmatch(term)
+    assert found is not None
+    return int(found[1] or found[2])
+
+
+def curves_figure(logs: Mapping[str, pd.DataFrame], *, width: float = TEXT) -> Figure:
+    """A panel for each cell; along the model a line goes through all steps, a marker stands at each block's end."""
+    figure, grid = new_figure(width, 1.9 * max(1, len(logs)) + 0.3, max(1, len(logs)))
+    with matplotlib.rc_context(RC):
+        if not logs:
+            say(grid[0, 0], "no training log")
+        for (axes,), (name, log) in zip(grid, logs.items(), strict=False):
+            axes.set_title(name)
+            if terms_of(log):
+                _draw(axes, log)
+            else:
+                say(axes, "no training log")
+        handles = _legend(dict.fromkeys(term for log in logs.values() for term in terms_of(log)))
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+    return figure
+
+
+def _draw(axes: Axes, log: pd.DataFrame) -> None:
+    by_block = "block" in log
+    lengths = log.groupby("block")["step"].transform("max") + 1 if by_block else 1
+    place = log["block"] + log["step"] / lengths if by_block else log["step"]
+    ends = log.groupby("block")["step"].idxmax() if by_block else log.index[[]]
+    for term in terms_of(log):
+        style = SLICE_STYLES.get(_bits(term), Style(QUIET, "x"))
+        values = log[term].where(log[term] > 0)
+        dashes = ":" if "->" in term else "-"
+        if by_block:
+            # A gap between blocks: the losses of two blocks are no curve.
+            look = {"color": style.colour, "linewidth": 0.8, "linestyle": dashes, "alpha": 0.8}
+            for numbers in log.groupby("block").groups.values():
+                axes.plot(place[numbers], values[numbers], **look)
+        else:
+            axes.plot(place, values, color=style.colour, linewidth=0.4, alpha=0.35)
+            smooth = values.ewm(span=max(2, len(values) // 40)).mean()
+            axes.plot(place, smooth, color=style.colour, linewidth=1.1, linestyle=dashes)
+        axes.plot(place[ends], values[ends], **marker(style, size=3))
+    axes.set_yscale("log")
+    axes.set_xlabel("block (within a block: steps)" if by_block else "step")
+    axes.set_ylabel("loss of the slice")
+    axes.set_xlim(place.min() - 0.01 * np.ptp(place), place.max() + 0.01 * np.ptp(place) + 1e-9)
+
+
+def _legend(terms: Mapping[str, None]) -> list[Line2D]:
+    handles = []
+    for term in sorted(terms, key=lambda name: (-_bits(name), len(name))):
+        style = SLICE_STYLES.get(_bits(term), Style(QUIET, "x"))
+        look = {**marker(style, size=3), "linestyle": ":" if "->" in term else "-", "linewidth": 1.1}
+        handles.append(Line2D([], [], color=style.colour, label=term, **look))
+    return handles

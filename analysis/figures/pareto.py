@@ -1,0 +1,237 @@
+"""Quality against size: the non-dominated read-outs, and the figure that shows them.
+
+A read-out is dominated if another one needs no more bits and is no worse, and is strictly better in one of the two.
+The figure has a panel for Task Avg and one for log perplexity, and a row of panels for each model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, cycle, product
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.style import (
+    CHANCE_LINE,
+    FULL_LINE,
+    METHOD_STYLES,
+    OTHER_STYLES,
+    QUIET,
+    RC,
+    TEXT,
+    Style,
+    bits_axis,
+    columns_of,
+    marker,
+    new_figure,
+    value_axis,
+)
+from analysis.names import model_name
+from analysis.significance import TASK_AVG
+from analysis.summary import method_rank
+from evaluation.results import LOG_PPLX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+CHANCE = {"arc_challenge": 0.25, "arc_easy": 0.25, "boolq": 0.5, "hellaswag": 0.25, "piqa": 0.5, "winogrande": 0.5}
+"""Accuracy of a guess: one over the number of answers (a few ARC questions have three or five)."""
+
+SIZES = {
+    "effective": "effective bits per quantized weight",
+    "with_grid": "bits per quantized weight, with scales and zeros",
+    "disk": "megabytes on disk",
+}
+"""What the horizontal axis may show: the paper's count; what is stored for the quantized weights; the whole model."""
+
+PANEL_HEIGHT = 2.2
+FAINT = 0.4
+"""Opacity of read-outs that another one dominates."""
+
+
+def non_dominated(bits: ArrayLike, quality: ArrayLike) -> np.ndarray:
+    """Which of n points no other point dominates; fewer bits and more quality are better.
+
+    A point with a NaN is never among them; equal points are there together.  O(n log n).
+    """
+    cost, value = np.asarray(bits, dtype=float), np.asarray(quality, dtype=float)
+    kept = np.zeros(len(cost), dtype=bool)
+    best = None
+    known = np.flatnonzero(~(np.isnan(cost) | np.isnan(value)))
+    for i in known[np.lexsort((-value[known], cost[known]))]:
+        if best is None or value[i] > value[best]:
+            best = i
+        kept[i] = (cost[i], value[i]) == (cost[best], value[best])
+    return kept
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity on the vertical axis."""
+
+    value: str
+    title: str
+    scale: float
+    sign: int
+
+
+PANELS = (
+    Panel(TASK_AVG, "Task Avg (%), higher is better", 100.0, +1),
+    Panel(LOG_PPLX, "log perplexity (nats per token), lower is better", 1.0, -1),
+)
+FRONT_LINE = {"color": QUIET, "linewidth": 2.6, "alpha": 0.35, "solid_capstyle": "butt", "solid_joinstyle": "miter"}
+
+
+def sizes(rows: pd.DataFrame, size: str, num_parameters: Mapping[str, float] | None = None) -> pd.Series:
+    """What a read-out costs, in the unit of the axis; NaN where it is not known.
+
+    `num_parameters`: of the whole model, by model name; megabytes need it.
+    """
+    match size:
+        case "effective":
+            return rows["effective_bits"]
+        case "with_grid":
+            return rows["effective_bits"] + rows["grid_bits"] + rows["overflow_bits"]
+        case "disk":
+            return rows["model_bits"] * rows["model"].map(dict(num_parameters or {})).astype(float) / 8e6
+    raise ValueError(f"the axis cannot show {size}; choose {', '.join(SIZES)}")
+
+
+def pareto_figure(
+    rows: pd.DataFrame,
+    tasks: Sequence[str],
+    *,
+    size: str = "effective",
+    num_parameters: Mapping[str, float] | None = None,
+    width: float = TEXT,
+) -> Figure:
+    """Draws the rows of `summary.summary`: a marker a read-out, the unquantized model as a horizontal line."""
+    rows = rows.assign(size=sizes(rows, size, num_parameters))
+    models = list(rows["model"].unique()) or [""]
+    styles = method_styles(rows)
+    handles = _legend(rows, styles, tasks)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    across = columns_of(width)
+    columns = max(1, int((3.05 if longest <= 30 else 2 if longest <= 54 else 1) * width / TEXT))
+    lines = len(models) * len(PANELS) // across
+    height = PANEL_HEIGHT * lines + 0.2 + 0.15 * -(-len(handles) // columns)
+    figure, grid = new_figure(width, height, lines, across)
+    with matplotlib.rc_context(RC):
+        for axes, (model, panel) in zip(grid.flat, product(models, PANELS), strict=True):
+            axes.set_title(f"{model_name(model)}\n{panel.title}" if len(models) > 1 else panel.title)
+            _draw_panel(axes, rows[rows["model"] == model], panel, styles, tasks, size)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def method_styles(rows: pd.DataFrame) -> dict[str, Style]:
+    """A style for each label: that of its method if no other label has it yet, else the next free one."""
+    reads = rows[rows["base"] != "none"]
+    methods: dict[str, str] = dict(zip(reads["label"], reads["method"], strict=True))
+    ordered = sorted(methods.items(), key=lambda item: (method_rank(item[1]), len(item[1])))
+    free = dict(METHOD_STYLES)
+    colours = cycle([style.colour for style in METHOD_STYLES.values()])
+    others = chain(OTHER_STYLES, (Style(next(colours), shape) for shape in cycle("<>*hpd")))
+    styles = {}
+    for label, method in ordered:
+        own = next((name for name in free if method.startswith(name)), None)
+        styles[label] = next(others) if own is None else free.pop(own)
+    return styles
+
+
+def _draw_panel(
+    axes: Axes, rows: pd.DataFrame, panel: Panel, styles: Mapping[str, Style], tasks: Sequence[str], size: str
+) -> None:
+    full, reads = rows[rows["base"] == "none"], rows[rows["base"] != "none"]
+    for value in full[panel.value].dropna() * panel.scale:
+        axes.axhline(value, **FULL_LINE, zorder=1)
+    if panel.value == TASK_AVG and (chance := chance_in_view(rows, tasks)) is not None:
+        axes.axhline(panel.scale * chance, **CHANCE_LINE, zorder=1)
+    measured = reads.dropna(subset=[panel.value, "size"])
+    measured = measured.assign(kept=non_dominated(measured["size"], panel.sign * measured[panel.value]))
+    _draw_front(axes, measured, panel)
+    for label, style in styles.items():
+        _draw_method(axes, measured[measured["label"] == label].sort_values("size"), panel, style)
+    if size == "disk":
+        _megabyte_axis(axes, measured["size"])
+    else:
+        bits_axis(axes, measured["size"], SIZES[size])
+    value_axis(axes, rows[panel.value].dropna() * panel.scale, nats=panel.value == LOG_PPLX)
+
+
+def _megabyte_axis(axes: Axes, sizes: pd.Series) -> None:
+    axes.set_xlabel(SIZES["disk"])
+    if len(sizes):
+        axes.set_xlim(sizes.min() / 1.04, sizes.max() * 1.04)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+
+
+def _draw_method(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style) -> None:
+    """One method's markers with their errors: hollow where interpolated, faint where dominated.
+
+    MatQuant's read-outs come out of one checkpoint, so a line joins them.
+    """
+    if rows.empty:
+        return
+    places, values = rows["size"].to_numpy(), rows[panel.value].to_numpy() * panel.scale
+    errors = rows[f"{panel.value}_stderr"].fillna(0).to_numpy() * panel.scale
+    kept, hollow = rows["kept"].to_numpy(), rows["interpolated"].to_numpy(dtype=bool)
+    if _is_joined(rows["method"].iloc[0]):
+        axes.plot(places, values, color=style.colour, linewidth=1.1, alpha=0.45, zorder=3)
+    for front in (False, True):
+        chosen = kept == front
+        opacity = 1.0 if front else FAINT
+        bars = {"ecolor": style.colour, "elinewidth": 0.8, "alpha": 0.55 * opacity, "zorder": 2}
+        axes.errorbar(places[chosen], values[chosen], yerr=errors[chosen], fmt="none", **bars)
+        for drawn, is_hollow in ((chosen & ~hollow, False), (chosen & hollow, True)):
+            # Without an edge: where two transparent colours overlap, a ring would look like a hollow marker.
+            edge: dict[str, Any] = {} if front or is_hollow else {"markeredgewidth": 0.0}
+            look = {**marker(style, hollow=is_hollow), **edge}
+            axes.plot(places[drawn], values[drawn], **look, alpha=opacity, zorder=5 if front else 4)
+
+
+def _is_joined(method: str) -> bool:
+    return method.startswith("MatQuant")
+
+
+def _draw_front(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
+    """The staircase of the best that each number of bits buys, as a pale line under everything else."""
+    kept = rows[rows["kept"]].sort_values("size")
+    axes.step(kept["size"], kept[panel.value] * panel.scale, where="post", **FRONT_LINE, zorder=0)
+
+
+def chance_in_view(rows: pd.DataFrame, tasks: Sequence[str]) -> float | None:
+    """The Task Avg of guessing, a fraction; None where it is unknown for a task or far below every row."""
+    values = rows[TASK_AVG].dropna()
+    if values.empty or not tasks or any(task not in CHANCE for task in tasks):
+        return None
+    chance = sum(CHANCE[task] for task in tasks) / len(tasks)
+    return chance if values.min() - chance < 0.5 * (values.max() - values.min()) else None
+
+
+def _legend(rows: pd.DataFrame, styles: Mapping[str, Style], tasks: Sequence[str]) -> list[Line2D]:
+    """One entry for everything that is drawn."""
+    joined = set(rows.loc[rows["method"].map(_is_joined).astype(bool), "label"])
+    handles = [_method_handle(label, style, joined=label in joined) for label, style in styles.items()]
+    if rows["interpolated"].any():
+        handles.append(Line2D([], [], **marker(Style(QUIET, "o"), hollow=True), label="hollow: interpolated width"))
+    dtypes = rows.loc[rows["base"] == "none", "method"].unique()
+    handles += [Line2D([], [], **FULL_LINE, label=f"{dtype}, unquantized") for dtype in dtypes]
+    handles.append(Line2D([], [], **FRONT_LINE, label="non-dominated; others faint"))
+    if any(chance_in_view(of_model, tasks) is not None for _, of_model in rows.groupby("model")):
+        handles.append(Line2D([], [], **CHANCE_LINE, label="chance"))
+    return handles
+
+
+def _method_handle(label: str, style: Style, *, joined: bool) -> Line2D:
+    look = {**marker(style), "linestyle": "-" if joined else "none", "linewidth": 1.1}
+    return Line2D([], [], color=style.colour, label=label, **look)

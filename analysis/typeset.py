@@ -1,0 +1,75 @@
+"""A table as text, whatever it is drawn on: heads, sections between rules, marks and the notes that explain them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MISSING = "\u2013"
+"""An en dash: what a printed table puts in an empty field."""
+
+DAGGER = "†"
+BETTER, WORSE = "▲", "▼"
+BOLD_NOTE = "Bold: the best value, as printed, among the rows of a data type."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One printed entry; `best` marks the best value of its data type, `quiet` what stands back: a paper's number."""
+
+    text: str
+    best: bool = False
+    quiet: bool = False
+
+    @property
+    def missing(self) -> bool:
+        return self.text == MISSING
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rows of one model and data type, between two rules."""
+
+    model: str
+    data_type: str
+    rows: tuple[tuple[Entry, ...], ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column heads, sections from wide to narrow, and notes; `groups` stand over the heads, each with its span.
+
+    The first `num_labels` columns hold names, the others numbers; `lines` rows belong together, ours under a paper's.
+    """
+
+    heads: tuple[str, ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+    groups: tuple[tuple[str, int], ...] = ()
+    num_labels: int = 2
+    lines: int = 1
+    caption: str = ""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(section.model for section in self.sections))
+
+    def starts_model(self, number: int) -> bool:
+        """True for the first section of each model, if there are several models to tell apart."""
+        models = [section.model for section in self.sections]
+        return len(set(models)) > 1 and (number == 0 or models[number] != models[number - 1])
+
+
+def with_error(value: float | None, error: float | None, form: str) -> str:
+    """`38.1 ± 0.9`, without the error where there is none, and a gap where there is no value."""
+    # A NaN is what differs from itself; pandas' own test takes longer than everything else here together.
+    if value is None or value != value:
+        return MISSING
+    return f"{value:{form}}" if error is None or error != error else f"{value:{form}} ± {error:{form}}"
+
+
+def winners(texts: Sequence[str], sign: int) -> set[int]:
+    """The rows with the best value as printed, so that two equal entries are both marked or neither."""
+    printed = {row: sign * float(text.split()[0]) for row, text in enumerate(texts) if text != MISSING and sign}
+    best = max(printed.values(), default=0.0)
+    return {row for row, value in printed.items() if value == best} if len(printed) > 1 else set()
