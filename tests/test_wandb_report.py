@@ -21,9 +21,9 @@ from analysis.wandb_report import FILE, as_json, build, main, run_sets
 from evaluation.readouts import readout_point, readout_rows
 from evaluation.results import ResultStore
 from matquant.runs import PROJECT
-from tests.conftest import TINY_OMNIQUANT
 from tests.made_results import measure, paper_cells, study
 from tests.test_tracking import wait_until
+from tests.tiny import TINY_OMNIQUANT
 from tests.wandb_stand_in import ENTITY, stand_in
 
 
