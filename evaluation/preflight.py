@@ -25,9 +25,14 @@ def check(studies: Sequence[Study]) -> None:
 
 
 def check_setup(setup: Setup) -> None:
-    """Refuses folders that cannot be written to and tasks that nobody knows."""
+    """Refuses folders that cannot be written to, and tasks that nobody knows."""
     for option in FOLDERS:
         require_writable(getattr(setup.paths, option).expanduser(), f"paths.{option}")
+    check_tasks(setup)
+
+
+def check_tasks(setup: Setup) -> None:
+    """Refuses tasks that nobody knows."""
     try:
         check_task_names(setup.readout.tasks, task_source(setup.readout))
     except ValueError as error:

@@ -68,14 +68,11 @@ def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
 
 def check_model(cell: Cell, *, cache: Path) -> None:
     """Refuses, before any weights are read, a cell whose model lacks the scope or does not divide into its groups."""
+    found = blocks(skeleton(cell.model, cache=cache))
     if cell.grid is None or cell.scope is None:
-        if isinstance(cell.model, RandomModel):
-            _random_config(cell.model)
-        else:
-            _source(cell.model, cache)
         return
     group_size = cell.grid.group_size
-    for index, block in enumerate(blocks(skeleton(cell.model, cache=cache))):
+    for index, block in enumerate(found):
         for name, linear in linears(block, cell.scope).items():
             if group_size is not None and linear.in_features % group_size:
                 divisors = [size for size in (32, 64, 96, 128, 256) if linear.in_features % size == 0]

@@ -49,6 +49,10 @@ class Status:
     reason: Reason | None = None
     message: str | None = None
     launch: str | None = None
+    slurm_job: str | None = None
+    """SLURM's number of the job, with its index in an array, where it is one."""
+    first: int | None = None
+    """How many of `total` were done when this process first said so."""
     done: int = 0
     total: int = 0
 
@@ -57,6 +61,11 @@ class Status:
         if self.host != socket.gethostname():
             return time.time() - self.at < SILENT_S
         return process_started(self.pid) == self.process_started
+
+
+def _slurm_job() -> str | None:
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
 def process_started(pid: int) -> float | None:
@@ -88,12 +97,15 @@ class Reporter:
         started = process_started(pid)
         assert started is not None
         self.path = path
-        self.status = Status("running", now, now, socket.gethostname(), pid, started, launch=os.environ.get(LAUNCH))
+        launch, job = os.environ.get(LAUNCH), _slurm_job()
+        self.status = Status("running", now, now, socket.gethostname(), pid, started, launch=launch, slurm_job=job)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
 
     def beat(self, done: int, total: int) -> None:
         """Says that work goes on, at most every ten seconds."""
+        if self.status.first is None:
+            self.status = replace(self.status, first=done)
         if time.time() - self.status.at >= BEAT_S:
             self._put(done=done, total=total)
 
@@ -126,6 +138,9 @@ def reporting(path: Path) -> Iterator[Reporter]:
         raise
     except Stopped as stopped:
         reporter.end("stopped", "interrupted", str(stopped))
+        raise
+    except SystemExit:  # requeued without having reached a safe point
+        reporter.end("stopped", "interrupted", "stopped with the state that was saved last")
         raise
     except BaseException as error:
         reporter.end("failed", reason_of(error), words_of(error))

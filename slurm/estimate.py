@@ -90,10 +90,11 @@ def _qat(cell: Cell, base: QATBase, setup: Setup, size: _Size) -> Cost:
     operations = (8 if base.activation_checkpointing else 6) * size.weights * tokens * slices
     on_one = (base.micro_batch_size or math.ceil(base.batch_size / ranks)) * cell.data.sequence_length
     kept = 2 if base.activation_checkpointing else 34  # activations of a token in a block, in units of its width
-    activations = on_one * (size.hidden * size.layers * kept * BYTES[base.compute_dtype] + size.vocabulary * 10)
-    # In float32: weight, gradient and AdamW's two moments.
-    sharded = size.weights * BYTES[cell.model.dtype] + 16 * size.in_scope
-    memory = sharded / ranks + activations + 12 * size.in_block
+    activations = on_one * (size.hidden * size.layers * kept * BYTES[base.compute_dtype] + size.vocabulary * 20)
+    # In float32: weight, gradient, AdamW's two moments and the update's copy.
+    sharded = size.weights * BYTES[cell.model.dtype] + 20 * size.in_scope
+    embedding = size.vocabulary * size.hidden * BYTES[cell.model.dtype]  # stays gathered
+    memory = sharded / ranks + activations + 12 * size.in_block + (embedding if ranks > 1 else 0)
     disk = _checkpoint_gb(cell, size) + 2 * 12 * size.in_scope / GB  # a state, and the next one beside it
     return Cost((ranks * START_S + operations / _speed(setup)) / 3600, memory / GB, disk)
 
@@ -104,7 +105,8 @@ def _evaluation(cell: Cell, setup: Setup, size: _Size, num_plans: int) -> Cost:
     tokens = documents * TOKENS_PER_DOCUMENT
     if readout.perplexity is not None:
         tokens += readout.perplexity.num_sequences * readout.perplexity.sequence_length
-    seconds = START_S + num_plans * 2 * size.weights * tokens / _speed(setup)
+    # Twice: short sequences keep no GPU busy.
+    seconds = START_S + 2 * num_plans * 2 * size.weights * tokens / _speed(setup)
     logits = readout.batch_size * TOKENS_PER_DOCUMENT * size.vocabulary * 4
     codes = 0 if cell.objective is None else 1.2 * size.in_scope
     return Cost(seconds / 3600, (size.weights * BYTES[readout.dtype] + codes + logits) / GB, 1e-3 * num_plans)

@@ -60,12 +60,13 @@ class Workers:
         write_submission(path, submission)
         executor = submitit.LocalExecutor(self.folder, max_num_timeout=self.cluster.max_requeues)
         first = number * self.cluster.gpus_per_worker
+        gpus = _visible_gpus()[first : first + job.num_gpus]
         executor.update_parameters(
             timeout_min=self.cluster.time_min,
             signal_delay_s=self.cluster.signal_delay_s,
             tasks_per_node=max(1, job.num_gpus),
-            gpus_per_node=job.num_gpus,
-            visible_gpus=tuple(range(first, first + job.num_gpus)),
+            gpus_per_node=len(gpus),
+            visible_gpus=gpus,
             stderr_to_stdout=True,
         )
         with _environment(self._variables()):
@@ -143,6 +144,14 @@ def run_debug(observe: Observe, choose: Choose) -> None:
             Job(item.cell, sweep.study.setup, item.part).work()
         except Exception as error:  # of any kind: its status is on disk, and the other jobs are still worth doing
             log.exception("%s %s failed: %s", item.stage, item.cell_id, error)
+
+
+def _visible_gpus() -> tuple[int, ...]:
+    """The GPUs that are there for workers: those that CUDA_VISIBLE_DEVICES names, or all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(int(part) for part in named.split(",") if part.strip().isdigit())
+    return tuple(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
 
 
 def _now(sweep: Sweep, item: Item) -> Item:

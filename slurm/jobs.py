@@ -21,7 +21,7 @@ from evaluation.results import ResultStore
 from matquant.cell import Cell, QATBase
 from matquant.runs import RunDir, remove_leftovers
 from matquant.setup import LocalCluster, Setup, SlurmCluster
-from matquant.status import Reporter
+from matquant.status import Reason, Reporter, State
 from matquant.stopping import Stopped, at_safe_points
 
 log = logging.getLogger("matquant")
@@ -65,8 +65,11 @@ class Job:
                 self.work()
         except Stopped:
             time.sleep(3600)  # not the main rank, which requeues the whole job: that ends this process
-        except (UncompletedJobError, subprocess.CalledProcessError) as error:
-            self._fail(f"{error} The state is saved: --retry-failed goes on from it")
+        except UncompletedJobError as error:
+            self._end("failed", "time limit", f"{error} The state is saved: --retry-failed goes on from it")
+            raise
+        except subprocess.CalledProcessError as error:
+            self._end("stopped", "interrupted", f"SLURM would not requeue it ({error}); the state is saved")
             raise
 
     def work(self) -> None:
@@ -76,7 +79,8 @@ class Job:
         if not world().is_main:
             self._train()
             return
-        with RunDir(self.setup.paths.runs, self.cell.id).alone(self.stage):
+        run = RunDir(self.setup.paths.runs, self.cell.id)
+        with run.alone(self.stage), run.stage(self.stage):
             if self.part is None:
                 remove_leftovers(self.setup.paths.runs / self.cell.id)
                 self._train()
@@ -129,8 +133,8 @@ class Job:
                 f"The job has been started again {restarts} times (cluster.max_requeues={allowed})."
             )
 
-    def _fail(self, message: str) -> None:
-        Reporter(RunDir(self.setup.paths.runs, self.cell.id).status(self.stage)).end("failed", "time limit", message)
+    def _end(self, state: State, reason: Reason, message: str) -> None:
+        Reporter(RunDir(self.setup.paths.runs, self.cell.id).status(self.stage)).end(state, reason, message)
 
 
 def _log_to_stderr() -> None:

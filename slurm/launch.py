@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -91,6 +92,7 @@ def launch(study: Study, options: Options) -> int:
     if setup.cluster.kind == "slurm":
         queue.require_slurm()
     if options.dry_run:
+        preflight.check_tasks(setup)
         show_plan(_look(study, options), options)
         print("dry run: nothing was submitted")
         return 0
@@ -102,25 +104,30 @@ def launch(study: Study, options: Options) -> int:
             from slurm.submit import Launch
 
             number = Launch(sweep, snapshot.take(setup.paths.runs / ".snapshots")).submit(chosen)
-            print(f"submitted {number} jobs; python -m slurm.status {' '.join(options.overrides)} shows them")
-    if chosen and setup.cluster.kind != "slurm":
-        return _work_here(study, options, refused={item.cell_id for item in sweep.items} - {i.cell_id for i in chosen})
-    if options.wait:
-        _wait(study, options)
-    return 0
+            print(f"submitted {number} jobs; python -m slurm.status {shlex.join(options.overrides)} shows them")
+    if setup.cluster.kind != "slurm":
+        at_work = bool(chosen or sweep.of("running"))
+        return _work_here(study, options, {item.cell_id for item in chosen}) if at_work else 0
+    return _wait(study, options) if options.wait else 0
 
 
 def cancel(study: Study, options: Options) -> int:
-    """Takes the jobs of a study back."""
-    sweep = _look(study, options)
-    at_work = [item.submission for item in sweep.of("running", "queued") if item.submission is not None]
-    job_ids = {submission.job_id for submission in at_work if submission.job_id}
-    queue.cancel(job_ids)
-    pids = {submission.pid for submission in at_work if submission.pid and submission.process_is_alive()}
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)
-    print(f"cancelled {len(job_ids) + len(pids)} jobs; what is finished is on disk, a launch goes on from there")
+    """Takes the jobs of a study back, or says which it would."""
+    at_work = _look(study, options).of("running", "queued")
+    job_ids = {item.job.job_id for item in at_work if item.job is not None}
+    # A launcher on this machine stops what it has started; workers that have lost theirs are stopped themselves.
+    pids = {
+        submission.living_launcher() or submission.pid
+        for submission in (item.submission for item in at_work if item.job is None)
+        if submission is not None and submission.process_is_alive()
+    }
+    if not options.dry_run:
+        queue.cancel(job_ids)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid or 0, signal.SIGINT)
+    would = "would cancel" if options.dry_run else "cancelled"
+    print(f"{would} {len(at_work)} jobs; what is finished is on disk, a launch goes on from there")
     return 0
 
 
@@ -148,16 +155,19 @@ def show_plan(sweep: Sweep, options: Options) -> list[Item]:
 
 
 def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
-    """Without evaluations that nothing leads up to: their training has failed, or is done by a process that is no job.
+    """Without evaluations that nothing leads up to: a later launch finds what they need.
 
-    A later launch finds what they need.
+    Their training has failed; or, on SLURM, is done by a process that no job can wait for.
     """
     trained = {item.cell_id for item in chosen if item.part is None}
-    return [
-        item
-        for item in chosen
-        if item.cell_id in trained or sweep.is_ready(item) or sweep.job_that_trains(item) is not None
-    ]
+    waits = sweep.study.setup.cluster.kind != "slurm"  # the launcher stays and waits for whoever is at work
+
+    def is_led_up_to(item: Item) -> bool:
+        training = sweep.training_of(item.cell_id)
+        under_way = waits and training is not None and training.state == "running"
+        return sweep.is_ready(item) or item.cell_id in trained or under_way or sweep.job_that_trains(item) is not None
+
+    return [item for item in chosen if is_led_up_to(item)]
 
 
 def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
@@ -180,35 +190,42 @@ def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
     return f"{show.table(rows, whole=whole)}\n\n{total} (estimates, good to a factor of two)"
 
 
-def _work_here(study: Study, options: Options, refused: set[str]) -> int:
+def _work_here(study: Study, options: Options, cell_ids: set[str]) -> int:
     def again() -> Sweep:
         return _look(study, options)
 
     def choose(sweep: Sweep) -> Sequence[Item]:
-        return [item for item in sweep.items if options.wants(item) and item.cell_id not in refused]
+        return [item for item in sweep.items if options.wants(item) and item.cell_id in cell_ids]
 
     if study.setup.cluster.kind == "debug":
         run_debug(again, choose)
     else:
         run_local(again, choose, snapshot.take(study.setup.paths.runs / ".snapshots"))
-    sweep = again()
-    print(f"\n{show.overview(sweep)}")
-    if failed := sweep.of("failed"):
-        print(f"\n{show.failures(failed, whole=options.show_all)}")
-    elif not sweep.of("missing", "queued", "running"):
-        print(f"\nthe report: python -m analysis.report {' '.join(_without_cluster(options.overrides))}")
-    return 1 if failed else 0
+    return _conclude(again(), options)
 
 
-def _wait(study: Study, options: Options) -> None:
-    """Stays until no job of the study is waiting or running."""
-    while sweep := _look(study, options):
-        if not sweep.of("queued", "running"):
-            break
+def _wait(study: Study, options: Options) -> int:
+    """Stays until no job of the study is waiting or running; the exit status."""
+    while True:
+        try:
+            sweep = _look(study, options)
+        except UserError as error:  # a controller that restarts is no reason to end a wait of days
+            print(f"{error}; asking again", file=sys.stderr)
+        else:
+            if not sweep.of("queued", "running"):
+                return _conclude(sweep, options)
         time.sleep(5)
+
+
+def _conclude(sweep: Sweep, options: Options) -> int:
+    """Says how a sweep has ended; 0 if everything is there."""
     print(f"\n{show.overview(sweep)}")
     if failed := sweep.of("failed"):
         print(f"\n{show.failures(failed, whole=options.show_all)}")
+    if len(sweep.of("done")) < len(sweep.items):
+        return 1
+    print(f"\nthe report: python -m analysis.report {shlex.join(_without_cluster(options.overrides))}")
+    return 0
 
 
 def _look(study: Study, options: Options) -> Sweep:
@@ -245,9 +262,9 @@ def _options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and submit nothing")
     parser.add_argument(
         "--retry-failed",
-        metavar="all",
+        metavar="=all",
         choices=["some", "all"],
-        help="submit failed jobs too; =all even those that ran out of memory or met a NaN",
+        help="submit failed jobs too; --retry-failed=all even those that ran out of memory or met a NaN",
     )
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="only cells whose id matches")
     parser.add_argument("--cancel", action="store_true", help="cancel the jobs of this study")

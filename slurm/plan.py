@@ -6,6 +6,7 @@ could disagree with the files.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ SACCT: Mapping[str, Reason] = {
     "CANCELLED": "cancelled",
 }
 NO_ROOM = 1_000_000  # bytes
+OOM_KILLED = re.compile(r"\boom[-_ ]?kill", re.IGNORECASE)  # as slurmstepd writes it
 STUBBORN: tuple[Reason, ...] = ("out of memory", "non-finite")
 """What the same job would meet again: tried again only if it is named."""
 
@@ -51,6 +53,10 @@ class Item:
     note: str = ""
     status: Status | None = None
     submission: Submission | None = None
+    job: QueuedJob | None = None
+    """Its job, while that is in SLURM's queue."""
+    explained: bool = True
+    """False where nobody has said why it failed: SLURM's accounts may know."""
     gaps: Mapping[Plan, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -85,9 +91,7 @@ class Sweep:
     def job_that_trains(self, item: Item) -> str | None:
         """The job, if it is one, that is training or will train the cell of an evaluation."""
         training = None if item.part is None else self.training_of(item.cell_id)
-        if training is None or training.submission is None or training.state not in ("running", "queued"):
-            return None
-        return training.submission.job_id
+        return None if training is None or training.job is None else training.job.job_id
 
     def only(self, wanted: Callable[[str], bool]) -> Sweep:
         """The cells whose id is wanted."""
@@ -102,8 +106,14 @@ def absolute(study: Study) -> Study:
 
 
 def look(study: Study) -> Sweep:
-    """The state of a study now; UserError if it is on SLURM and SLURM does not answer."""
-    return observe(study, jobs_in_queue() if study.setup.cluster.kind == "slurm" else None)
+    """The state of a study now; UserError if some of it is on SLURM and SLURM does not answer.
+
+    Whatever cluster is named: jobs that were submitted to SLURM are there, and not dead because nobody asks.
+    """
+    runs = study.setup.paths.runs
+    submitted = (read_submission(path) for cell in study.cells for path in (runs / cell.id).glob("*.job.json"))
+    on_slurm = any(submission is not None and submission.cluster == "slurm" for submission in submitted)
+    return observe(study, jobs_in_queue() if on_slurm or study.setup.cluster.kind == "slurm" else None)
 
 
 def observe(study: Study, queue: Mapping[str, QueuedJob] | None = None) -> Sweep:
@@ -154,15 +164,18 @@ def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
     item = replace(item, submission=submission, status=status)
     if (followed := _follow(submission, status, queue)) is not None:
         state, note = followed
-        return replace(item, state=state, note=note)
+        return replace(item, state=state, note=note, job=_job_of(submission, queue))
     if submission is not None and not _has_reported(submission, status):
-        return replace(item, note="its job was cancelled, or its training failed, before it started")
+        if submission.log is not None and Path(submission.log).exists():
+            note = "its process ended before it could say why: read the log"
+            return replace(item, state="failed", reason="error", note=note, explained=False)
+        return replace(item, note="never started: cancelled, or its training failed")
     if status is None:
         return item
     match status.state:
         case "running":
             reason, note = _why_killed(run, submission)
-            return replace(item, state="failed", reason=reason, note=note)
+            return replace(item, state="failed", reason=reason, note=note, explained=reason != "killed")
         case "failed":
             return replace(item, state="failed", reason=status.reason, note=status.message or "")
         case "stopped":
@@ -180,14 +193,16 @@ def _why_killed(run: RunDir, submission: Submission | None) -> tuple[Reason, str
     """A process that ended without a last word."""
     if shutil.disk_usage(run.path).free < NO_ROOM:
         return "disk full", "its process is gone, and there is no room on the disk of the run folder"
-    if submission is not None and submission.log is not None and "oom" in _end_of(Path(submission.log)).lower():
+    if submission is not None and submission.log is not None and OOM_KILLED.search(_end_of(Path(submission.log))):
         return "out of memory", "SLURM killed it for the memory it used (see the log)"
     return "killed", "its process is gone and has left no word"
 
 
 def _end_of(log: Path) -> str:
     try:
-        return log.read_bytes()[-4000:].decode(errors="replace")
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4000))
+            return file.read().decode(errors="replace")
     except OSError:
         return ""
 
@@ -200,17 +215,16 @@ def _follow(
     if job is not None:
         waits = "waits for a job that has failed" if not job.can_run else f"{job.state.lower()}: {job.reason}"
         return ("queued", waits) if job.is_waiting else ("running", f"job {job.job_id}")
-    if status is not None and status.state == "running" and _is_alive(status, submission):
+    if status is not None and status.state == "running" and _is_alive(status, queue):
         return "running", f"process {status.pid} on {status.host}"
     if submission is not None and submission.process_is_alive():
         return "running", f"process {submission.pid} is starting"
     return None
 
 
-def _is_alive(status: Status, submission: Submission | None) -> bool:
-    """A SLURM job that is not in the queue any more is gone, whatever its node says."""
-    belongs = submission is not None and submission.launch == status.launch
-    return status.is_alive() and not (belongs and submission is not None and submission.cluster == "slurm")
+def _is_alive(status: Status, queue: Mapping[str, QueuedJob]) -> bool:
+    """A SLURM job that is not in the queue any more is gone, whatever its node said last."""
+    return status.is_alive() and (status.slurm_job is None or status.slurm_job in queue)
 
 
 def _job_of(submission: Submission | None, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
@@ -224,9 +238,12 @@ def _job_of(submission: Submission | None, queue: Mapping[str, QueuedJob]) -> Qu
 
 
 def _with_sacct(items: Sequence[Item]) -> Iterable[Item]:
-    """Killed jobs with SLURM's own word for it, where it keeps accounts."""
-    killed = {item.submission.job_id for item in items if item.reason == "killed" and item.submission}
-    words = how_jobs_ended(job_id for job_id in killed if job_id) if killed else {}
+    """Failures that nobody has explained, with SLURM's own word for them where it keeps accounts."""
+    unexplained = [item for item in items if not item.explained and item.submission is not None]
+    words = how_jobs_ended(item.submission.job_id for item in unexplained if item.submission and item.submission.job_id)
     for item in items:
-        word = words.get(item.submission.job_id or "") if item.reason == "killed" and item.submission else None
-        yield item if word is None else replace(item, note=f"SLURM says {word}", reason=SACCT.get(word, "killed"))
+        word = words.get(item.submission.job_id or "") if not item.explained and item.submission else None
+        if word is None:
+            yield item
+        else:
+            yield replace(item, reason=SACCT.get(word, item.reason), note=f"{item.note} (SLURM says {word})")

@@ -5,7 +5,7 @@ Not through submitit, which knows a job's state from accounting only: where a cl
 
 from __future__ import annotations
 
-import getpass
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ def require_slurm() -> None:
 
 def jobs_in_queue() -> dict[str, QueuedJob]:
     """The user's jobs by id, the elements of an array one by one; UserError if SLURM does not answer."""
-    lines = _ask(["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%r|%j"])
+    lines = _ask(["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i|%T|%r|%j"])
     jobs = [QueuedJob(job_id, name, state, reason) for job_id, state, reason, name in (x.split("|", 3) for x in lines)]
     return {job.job_id: job for job in jobs}
 

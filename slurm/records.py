@@ -19,7 +19,10 @@ from matquant.status import process_started
 
 @dataclass(frozen=True)
 class Submission:
-    """A job of a launch.  `job_id` is SLURM's, `pid` a process of `host`; `index` is the job's place in its array."""
+    """A job of a launch.
+
+    `job_id` is SLURM's, and `index` the job's place in its array; `pid` and `launcher` are processes of `host`.
+    """
 
     launch: str
     cluster: str
@@ -30,6 +33,8 @@ class Submission:
     host: str | None = None
     pid: int | None = None
     process_started: float | None = None
+    launcher: int | None = None
+    launcher_started: float | None = None
     submitted: float = 0.0
 
     def with_job(self, job_id: str, log: Path) -> Submission:
@@ -38,7 +43,16 @@ class Submission:
 
     def with_process(self, pid: int, log: Path) -> Submission:
         """The same, now that a process of this machine works on it."""
-        return replace(self, host=socket.gethostname(), pid=pid, process_started=process_started(pid), log=str(log))
+        launcher = os.getpid()
+        return replace(
+            self,
+            host=socket.gethostname(),
+            pid=pid,
+            process_started=process_started(pid),
+            launcher=launcher,
+            launcher_started=process_started(launcher),
+            log=str(log),
+        )
 
     def process_is_alive(self) -> bool:
         return (
@@ -46,6 +60,12 @@ class Submission:
             and self.host == socket.gethostname()
             and process_started(self.pid) == self.process_started is not None
         )
+
+    def living_launcher(self) -> int | None:
+        """The process that started this one and waits for it, if it still does."""
+        if self.launcher is None or self.host != socket.gethostname():
+            return None
+        return self.launcher if process_started(self.launcher) == self.launcher_started is not None else None
 
 
 def new_launch(experiment: str) -> str:

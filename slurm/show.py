@@ -67,15 +67,16 @@ def states(sweep: Sweep) -> list[list[str]]:
 
 
 def progress(item: Item) -> tuple[str, str, str]:
-    """Percent, time and time left of a stage at work; the time left is what the last start suggests."""
+    """Percent, time and time left of a stage at work; the time left follows from what this process has done."""
     status = item.status
     if item.state != "running" or status is None or status.state != "running":
         return "", "", ""
     elapsed = time.time() - status.started
     if not status.total:
         return "", duration(elapsed), ""
-    share = status.done / status.total
-    return f"{100 * share:.0f} %", duration(elapsed), duration(elapsed / share - elapsed) if share else ""
+    gained = status.done - (status.first or 0)
+    left = duration(elapsed / gained * (status.total - status.done)) if gained > 0 else ""
+    return f"{100 * status.done / status.total:.0f} %", duration(elapsed), left
 
 
 def duration(seconds: float) -> str:

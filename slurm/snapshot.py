@@ -6,6 +6,7 @@ Whoever edits the checkout while jobs wait in a queue, or are requeued, does not
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ CODE = ("matquant", "evaluation", "analysis", "slurm", "conf", "run.py", "pyproj
 def take(folder: Path) -> Path:
     """Copies the code below a folder, under a name made of its content, unless it is there already."""
     files = {str(path.relative_to(PROJECT)): path.read_bytes() for path in _code()}
-    digest = hashlib.sha256()
+    source = source_commit()
+    digest = hashlib.sha256(json.dumps(source).encode())  # the same files, committed since, are another origin
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     snapshot = folder / digest.hexdigest()[:12]
@@ -30,7 +32,7 @@ def take(folder: Path) -> Path:
         path = beside / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    write_json(beside / SOURCE, {**source_commit(), "snapshot": snapshot.name})
+    write_json(beside / SOURCE, {**source, "snapshot": snapshot.name})
     try:
         os.rename(beside, snapshot)
     except OSError:  # another launcher was first, with the same files

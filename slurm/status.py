@@ -59,7 +59,12 @@ def watch(study: Study, *, whole: bool) -> None:
     """Prints the state again whenever it has changed, in place on a terminal; returns when nothing is at work."""
     before = ""
     while True:
-        sweep = look(study)
+        try:
+            sweep = look(study)
+        except UserError as error:  # a controller that restarts is no reason to stop watching
+            print(f"{error}; asking again", file=sys.stderr)
+            time.sleep(WATCH_S)
+            continue
         if (now := text(sweep, whole=whole)) != before:
             print(f"{CLEAR if sys.stdout.isatty() else ''}{now}", flush=True)
             before = now

@@ -27,7 +27,7 @@ from slurm import snapshot
 from slurm.estimate import ranks_of
 from slurm.jobs import Job
 from slurm.plan import Item, Sweep
-from slurm.records import Submission, new_launch, write_submission
+from slurm.records import Submission, new_launch, read_submission, write_submission
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,24 @@ class Launch:
         for index, item in enumerate(batch.items):
             submission = Submission(self.name, "slurm", name, index if len(batch.items) > 1 else None)
             recorded.append((RunDir(self.setup.paths.runs, item.cell_id).job(item.stage), submission))
-            write_submission(*recorded[-1])
+        already = f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
+        before = {path: read_submission(path) for path, _ in recorded}
         try:
+            for path, submission in recorded:
+                write_submission(path, submission)
             with redirect_stderr(StringIO()):  # submitit prints what it then raises
                 jobs = self._executor(batch, name).submit_array(batch.jobs)
+            for (path, submission), job in zip(recorded, jobs, strict=True):
+                write_submission(path, submission.with_job(job.job_id, JobPaths(self.folder, job.job_id, 0).stdout))
         except (FailedJobError, FailedSubmissionError) as error:
-            for path, _ in recorded:
-                path.unlink(missing_ok=True)
-            already = f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
+            for path, submission in before.items():
+                path.unlink(missing_ok=True) if submission is None else write_submission(path, submission)
             raise UserError(
                 f"SLURM refused {len(recorded)} jobs: {_words_of_sbatch(error)}{already}; "
                 "mend cluster.* and launch again: only what is missing is submitted"
             ) from error
-        for (path, submission), job in zip(recorded, jobs, strict=True):
-            write_submission(path, submission.with_job(job.job_id, JobPaths(self.folder, job.job_id, 0).stdout))
+        except OSError as error:  # jobs that were submitted all the same are found by their name
+            raise UserError(f"{len(recorded)} jobs cannot be recorded: {error}{already}") from error
         self.num_submitted += len(jobs)
         self._bar.update(len(jobs))
         return jobs[0].job_id.partition("_")[0]
@@ -129,7 +133,9 @@ class Launch:
 
     def _setup_lines(self) -> list[str]:
         variables = {**snapshot.environment(self.code), LAUNCH: self.name, "TQDM_MININTERVAL": "30"}
-        return [*self.cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in variables.items())]
+        lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+        # After the cluster's own lines: a module that they load may have set it.
+        return [*self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, 'export PYTHONPATH="$PYTHONPATH:$theirs"']
 
 
 def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Sequence[str]) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Seq
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism,
         "stderr_to_stdout": True,
+        "srun_args": ["--kill-on-bad-exit=1"],  # a rank that dies takes the others with it
         "setup": list(setup),
         "additional_parameters": extra,
     }

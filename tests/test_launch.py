@@ -12,7 +12,21 @@ from pathlib import Path
 import pytest
 
 from matquant.runs import PROJECT
-from tests.sweeps import NAME, QUICK, SLOW, bits, items, launch, leftovers, program, run_here, states, variables
+from tests.sweeps import (
+    NAME,
+    QUICK,
+    SLOW,
+    bits,
+    items,
+    launch,
+    leftovers,
+    pieces,
+    program,
+    run_here,
+    states,
+    variables,
+    wait_until,
+)
 from tests.tiny import tiny_overrides
 
 TWO = (*QUICK, "cells=[{bits:[int2,matquant]}]")
@@ -125,6 +139,32 @@ def test_status_and_launch_teach_what_they_do(tmp_path):
         assert f"python -m {module} experiment=table01" in text
     text = program("slurm.status", tmp_path, *TWO).stdout
     assert "missing" in text
+
+
+def test_cancelling_a_study_of_this_machine_stops_its_launcher_and_a_dry_run_stops_nothing(tmp_path):
+    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *SLOW]
+    process = subprocess.Popen(command, cwd=PROJECT, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: pieces(tmp_path))
+    assert "would cancel 1 jobs" in launch(tmp_path, *SLOW, "--cancel", "--dry-run").stdout
+    assert process.poll() is None
+    assert "cancelled 1 jobs" in launch(tmp_path, *SLOW, "--cancel").stdout
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command continues" in errors
+    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *SLOW).items()}
+    assert told["train"] in ("interrupted", "killed")
+
+
+def test_the_next_launcher_waits_for_what_a_killed_one_has_left_at_work(tmp_path):
+    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *SLOW]
+    process = subprocess.Popen(
+        command, cwd=PROJECT, env=variables(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: pieces(tmp_path))
+    process.kill()
+    process.wait()
+    assert "every result is there" in launch(tmp_path, *SLOW).stdout
+    assert set(states(tmp_path, *SLOW)) == {"done"}
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------------

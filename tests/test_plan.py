@@ -56,7 +56,7 @@ def study(tiny_study, monkeypatch):
     return tiny_study("base=omniquant", "base.batch_size=2")
 
 
-MINE = {"launch": "launch-1"}
+MINE = {"launch": "launch-1", "slurm_job": "7"}
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ MINE = {"launch": "launch-1"}
         (None, JOB, [PENDING], ("queued", None, "pending: Priority")),
         (None, JOB, [RUNNING], ("running", None, "job 7")),
         (None, replace(JOB, job_id=None), [PENDING], ("queued", None, "pending")),
-        (None, JOB, [], ("missing", None, "before it started")),
-        (replace(GONE, started=80.0, state="failed"), JOB, [], ("missing", None, "before it started")),
+        (None, JOB, [], ("missing", None, "never started")),
+        (replace(GONE, started=80.0, state="failed"), JOB, [], ("missing", None, "never started")),
         (replace(GONE, state="stopped", **MINE), JOB, [PENDING], ("queued", None, "pending")),
         (replace(ALIVE, **MINE), JOB, [], ("failed", "killed", "gone")),
         (replace(ALIVE, **MINE), JOB, [RUNNING], ("running", None, "job 7")),
@@ -106,6 +106,32 @@ def test_slurms_accounts_tell_a_cancelled_job_from_a_killed_one(study, monkeypat
     for word, reason in [("CANCELLED", "cancelled"), ("OUT_OF_MEMORY", "out of memory"), ("NODE_FAIL", "killed")]:
         monkeypatch.setattr(plan, "how_jobs_ended", lambda _, word=word: {"7": word})
         assert cell_item(study, queue=[]).reason == reason
+
+
+def test_jobs_on_slurm_are_asked_for_whatever_cluster_is_named(study, monkeypatch):
+    put(study, replace(ALIVE, **MINE), JOB)
+    monkeypatch.setattr(plan, "jobs_in_queue", lambda: {"7": RUNNING})
+    assert study.setup.cluster.kind == "local"
+    (training, _) = plan.look(study).items
+    assert (training.state, training.note) == ("running", "job 7")
+
+
+def test_a_job_that_ended_before_it_could_say_why_has_failed_with_its_log(study, tmp_path, monkeypatch):
+    log = tmp_path / "7_0_log.out"
+    log.write_text("module: not found")
+    put(study, None, replace(JOB, log=str(log)))
+    item = cell_item(study, queue=[])
+    assert (item.state, item.reason) == ("failed", "error")
+    assert f"log: {log}" in show.failures([item])
+    monkeypatch.setattr(plan, "how_jobs_ended", lambda _: {"7": "CANCELLED"})
+    assert cell_item(study, queue=[]).reason == "cancelled"
+
+
+def test_a_model_with_an_oom_in_its_name_was_not_killed_for_its_memory(study, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("train bloom-560m-omniquant-int2: 50 %")
+    put(study, replace(GONE, **MINE), replace(JOB, log=str(log)))
+    assert cell_item(study, queue=[]).reason == "killed"
 
 
 def test_a_log_tells_of_memory_where_slurm_keeps_no_accounts(study, tmp_path):
@@ -199,8 +225,10 @@ def test_every_reason_has_a_remedy_and_every_failure_is_shown_with_its_log(study
 
 def test_progress_is_a_share_a_time_and_a_guess(study):
     item = Item(study.cells[0], "cell", "train", None, "running", status=replace(ALIVE, done=25, total=100))
-    item = replace(item, status=replace(item.status, started=time.time() - 60))
+    item = replace(item, status=replace(item.status, started=time.time() - 60, first=0))
     assert show.progress(item) == ("25 %", "60 s", "3 min")
+    resumed = replace(item, status=replace(item.status, first=20))
+    assert show.progress(resumed) == ("25 %", "60 s", "15 min")
     assert [show.duration(seconds) for seconds in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
 
 

@@ -31,6 +31,14 @@ def test_the_same_code_is_copied_once_and_imported_from_anywhere(tmp_path):
     assert set(source) == {"commit", "dirty", "snapshot"}
 
 
+def test_the_same_files_committed_since_are_another_snapshot(tmp_path, monkeypatch):
+    before = snapshot.take(tmp_path)
+    monkeypatch.setattr(snapshot, "source_commit", lambda: {"commit": "another", "dirty": False})
+    after = snapshot.take(tmp_path)
+    assert before != after
+    assert json.loads((after / "SOURCE.json").read_text())["commit"] == "another"
+
+
 def test_an_edited_checkout_is_another_snapshot(tmp_path, monkeypatch):
     checkout = tmp_path / "checkout"
     (checkout / "matquant").mkdir(parents=True)

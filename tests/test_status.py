@@ -75,7 +75,7 @@ def test_a_status_is_true_while_a_stage_runs_and_after_it(tmp_path):
         (KeyboardInterrupt(), "stopped", "interrupted"),
         (Stopped("stopped after block 3"), "stopped", "interrupted"),
         (RuntimeError("out of luck"), "failed", "error"),
-        (SystemExit(1), "failed", "error"),
+        (SystemExit(-1), "stopped", "interrupted"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
 )

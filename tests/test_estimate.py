@@ -1,0 +1,51 @@
+"""What a job is estimated to take: the figures of docs/experiments.md, and in proportion to what it does."""
+
+from __future__ import annotations
+
+import pytest
+
+from evaluation.protocol import WHOLE
+from slurm.estimate import cost_of, ranks_of
+from slurm.jobs import Job
+
+GEMMA_9B = (
+    *(
+        "model.architecture=gemma2",
+        "model.dtype=bfloat16",
+        "+model.config.head_dim=256",
+        "+model.config.vocab_size=256000",
+    ),
+    *("model.config.hidden_size=3584", "model.config.intermediate_size=14336", "model.config.num_hidden_layers=42"),
+    *("model.config.num_attention_heads=16", "model.config.num_key_value_heads=8"),
+    *("grid=per_channel", "cluster=slurm", "bits=matquant"),
+)
+
+
+def job(tiny_study, *overrides: str) -> Job:
+    study = tiny_study(*GEMMA_9B, *overrides)
+    return Job(study.cells[0], study.setup)
+
+
+def test_omniquant_of_gemma_9b_takes_the_documented_hours_and_fits_one_gpu(tiny_study):
+    data = ("data.num_sequences=128", "data.sequence_length=2048")
+    cost = cost_of(job(tiny_study, "base=omniquant_paper", "base.num_steps=1221", *data), 0)
+    assert cost.gpu_hours == pytest.approx(0.8, rel=0.15)
+    assert cost.memory_gb == pytest.approx(54, rel=0.15)
+    assert cost.disk_gb == pytest.approx(2 * 6.47, rel=0.1)
+
+
+@pytest.mark.parametrize(("gpus", "memory_gb"), [(8, 66), (4, 83)])
+def test_qat_of_gemma_9b_needs_the_documented_memory(tiny_study, gpus, memory_gb):
+    shape = ("data.num_sequences=64", "data.sequence_length=8192", "base.batch_size=8", "base.micro_batch_size=1")
+    asked = ("base=qat_paper", *shape, "base.activation_checkpointing=true", f"cluster.gpus_per_node={gpus}")
+    made = job(tiny_study, *asked)
+    assert ranks_of(made) == gpus
+    assert cost_of(made, 0).memory_gb == pytest.approx(memory_gb, rel=0.1)
+
+
+def test_a_read_out_costs_as_much_as_its_documents(tiny_study):
+    study = tiny_study(*GEMMA_9B, "readout.tasks=[piqa,winogrande]", "readout.limit=1000")
+    few, many = (cost_of(Job(study.cells[0], study.setup, WHOLE), plans).gpu_hours for plans in (1, 5))
+    start = cost_of(Job(study.cells[0], study.setup, WHOLE), 0).gpu_hours
+    assert many - start == pytest.approx(5 * (few - start))
+    assert many > start > 0
