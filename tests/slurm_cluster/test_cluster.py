@@ -154,7 +154,7 @@ def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_
     # A gradient that overflows, and no patience with it.
     diverging = ("base=qat", "base.num_steps=3", "base.batch_size=2", "base.max_skipped_steps=0", "base.lr=1e30")
     study = (*diverging, "base.warmup_steps=0", "bits=matquant", "readout.tasks=[piqa]")
-    launch(tmp_path, *ON_SLURM, *study, "--wait")
+    assert launch(tmp_path, *ON_SLURM, *study, "--wait", check=False).returncode == 1
     assert ended()
     told = {stage: item for (_, stage), item in items(tmp_path, *ON_SLURM, *study).items()}
     assert told["train"]["reason"] == "non-finite"
