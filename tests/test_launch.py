@@ -142,16 +142,17 @@ def test_status_and_launch_teach_what_they_do(tmp_path):
 
 
 def test_cancelling_a_study_of_this_machine_stops_its_launcher_and_a_dry_run_stops_nothing(tmp_path):
-    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *SLOW]
+    study = (*SLOW, "base.num_steps=900")  # a minute, on a quick machine too
+    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *study]
     process = subprocess.Popen(command, cwd=PROJECT, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: pieces(tmp_path))
-    assert "would cancel 1 jobs" in launch(tmp_path, *SLOW, "--cancel", "--dry-run").stdout
+    assert "would cancel 1 jobs" in launch(tmp_path, *study, "--cancel", "--dry-run").stdout
     assert process.poll() is None
-    assert "cancelled 1 jobs" in launch(tmp_path, *SLOW, "--cancel").stdout
+    assert "cancelled 1 jobs" in launch(tmp_path, *study, "--cancel").stdout
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"the same command continues" in errors
-    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *SLOW).items()}
+    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *study).items()}
     assert told["train"] in ("interrupted", "killed")
 
 

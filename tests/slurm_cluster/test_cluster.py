@@ -44,11 +44,10 @@ def jobs(*options: str) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
-def job_id(folder: Path, stage: str) -> str:
-    (found,) = [
-        item["submission"]["job_id"] for (_, at), item in items(folder, *ON_SLURM, *SLOW).items() if at == stage
-    ]
-    return found
+def job_id(folder: Path, stage: str, *study: str) -> str:
+    found = items(folder, *ON_SLURM, *study).items()
+    (number,) = [item["submission"]["job_id"] for (_, at), item in found if at == stage]
+    return number
 
 
 def starts_of_stopped_jobs(folder: Path) -> list[int]:
@@ -93,28 +92,35 @@ def test_a_job_that_is_preempted_goes_on_to_the_same_bits(tmp_path, ended, undis
     assert starts_of_stopped_jobs(tmp_path) == [2]
 
 
-def test_a_job_at_its_time_limit_saves_requeues_and_goes_on_to_the_same_bits(tmp_path, ended, undisturbed):
-    launch(tmp_path, *ON_SLURM, *SLOW)
-    wait_until(lambda: pieces(tmp_path))
-    # SLURM looks at limits every half minute and warns signal_delay_s before: within that half minute.
-    training = job_id(tmp_path, "train")
+LONG = (*SLOW, "base.num_steps=900")
+"""Longer, on a quick machine too, than SLURM takes to look at time limits (every half minute)."""
+
+
+def test_a_job_at_its_time_limit_saves_requeues_and_goes_on_to_the_same_bits(tmp_path, ended):
+    here, there = tmp_path / "here", tmp_path / "there"
+    launch(there, *ON_SLURM, *LONG)
+    wait_until(lambda: pieces(there))
+    # SLURM warns signal_delay_s before the end: when it looks next.
+    training = job_id(there, "train", *LONG)
     subprocess.run(["scontrol", "update", f"JobId={training}", "EndTime=now+31seconds"], check=True)
-    wait_until(ended, 300)
-    assert bits(tmp_path) == undisturbed
-    assert not leftovers(tmp_path)
-    assert starts_of_stopped_jobs(tmp_path) == [2]
+    wait_until(ended, 400)
+    assert starts_of_stopped_jobs(there) == [2]
+    assert bits(there) == run_here(here, *LONG)
+    assert not leftovers(there)
 
 
-def test_a_cancelled_job_is_told_from_a_failed_one_and_goes_on_with_the_next_launch(tmp_path, ended, undisturbed):
-    launch(tmp_path, *ON_SLURM, *SLOW)
+def test_a_cancelled_job_is_told_from_a_failed_one_and_goes_on_with_the_next_launch(tmp_path, ended):
+    launch(tmp_path, *ON_SLURM, *LONG)
     wait_until(lambda: pieces(tmp_path))
-    subprocess.run(["scancel", job_id(tmp_path, "train")], check=True)
+    subprocess.run(["scancel", job_id(tmp_path, "train", *LONG)], check=True)
     wait_until(ended)
-    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *ON_SLURM, *SLOW).items()}
+    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *ON_SLURM, *LONG).items()}
     assert told == {"train": "cancelled", "evaluate": None}
-    assert "submitted 2 jobs" in launch(tmp_path, *ON_SLURM, *SLOW).stdout
-    wait_until(ended, 300)
-    assert bits(tmp_path) == undisturbed
+    assert "submitted 2 jobs" in launch(tmp_path, *ON_SLURM, *LONG).stdout
+    kept = len(pieces(tmp_path))
+    wait_until(lambda: len(pieces(tmp_path)) > kept)
+    assert "cancelled 2 jobs" in launch(tmp_path, *ON_SLURM, *LONG, "--cancel").stdout
+    wait_until(ended)
 
 
 def test_a_job_killed_without_warning_loses_only_the_work_since_its_last_save(tmp_path, ended, undisturbed):
@@ -134,7 +140,7 @@ def test_a_job_killed_without_warning_loses_only_the_work_since_its_last_save(tm
 
 def test_qat_is_spread_over_the_gpus_of_a_job_and_survives_a_preemption(tmp_path, ended):
     # The node's two GPUs are only names: the ranks compute on its CPUs.
-    long = ("base=qat", "base.num_steps=80", "base.batch_size=2", "base.compute_dtype=float32", "base.warmup_steps=2")
+    long = ("base=qat", "base.num_steps=200", "base.batch_size=2", "base.compute_dtype=float32", "base.warmup_steps=2")
     study = (*ON_SLURM, *long, "bits=matquant", "readout.tasks=[piqa]", "cluster.gpus_per_node=2")
     launch(tmp_path, *study)
     wait_until(lambda: any(path.stat().st_size > 2000 for path in tmp_path.glob("runs/*/train.jsonl")))
@@ -145,7 +151,7 @@ def test_qat_is_spread_over_the_gpus_of_a_job_and_survives_a_preemption(tmp_path
     assert set(states(tmp_path, *study)) == {"done"}
     (log,) = tmp_path.glob("runs/*/train.jsonl")
     steps = [record["step"] for record in map(json.loads, log.read_text().splitlines()) if "step" in record]
-    assert steps == list(range(80))
+    assert steps == list(range(200))
     assert starts_of_stopped_jobs(tmp_path) == [2, 2]  # both ranks
     assert not leftovers(tmp_path)
 
