@@ -83,12 +83,15 @@ class Workers:
 
     def stop(self) -> None:
         """Interrupts what is at work, as Ctrl-C does, and waits for it."""
-        processes = [psutil.Process(int(job.job_id)) for _, job, _ in self.at_work.values() if not job.done()]
-        everyone = [child for process in processes for child in process.children(recursive=True)]
-        for child in everyone:
-            with suppress(psutil.NoSuchProcess):
-                child.send_signal(signal.SIGINT)
-        _, stubborn = psutil.wait_procs([*everyone, *processes], timeout=30)
+        everyone: list[psutil.Process] = []
+        for _, job, _ in self.at_work.values():
+            with suppress(psutil.NoSuchProcess):  # ended just now
+                controller = psutil.Process(int(job.job_id))
+                children = controller.children(recursive=True)
+                everyone += [controller, *children]
+                for child in children:
+                    child.send_signal(signal.SIGINT)
+        _, stubborn = psutil.wait_procs(everyone, timeout=30)
         for process in stubborn:
             process.kill()
 
@@ -107,6 +110,8 @@ def run_local(observe: Observe, choose: Choose, code: Path) -> None:
     """Works off everything that is chosen; returns when nothing is at work and nothing is ready any more."""
     sweep = observe()
     workers, tried = Workers(sweep, code), set[Key]()
+    if workers.cluster.gpus_per_worker == 0 and (hidden := len(_visible_gpus())):
+        log.warning("cluster.gpus_per_worker=0 hides the %d GPUs of this machine from its workers", hidden)
     with tqdm(total=len(choose(sweep)), unit=" jobs", dynamic_ncols=True, mininterval=_interval()) as bar:
         try:
             while True:

@@ -115,19 +115,19 @@ def cancel(study: Study, options: Options) -> int:
     """Takes the jobs of a study back, or says which it would."""
     at_work = _look(study, options).of("running", "queued")
     job_ids = {item.job.job_id for item in at_work if item.job is not None}
-    # A launcher on this machine stops what it has started; workers that have lost theirs are stopped themselves.
-    pids = {
-        submission.living_launcher() or submission.pid
-        for submission in (item.submission for item in at_work if item.job is None)
-        if submission is not None and submission.process_is_alive()
-    }
+    here = [item.submission for item in at_work if item.job is None and item.submission is not None]
+    mine = [submission for submission in here if submission.process_is_alive()]
     if not options.dry_run:
         queue.cancel(job_ids)
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid or 0, signal.SIGINT)
+        # A launcher on this machine stops what it has started; workers that have lost theirs are stopped themselves.
+        for pid in {submission.living_launcher() or submission.pid for submission in mine}:
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
     would = "would cancel" if options.dry_run else "cancelled"
-    print(f"{would} {len(at_work)} jobs; what is finished is on disk, a launch goes on from there")
+    print(f"{would} {len(job_ids) + len(mine)} jobs; what is finished is on disk, a launch goes on from there")
+    if others := len(at_work) - len(job_ids) - len(mine):
+        print(f"{others} more are at work, but not as jobs of a launch: stop them where they were started")
     return 0
 
 

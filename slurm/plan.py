@@ -18,6 +18,7 @@ from evaluation.protocol import Part, survey
 from evaluation.results import ResultStore
 from matquant.cell import Cell
 from matquant.config import Study
+from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs import RunDir
 from matquant.setup import Setup
@@ -110,10 +111,26 @@ def look(study: Study) -> Sweep:
 
     Whatever cluster is named: jobs that were submitted to SLURM are there, and not dead because nobody asks.
     """
-    runs = study.setup.paths.runs
-    submitted = (read_submission(path) for cell in study.cells for path in (runs / cell.id).glob("*.job.json"))
-    on_slurm = any(submission is not None and submission.cluster == "slurm" for submission in submitted)
-    return observe(study, jobs_in_queue() if on_slurm or study.setup.cluster.kind == "slurm" else None)
+    if study.setup.cluster.kind == "slurm":
+        return observe(study, jobs_in_queue())
+    sweep = observe(study)
+    unknown = [item for item in sweep.items if item.state != "done" and _may_be_on_slurm(item)]
+    if not unknown:
+        return sweep
+    if shutil.which("squeue") is None:
+        raise UserError(
+            f"{len(unknown)} jobs of this study were submitted to SLURM, whose commands cannot be found here: ask where "
+            f"they are, or, if they are over, delete {study.setup.paths.runs}/*/*.job.json"
+        )
+    return observe(study, jobs_in_queue())
+
+
+def _may_be_on_slurm(item: Item) -> bool:
+    """True if an item was submitted to SLURM and has not said itself how that ended."""
+    submission, status = item.submission, item.status
+    if submission is None or submission.cluster != "slurm":
+        return False
+    return status is None or status.launch != submission.launch or status.state == "running"
 
 
 def observe(study: Study, queue: Mapping[str, QueuedJob] | None = None) -> Sweep:

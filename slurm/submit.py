@@ -134,8 +134,10 @@ class Launch:
     def _setup_lines(self) -> list[str]:
         variables = {**snapshot.environment(self.code), LAUNCH: self.name, "TQDM_MININTERVAL": "30"}
         lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
-        # After the cluster's own lines: a module that they load may have set it.
-        return [*self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, 'export PYTHONPATH="$PYTHONPATH:$theirs"']
+        # A module that the cluster's own lines load may have set it.  No colon without something behind it: an empty
+        # entry is the working directory.
+        behind = 'export PYTHONPATH="$PYTHONPATH${theirs:+:$theirs}"'
+        return [*self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, behind]
 
 
 def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Sequence[str]) -> dict[str, Any]:

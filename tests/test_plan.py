@@ -12,6 +12,7 @@ import pytest
 
 from evaluation.protocol import Part, missing, survey
 from evaluation.results import Result, ResultStore
+from matquant.errors import UserError
 from matquant.runs import RunDir, write_json
 from matquant.status import Status, process_started
 from slurm import plan, show
@@ -111,9 +112,23 @@ def test_slurms_accounts_tell_a_cancelled_job_from_a_killed_one(study, monkeypat
 def test_jobs_on_slurm_are_asked_for_whatever_cluster_is_named(study, monkeypatch):
     put(study, replace(ALIVE, **MINE), JOB)
     monkeypatch.setattr(plan, "jobs_in_queue", lambda: {"7": RUNNING})
+    monkeypatch.setattr(plan.shutil, "which", lambda _: "/usr/bin/squeue")
     assert study.setup.cluster.kind == "local"
     (training, _) = plan.look(study).items
     assert (training.state, training.note) == ("running", "job 7")
+
+
+def test_without_slurms_commands_only_jobs_that_may_still_run_are_refused(study, monkeypatch):
+    monkeypatch.setattr(plan.shutil, "which", lambda _: None)
+    put(study, replace(ALIVE, **MINE), JOB)
+    with pytest.raises(
+        UserError, match=r"1 jobs of this study were submitted to SLURM, .* or, if they are over, delete"
+    ):
+        plan.look(study)
+    put(study, replace(GONE, state="failed", reason="error", **MINE), JOB)
+    assert plan.look(study).items[0].state == "failed"
+    put_results(study)
+    assert {item.state for item in plan.look(study).items} == {"done"}
 
 
 def test_a_job_that_ended_before_it_could_say_why_has_failed_with_its_log(study, tmp_path, monkeypatch):

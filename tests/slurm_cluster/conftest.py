@@ -38,7 +38,10 @@ def running(state: Path, *, accounting: bool) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A cluster that keeps accounts; tests are skipped, loudly, where SLURM is not installed."""
+    """A cluster that keeps accounts; tests are skipped, loudly, where SLURM is not installed.
+
+    In a short and fixed place: a socket's path holds 107 bytes, and a cluster that a killed run left is found there.
+    """
     require_slurm()
     with running(Path(f"/tmp/matquant-slurm-{os.getuid()}"), accounting=True):
         yield
