@@ -99,7 +99,9 @@ def _changes(overrides: tuple[str, ...], axis: str, values: tuple[str, ...]) -> 
         if value not in choices_made:
             fits = _assign(changed, value)
             refers = refers or not fits
-    return _Composed(changed, refers or not before.keys() <= after.keys())
+    # An axis whose values stand elsewhere (perplexity is below readout) may give way to, or override, another one.
+    elsewhere = axis not in after
+    return _Composed(changed, refers or elsewhere or not before.keys() <= after.keys())
 
 
 def _assign(values: dict[str, Any], override: str) -> bool:

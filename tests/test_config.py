@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -80,6 +80,7 @@ def outcome(act: Callable[[], object]) -> object:
 
 
 @settings(max_examples=25, deadline=None)
+@example({"readout": 1, "base": 0, "perplexity": 0}, ())
 @given(
     st.dictionaries(st.sampled_from(sorted(AXES)), st.integers(0, 2), min_size=1, max_size=4),
     st.sampled_from([(), ("experiment=smoke",), ("experiment=table01", "weights=uniform")]),
