@@ -17,6 +17,7 @@ from matquant.notation import Objective
 
 DType = Literal["float32", "bfloat16", "float16"]
 Place = Literal["device", "host", "disk"]
+Residual = Literal["mean", "weighted"]
 Positive = Annotated[int, Field(gt=0)]
 
 

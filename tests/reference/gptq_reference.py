@@ -1,0 +1,134 @@
+"""Slow, obvious twins of `matquant.code_choice` and `matquant.column_solve`."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from matquant.notation import Objective, Slice
+from tests.reference.slicing_reference import slice_code
+
+
+def cost_of(code: int, position: float, objective: Objective) -> int:
+    """sum over terms of lambda (u - S(q, r))^2, exactly: in units that make weights and position whole numbers."""
+    numerator, unit = position.as_integer_ratio()
+    return sum(
+        weight * (numerator - value * unit) ** 2
+        for weight, value in zip(whole_weights(objective), slices_of(code, objective), strict=True)
+    )
+
+
+def best_code(position: float, objective: Objective) -> int:
+    """Tries all codes; of those that cost the same it takes smaller slices, and of equal slices the nearest code."""
+
+    def order(code: int) -> tuple[object, ...]:
+        return cost_of(code, position, objective), slices_of(code, objective), abs(Fraction(position) - code), code
+
+    return min(range(2**objective.parent_bits), key=order)
+
+
+@cache
+def whole_weights(objective: Objective) -> list[int]:
+    exact = [Fraction(term.weight) for term in objective.terms]
+    unit = math.lcm(*(weight.denominator for weight in exact))
+    return [int(weight * unit) for weight in exact]
+
+
+@cache
+def slices_of(code: int, objective: Objective) -> list[int]:
+    return [slice_of(code, term.slice, objective.parent_bits) for term in objective.terms]
+
+
+def slice_of(code: int, part: Slice, parent_bits: int) -> int:
+    return slice_code(code, part.bits, parent_bits=parent_bits, extra_precision=part.extra_precision)
+
+
+def textbook(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, *, bits: int, damping: float) -> Tensor:
+    """GPTQ word for word (arXiv:2210.17323, Eq. 2 and 3), in float64: after each column the inverse loses a row.
+
+    `scale` and `zero` hold one number for every weight.
+    """
+    weight = weight.double().clone()
+    damped = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(len(hessian))
+    inverse = torch.linalg.inv(damped)
+    codes = torch.empty_like(weight)
+    for j in range(weight.shape[1]):
+        codes[:, j] = torch.clamp(torch.round(weight[:, j] / scale[:, j] + zero[:, j]), 0, 2**bits - 1)
+        quantized = scale[:, j] * (codes[:, j] - zero[:, j])
+        error = (weight[:, j] - quantized) / inverse[j, j]
+        weight -= error[:, None] * inverse[None, j]
+        inverse = inverse - inverse[:, [j]] @ inverse[[j]] / inverse[j, j]
+    return codes.to(torch.uint8)
+
+
+def brute_force(
+    weight: Tensor,
+    hessian: Tensor,
+    objective: Objective,
+    *,
+    group_size: int | None,
+    symmetric: bool,
+    damping: float,
+    weighted: bool = False,
+    block_size: int = 128,
+) -> dict[str, Tensor]:
+    """MatGPTQ as its authors' code goes about it: in blocks of columns, all 2^c codes tried for every weight.
+
+    Their code reads every code at every slice once, compares each weight of a column with all of them, and carries the
+    plain mean of the slices' errors on.  Returns codes, scale and zero.
+    """
+    num_outputs, num_inputs = weight.shape
+    group_size = group_size or num_inputs
+    weight, top = weight.clone().float(), 2**objective.parent_bits - 1
+    lambdas = torch.tensor([term.weight for term in objective.terms])
+    counts = lambdas / lambdas.sum() if weighted else torch.full_like(lambdas, 1 / len(lambdas))
+    table = slice_table(objective)  # [terms, codes]
+    lower = torch.linalg.cholesky(hessian + damping * hessian.diagonal().mean() * torch.eye(num_inputs))
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    codes = torch.empty(num_outputs, num_inputs, dtype=torch.uint8)
+    scale, zero = (torch.empty(num_outputs, num_inputs // group_size) for _ in range(2))
+    for start in range(0, num_inputs, block_size):
+        stop = min(start + block_size, num_inputs)
+        errors = torch.zeros(num_outputs, stop - start)
+        for j in range(start, stop):
+            group = j // group_size
+            if j % group_size == 0:
+                part = weight[:, j : j + group_size].clone()
+                # The part of a group behind the block has not received the block's errors yet.
+                if j + group_size > stop:
+                    part[:, stop - j :] -= errors[:, : j - start] @ upper[start:j, stop : j + group_size]
+                high, low = part.amax(1), part.amin(1)
+                if symmetric:
+                    high = torch.maximum(high.abs(), low.abs())
+                    low = -high
+                scale[:, group] = (high - low) / top
+                zero[:, group] = (top + 1) / 2 if symmetric else -low / scale[:, group]
+            s, z = scale[:, group], zero[:, group]
+            read = s[:, None, None] * (table - z[:, None, None])  # [out, terms, codes]
+            cost = (lambdas[:, None] * (weight[:, j, None, None] - read).square()).sum(1)
+            best = cost.argmin(1)
+            codes[:, j] = best.to(torch.uint8)
+            chosen = read.gather(2, best[:, None, None].expand(-1, len(lambdas), 1)).squeeze(2)
+            error = ((weight[:, j, None] - chosen) * counts).sum(1) / upper[j, j]
+            weight[:, j + 1 : stop] -= error[:, None] * upper[j, j + 1 : stop]
+            errors[:, j - start] = error
+        weight[:, stop:] -= errors @ upper[start:stop, stop:]
+    return {"codes": codes, "scale": scale, "zero": zero}
+
+
+def slice_table(objective: Objective) -> Tensor:
+    """What every code reads at the slice of every term."""
+    codes = range(2**objective.parent_bits)
+    return torch.tensor(
+        [[float(slice_of(q, term.slice, objective.parent_bits)) for q in codes] for term in objective.terms]
+    )
+
+
+def output_error(weight: Tensor, hessian: Tensor, read: Tensor) -> float:
+    """tr((W - W_r) H (W - W_r)^T), in float64."""
+    difference = (weight - read).double()
+    return ((difference @ hessian.double()) * difference).sum().item()
