@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from matquant.notation import Objective
+from matquant.notation import Objective, Slice
 
 DType = Literal["float32", "bfloat16", "float16"]
 Place = Literal["device", "host", "disk"]
@@ -179,7 +179,51 @@ class QATBase(Spec):
         return self
 
 
-BaseSpec = Annotated[NoBase | MinMaxBase | OmniQuantBase | QATBase, Field(discriminator="kind")]
+class GPTQBase(Spec):
+    """GPTQ (arXiv:2210.17323), column by column with errors carried on; with several terms MatGPTQ (arXiv:2602.03537).
+
+    Nothing is learned: the codes of a layer are one pass over its input channels, given the second moments of its
+    inputs.
+    """
+
+    kind: Literal["gptq"]
+    batch_size: Positive = 4
+    """Sequences that run through a block at once."""
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """Share of its mean diagonal that is added to a Hessian's diagonal."""
+    max_damping_retries: Annotated[int, Field(ge=0)] = 3
+    """How often the damping is raised tenfold for a Hessian that is singular all the same; then the run ends."""
+    act_order: bool = False
+    """Solve the input channels with the largest activations first, on grids of the unchanged weights."""
+    true_sequential: bool = False
+    """Layers of a block see what the quantized layers before them in the block give, at one forward pass for each."""
+    residual: Residual = "mean"
+    """What is carried on to later columns: the mean error of the slices, each alike or as its term weighs."""
+    block_size: Positive = 128
+    """Columns whose errors are carried on together to those behind them; changes rounding errors and time only."""
+    student_input: str = "parent"
+    """What the next block receives: outputs of the `parent`, of a slice such as `int4`, or of the `full` weights."""
+    compute_dtype: DType = "float32"
+    """Of the blocks' matrix products; Hessians and solves are in float32."""
+    activation_dtype: DType = "float32"
+    """What one block hands to the next is kept in; `Setup.activations` says where."""
+
+    @model_validator(mode="after")
+    def _feeds_something(self) -> GPTQBase:
+        if self.student_input not in ("parent", "full"):
+            try:
+                Slice.parse(self.student_input)
+            except ValueError as error:
+                raise ValueError(f"student_input is parent, full or a slice: {error}") from error
+        if self.true_sequential and self.student_input == "full":
+            raise ValueError(
+                "true_sequential=true and student_input=full contradict each other: the one feeds quantized layers to "
+                "the next, the other never does; choose one"
+            )
+        return self
+
+
+BaseSpec = Annotated[NoBase | MinMaxBase | OmniQuantBase | QATBase | GPTQBase, Field(discriminator="kind")]
 
 # --- grid and objective ----------------------------------------------------------------------------------------------
 
@@ -197,6 +241,21 @@ def _objective(value: Any) -> Objective:
 
 
 ObjectiveSpec = Annotated[Objective, BeforeValidator(_objective), PlainSerializer(lambda value: value.dump())]
+
+
+def _check_column_solve(base: GPTQBase, objective: Objective | None) -> None:
+    """Refuses an objective that a column solve has no meaning for."""
+    assert objective is not None
+    if taught := [term for term in objective.terms if term.teacher is not None]:
+        raise ValueError(
+            f"base=gptq compares weights with weights and runs no teacher, so it cannot serve the term {taught[0]}; "
+            "choose distill=none"
+        )
+    if base.student_input not in ("parent", "full") and Slice.parse(base.student_input).bits > objective.parent_bits:
+        raise ValueError(
+            f"base.student_input={base.student_input} is wider than the int{objective.parent_bits} parent; "
+            "choose parent, full or a narrower slice"
+        )
 
 
 class Cell(Spec):
@@ -220,7 +279,9 @@ class Cell(Spec):
                 "base=minmax trains nothing, so several widths cannot be traded against each other; "
                 "use bits=int8 and read it at any width, or base=omniquant"
             )
-        if isinstance(self.base, OmniQuantBase | QATBase):
+        if isinstance(self.base, GPTQBase):
+            _check_column_solve(self.base, self.objective)
+        if isinstance(self.base, OmniQuantBase | QATBase | GPTQBase):
             if self.data is None:
                 raise ValueError(f"base={self.base.kind} needs text; choose data=embedded or another data set")
             batch_size, num_sequences = self.base.batch_size, self.data.num_sequences

@@ -12,11 +12,12 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from matquant import distributed, stopping
-from matquant.algorithms import Layers, minmax, omniquant, qat
+from matquant.algorithms import Layers, gptq, minmax, omniquant, qat
 from matquant.calibration import Shelf
-from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.data import token_blocks
 from matquant.distributed import ALONE, World, check_ranks
@@ -174,19 +175,29 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
                 model, parent_bits=cell.objective.parent_bits, scope=cell.scope, grid=cell.grid, progress=progress
             )
         case OmniQuantBase() as base:
-            assert cell.data is not None
-            tokens = token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
-            state = RunDir(setup.paths.runs, cell.id).state
-            state.mkdir(parents=True, exist_ok=True)
-            shelf = Shelf(DTYPES[base.activation_dtype], setup.activations, state)
+            shelf = _shelf(base, cell, setup)
             settings = omniquant.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, shelf)
-            return omniquant.fit(model, tokens, settings, progress)
+            return omniquant.fit(model, _tokens(cell, tokenizer), settings, progress)
+        case GPTQBase() as base:
+            settings = gptq.Settings(base, cell.objective, cell.scope, cell.grid, _shelf(base, cell, setup))
+            return gptq.fit(model, _tokens(cell, tokenizer), settings, progress)
         case QATBase() as base:
-            assert cell.data is not None
-            tokens = token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
             settings = qat.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, world, device.type)
-            return qat.fit(model, tokens, settings, progress)
+            return qat.fit(model, _tokens(cell, tokenizer), settings, progress)
         case NoBase():
             raise AssertionError("a cell without quantization has nothing to train")
         case _:
             assert_never(cell.base)
+
+
+def _tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The calibration or training text of a cell."""
+    assert cell.data is not None
+    return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
+
+
+def _shelf(base: OmniQuantBase | GPTQBase, cell: Cell, setup: Setup) -> Shelf:
+    """Where a block-wise algorithm keeps activations."""
+    state = RunDir(setup.paths.runs, cell.id).state
+    state.mkdir(parents=True, exist_ok=True)
+    return Shelf(DTYPES[base.activation_dtype], setup.activations, state)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from matquant.cell import Cell, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.models import blocks, linears, skeleton
 from matquant.setup import Setup
 from slurm.jobs import Job
@@ -64,6 +64,8 @@ def cost_of(job: Job, num_plans: int) -> Cost:
             return _omniquant(cell, base, setup, size)
         case QATBase() as base:
             return _qat(cell, base, setup, size)
+        case GPTQBase() as base:
+            return _gptq(cell, base, setup, size)
         case _:
             assert_never(cell.base)
 
@@ -79,6 +81,22 @@ def _omniquant(cell: Cell, base: OmniQuantBase, setup: Setup, size: _Size) -> Co
     states = _calibration_tokens(cell) * size.hidden * per_number
     step = base.batch_size * length * size.hidden * 12 * BYTES[base.compute_dtype] * slices + 32 * size.in_block
     memory = size.weights * BYTES[cell.model.dtype] + step + (states if setup.activations == "device" else 0)
+    disk = _checkpoint_gb(cell, size) * 2 + (states / GB if setup.activations == "disk" else 0)
+    return Cost((START_S + seconds) / 3600, memory / GB, disk)
+
+
+def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: _Size) -> Cost:
+    assert cell.data is not None
+    tokens = _calibration_tokens(cell)
+    # Two passes through every block, and the second moments of its inputs: where a feed-forward network is four times
+    # as wide as its input, 1.4 x 2 operations a weight and token.  The solve is small beside them.
+    operations = (4 * size.weights + 3 * size.in_scope) * tokens
+    # Every column of a block of columns is a pass over what is left of the block, in float32.
+    traffic = 4 * size.in_scope * base.block_size
+    seconds = operations / _speed(setup) + (traffic / MEMORY_BYTES_PER_S if setup.cluster.kind == "slurm" else 0)
+    states = tokens * size.hidden * (2 * BYTES[base.activation_dtype] + BYTES[base.compute_dtype])
+    solve = 24 * size.in_block + 16 * (4 * size.hidden) ** 2
+    memory = size.weights * BYTES[cell.model.dtype] + solve + (states if setup.activations == "device" else 0)
     disk = _checkpoint_gb(cell, size) * 2 + (states / GB if setup.activations == "disk" else 0)
     return Cost((START_S + seconds) / 3600, memory / GB, disk)
 

@@ -14,7 +14,7 @@ from matquant.models import blocks, linears, load_model
 from matquant.nested import materialize
 from matquant.notation import Plan
 from matquant.runs import RunDir
-from tests.tiny import TINY_OMNIQUANT
+from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT
 
 # What an architecture needs beside the sizes of conf/model/tiny.yaml.
 ARCHITECTURES = {
@@ -33,6 +33,7 @@ TINY_QAT = ("base=qat", "base.num_steps=2", "base.batch_size=2", "base.compute_d
 BASES = {
     "omniquant": (*TINY_OMNIQUANT, "base.transformation=true"),
     "qat": (*TINY_QAT, "base.train_scales=true"),
+    "gptq": TINY_GPTQ,
 }
 
 
@@ -42,7 +43,8 @@ BASES = {
 def test_an_architecture_goes_the_whole_line(tiny_study, architecture, base, scope):
     study = tiny_study(
         *(f"model.architecture={architecture}", *ARCHITECTURES[architecture], *BASES[base], f"scope={scope}"),
-        *("extra_bit=on", "distill=8to2", "readout.tasks=[]", "readout.plans=[int8,int4,int2,pyramid@4]"),
+        *("extra_bit=on", "readout.tasks=[]", "readout.plans=[int8,int4,int2,pyramid@4]"),
+        "distill=none" if base == "gptq" else "distill=8to2",
     )
     (cell,) = study.cells
     run.run_study(study, [])

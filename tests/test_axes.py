@@ -1,4 +1,4 @@
-"""Axes that multiply: every grid and every parent goes the whole line, with both algorithms that train."""
+"""Axes that multiply: every grid and every parent goes the whole line, with every algorithm that trains."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matquant.code_choice import code_choice
+from matquant.code_choice import CodeChoice, code_choice
 from matquant.notation import Objective
 from tests.reference.gptq_reference import best_code, cost_of, slice_of
 
@@ -38,7 +38,11 @@ def facts(draw) -> tuple[int, dict[str, float]]:
 
 def chosen(positions: torch.Tensor, objective: Objective) -> list[int]:
     choice = code_choice(objective)
-    return [int(code) for code in choice.codes(choice.choose(positions).piece, positions)]
+    return [int(code) for code in choice.codes(places(choice, positions), positions)]
+
+
+def places(choice: CodeChoice, positions: torch.Tensor) -> torch.Tensor:
+    return choice.place(positions, out=choice.places_like(positions))
 
 
 def around(values: torch.Tensor) -> torch.Tensor:
@@ -57,7 +61,8 @@ def is_best(code: int, position: float, objective: Objective) -> bool:
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: str(objective.dump()))
 def test_on_every_break_and_beside_it_the_best_code_is_chosen(objective):
     # Between two breaks the best code stays the same, so positions at and beside all breaks are all there is to try.
-    positions = around(code_choice(objective).breaks)
+    breaks = code_choice(objective).breaks
+    positions = around(breaks[breaks.isfinite()])
     for position, code in zip(positions.tolist(), chosen(positions, objective), strict=True):
         assert is_best(code, position, objective), (position, code)
 
@@ -76,9 +81,9 @@ def test_the_residual_is_measured_from_the_average_of_the_slices(drawn, residual
     objective = Objective.parse(*drawn)
     positions = torch.linspace(-10, 270, 57)
     choice = code_choice(objective, residual)
-    found = choice.choose(positions)
+    found = places(choice, positions)
     counts = [Fraction(term.weight) if residual == "weighted" else Fraction(1) for term in objective.terms]
-    for code, value in zip(choice.codes(found.piece, positions).tolist(), found.value.tolist(), strict=True):
+    for code, value in zip(choice.codes(found, positions).tolist(), choice.value(found).tolist(), strict=True):
         slices = [slice_of(int(code), term.slice, objective.parent_bits) for term in objective.terms]
         average = sum((count * part for count, part in zip(counts, slices, strict=True)), Fraction(0)) / sum(counts)
         assert value == pytest.approx(float(average), rel=1e-6)
@@ -87,7 +92,7 @@ def test_the_residual_is_measured_from_the_average_of_the_slices(drawn, residual
 def test_one_width_is_rounding_as_the_grid_does_it():
     positions = torch.linspace(-3, 18, 400)
     choice = code_choice(Objective.parse(4, {"int4": 1.0}))
-    assert torch.equal(choice.choose(positions).piece, positions.round().clamp(0, 15))
+    assert torch.equal(choice.value(places(choice, positions)), positions.round().clamp(0, 15))
 
 
 def test_of_codes_that_no_trained_slice_tells_apart_the_nearest_is_taken():

@@ -57,7 +57,7 @@ def test_every_experiment_opens_with_its_claim_command_cost_and_what_to_expect(p
 
 AXES = {
     "model": ["tiny", "smollm2_135m"],
-    "base": ["minmax", "omniquant", "qat"],
+    "base": ["minmax", "omniquant", "gptq"],
     "bits": ["int2", "int8", "matquant"],
     "grid": ["group_32", "per_channel"],
     "grid.symmetric": ["true", "false"],

@@ -12,7 +12,7 @@ from matquant.stopping import Stopped
 from matquant.tracking import NoTracker
 from matquant.train import DiskProgress, train
 from tests.ranks import RESUMED, asked_to_stop, fit, run_dir, said, study
-from tests.tiny import TINY_OMNIQUANT
+from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT
 
 STOPPED = "stopped after a step, as asked; the state is saved"
 
@@ -47,9 +47,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, after):
     assert not stopped.state.exists()
 
 
-def test_a_block_wise_fit_stops_after_a_finished_block(tmp_path):
-    cell, setup = study(tmp_path / "stopped", base=TINY_OMNIQUANT)
-    expected = study(tmp_path / "undisturbed", base=TINY_OMNIQUANT)
+@pytest.mark.parametrize("base", [TINY_OMNIQUANT, TINY_GPTQ], ids=["omniquant", "gptq"])
+def test_a_block_wise_fit_stops_after_a_finished_block(tmp_path, base):
+    cell, setup = study(tmp_path / "stopped", base=base)
+    expected = study(tmp_path / "undisturbed", base=base)
     train(*expected, NoTracker())
     run = RunDir(setup.paths.runs, cell.id)
     for finished in (1, 2):

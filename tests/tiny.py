@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+TINY_GPTQ = ("base=gptq", "base.batch_size=2", "base.compute_dtype=float32")
 TINY_OMNIQUANT = ("base=omniquant", "base.num_steps=2", "base.batch_size=2", "base.compute_dtype=float32")
 
 

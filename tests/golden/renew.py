@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from matquant.cell import BaseSpec, Cell, GridSpec, ModelSpec, OmniQuantBase, QATBase, Spec, TextSpec
+from matquant.cell import BaseSpec, Cell, GPTQBase, GridSpec, ModelSpec, OmniQuantBase, QATBase, Spec, TextSpec
 from matquant.compose import CONF
 from matquant.config import load_study
 from matquant.notation import Slice
@@ -23,6 +23,9 @@ CELLS = {
     "omniquant matquant": ["base=omniquant", "bits=matquant"],
     "omniquant matquant gemma2 weights": ["base=omniquant", "bits=matquant", "weights=gemma2"],
     "omniquant matquant per channel, seed 1": ["base=omniquant", "bits=matquant", "grid=per_channel", "seed=1"],
+    "gptq int4": ["base=gptq", "bits=int4"],
+    "gptq matquant": ["base=gptq", "bits=matquant"],
+    "gptq matquant {8, 4, 3}": ["base=gptq", "bits=matquant_843"],
     "tiny": ["model=tiny", "base=minmax", "bits=int8"],
 }
 
@@ -67,6 +70,8 @@ def row(cell: Cell) -> str:
         facts += [f"{{{terms}}} in int{cell.objective.parent_bits}", f"{cell.scope}"]
     if isinstance(cell.base, OmniQuantBase | QATBase) and cell.data is not None:
         facts += [f"{cell.base.num_steps} steps of {cell.base.batch_size} x {cell.data.sequence_length} tokens"]
+    if isinstance(cell.base, GPTQBase) and cell.data is not None:
+        facts += [f"{cell.data.num_sequences} x {cell.data.sequence_length} tokens"]
     return ", ".join(facts)
 
 

@@ -1,0 +1,189 @@
+"""GPTQ (arXiv:2210.17323) and MatGPTQ (arXiv:2602.03537): one column solve for every linear layer, block by block.
+
+At each block the calibration text runs through once, to collect the second moments of what its linear layers receive;
+they are solved (`matquant.column_solve`), and the text runs through the finished block to give the next one its input.
+With the one term {c} the codes are GPTQ's, with several MatGPTQ's.
+
+Layers with the same input (q, k, v; gate, up) share its moments and are solved as one, stacked along their outputs:
+every row of a weight is a problem of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from matquant.algorithms import Layers, Progress
+from matquant.calibration import Activations, Chain, ChainBatch, Hidden, Shelf, attend, capture, run_chain
+from matquant.cell import GPTQBase, GridSpec
+from matquant.column_solve import Solution, solve
+from matquant.models import block_name, blocks, input_names, linears
+from matquant.nested import NestedWeight
+from matquant.notation import Objective, Slice
+from matquant.quantizers import DTYPES, Grid
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a GPTQ fit is told."""
+
+    base: GPTQBase
+    objective: Objective
+    scope: str
+    grid: GridSpec
+    shelf: Shelf = field(default_factory=Shelf)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.base.compute_dtype]
+
+    @property
+    def student(self) -> Slice | None:
+        """The slice whose outputs the next block receives; none for the unquantized weights'."""
+        match self.base.student_input:
+            case "full":
+                return None
+            case "parent":
+                return Slice(self.objective.parent_bits)
+            case text:
+                return Slice.parse(text)
+
+    def chain(self, block: nn.Module, hidden: Activations, arguments: Mapping[str, Any]) -> Chain:
+        """What enters a block; its attention is computed once where nothing in it is quantized."""
+        if self.scope != "ffn":
+            return Chain(hidden)
+        return attend(block, hidden, arguments, batch_size=self.base.batch_size, dtype=self.dtype, shelf=self.shelf)
+
+
+@torch.no_grad()
+def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Settings, progress: Progress) -> Layers:
+    """Quantizes every linear layer in scope; the model's own weights are not changed."""
+    warn_of_few_tokens(model, settings.scope, num_tokens=tokens.numel())
+    shelf = settings.shelf
+    hidden, arguments = capture(model, tokens, batch_size=settings.base.batch_size, shelf=shelf)
+    layers: dict[str, NestedWeight] = {}
+    found = blocks(model)
+    for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
+        name = block_name(index)
+        solving = BlockSolve(index, block, keywords, settings.chain(block, hidden, keywords), settings)
+        finished = progress.resume(name, lambda solving=solving: solving.run(progress))
+        layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
+        progress.tick(index + 1, len(found), name)
+        if index + 1 < len(found):
+            hidden = shelf.keep(solving.outputs(finished), len(tokens))
+    return layers
+
+
+def warn_of_few_tokens(model: nn.Module, scope: str, *, num_tokens: int) -> None:
+    """Says how many layers have more inputs than there are tokens: their Hessians are singular but for the damping."""
+    features = [linear.in_features for block in blocks(model) for linear in linears(block, scope).values()]
+    starved = [number for number in features if number > num_tokens]
+    if starved:
+        log.warning(
+            "%d of %d layers have more inputs (up to %d) than there are calibration tokens (%d): damping decides what "
+            "the text does not; raise data.num_sequences",
+            *(len(starved), len(features), max(starved), num_tokens),
+        )
+
+
+@dataclass(frozen=True)
+class BlockSolve:
+    """One block's layers, to be solved on what enters the block."""
+
+    index: int
+    block: nn.Module
+    arguments: Mapping[str, Any]
+    chain: Chain
+    settings: Settings
+
+    def run(self, progress: Progress) -> Layers:
+        """The nested weights of the block, by path inside it."""
+        found = linears(self.block, self.settings.scope)
+        together: dict[str, list[str]] = {}
+        for path, name in input_names(found).items():
+            together.setdefault(name, []).append(path)
+        groups = list(together.values())
+        layers: dict[str, NestedWeight] = {}
+        for stage in [[group] for group in groups] if self.settings.base.true_sequential else [groups]:
+            moments = self.second_moments([found[paths[0]] for paths in stage], layers)
+            for paths, hessian in zip(stage, moments, strict=True):
+                solution = self._solve([found[path].weight for path in paths], hessian, " and ".join(paths))
+                outputs = [found[path].out_features for path in paths]
+                layers |= zip(paths, apart(solution, outputs, self.settings.objective.parent_bits), strict=True)
+                progress.log(self._record(paths, solution))
+        return {path: layers[path] for path in found}
+
+    def second_moments(self, sees: Sequence[nn.Linear], layers: Layers) -> list[Float[Tensor, "_ _"]]:
+        """H = 2/n sum x x^T of what some linear layers receive, float32, summed batch by batch on their device.
+
+        `layers` of this block that are solved already are in place.
+        """
+        sums = [torch.zeros(one.in_features, one.in_features, device=one.weight.device) for one in sees]
+        with ExitStack() as stack:
+            for linear, total in zip(sees, sums, strict=True):
+                stack.callback(linear.register_forward_pre_hook(adding_to(total)).remove)
+            for _ in self.outputs(layers):
+                pass
+        num_tokens = self.chain.hidden.states.shape[:2].numel()
+        return [total.mul_(2 / num_tokens) for total in sums]
+
+    def outputs(self, layers: Layers) -> Iterator[Hidden]:
+        """What the block gives for every batch, with these layers of it read at the slice that feeds the next."""
+        student = self.settings.student
+        weights = {} if student is None else {f"{path}.weight": one.at(student).weight for path, one in layers.items()}
+        for batch in self._batches():
+            yield run_chain(self.block, batch, self.arguments, dtype=self.settings.dtype, weights=weights)
+
+    def _batches(self) -> Iterator[ChainBatch]:
+        for index in torch.arange(len(self.chain.hidden)).split(self.settings.base.batch_size):
+            yield self.chain.batch(index)
+
+    def _solve(self, weights: Sequence[Tensor], hessian: Tensor, names: str) -> Solution:
+        settings = self.settings
+        try:
+            return solve(
+                torch.cat([weight.detach().float() for weight in weights]),
+                hessian,
+                objective=settings.objective,
+                spec=settings.grid,
+                base=settings.base,
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{block_name(self.index)}.{names}: {error}") from error
+
+    def _record(self, paths: Sequence[str], solution: Solution) -> dict[str, Any]:
+        """A line of train.jsonl for some layers that were solved together."""
+        inverse = solution.inverse
+        return {
+            "block": self.index,
+            "layers": ", ".join(paths),
+            "error": solution.error.sum().item(),
+            "damping": inverse.damping,
+            "damping_retries": inverse.retries,
+            "dead_inputs": int(inverse.dead.sum()),
+        }
+
+
+def adding_to(total: Float[Tensor, "features features"]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A hook that adds sum x x^T of what a layer receives, in float32."""
+
+    def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        x = given[0].flatten(0, -2).float()
+        total.addmm_(x.T, x)
+
+    return add
+
+
+def apart(solution: Solution, num_outputs: Sequence[int], parent_bits: int) -> list[NestedWeight]:
+    """The layers that were solved stacked."""
+    parts = (tensor.split(list(num_outputs)) for tensor in (solution.codes, *solution.grid))
+    return [NestedWeight(codes, Grid(scale, zero), parent_bits) for codes, scale, zero in zip(*parts, strict=True)]
