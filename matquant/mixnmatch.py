@@ -21,9 +21,9 @@ def slices_of(plan: Plan, layers: Iterable[str]) -> dict[str, Slice]:
     if plan.layout is None or plan.budget is None:
         assert plan.default is not None
         return dict.fromkeys(names, plan.default)
-    numbers = sorted({_block_number(name) for name in names})
+    numbers = sorted({block_number(name) for name in names})
     widths = dict(zip(numbers, arrange(plan.layout, counts(plan.budget, len(numbers))), strict=True))
-    return {name: _slice(widths[_block_number(name)], plan) for name in names}
+    return {name: _slice(widths[block_number(name)], plan) for name in names}
 
 
 def _listed(plan: Plan, names: Sequence[str]) -> dict[str, Slice]:
@@ -83,7 +83,8 @@ def _slice(width: int, plan: Plan) -> Slice:
     return Slice(width, extra_precision=plan.extra_precision and width < MAX_BITS)
 
 
-def _block_number(name: str) -> int:
+def block_number(name: str) -> int:
+    """The number of the transformer block that a layer's name puts it in."""
     found = re.search(r"\.(\d+)\.", name)
     assert found is not None, name
     return int(found[1])

@@ -224,16 +224,21 @@ def materialize(model: nn.Module, layers: Mapping[str, NestedWeight], plan: Plan
     """
     assert str(plan) != FULL, "a full read-out is the model before anything is written into it"
     slices = slices_of(plan, layers)
-    with torch.no_grad():
-        for name, nested in layers.items():
-            linear = model.get_submodule(name)
-            weight = linear.get_parameter("weight")
-            if weight.shape != nested.codes.shape:
-                raise ValueError(
-                    f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint"
-                )
-            read = nested.at(slices[name])
-            weight.copy_(read.weight)
-            if read.bias is not None:
-                bias_of(linear).copy_(read.bias)
+    for name, nested in layers.items():
+        write_layer(model, name, nested, slices[name])
     return model
+
+
+@torch.no_grad()
+def write_layer(model: nn.Module, name: str, nested: NestedWeight, part: Slice) -> None:
+    """Overwrites one linear layer of a plain model with what a slice reads."""
+    linear = model.get_submodule(name)
+    weight = linear.get_parameter("weight")
+    if weight.shape != nested.codes.shape:
+        raise ValueError(
+            f"{name} is {tuple(weight.shape)} in the model and {tuple(nested.codes.shape)} in the checkpoint"
+        )
+    read = nested.at(part)
+    weight.copy_(read.weight)
+    if read.bias is not None:
+        bias_of(linear).copy_(read.bias)

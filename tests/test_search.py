@@ -1,0 +1,197 @@
+"""Search on a model: the loss is a divergence, only changed layers are rewritten, an interrupted search goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from matquant import search
+from matquant.algorithms import minmax
+from matquant.cell import GridSpec
+from matquant.checkpoint import load_checkpoint
+from matquant.data import token_blocks
+from matquant.errors import UserError
+from matquant.extra_precision import effective_bits
+from matquant.mixnmatch import slices_of
+from matquant.models import load_model
+from matquant.nested import materialize
+from matquant.notation import Plan, Slice
+from matquant.runs import RunDir
+from matquant.search import Fitness, Search, Teacher, divergence, run_search, space_of
+from matquant.tracking import NoTracker
+from matquant.train import train
+from tests.test_algorithms import Memory
+from tests.tiny import TINY_GPTQ
+
+GRID = GridSpec(group_size=32)
+QUICK = {"num_sequences": 4, "generations": 2, "offspring": 6}
+
+
+def full_divergence(expected: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    expected, given = expected.double().log_softmax(-1), given.double().log_softmax(-1)
+    return (expected.exp() * (expected - given)).sum(-1)
+
+
+def most_likely(logits: torch.Tensor, top_k: int) -> Teacher:
+    return search._most_likely(logits, top_k)
+
+
+def test_the_divergence_over_all_tokens_is_the_full_one_and_over_fewer_a_lower_bound():
+    generator = torch.Generator().manual_seed(0)
+    expected, given = (3 * torch.randn(2, 5, 40, generator=generator) for _ in range(2))
+    full, previous = full_divergence(expected, given), torch.zeros(2, 5)
+    for top_k in (1, 4, 16, 40):
+        found = divergence(most_likely(expected, top_k), given)
+        assert (found >= previous - 1e-4).all()
+        previous = found
+    assert torch.allclose(previous.double(), full, atol=1e-4)
+    assert divergence(most_likely(expected, 8), expected).abs().max() < 1e-5
+
+
+@pytest.fixture
+def parts(tiny_study):
+    study = tiny_study("base=minmax", "bits=int8")
+    cell = study.cells[0]
+    loaded = load_model(cell.model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu"))
+    data = tiny_study("base=gptq").cells[0].data
+    text = token_blocks(data, loaded.tokenizer, "train", seed=0, add_bos=False)
+    layers = minmax.fit(loaded.model, parent_bits=8, scope="ffn_attention", grid=GRID, progress=Memory())
+    return loaded.model, layers, text
+
+
+def test_switching_rewrites_only_what_changed_and_gives_what_writing_all_gives(parts, monkeypatch):
+    model, layers, text = parts
+    fitness, written = Fitness(model, layers, text, top_k=16, batch_size=2), []
+    original = search.write_layer
+    monkeypatch.setattr(search, "write_layer", lambda *rest: (written.append(rest[1]), original(*rest)))
+    first = dict.fromkeys(layers, Slice(4))
+    assert fitness.switch(first) == len(layers) == len(written)
+    second = first | {"model.layers.1.mlp.up_proj": Slice(2)}
+    assert fitness.switch(second) == 1
+    assert written[len(layers) :] == ["model.layers.1.mlp.up_proj"]
+    assert fitness.switch(second) == 0
+    loss = fitness.loss(second)
+    fitness.forget()
+    assert fitness.switch(second) == len(layers)
+    assert fitness.loss(second) == loss
+
+
+def test_fewer_bits_are_farther_from_the_unquantized_model(parts):
+    model, layers, text = parts
+    fitness = Fitness(model, layers, text, top_k=16, batch_size=3)
+    losses = [fitness.loss(dict.fromkeys(layers, Slice(bits))) for bits in (8, 4, 2, 8)]
+    assert 0 <= losses[0] < losses[1] < losses[2]
+    assert losses[3] == losses[0]
+
+
+@pytest.mark.parametrize("extra_precision", [False, True])
+def test_the_budget_is_counted_as_everywhere_else(parts, extra_precision):
+    _, layers, _ = parts
+    space = space_of(layers, budget=4.0, granularity="linear", extra_precision=extra_precision)
+    levels = tuple(number % 5 for number in range(len(space.choices.units)))
+    named = tuple(space.slices(levels).items())
+    assert space.choices.bits(levels) == pytest.approx(effective_bits(layers, Plan("made", layers=named)))
+
+
+def test_layers_that_are_served_as_one_share_a_width(parts):
+    _, layers, _ = parts
+    space = space_of(layers, budget=4.0, granularity="linear", extra_precision=False)
+    together = Counter(tuple(name.split(".")[-1] for name in names) for names in space.members.values())
+    fused = {("q_proj", "k_proj", "v_proj"): 2, ("o_proj",): 2, ("gate_proj", "up_proj"): 2, ("down_proj",): 2}
+    assert together == fused
+    assert len(space_of(layers, budget=4.0, granularity="block", extra_precision=False).members) == 2
+
+
+@pytest.fixture
+def trained(tiny_study):
+    study = tiny_study(*TINY_GPTQ, "model.config.num_hidden_layers=3")
+    train(study.cells[0], study.setup, NoTracker())
+    return study.cells[0], study.setup
+
+
+@pytest.mark.parametrize("granularity", ["block", "linear"])
+@pytest.mark.parametrize("strategy", ["pyramid", "dynamic_program", "evolution"])
+def test_every_strategy_writes_a_plan_that_a_read_out_names(trained, strategy, granularity, monkeypatch):
+    cell, setup = trained
+    path = run_search(cell, setup, Search(strategy, 3.5, granularity, **QUICK))
+    layers = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers
+    plan, facts = Plan.parse(str(path)), json.loads(path.read_text())
+    assert set(slices_of(plan, layers)) == set(layers)
+    assert effective_bits(layers, plan) == pytest.approx(facts["effective_bits"])
+    assert facts["effective_bits"] <= 3.5
+    loaded = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=torch.device("cpu"))
+    data = cell.data.model_copy(update={"num_sequences": 4})
+    text = token_blocks(data, loaded.tokenizer, "train", seed=0, add_bos=False)
+    fitness = Fitness(loaded.model, layers, text, top_k=64, batch_size=4)
+    materialize(loaded.model, layers, plan)
+    fitness.written = dict(slices_of(plan, layers))
+    assert fitness.loss(fitness.written) == pytest.approx(facts["loss"], abs=1e-7)
+    monkeypatch.setattr(Fitness, "__init__", lambda *_, **__: pytest.fail("measured again"))
+    assert run_search(cell, setup, Search(strategy, 3.5, granularity, **QUICK)) == path
+
+
+def test_the_evolved_plan_is_no_worse_than_the_uniform_one_of_its_budget(trained):
+    cell, setup = trained
+    found = json.loads(run_search(cell, setup, Search("evolution", 4.0, **QUICK)).read_text())
+    layers = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers
+    loaded = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=torch.device("cpu"))
+    data = cell.data.model_copy(update={"num_sequences": 4})
+    text = token_blocks(data, loaded.tokenizer, "train", seed=0, add_bos=False)
+    start = Fitness(loaded.model, layers, text, top_k=64, batch_size=4).loss(dict.fromkeys(layers, Slice(4)))
+    assert found["loss"] <= start + 1e-7
+
+
+@pytest.mark.parametrize("strategy", ["dynamic_program", "evolution"])
+def test_an_interrupted_search_goes_on_and_finds_the_same_plan(trained, strategy, monkeypatch, tmp_path):
+    cell, setup = trained
+    wanted = Search(strategy, 3.5, "linear", **QUICK)
+    calls, original = [], Fitness.loss
+
+    def counting(self, *rest):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return original(self, *rest)
+
+    monkeypatch.setattr(Fitness, "loss", counting)
+    stop = math.inf
+    expected = run_search(cell, setup, wanted).read_text()
+    whole = len(calls)
+    (setup.paths.out / "plans" / cell.id / f"{wanted.name}.json").unlink()
+    for path in (RunDir(setup.paths.runs, cell.id).path / "search").iterdir():
+        path.unlink()
+    calls.clear()
+    stop = whole - 2
+    with pytest.raises(KeyboardInterrupt):
+        run_search(cell, setup, wanted)
+    assert not (setup.paths.out / "plans" / cell.id / f"{wanted.name}.json").exists()
+    stop = math.inf
+    assert run_search(cell, setup, wanted).read_text() == expected
+    assert len(calls) < 2 * whole - 2
+
+
+def test_a_budget_out_of_reach_leaves_no_plan(trained):
+    cell, setup = trained
+    with pytest.raises(UserError, match="a budget of 9 bits is out of reach"):
+        run_search(cell, setup, Search("evolution", 9.0))
+    assert not (setup.paths.out / "plans").exists()
+
+
+def test_a_cell_that_is_not_trained_is_refused(tiny_study):
+    study = tiny_study(*TINY_GPTQ)
+    with pytest.raises(UserError, match=r"is not trained yet; run it with run.py first"):
+        run_search(study.cells[0], study.setup, Search("pyramid", 3.0))
+
+
+def test_a_plan_of_another_checkpoint_is_refused_with_the_layer(parts, tmp_path: Path):
+    _, layers, _ = parts
+    path = tmp_path / "odd.json"
+    named = dict.fromkeys(layers, "int4") | {"model.layers.9.mlp.up_proj": "int4"}
+    path.write_text(json.dumps({"layers": named}))
+    with pytest.raises(UserError, match=r"model.layers.9.mlp.up_proj is in only one of them"):
+        slices_of(Plan.parse(str(path)), layers)
