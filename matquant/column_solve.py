@@ -158,7 +158,7 @@ def _solve_columns(
         columns[stop:].addmm_(inverse.upper[start:stop, stop:].T, errors, alpha=-1)
         error += errors.square().sum(0)
     codes = torch.empty_like(columns, dtype=torch.uint8)
-    codes[inverse.order] = choice.codes(places, positions).to(torch.uint8)
+    codes[inverse.order] = choice.codes(places, positions)
     numbers = range(num_inputs // group_size)
     grid = Grid(*(torch.stack([parts[number] for number in numbers], 1) for parts in (scales, zeros)))
     return Solution(codes.T.contiguous(), grid, error, inverse)
