@@ -119,8 +119,8 @@ def look(study: Study) -> Sweep:
         return sweep
     if shutil.which("squeue") is None:
         raise UserError(
-            f"{len(unknown)} jobs of this study were submitted to SLURM, whose commands cannot be found here: ask where "
-            f"they are, or, if they are over, delete {study.setup.paths.runs}/*/*.job.json"
+            f"{len(unknown)} jobs of this study were submitted to SLURM, whose commands cannot be found here: ask "
+            f"where they are, or, if they are over, delete {study.setup.paths.runs}/*/*.job.json"
         )
     return observe(study, jobs_in_queue())
 
