@@ -184,6 +184,9 @@ def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
         return replace(item, state=state, note=note, job=_job_of(submission, queue))
     if submission is not None and not _has_reported(submission, status):
         if submission.log is not None and Path(submission.log).exists():
+            if _says_nothing(Path(submission.log)):
+                reason, note = _why_killed(run, submission)
+                return replace(item, state="failed", reason=reason, note=note, explained=reason != "killed")
             note = "its process ended before it could say why: read the log"
             return replace(item, state="failed", reason="error", note=note, explained=False)
         return replace(item, note="never started: cancelled, or its training failed")
@@ -213,6 +216,11 @@ def _why_killed(run: RunDir, submission: Submission | None) -> tuple[Reason, str
     if submission is not None and submission.log is not None and OOM_KILLED.search(_end_of(Path(submission.log))):
         return "out of memory", "SLURM killed it for the memory it used (see the log)"
     return "killed", "its process is gone and has left no word"
+
+
+def _says_nothing(log: Path) -> bool:
+    """True for the log of a process that was killed before it got anywhere: at most submitit has noted its start."""
+    return all(not line.strip() or line.startswith("submitit INFO") for line in _end_of(log).splitlines())
 
 
 def _end_of(log: Path) -> str:

@@ -63,7 +63,7 @@ def test_help_names_every_axis_and_its_choices():
     done = command("--help")
     assert done.returncode == 0
     for line in (
-        "base: minmax, none, omniquant",
+        "base: gptq, minmax, none, omniquant",
         "python run.py experiment=demo",
         "smollm2_135m",
     ):

@@ -142,6 +142,17 @@ def test_a_job_that_ended_before_it_could_say_why_has_failed_with_its_log(study,
     assert cell_item(study, queue=[]).reason == "cancelled"
 
 
+@pytest.mark.parametrize(
+    "said", ["", "submitit INFO (2026-11-22 15:37:31,280) - Starting with JobEnvironment(job_id=7)\n"]
+)
+def test_a_job_that_was_killed_before_it_got_anywhere_goes_on_with_the_next_launch(study, tmp_path, said):
+    log = tmp_path / "7_0_log.out"
+    log.write_text(said)
+    put(study, None, replace(JOB, log=str(log)))
+    item = cell_item(study, queue=[])
+    assert (item.state, item.reason) == ("failed", "killed")
+
+
 def test_a_model_with_an_oom_in_its_name_was_not_killed_for_its_memory(study, tmp_path):
     log = tmp_path / "log"
     log.write_text("train bloom-560m-omniquant-int2: 50 %")
