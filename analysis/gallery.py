@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from analysis.codes import Codes
     from analysis.load import LoadedResults
+    from evaluation.results import ResultStore
     from matquant.config import Study
     from matquant.notation import Plan
 
@@ -49,7 +50,7 @@ def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]
     return [
         *_pareto(loaded, rows, codes),
         *_widths(rows),
-        *_mixed(study, rows, codes),
+        *_mixed(study, loaded.store, rows, codes),
         *_histograms(rows, codes),
         *_curves(study, rows),
     ]
@@ -86,7 +87,7 @@ def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
         )
 
 
-def _mixed(study: Study, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+def _mixed(study: Study, store: ResultStore, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
     mixed = rows[rows["method"].str.startswith(("Mix'n'Match", "Searched"))]
     if mixed.empty:
         return
@@ -99,7 +100,7 @@ def _mixed(study: Study, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterato
         )
     cell = next((cell for cell in study.cells if cell.id in codes and cell.id in set(mixed["cell_id"])), None)
     if cell is not None:
-        plans: dict[str, Plan] = {plan.label: plan for plan in study.setup.readout.plans_of(cell)}
+        plans: dict[str, Plan] = {plan.label: store.plan(cell.id, plan) for plan in study.setup.readout.plans_of(cell)}
         shown = {label: plans[label] for label in dict.fromkeys(mixed["plan"]) if label in plans}
         layers = list(codes[cell.id].num_weights)
         first = dict(list(shown.items())[:MAX_PANELS])

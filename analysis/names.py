@@ -82,6 +82,8 @@ def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
         return readout.dtype
     if plan.layout is not None:
         return f"Mix'n'Match {plan.layout.replace('_', ' ')}"
+    if plan.strategy is not None:
+        return f"Mix'n'Match {plan.strategy.replace('_', ' ')}"
     if plan.layers is not None:
         return f"Searched {plan.label}"
     assert plan.default is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,11 +28,13 @@ from evaluation.tasks import TaskSource, load_tasks
 from matquant.cell import Cell
 from matquant.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.data import token_blocks
+from matquant.errors import UserError
 from matquant.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
 from matquant.notation import FULL_BITS, Plan
-from matquant.runs import RunDir, provenance
+from matquant.plan_search import run_search
+from matquant.runs import RunDir, provenance, read_json
 from matquant.setup import Readout, Setup
 from matquant.stopping import give_way
 from matquant.tracking import Tracker
@@ -51,6 +53,8 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, part: Part = WHOLE) -> 
     store.put_cell(cell.id, cell.model_dump(mode="json"))
     run = RunDir(setup.paths.runs, cell.id)
     with run.stage(part.stage) as reporter:
+        found, refused = _found(cell, setup, gaps, store)
+        gaps = {plan: gaps[searched] for searched, plan in found.items()}
         bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
         if (checkpoint := bench.checkpoint) is not None:
             store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
@@ -65,7 +69,34 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, part: Part = WHOLE) -> 
                         give_way(f"evaluating {cell.id} at {plan} after {result.task}")
                         measured |= _named(result)
                 tracker.log(measured | readout_point(readout_rows(store, cell.id), str(plan)))
+        if refused:
+            raise refused[0]
     publish(cell, setup.readout, store, tracker)
+
+
+def _found(
+    cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore
+) -> tuple[dict[Plan, Plan], list[UserError]]:
+    """Plans with their widths, which are searched for where one names a search, and kept with the results.
+
+    Before the model is loaded to be read, since a search needs it unquantized.  Also the reasons why others have none,
+    which are no reason not to measure the rest.
+    """
+    found, refused = {}, []
+    for plan in plans:
+        found[plan] = plan
+        if plan.strategy is None:
+            continue
+        try:
+            facts = read_json(run_search(cell, setup, plan))
+        except UserError as error:
+            refused.append(error)
+            del found[plan]
+            continue
+        store.put_plan(cell.id, str(plan), facts)
+        found[plan] = store.plan(cell.id, plan)
+        give_way(f"searching for {plan} of {cell.id}")
+    return found, refused
 
 
 def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:

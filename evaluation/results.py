@@ -2,6 +2,7 @@
 
     results/<cell id>/cell.json       what the cell is
     results/<cell id>/codes.json      histogram of its codes, effective bits of every layer
+    results/<cell id>/<plan>.plan.json   the widths that a search has found for a plan
     results/<cell id>/<plan>/<task>-<protocol id>.json        metrics, and how they were measured
     results/<cell id>/<plan>/<task>-<protocol id>.parquet     a row for each document
 
@@ -23,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from matquant.notation import Plan, Slice
 from matquant.runs import write_beside, write_json
 
 Protocol = Mapping[str, Any]
@@ -98,6 +100,16 @@ class Result:
         return Key(self.cell_id, self.plan, self.task, self.protocol)
 
 
+def _put(path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes facts unless they are there already, so that a file's age says when they changed."""
+    try:
+        recorded = json.loads(path.read_text())
+    except (OSError, ValueError):
+        recorded = None
+    if recorded != facts:
+        write_json(path, facts)
+
+
 class ResultStore:
     """A folder of results.  Reading never trusts a file that does not say what it is."""
 
@@ -140,13 +152,18 @@ class ResultStore:
 
     def put_codes(self, cell_id: str, statistics: Mapping[str, Any]) -> None:
         """Records what the codes of a cell's checkpoint look like, unless that is what is recorded already."""
-        path = self.folder / cell_id / "codes.json"
-        try:
-            recorded = json.loads(path.read_text())
-        except (OSError, ValueError):
-            recorded = None
-        if recorded != statistics:
-            write_json(path, statistics)
+        _put(self.folder / cell_id / "codes.json", statistics)
+
+    def put_plan(self, cell_id: str, plan: str, facts: Mapping[str, Any]) -> None:
+        """Records the widths that a search has found, and what it was told."""
+        _put(self.folder / cell_id / f"{plan}.plan.json", facts)
+
+    def plan(self, cell_id: str, plan: Plan) -> Plan:
+        """A plan with the widths that its search has found, if it has one and that is recorded."""
+        path = self.folder / cell_id / f"{plan}.plan.json"
+        if plan.strategy is None or not path.exists():
+            return plan
+        return plan.found({name: Slice.parse(part) for name, part in json.loads(path.read_text())["layers"].items()})
 
     def read(self, path: Path) -> Result:
         """One result file; ValueError if it is not one."""

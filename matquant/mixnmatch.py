@@ -18,6 +18,8 @@ def slices_of(plan: Plan, layers: Iterable[str]) -> dict[str, Slice]:
     names = list(layers)
     if plan.layers is not None:
         return _listed(plan, names)
+    if plan.strategy is not None:
+        raise ValueError(f"the widths of {plan} have to be searched for before they are read")
     if plan.layout is None or plan.budget is None:
         assert plan.default is not None
         return dict.fromkeys(names, plan.default)

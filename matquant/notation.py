@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MAX_BITS = 8
@@ -162,10 +162,12 @@ class Objective:
 FULL = "full"
 LAYOUTS = ("pyramid", "reverse_pyramid", "increasing", "decreasing")
 MIXED_WIDTHS = (2, 4, 8)
+STRATEGIES = ("dynamic_program", "dynamic_program_linear", "evolution", "evolution_linear")
+"""Searches for the widths of blocks, or of single linear layers (those with the same input together)."""
 PLAN_SPELLINGS = [
     FULL,
     *(f"int{bits}{extra}" for bits in range(1, MAX_BITS + 1) for extra in ("", "+ep")),
-    *(f"{layout}@{bits}" for layout in LAYOUTS for bits in range(2, MAX_BITS + 1)),
+    *(f"{mixed}@{bits}" for mixed in (*LAYOUTS, *STRATEGIES) for bits in range(2, MAX_BITS + 1)),
 ]
 
 
@@ -175,8 +177,9 @@ class Plan:
 
     `full` leaves the model as it was published, `int4` reads every layer at int4, and `pyramid@3` mixes int2, int4 and
     int8 layers to 3.0 bits on average, the wide ones in the middle (Mix'n'Match, Section 3.2); `+ep` keeps the overflow
-    bucket.  `DIR/NAME.json` names the slice of every layer, {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
-    Exactly one of `default`, `layout` and `layers` is set, or none for `full`.
+    bucket.  `evolution@3` has the widths that a search finds for this checkpoint; they are known once it has run
+    (`found`).  `DIR/NAME.json` names the slice of every layer, {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
+    Exactly one of `default`, `layout`, `strategy` and `layers` is set, or none for `full`.
     """
 
     label: str
@@ -184,17 +187,18 @@ class Plan:
     layout: str | None = None
     budget: float | None = None
     extra_precision: bool = False
+    strategy: str | None = None
     layers: tuple[tuple[str, Slice], ...] | None = None
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """Reads `full`, a slice such as `int4`, a layout and its budget such as `pyramid@3.0`, or a file `*.json`."""
+        """Reads `full`, a slice such as `int4`, a layout or a search and its budget (`pyramid@3.0`), or a `*.json`."""
         text = str(text).strip()
         if text == FULL:
             return cls(FULL)
         if text.endswith(".json"):
             return cls._searched(Path(text))
-        if match := re.fullmatch(rf"({'|'.join(LAYOUTS)})@(\d+(?:\.\d+)?)(\+ep)?", text):
+        if match := re.fullmatch(rf"({'|'.join(LAYOUTS + STRATEGIES)})@(\d+(?:\.\d+)?)(\+ep)?", text):
             return cls._mixed(match[1], float(match[2]), extra_precision=match[3] is not None)
         try:
             part = Slice.parse(text)
@@ -203,17 +207,28 @@ class Plan:
             hint = f"; did you mean {' or '.join(near)}?" if near else ";"
             raise ValueError(
                 f"'{text}' is not a read-out plan{hint} write full, int4, int2+ep, LAYOUT@BITS such as pyramid@3.0 "
-                f"with a layout out of {', '.join(LAYOUTS)}, or the path of a plan's json file"
+                f"with a layout out of {', '.join(LAYOUTS)} or a search ({', '.join(STRATEGIES)}), or the path of a "
+                "plan's json file"
             ) from error
         return cls(str(part), default=part, extra_precision=part.extra_precision)
 
     @classmethod
-    def _mixed(cls, layout: str, budget: float, *, extra_precision: bool) -> Plan:
+    def _mixed(cls, mixed: str, budget: float, *, extra_precision: bool) -> Plan:
         narrow, wide = min(MIXED_WIDTHS), max(MIXED_WIDTHS)
         if not narrow <= budget <= wide:
-            raise ValueError(f"{layout}@{budget:g}: layers of {narrow} to {wide} bits cannot average {budget:g} bits")
-        label = f"{layout}@{budget:g}{'+ep' if extra_precision else ''}"
-        return cls(label, layout=layout, budget=budget, extra_precision=extra_precision)
+            raise ValueError(f"{mixed}@{budget:g}: layers of {narrow} to {wide} bits cannot average {budget:g} bits")
+        label = f"{mixed}@{budget:g}{'+ep' if extra_precision else ''}"
+        if mixed in STRATEGIES:
+            return cls(label, strategy=mixed, budget=budget, extra_precision=extra_precision)
+        return cls(label, layout=mixed, budget=budget, extra_precision=extra_precision)
+
+    def under(self, settings: str) -> Plan:
+        """The plan of a search that was told other things than by default, which its name then shows."""
+        return replace(self, label=f"{self.label}-{settings}") if settings else self
+
+    def found(self, layers: Mapping[str, Slice]) -> Plan:
+        """The plan of a search, under its own name, with the slices that the search has found."""
+        return replace(self, layers=tuple(layers.items()))
 
     @classmethod
     def _searched(cls, path: Path) -> Plan:
@@ -246,6 +261,8 @@ class Plan:
 
     def with_extra_precision(self, parent_bits: int) -> Plan:
         """The same plan with the overflow bucket kept wherever a layer is read narrower than its parent."""
+        if self.strategy is not None and self.budget is not None:
+            return Plan._mixed(self.strategy, self.budget, extra_precision=True)
         if self.layers is not None:
             slices = {name: Slice(part.bits, part.bits < parent_bits) for name, part in self.layers}
             return Plan._of_layers(self.label.rpartition("-")[0], slices)

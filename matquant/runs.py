@@ -2,7 +2,7 @@
 
     runs/<cell id>/  cell.json  train.jsonl  state/ (until done: finished pieces, step-*/)
                      checkpoint/{nested.safetensors,nested.json}
-                     search/ (what searches for plans go on from)
+                     plans/ (found by searches)  search/ (what searches go on from)
                      <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, evaluate, evaluate-1of2 ...
 
 A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
@@ -142,6 +142,10 @@ class RunDir:
     def job(self, stage: str) -> Path:
         """Which job was submitted for a stage, by the launcher."""
         return self.path / f"{stage}.job.json"
+
+    def plan(self, label: str) -> Path:
+        """The widths that a search has found, which a read-out can name by this path."""
+        return self.path / "plans" / f"{label}.json"
 
     def search(self, name: str) -> Path:
         """What a search for a plan has measured or found so far."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +11,25 @@ from pydantic import Field, field_validator, model_validator
 
 from matquant.cell import Cell, DType, Place, Positive, Spec, TextSpec
 from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
+
+
+class SearchSpec(Spec):
+    """How the widths of plans such as `evolution@3` are searched for: on what text, and how long."""
+
+    num_sequences: Positive = 32
+    """Of the cell's calibration text."""
+    batch_size: Positive = 4
+    top_k: Positive = 64
+    """How many of the unquantized model's most likely next tokens are told apart."""
+    generations: Positive = 100
+    offspring: Positive = 64
+    seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits over what differs from the defaults; empty if nothing does."""
+        facts = self.model_dump(exclude_defaults=True)
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8] if facts else ""
 
 
 class Readout(Spec):
@@ -25,6 +46,7 @@ class Readout(Spec):
     data_dir: str | None = None
     arc_split: Literal["test", "validation"] = "test"
     perplexity: TextSpec | None = None
+    search: SearchSpec = SearchSpec()
 
     @field_validator("plans")
     @classmethod
@@ -50,14 +72,18 @@ class Readout(Spec):
         plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
         if cell.objective.uses_extra_precision:
             plans = [plan.with_extra_precision(parent.bits) for plan in plans]
-        return tuple(dict.fromkeys(plans))
+        return tuple(dict.fromkeys(self.searched(plan) for plan in plans))
+
+    def searched(self, plan: Plan) -> Plan:
+        """A plan that is searched for under the name that says how; any other as it is."""
+        return plan.under(self.search.digest) if plan.strategy is not None else plan
 
 
 def _contains(objective: Objective, plan: Plan) -> bool:
     """True if a parent is wide enough for a plan; mixed layouts need a parent of 8 bits that was trained nested."""
     if plan.layers is not None:
         return objective.is_nested and max(part.bits for _, part in plan.layers) <= objective.parent_bits
-    if plan.layout is not None:
+    if plan.layout is not None or plan.strategy is not None:
         return objective.parent_bits == max(MIXED_WIDTHS) and objective.is_nested
     return plan.default is not None and plan.default.bits <= objective.parent_bits
 

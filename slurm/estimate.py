@@ -13,6 +13,7 @@ from typing import assert_never
 from matquant.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.models import blocks, linears, skeleton
 from matquant.setup import Setup
+from matquant.widths import TOURNAMENT
 from slurm.jobs import Job
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -123,11 +124,29 @@ def _evaluation(cell: Cell, setup: Setup, size: _Size, num_plans: int) -> Cost:
     tokens = documents * TOKENS_PER_DOCUMENT
     if readout.perplexity is not None:
         tokens += readout.perplexity.num_sequences * readout.perplexity.sequence_length
+    tokens *= num_plans
+    if cell.data is not None:
+        tokens += (
+            _passes_of_searches(cell, setup, size, num_plans) * readout.search.num_sequences * cell.data.sequence_length
+        )
     # Twice: short sequences keep no GPU busy.
-    seconds = START_S + 2 * num_plans * 2 * size.weights * tokens / _speed(setup)
+    seconds = START_S + 2 * 2 * size.weights * tokens / _speed(setup)
     logits = readout.batch_size * TOKENS_PER_DOCUMENT * size.vocabulary * 4
     codes = 0 if cell.objective is None else 1.2 * size.in_scope
     return Cost(seconds / 3600, (size.weights * BYTES[readout.dtype] + codes + logits) / GB, 1e-3 * num_plans)
+
+
+def _passes_of_searches(cell: Cell, setup: Setup, size: _Size, num_plans: int) -> float:
+    """How often searches for plans read their text, if as many of them are missing as of other plans."""
+    plans, spec = setup.readout.plans_of(cell), setup.readout.search
+    evolution = 1 + spec.generations * sum(
+        survivors * share for survivors, (_, share) in zip((spec.offspring, 16, 4), TOURNAMENT, strict=True)
+    )
+    names = [plan.strategy for plan in plans if plan.strategy is not None]
+    passes = sum(evolution for name in names if name.startswith("evolution"))
+    # Every unit at every width below int8, once for all budgets; two units of fused layers in each network, about.
+    passes += sum(4 * size.layers * (2 if name.endswith("linear") else 1) for name in {*names} if "dynamic" in name)
+    return passes * num_plans / max(1, len(plans))
 
 
 def ranks_of(job: Job) -> int:

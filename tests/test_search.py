@@ -10,26 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from matquant import search
+from evaluation.evaluate import evaluate
+from evaluation.protocol import missing
+from evaluation.results import ResultStore
+from matquant import fitness as fitness_module
 from matquant.algorithms import minmax
 from matquant.cell import GridSpec
 from matquant.checkpoint import load_checkpoint
 from matquant.data import token_blocks
 from matquant.errors import UserError
 from matquant.extra_precision import effective_bits
+from matquant.fitness import Fitness, Teacher, divergence
 from matquant.mixnmatch import slices_of
 from matquant.models import load_model
 from matquant.nested import materialize
 from matquant.notation import Plan, Slice
+from matquant.plan_search import run_search, space_of
 from matquant.runs import RunDir
-from matquant.search import Fitness, Search, Teacher, divergence, run_search, space_of
 from matquant.tracking import NoTracker
 from matquant.train import train
 from tests.test_algorithms import Memory
 from tests.tiny import TINY_GPTQ
 
 GRID = GridSpec(group_size=32)
-QUICK = {"num_sequences": 4, "generations": 2, "offspring": 6}
+QUICK = ["readout.search.num_sequences=4", "readout.search.generations=2", "readout.search.offspring=6"]
+STRATEGIES = [f"{name}{kind}@3.5" for name in ("dynamic_program", "evolution") for kind in ("", "_linear")]
 
 
 def full_divergence(expected: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
@@ -38,7 +43,7 @@ def full_divergence(expected: torch.Tensor, given: torch.Tensor) -> torch.Tensor
 
 
 def most_likely(logits: torch.Tensor, top_k: int) -> Teacher:
-    return search._most_likely(logits, top_k)
+    return fitness_module._most_likely(logits, top_k)
 
 
 def test_the_divergence_over_all_tokens_is_the_full_one_and_over_fewer_a_lower_bound():
@@ -67,8 +72,8 @@ def parts(tiny_study):
 def test_switching_rewrites_only_what_changed_and_gives_what_writing_all_gives(parts, monkeypatch):
     model, layers, text = parts
     fitness, written = Fitness(model, layers, text, top_k=16, batch_size=2), []
-    original = search.write_layer
-    monkeypatch.setattr(search, "write_layer", lambda *rest: (written.append(rest[1]), original(*rest)))
+    original = fitness_module.write_layer
+    monkeypatch.setattr(fitness_module, "write_layer", lambda *rest: (written.append(rest[1]), original(*rest)))
     first = dict.fromkeys(layers, Slice(4))
     assert fitness.switch(first) == len(layers) == len(written)
     second = first | {"model.layers.1.mlp.up_proj": Slice(2)}
@@ -109,16 +114,15 @@ def test_layers_that_are_served_as_one_share_a_width(parts):
 
 @pytest.fixture
 def trained(tiny_study):
-    study = tiny_study(*TINY_GPTQ, "model.config.num_hidden_layers=3")
+    study = tiny_study(*TINY_GPTQ, *QUICK, "model.config.num_hidden_layers=3")
     train(study.cells[0], study.setup, NoTracker())
     return study.cells[0], study.setup
 
 
-@pytest.mark.parametrize("granularity", ["block", "linear"])
-@pytest.mark.parametrize("strategy", ["pyramid", "dynamic_program", "evolution"])
-def test_every_strategy_writes_a_plan_that_a_read_out_names(trained, strategy, granularity, monkeypatch):
+@pytest.mark.parametrize("wanted", ["pyramid@3.5", *STRATEGIES])
+def test_every_strategy_writes_a_plan_that_a_read_out_names(trained, wanted, monkeypatch):
     cell, setup = trained
-    path = run_search(cell, setup, Search(strategy, 3.5, granularity, **QUICK))
+    path = run_search(cell, setup, Plan.parse(wanted))
     layers = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers
     plan, facts = Plan.parse(str(path)), json.loads(path.read_text())
     assert set(slices_of(plan, layers)) == set(layers)
@@ -132,12 +136,12 @@ def test_every_strategy_writes_a_plan_that_a_read_out_names(trained, strategy, g
     fitness.written = dict(slices_of(plan, layers))
     assert fitness.loss(fitness.written) == pytest.approx(facts["loss"], abs=1e-7)
     monkeypatch.setattr(Fitness, "__init__", lambda *_, **__: pytest.fail("measured again"))
-    assert run_search(cell, setup, Search(strategy, 3.5, granularity, **QUICK)) == path
+    assert run_search(cell, setup, Plan.parse(wanted)) == path
 
 
 def test_the_evolved_plan_is_no_worse_than_the_uniform_one_of_its_budget(trained):
     cell, setup = trained
-    found = json.loads(run_search(cell, setup, Search("evolution", 4.0, **QUICK)).read_text())
+    found = json.loads(run_search(cell, setup, Plan.parse("evolution@4")).read_text())
     layers = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=torch.device("cpu"))
     data = cell.data.model_copy(update={"num_sequences": 4})
@@ -146,10 +150,10 @@ def test_the_evolved_plan_is_no_worse_than_the_uniform_one_of_its_budget(trained
     assert found["loss"] <= start + 1e-7
 
 
-@pytest.mark.parametrize("strategy", ["dynamic_program", "evolution"])
-def test_an_interrupted_search_goes_on_and_finds_the_same_plan(trained, strategy, monkeypatch, tmp_path):
+@pytest.mark.parametrize("wanted", ["dynamic_program_linear@3.5", "evolution_linear@3.5"])
+def test_an_interrupted_search_goes_on_and_finds_the_same_plan(trained, wanted, monkeypatch):
     cell, setup = trained
-    wanted = Search(strategy, 3.5, "linear", **QUICK)
+    plan, run = Plan.parse(wanted), RunDir(setup.paths.runs, cell.id)
     calls, original = [], Fitness.loss
 
     def counting(self, *rest):
@@ -160,32 +164,56 @@ def test_an_interrupted_search_goes_on_and_finds_the_same_plan(trained, strategy
 
     monkeypatch.setattr(Fitness, "loss", counting)
     stop = math.inf
-    expected = run_search(cell, setup, wanted).read_text()
+    expected = run_search(cell, setup, plan).read_text()
     whole = len(calls)
-    (setup.paths.out / "plans" / cell.id / f"{wanted.name}.json").unlink()
-    for path in (RunDir(setup.paths.runs, cell.id).path / "search").iterdir():
+    run.plan(wanted).unlink()
+    for path in (run.path / "search").iterdir():
         path.unlink()
     calls.clear()
     stop = whole - 2
     with pytest.raises(KeyboardInterrupt):
-        run_search(cell, setup, wanted)
-    assert not (setup.paths.out / "plans" / cell.id / f"{wanted.name}.json").exists()
+        run_search(cell, setup, plan)
+    assert not run.plan(wanted).exists()
     stop = math.inf
-    assert run_search(cell, setup, wanted).read_text() == expected
+    assert run_search(cell, setup, plan).read_text() == expected
     assert len(calls) < 2 * whole - 2
 
 
-def test_a_budget_out_of_reach_leaves_no_plan(trained):
-    cell, setup = trained
-    with pytest.raises(UserError, match="a budget of 9 bits is out of reach"):
-        run_search(cell, setup, Search("evolution", 9.0))
-    assert not (setup.paths.out / "plans").exists()
+def test_a_budget_out_of_reach_leaves_no_plan_and_keeps_no_other_from_being_measured(tiny_study):
+    plans = "readout.plans=[evolution@2, evolution@5, int4]"
+    study = tiny_study(*TINY_GPTQ, *QUICK, "extra_bit='on'", "readout.tasks=[]", plans)
+    (cell,), setup = study.cells, study.setup
+    train(cell, setup, NoTracker())
+    with pytest.raises(UserError, match=r"a budget of 2 bits is out of reach: with every layer at int2 or int8"):
+        evaluate(cell, setup, NoTracker())
+    assert [path.name.partition("-")[0] for path in (RunDir(setup.paths.runs, cell.id).path / "plans").iterdir()] == [
+        "evolution@5+ep"
+    ]
+    store = ResultStore(setup.paths.results)
+    ((refused, _),) = missing(cell, setup.readout, store).items()
+    assert str(refused).startswith("evolution@2+ep-")
+    (searched,) = [plan for plan in setup.readout.plans_of(cell) if str(plan).startswith("evolution@5+ep-")]
+    (result,) = [result for result in store.results(cell.id) if result.plan == str(searched)]
+    assert result.effective_bits <= 5 + 1e-9
+    layers = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers
+    assert result.effective_bits == pytest.approx(effective_bits(layers, store.plan(cell.id, searched)))
+
+
+def test_a_search_that_is_told_other_things_has_another_name(tiny_study):
+    def names(*overrides: str) -> list[str]:
+        study = tiny_study(*TINY_GPTQ, "readout.plans=[evolution@3, int4, pyramid@3]", *overrides)
+        return [str(plan) for plan in study.setup.readout.plans_of(study.cells[0])]
+
+    default, other = names(), names("readout.search.seed=1")
+    assert default == ["evolution@3", "int4", "pyramid@3"]
+    assert other[0].startswith("evolution@3-")
+    assert other[1:] == default[1:]
 
 
 def test_a_cell_that_is_not_trained_is_refused(tiny_study):
     study = tiny_study(*TINY_GPTQ)
     with pytest.raises(UserError, match=r"is not trained yet; run it with run.py first"):
-        run_search(study.cells[0], study.setup, Search("pyramid", 3.0))
+        run_search(study.cells[0], study.setup, Plan.parse("pyramid@3"))
 
 
 def test_a_plan_of_another_checkpoint_is_refused_with_the_layer(parts, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Figures 2 and 3: Mix'n'Match. Layers of 2, 4 and 8 bits in four layouts, beside the uniform widths."""
+"""Figures 2 and 3: Mix'n'Match. Layers of several widths in four layouts or as searched, beside the uniform widths."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from analysis.figures.pareto import PANELS, Panel
 from analysis.figures.style import (
     FULL_LINE,
+    INK,
     METHOD_STYLES,
     QUIET,
     RC,
@@ -36,6 +37,10 @@ LAYOUTS = {
     "reverse pyramid": Style("#0072B2", "v"),
     "increasing": Style("#CC79A7", ">"),
     "decreasing": Style("#E69F00", "<"),
+    "dynamic program": Style("#56B4E9", "P"),
+    "dynamic program linear": Style("#56B4E9", "p"),
+    "evolution": Style(INK, "X"),
+    "evolution linear": Style(INK, "*"),
 }
 
 
@@ -79,7 +84,9 @@ def _line(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style) -> None:
 
 
 def _legend(rows: pd.DataFrame) -> list[Line2D]:
-    styles = {"uniform widths": METHOD_STYLES[UNIFORM], **LAYOUTS}
+    methods = set(rows["method"])
+    drawn = {name: style for name, style in LAYOUTS.items() if f"Mix'n'Match {name}" in methods}
+    styles = {"uniform widths": METHOD_STYLES[UNIFORM], **drawn}
     handles = []
     for name, style in styles.items():
         look = {**marker(style), "linestyle": "-", "linewidth": 1.1}
