@@ -107,12 +107,13 @@ def test_every_field_stands_in_its_file_so_that_it_can_be_typed_without_a_plus(p
     study = load_study([f"{group}={name}", *NEEDS.get((group, name), [])])
     readout = study.setup.readout
     typed = {"tracking": study.setup.tracking, "readout": readout, "perplexity": readout.perplexity}
+    typed["search"] = readout.search
     typed |= {axis: getattr(study.cells[0], axis) for axis in ("model", "data", "base", "grid")}
     spec = typed.get(group)
     if spec is not None:
         written = OmegaConf.load(path)
-        fields = set(written.get("readout", written)) - {"defaults", "perplexity"}
-        assert fields == set(type(spec).model_fields) - {"perplexity"}
+        fields = set(written.get("readout", written)) - {"defaults", "perplexity", "search"}
+        assert fields == set(type(spec).model_fields) - {"perplexity", "search"}
 
 
 def test_an_experiment_is_a_union_of_products():
