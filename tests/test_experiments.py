@@ -12,7 +12,7 @@ from evaluation.results import ResultStore
 from matquant.cell import Cell
 from matquant.compose import choices
 from matquant.config import Study, load_study
-from matquant.setup import Paths, Setup
+from matquant.setup import Paths, SearchSpec, Setup
 from tests.tiny import tiny_overrides
 
 BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
@@ -30,6 +30,7 @@ def made_tiny(study: Study, folder: Path) -> Study:
     tiny = load_study(tiny_overrides(folder)).cells[0]
     readout = study.setup.readout.model_copy(
         update={"tasks": ("piqa",), "limit": 2, "batch_size": 2, "dtype": "float32", "source": "embedded"}
+        | {"search": SearchSpec(num_sequences=2, generations=1, offspring=2)}
         | {"perplexity": tiny.data and tiny.data.model_copy(update={"num_sequences": 2})}
     )
     cells = {cell.id: cell for cell in (_tiny_cell(cell, tiny) for cell in study.cells)}
