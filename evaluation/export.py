@@ -27,6 +27,7 @@ from matquant.errors import UserError
 from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
 from matquant.notation import FULL, Plan
+from matquant.plan_search import found
 from matquant.runs import RunDir
 from matquant.setup import Readout, Setup
 from matquant.train import pick_device
@@ -71,7 +72,7 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
     )
     if str(plan) != FULL:
         checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
-        materialize(model, checkpoint.layers, plan)
+        materialize(model, checkpoint.layers, found(cell, setup, plan))
     exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
     transformers.logging.disable_progress_bar()
     model.save_pretrained(exported.model)
@@ -114,7 +115,7 @@ def one_cell(study: Study) -> Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", help="int8, int4, int2+ep, pyramid@3, ... or full")
+    parser.add_argument("plan", help="int8, int4, int2+ep, pyramid@3, evolution@3, ... or full")
     parser.add_argument("folder", type=Path, help="where model/ and tasks/ are written")
     parser.add_argument("overrides", nargs="*", help="the cell, as run.py takes it: base=omniquant bits=matquant")
     options = parser.parse_args()

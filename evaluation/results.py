@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from matquant.notation import Plan, Slice
+from matquant.notation import Plan
 from matquant.runs import write_beside, write_json
 
 Protocol = Mapping[str, Any]
@@ -163,7 +163,7 @@ class ResultStore:
         path = self.folder / cell_id / f"{plan}.plan.json"
         if plan.strategy is None or not path.exists():
             return plan
-        return plan.found({name: Slice.parse(part) for name, part in json.loads(path.read_text())["layers"].items()})
+        return plan.found(json.loads(path.read_text())["layers"])
 
     def read(self, path: Path) -> Result:
         """One result file; ValueError if it is not one."""

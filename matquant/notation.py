@@ -226,9 +226,9 @@ class Plan:
         """The plan of a search that was told other things than by default, which its name then shows."""
         return replace(self, label=f"{self.label}-{settings}") if settings else self
 
-    def found(self, layers: Mapping[str, Slice]) -> Plan:
-        """The plan of a search, under its own name, with the slices that the search has found."""
-        return replace(self, layers=tuple(layers.items()))
+    def found(self, layers: Mapping[str, str]) -> Plan:
+        """The plan of a search, under its own name, with the slices that the search has found: `layers` of its json."""
+        return replace(self, layers=tuple((name, Slice.parse(text)) for name, text in layers.items()))
 
     @classmethod
     def _searched(cls, path: Path) -> Plan:

@@ -217,3 +217,9 @@ def run_search(cell: Cell, setup: Setup, plan: Plan) -> Path:
     }
     write_json(path, facts)
     return path
+
+
+def found(cell: Cell, setup: Setup, plan: Plan) -> Plan:
+    """A plan with its widths, which are searched for first where it names a search."""
+    plan = setup.readout.searched(plan)
+    return plan if plan.strategy is None else plan.found(read_json(run_search(cell, setup, plan))["layers"])

@@ -49,3 +49,16 @@ def test_a_read_out_costs_as_much_as_its_documents(tiny_study):
     start = cost_of(Job(study.cells[0], study.setup, WHOLE), 0).gpu_hours
     assert many - start == pytest.approx(5 * (few - start))
     assert many > start > 0
+
+
+def test_a_search_costs_what_it_reads_and_a_dynamic_program_once_for_all_budgets(tiny_study):
+    def hours(*plans: str) -> float:
+        study = tiny_study(*GEMMA_9B, "base=gptq", "readout.tasks=[]", f"readout.plans=[{','.join(plans)}]")
+        return cost_of(Job(study.cells[0], study.setup, WHOLE), len(plans)).gpu_hours
+
+    none, one, two = (hours("int4", *more) for more in ((), ("evolution@3",), ("evolution@3", "evolution@4")))
+    assert one > none
+    assert two - one == pytest.approx(one - none, rel=0.05)
+    once = hours("int4", "dynamic_program@3") - none
+    assert hours("int4", "dynamic_program@3", "dynamic_program@4") - none == pytest.approx(once, rel=0.1)
+    assert hours("int4", "dynamic_program_linear@3") - none == pytest.approx(2 * once, rel=0.1)

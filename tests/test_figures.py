@@ -30,11 +30,12 @@ from tests.made_results import MATQUANT, measure, paper_cells, quantized, study,
 LAYERS = [f"model.layers.{block}.mlp.{kind}_proj" for block in range(6) for kind in ("gate", "up", "down")]
 CODES = Codes(np.arange(1.0, 257.0), dict.fromkeys(LAYERS, 10))
 MIXED = [f"{layout}@{bits}" for layout in ("pyramid", "reverse_pyramid", "increasing", "decreasing") for bits in (3, 4)]
+SEARCHED = ["dynamic_program@3", "dynamic_program_linear@3", "evolution@3", "evolution_linear@4"]
 
 
 @pytest.fixture
 def made(tmp_path):
-    made = study(tmp_path, paper_cells(), plans=("int8", "int6", "int4", "int3", "int2", *MIXED))
+    made = study(tmp_path, paper_cells(), plans=("int8", "int6", "int4", "int3", "int2", *MIXED, *SEARCHED))
     measure(made)
     return made
 

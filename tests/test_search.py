@@ -25,7 +25,7 @@ from matquant.mixnmatch import slices_of
 from matquant.models import load_model
 from matquant.nested import materialize
 from matquant.notation import Plan, Slice
-from matquant.plan_search import run_search, space_of
+from matquant.plan_search import found, run_search, space_of
 from matquant.runs import RunDir
 from matquant.tracking import NoTracker
 from matquant.train import train
@@ -135,19 +135,22 @@ def test_every_strategy_writes_a_plan_that_a_read_out_names(trained, wanted, mon
     materialize(loaded.model, layers, plan)
     fitness.written = dict(slices_of(plan, layers))
     assert fitness.loss(fitness.written) == pytest.approx(facts["loss"], abs=1e-7)
+    named = found(cell, setup, Plan.parse(wanted))
+    assert named.strategy is None or slices_of(named, layers) == slices_of(plan, layers)
+    assert named.label.startswith(wanted)
     monkeypatch.setattr(Fitness, "__init__", lambda *_, **__: pytest.fail("measured again"))
     assert run_search(cell, setup, Plan.parse(wanted)) == path
 
 
 def test_the_evolved_plan_is_no_worse_than_the_uniform_one_of_its_budget(trained):
     cell, setup = trained
-    found = json.loads(run_search(cell, setup, Plan.parse("evolution@4")).read_text())
+    facts = json.loads(run_search(cell, setup, Plan.parse("evolution@4")).read_text())
     layers = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=torch.device("cpu"))
     data = cell.data.model_copy(update={"num_sequences": 4})
     text = token_blocks(data, loaded.tokenizer, "train", seed=0, add_bos=False)
     start = Fitness(loaded.model, layers, text, top_k=64, batch_size=4).loss(dict.fromkeys(layers, Slice(4)))
-    assert found["loss"] <= start + 1e-7
+    assert facts["loss"] <= start + 1e-7
 
 
 @pytest.mark.parametrize("wanted", ["dynamic_program_linear@3.5", "evolution_linear@3.5"])
