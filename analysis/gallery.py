@@ -101,7 +101,9 @@ def _mixed(study: Study, store: ResultStore, rows: pd.DataFrame, codes: dict[str
     cell = next((cell for cell in study.cells if cell.id in codes and cell.id in set(mixed["cell_id"])), None)
     if cell is not None:
         plans: dict[str, Plan] = {plan.label: store.plan(cell.id, plan) for plan in study.setup.readout.plans_of(cell)}
-        shown = {label: plans[label] for label in dict.fromkeys(mixed["plan"]) if label in plans}
+        # The widths of a searched plan are known once it has been searched for.
+        known = {label for label, plan in plans.items() if plan.strategy is None or plan.layers is not None}
+        shown = {label: plans[label] for label in dict.fromkeys(mixed["plan"]) if label in known}
         layers = list(codes[cell.id].num_weights)
         first = dict(list(shown.items())[:MAX_PANELS])
         yield Plot(

@@ -20,6 +20,7 @@ from analysis.figures.pareto import SIZES, pareto_figure, sizes
 from analysis.figures.plans import grid_of, plan_figure
 from analysis.figures.style import COLUMN, METHOD_STYLES, OTHER_STYLES, TEXT, save_figure
 from analysis.figures.widths import points, printed_points, widths_figure
+from analysis.gallery import plots
 from analysis.load import load_frame
 from analysis.summary import summary
 from evaluation.results import ResultStore
@@ -239,6 +240,21 @@ def test_a_plan_is_a_row_for_each_kind_of_layer_and_a_column_for_each_block(tmp_
     figure = plan_figure({"mine": Plan.parse(str(searched))}, LAYERS)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["int2", "int4"]
     assert figure.axes[0].get_title(loc="left") == "mine: 3.00 bits a layer"
+
+
+def test_a_plan_that_nobody_has_searched_for_yet_is_not_drawn(tmp_path):
+    made = study(tmp_path, [quantized(MATQUANT)], plans=("int8", "pyramid@4", "evolution@4"))
+    store, (cell,) = measure(made), made.cells
+    store.put_codes(cell.id, {"histogram": [1.0] * 256, "layers": {name: {"num_weights": 10} for name in LAYERS}})
+
+    def titles() -> list[str]:
+        loaded = load_frame(made.cells, made.setup, store)
+        (plot,) = [plot for plot in plots(made, loaded, summary(loaded)) if plot.name == "plans"]
+        return [axes.get_title(loc="left").partition(":")[0] for axes in plot.draw(TEXT).axes]
+
+    assert titles() == ["pyramid@4"]
+    store.put_plan(cell.id, "evolution@4", {"layers": dict.fromkeys(LAYERS, "int4")})
+    assert titles() == ["pyramid@4", "evolution@4"]
 
 
 def test_published_numbers_are_not_changed_by_drawing(tmp_path):
