@@ -84,6 +84,12 @@ def test_what_is_equal_is_never_significant():
     assert paired_bootstrap([(values, values)]).p_value == 1
 
 
+def test_tasks_that_cancel_out_are_a_tie():
+    differences = ([0.1] * 9, [0.2] * 9, [-0.3] * 9)  # their sum is 5.6e-17
+    found = paired_bootstrap([(values, [0.0] * 9) for values in differences])
+    assert found.p_value == 1
+
+
 def test_false_alarms_are_as_rare_as_the_level_says():
     rng = np.random.default_rng(1)
     alarms = sum(
