@@ -87,7 +87,7 @@ def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
         )
 
 
-def _mixed(study: Study, store: ResultStore, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+def _mixed(study: Study, store: ResultStore | None, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
     mixed = rows[rows["method"].str.startswith(("Mix'n'Match", "Searched"))]
     if mixed.empty:
         return
@@ -99,7 +99,7 @@ def _mixed(study: Study, store: ResultStore, rows: pd.DataFrame, codes: dict[str
             lambda width: mixnmatch_figure(rows, width=width),
         )
     cell = next((cell for cell in study.cells if cell.id in codes and cell.id in set(mixed["cell_id"])), None)
-    if cell is not None:
+    if cell is not None and store is not None:
         plans: dict[str, Plan] = {plan.label: store.plan(cell.id, plan) for plan in study.setup.readout.plans_of(cell)}
         # The widths of a searched plan are known once it has been searched for.
         known = {label for label, plan in plans.items() if plan.strategy is None or plan.layers is not None}
