@@ -76,11 +76,22 @@ def _flat_heads(table: Table) -> list[str]:
     return [f"{over} {head}".strip() for over, head in zip(_over_heads(table) or [""] * 99, table.heads, strict=False)]
 
 
+def notes_of(table: Table) -> tuple[str, ...]:
+    """The notes below a table, with what bold means where something is bold."""
+    bold = any(entry.best for section in table.sections for row in section.rows for entry in row)
+    return (*table.notes, *([BOLD_NOTE] if bold else []))
+
+
 # --- markdown --------------------------------------------------------------------------------------------------------
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub table, the best value of each data type in bold, the notes as a list below."""
+    return "\n".join([markdown_rows(table), "", *(f"- {note}" for note in notes_of(table)), ""])
+
+
+def markdown_rows(table: Table) -> str:
+    """The same without the notes."""
     drawn = [
         _markdown_line(_flat_heads(table)),
         "|" + "|".join("---" if i < table.num_labels else "--:" for i in range(len(table.heads))) + "|",
@@ -90,7 +101,7 @@ def to_markdown(table: Table) -> str:
             drawn.append(_markdown_line([f"**{_markdown_escape(section.model)}**", *[""] * (len(table.heads) - 1)]))
         drawn += [_markdown_line([_markdown_entry(entry) for entry in row]) for row in section.rows]
     title = [f"**{_markdown_escape(table.caption)}**", ""] if table.caption else []
-    return "\n".join([*title, *drawn, "", *(f"- {note}" for note in (*table.notes, BOLD_NOTE)), ""])
+    return "\n".join([*title, *drawn])
 
 
 def _markdown_line(texts: Sequence[str]) -> str:
@@ -129,7 +140,7 @@ def to_html(table: Table) -> str:
         + "\n</table>"
         for model, caption in captions.items()
     ]
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*table.notes, BOLD_NOTE))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in notes_of(table))
     return "\n".join([*drawn, f'<ul class="notes">{notes}</ul>'])
 
 
@@ -207,7 +218,7 @@ def to_latex(table: Table) -> str:
     fitted = "\n".join([r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", f"{tabular}}}"])
     body = tabular if long else fitted
     caption = [rf"\textbf{{{_latex(table.caption)}}}\par\smallskip"] if table.caption else []
-    notes = [rf"{_latex(note)}\par" for note in (*table.notes, BOLD_NOTE)]
+    notes = [rf"{_latex(note)}\par" for note in notes_of(table)]
     return "\n".join(
         [
             r"{\footnotesize\centering",

@@ -88,6 +88,42 @@ def by_distillation(number: int, entries: pd.DataFrame) -> Table:
     )
 
 
+def by_model(number: int, entries: pd.DataFrame) -> Table:
+    """Any of these tables in one line a run: the paper's models with what it prints, then ours with what we measured.
+
+    The base algorithm and lambda are columns where the rows differ in them.
+    """
+    records = entries.to_dict("records")
+    with_weights, with_base = varies_weights(entries), entries.loc[entries["base"] != "none", "base"].nunique() > 1
+    heads = ("Data type", *(["Base"] if with_base else []), "Method", *(["λ8, λ4, λ2"] if with_weights else []))
+    metrics = [metric for metric in METRICS if metric in set(entries["metric"])]
+    models = list(entries["model"].unique())
+
+    def label(row: Row) -> tuple[str, ...]:
+        base = [BASE_NAMES.get(row["base"], "")] if with_base else []
+        return (_data_type(row), *base, _method(row), *([row["weights"]] if with_weights else []))
+
+    fields = {(label(row), row["model"], row["metric"]): row for row in records}
+    groups: dict[int, dict[tuple[str, ...], None]] = {}
+    for row in records:
+        groups.setdefault(_bits(row["width"]), {})[label(row)] = None
+    columns = [(model, metric) for model in models for metric in metrics]
+    sections = []
+    for labels in groups.values():
+        drawn = [_column([fields.get((of_row, *column)) for of_row in labels]) for column in columns]
+        rows = [(*map(Entry, of_row), *(column[place] for column in drawn)) for place, of_row in enumerate(labels)]
+        sections.append(Section("", next(iter(labels))[0], tuple(rows)))
+    heads = (*heads, *(HEADS.get(metric, task_name(metric)) for _, metric in columns))
+    spans = (("", len(heads) - len(columns)), *((model_name(model), len(metrics)) for model in models))
+    return Table(heads, tuple(sections), (), spans, len(heads) - len(columns), caption=_caption(number, entries))
+
+
+def _column(rows: Sequence[Row | None]) -> list[Entry]:
+    """The entries of one model and metric within a data type, the best in bold."""
+    texts = ["" if row is None else _our_text(row) if row["decimals"] < 0 else _paper_text(row) for row in rows]
+    return _entries(texts, _sign(next((row for row in rows if row), None)))
+
+
 # --- what rows and columns are called --------------------------------------------------------------------------------
 
 

@@ -153,9 +153,14 @@ def _reference(group: pd.DataFrame, index: Any) -> Any | None:
 
 def outcomes(loaded: LoadedResults, row: pd.Series) -> Outcomes:
     """What a row of the table is the mean of; tasks without stored documents are left out."""
+    return outcomes_of(loaded, row["cell_id"].split(", "), row["plan"])
+
+
+def outcomes_of(loaded: LoadedResults, cell_ids: Sequence[str], plan: str) -> Outcomes:
+    """The same of cells that differ in their seed alone."""
     found = {}
     for task in (*loaded.tasks, LOG_PPLX):
-        seeds = [document_values(loaded.documents(id_, row["plan"], task)) for id_ in row["cell_id"].split(", ")]
+        seeds = [document_values(loaded.documents(cell_id, plan, task)) for cell_id in cell_ids]
         values = [of_seed for of_seed in seeds if of_seed is not None]
         if values and len({len(of_seed) for of_seed in values}) == 1:
             found[task] = np.mean(values, axis=0)

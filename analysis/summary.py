@@ -31,6 +31,9 @@ TASK_NAMES = {
     LOG_PPLX: "log pplx",
 }
 
+CHANCE = {"arc_challenge": 0.25, "arc_easy": 0.25, "boolq": 0.5, "hellaswag": 0.25, "piqa": 0.5, "winogrande": 0.5}
+"""Accuracy of a guess: one over the number of answers (a few ARC questions have three or five)."""
+
 
 def summary(loaded: LoadedResults) -> pd.DataFrame:
     """A row per (configuration, plan), wide to narrow, methods in the paper's order; NaN where a result is missing.

@@ -15,7 +15,7 @@ from analysis.all_tables import main, table_of
 from analysis.beside import runs, side_by_side
 from analysis.drawing import document, to_html, to_latex, to_markdown
 from analysis.load import load_frame
-from analysis.papers import DASH, by_base, by_distillation, by_method, by_weights, kind_of, paper_table
+from analysis.papers import DASH, by_base, by_distillation, by_method, by_model, by_weights, kind_of, paper_table
 from analysis.significance import against_reference
 from analysis.summary import summary
 from analysis.tables import significant_marks, summary_table
@@ -131,6 +131,27 @@ def test_a_model_that_the_paper_does_not_have_gets_columns_of_its_own(tmp_path):
     table = paper_table(1, rows_of(made)[0])
     assert [name for name, _ in table.groups] == ["", "Gemma-2 2B", "Gemma-2 9B", "Mistral 7B", "tiny"]
     assert "52.00 ± 1.57" in to_markdown(table)
+
+
+@pytest.mark.parametrize("number", KINDS)
+def test_in_one_line_a_run_every_printed_number_is_there(number):
+    entries = side_by_side(number, NO_ROWS)
+    table = by_model(number, entries)
+    lines = [row for section in table.sections for row in section.rows]
+    assert {len(row) for row in lines} == {len(table.heads)}
+    assert len({tuple(entry.text for entry in row[: table.num_labels]) for row in lines}) == len(lines)
+    drawn = sum(entry.text not in ("", MISSING, DASH) for row in lines for entry in row[table.num_labels :])
+    assert drawn == entries["paper"].notna().sum()
+
+
+def test_our_model_has_the_last_columns_of_one_line_a_run(tmp_path):
+    made = study(tmp_path, paper_cells())
+    measure(made)
+    rows, loaded = rows_of(made)
+    marks = significant_marks(against_reference(rows, loaded))
+    text = to_markdown(by_model(1, side_by_side(1, rows, marks)))
+    (line,) = [line for line in text.splitlines() if line.startswith("| int2 | MatQuant |")]
+    assert line.endswith("| **62.75** | **3.153** | **52.00 ± 2.50** | **5.718 ± 0.020** |")
 
 
 def test_the_ablation_of_weights_tells_its_rows_apart_by_lambda(tmp_path):

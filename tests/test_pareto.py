@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.figures.pareto import (
-    CHANCE,
     chance_in_view,
     method_styles,
     non_dominated,
@@ -19,7 +18,7 @@ from analysis.figures.pareto import (
 )
 from analysis.figures.style import readable_ticks, save_figure
 from analysis.load import load_frame
-from analysis.summary import summary
+from analysis.summary import CHANCE, summary
 from evaluation.results import ResultStore
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 from tests.reference import pareto_reference

@@ -32,7 +32,7 @@ from analysis.figures.style import (
 )
 from analysis.names import model_name
 from analysis.significance import TASK_AVG
-from analysis.summary import method_rank
+from analysis.summary import CHANCE, method_rank
 from evaluation.results import LOG_PPLX
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
-
-CHANCE = {"arc_challenge": 0.25, "arc_easy": 0.25, "boolq": 0.5, "hellaswag": 0.25, "piqa": 0.5, "winogrande": 0.5}
-"""Accuracy of a guess: one over the number of answers (a few ARC questions have three or five)."""
 
 SIZES = {
     "effective": "effective bits per quantized weight",
