@@ -1,0 +1,206 @@
+"""The claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537) that the study of SmolLM2-135M tests.
+
+A claim is data: its words, where the papers make it, and its cases, each with the read-outs that are compared and the
+rule (`evidence`, `verdicts`) that tells what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis import evidence
+from analysis.evidence import NOT_MEASURED, Finding, Judge, ReadOut, measured, printed
+from analysis.names import BASE_NAMES
+
+if TYPE_CHECKING:
+    from analysis.show import OpenStudy
+
+Opened = Mapping[str, "OpenStudy"]
+"""The experiments of the study that there are, by name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A claim for one algorithm and width: `ours` is held against `theirs`.
+
+    It is read from the first of `experiments` in which everything is measured; one with several seeds comes first.
+    `table`: of MatQuant, where the same difference is printed.
+    """
+
+    where: str
+    experiments: tuple[str, ...]
+    judge: Judge
+    ours: ReadOut
+    theirs: tuple[ReadOut, ...] = ()
+    table: int | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim in words, where the papers make it, and the cases in which it is tested."""
+
+    words: str
+    source: str
+    cases: tuple[Case, ...]
+
+
+def find(case: Case, opened: Opened) -> Finding:
+    """What was measured on a case, and the verdict."""
+    for study in (opened[name] for name in case.experiments if name in opened):
+        ours, *theirs = (measured(study, read) for read in (case.ours, *case.theirs))
+        if ours is None:
+            continue
+        rivals = [rival for rival in theirs if rival is not None and rival.seeds.keys() & ours.seeds.keys()]
+        if len(rivals) == len(theirs):
+            return case.judge(ours, rivals)
+    return NOT_MEASURED
+
+
+def paper_text(case: Case) -> str:
+    """`Table 1: Gemma-2 2B +1.0, ...`: the difference of Task Avg as the paper prints it; empty where it does not."""
+    if case.table is None or not case.theirs:
+        return ""
+    found = printed(case.table, case.ours, case.theirs[0])
+    return f"Table {case.table}: {found}" if found else ""
+
+
+# --- read-outs -------------------------------------------------------------------------------------------------------
+
+FFN = {"scope": "ffn"}
+PLAIN = {**FFN, "weights": "1, 1, 1"}
+ATTENTION = {"scope": "ffn_attention"}
+MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
+"""MatGPTQ as published: R = {8, 4, 3}, the parent's outputs to the next block."""
+
+HOMES = {"omniquant": ("omniquant_seeds", "omniquant"), "qat": ("qat_seeds", "qat")}
+"""Where the int2 of an algorithm and its baseline are measured: with several seeds, else with one."""
+
+TABLES = {"omniquant": 1, "qat": 2}
+EXTRA_TABLES = {"omniquant": 7, "qat": 30}
+LAYOUTS = ("reverse_pyramid", "increasing", "decreasing")
+BUDGETS = ("2.5", "3", "4")
+CHECKPOINTS = {"omniquant": "OmniQuant {8, 4, 2}", "gptq": "MatGPTQ {8, 4, 3}"}
+
+
+def read(base: str, method: str, plan: str, facts: Mapping[str, str] = FFN) -> ReadOut:
+    return ReadOut(base, method, plan, facts)
+
+
+def mixed(base: str, layout: str, budget: str) -> ReadOut:
+    return read(base, f"Mix'n'Match {layout.replace('_', ' ')}", f"{layout}@{budget}")
+
+
+def _within() -> Iterator[Case]:
+    for base, table in TABLES.items():
+        for plan in ("int8", "int4"):
+            ours, theirs = read(base, "MatQuant", plan), read(base, "Baseline", plan)
+            yield Case(f"{BASE_NAMES[base]}, {plan}", (base,), evidence.within, ours, (theirs,), table)
+
+
+def _int2() -> Iterator[Case]:
+    for base, table in TABLES.items():
+        ours, theirs = read(base, "MatQuant", "int2"), read(base, "Baseline", "int2")
+        yield Case(f"{BASE_NAMES[base]}, int2", HOMES[base], evidence.above, ours, (theirs,), table)
+
+
+def _collapse() -> Iterator[Case]:
+    for base in (*TABLES, "gptq"):
+        ours, theirs = read(base, "Sliced int8", "int2"), read(base, "Baseline", "int2")
+        where = f"{BASE_NAMES[base]}, int8 at int2"
+        yield Case(where, (base,), evidence.collapsed, ours, (theirs,), TABLES.get(base))
+
+
+def _interpolation() -> Iterator[Case]:
+    for base in TABLES:
+        for plan, wider, narrower in (("int6", "int8", "int4"), ("int3", "int4", "int2")):
+            neighbours = read(base, "MatQuant", wider), read(base, "MatQuant", narrower)
+            ours = read(base, "MatQuant", plan)
+            yield Case(f"{BASE_NAMES[base]}, {plan}", (base,), evidence.between, ours, neighbours)
+
+
+def _single_precision() -> Iterator[Case]:
+    for base in TABLES:
+        for rival in ("MatQuant", "Baseline"):
+            ours, theirs = read(base, "Single Precision", "int2"), read(base, rival, "int2")
+            where = f"{BASE_NAMES[base]}, int2, against {rival}"
+            yield Case(where, (base,), evidence.not_below, ours, (theirs,), 5)
+
+
+def _extra_precision() -> Iterator[Case]:
+    for base in TABLES:
+        name, ours = BASE_NAMES[base], read(base, "MatQuant + Extra Precision", "int2+ep")
+        theirs = read(base, "MatQuant", "int2")
+        yield Case(f"{name}, int2+ep, against int2", (base,), evidence.above, ours, (theirs,), EXTRA_TABLES[base])
+        yield Case(f"{name}, int2+ep, effective bits", (base,), evidence.bits, ours)
+
+
+def _distillation() -> Iterator[Case]:
+    for terms in ("8, 4, 8->2", "8, 4, 2, 8->2", "8, 4, 2, 8->4, 8->2"):
+        ours = read("omniquant", f"MatQuant [{terms}]", "int2", PLAIN)
+        theirs = read("omniquant", "MatQuant", "int2", PLAIN)
+        where = f"OmniQuant, int2, [{terms}]"
+        yield Case(where, ("omniquant_ablations",), evidence.above, ours, (theirs,), 4)
+
+
+def _pyramid() -> Iterator[Case]:
+    for base, name in CHECKPOINTS.items():
+        for budget in BUDGETS:
+            theirs = tuple(mixed(base, layout, budget) for layout in LAYOUTS)
+            where = f"{name}, {budget} bits"
+            yield Case(where, ("mixnmatch",), evidence.best_of, mixed(base, "pyramid", budget), theirs)
+
+
+def _search() -> Iterator[Case]:
+    for base, name in CHECKPOINTS.items():
+        for budget in BUDGETS:
+            uniform = (read(base, "MatQuant", f"int{budget}"),) if budget.isdigit() else ()
+            theirs = (mixed(base, "pyramid", budget), *uniform)
+            where = f"{name}, {budget} bits"
+            yield Case(where, ("mixnmatch",), evidence.best_of, mixed(base, "evolution", budget), theirs)
+
+
+def _codes() -> Iterator[Case]:
+    for base in TABLES:
+        ours, theirs = read(base, "MatQuant", "int8"), read(base, "Baseline", "int8")
+        yield Case(f"{BASE_NAMES[base]}, int8 codes", (base,), evidence.higher_codes, ours, (theirs,))
+
+
+def _attention() -> Iterator[Case]:
+    for base in ("qat", "omniquant"):
+        for method in ("MatQuant", "Single Precision"):
+            ours, theirs = read(base, method, "int2", ATTENTION), read(base, "Baseline", "int2", ATTENTION)
+            where, home, table = (
+                f"{BASE_NAMES[base]}, {method} at int2",
+                ("ffn_attention",),
+                6 if base == "qat" else None,
+            )
+            yield Case(f"{where}, trains or fails", home, evidence.trained, ours, (theirs,))
+            yield Case(f"{where}, against its baseline", home, evidence.above, ours, (theirs,), table)
+
+
+def _matgptq() -> Iterator[Case]:
+    for plan in ("int8", "int4"):
+        ours, theirs = read("gptq", "MatQuant", plan, MATGPTQ), read("gptq", "Baseline", plan)
+        yield Case(f"{plan}, against GPTQ at {plan}", ("gptq",), evidence.within, ours, (theirs,))
+    ours = read("gptq", "MatQuant", "int3", MATGPTQ)
+    yield Case("int3, against GPTQ at int3", ("gptq",), evidence.above, ours, (read("gptq", "Baseline", "int3"),))
+    sliced = read("gptq", "Sliced int8", "int3")
+    yield Case("int3, against GPTQ at int8, sliced", ("gptq",), evidence.above, ours, (sliced,))
+
+
+CLAIMS = (
+    Claim("int8 and int4 of MatQuant are within 0.5 points of their baselines", "MatQuant, Tables 1, 2", (*_within(),)),
+    Claim("int2 of MatQuant is above its baseline", "MatQuant, Tables 1, 2", (*_int2(),)),
+    Claim("Sliced int8 collapses at int2", "MatQuant, Tables 1, 2", (*_collapse(),)),
+    Claim("int6 and int3 interpolate", "MatQuant, Tables 1, 2; Figure 1b", (*_interpolation(),)),
+    Claim("Single Precision is at least as good at int2", "MatQuant, Table 5", (*_single_precision(),)),
+    Claim("Extra Precision gains at about 2.05 effective bits", "MatQuant, Tables 7, 30", (*_extra_precision(),)),
+    Claim("Co-distillation helps", "MatQuant, Table 4", (*_distillation(),)),
+    Claim("The pyramid beats the other layouts", "MatQuant, Figures 2, 3", (*_pyramid(),)),
+    Claim("Codes move to higher buckets", "MatQuant, Figures 1c, 4", (*_codes(),)),
+    Claim("FFN + attention int2 trains where its baseline fails", "MatQuant, Table 6", (*_attention(),)),
+    Claim("MatGPTQ is close to GPTQ at high bits and better at 3", "MatGPTQ, abstract", (*_matgptq(),)),
+    Claim("Searched widths beat the pyramid and the uniform width", "MatGPTQ, abstract", (*_search(),)),
+)

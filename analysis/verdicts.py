@@ -1,0 +1,216 @@
+"""Verdicts: what a paired measurement says about a claim.
+
+The rules are the same for every claim, fixed before anything is measured, and printed with the claims: the words of a
+function here are the words of the document.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from analysis.significance import LEVEL
+
+Word = Literal["holds", "does not hold", "cannot be told at this scale", "not measured yet"]
+
+MARGIN = 0.005
+"""Half a point of Task Avg, the margin that the claims themselves name."""
+
+NATS_MARGIN = 0.05
+NORMAL = 1.96
+"""Standard errors to each side of a 95 % interval."""
+
+VOCABULARY = 49_152
+GUESS = math.log(VOCABULARY)
+"""Nats per token of a model that holds every token of SmolLM2's vocabulary for equally likely."""
+
+ABOUT_TWO = (2.00, 2.10)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of four words, and in a few more why it is this one."""
+
+    word: Word
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.word} ({self.why})" if self.why else self.word
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better ours is than theirs in one measure, paired: positive is better, whatever the measure.
+
+    `by_seed`: the same for every seed that both were trained with, where there are several.
+    """
+
+    mean: float
+    stderr: float
+    p_value: float
+    num_documents: int
+    by_seed: tuple[float, ...] = ()
+
+    @property
+    def seeds_agree(self) -> bool:
+        return len({gain > 0 for gain in self.by_seed}) <= 1
+
+    @property
+    def better(self) -> bool:
+        return self.p_value < LEVEL and self.mean > 0 and self.seeds_agree
+
+    @property
+    def worse(self) -> bool:
+        return self.p_value < LEVEL and self.mean < 0 and self.seeds_agree
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %, as the mean and 1.96 standard errors to each side."""
+        return self.mean - NORMAL * self.stderr, self.mean + NORMAL * self.stderr
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against theirs on the same documents, in both measures."""
+
+    task_avg: Gain
+    log_pplx: Gain
+
+
+def directional(found: Comparison) -> Verdict:
+    """Holds: significantly better (p < 0.05) in Task Avg or in log perplexity, and significantly worse in neither.
+
+    Does not hold: the reverse.  Cannot be told: neither differs significantly, or the two contradict each other.  Where
+    several seeds were trained, a measure in which their differences have not all the same sign decides nothing.
+    """
+    measures = (found.task_avg, found.log_pplx)
+    better, worse = any(gain.better for gain in measures), any(gain.worse for gain in measures)
+    if better and worse:
+        return Verdict("cannot be told at this scale", "Task Avg and log perplexity contradict each other")
+    if better or worse:
+        return Verdict("holds" if better else "does not hold")
+    if any(gain.p_value < LEVEL and not gain.seeds_agree for gain in measures):
+        return Verdict("cannot be told at this scale", "seeds disagree")
+    return Verdict("cannot be told at this scale", "no significant difference")
+
+
+def equivalent(task_avg: Gain) -> Verdict:
+    """Holds: the 95 % interval of the paired difference of Task Avg lies within ±0.5 points.
+
+    Does not hold: it lies wholly outside.  Cannot be told: it reaches across the border.  The interval is 1.96 standard
+    errors to each side, but never less than 3 / n: so large a difference can hide from n documents that show none.
+    """
+    half = max(NORMAL * task_avg.stderr, 3 / task_avg.num_documents)
+    low, high = task_avg.mean - half, task_avg.mean + half
+    if low >= -MARGIN and high <= MARGIN:
+        return Verdict("holds")
+    if low > MARGIN or high < -MARGIN:
+        return Verdict("does not hold", "better by more" if low > 0 else "worse by more")
+    return Verdict("cannot be told at this scale", f"the interval is ±{100 * half:.1f} points wide")
+
+
+def at_least_as_good(found: Comparison) -> Verdict:
+    """Does not hold: significantly worse in Task Avg or in log perplexity, and significantly better in neither.
+
+    Holds: significantly better in one of them and worse in neither, or in neither worse while the 95 % interval of log
+    perplexity excludes a loss of more than 0.05 nats (with 300 documents no interval of Task Avg excludes a loss of
+    0.5 points; its worse end is stated).  Cannot be told: anything else.
+    """
+    first = directional(found)
+    if first.word != "cannot be told at this scale":
+        return first
+    worse = found.task_avg.worse or found.log_pplx.worse
+    if not worse and found.log_pplx.interval[0] >= -NATS_MARGIN:
+        return Verdict("holds", "no loss beyond 0.05 nats")
+    return first
+
+
+def interpolates(over_narrower: Gain, over_wider: Gain) -> Verdict:
+    """Holds: in log perplexity the width lies between its trained neighbours, within one paired standard error.
+
+    Does not hold: it is significantly worse than the narrower neighbour.  Cannot be told: it is worse than that by more
+    than a standard error, but not significantly.  That it is better than both does the claim no harm.
+    """
+    if over_narrower.worse:
+        return Verdict("does not hold", "worse than the narrower width")
+    if over_narrower.mean >= -over_narrower.stderr:
+        return Verdict("holds", "better than the wider width too" if over_wider.better else "")
+    return Verdict("cannot be told at this scale", "not significantly worse than the narrower width")
+
+
+def collapses(over_baseline: Gain, over_chance: Gain) -> Verdict:
+    """Holds: log perplexity is significantly worse than the explicit baseline's, and Task Avg is not above chance.
+
+    Does not hold: Task Avg is significantly above chance, or log perplexity is significantly better.  Cannot be told:
+    log perplexity does not differ significantly.  Chance is 25 % with four choices and 50 % with two.
+    """
+    if over_chance.better or over_baseline.better:
+        return Verdict("does not hold", "above chance" if over_chance.better else "better than the baseline")
+    if over_baseline.worse:
+        return Verdict("holds")
+    return Verdict("cannot be told at this scale", "no significant difference")
+
+
+def beats_all(rivals: Sequence[Comparison]) -> Verdict:
+    """Holds: better than every rival, each by the rule for "above".  Does not hold: worse than one of them.
+
+    Cannot be told: anything between.  The count is stated.
+    """
+    words = [directional(found).word for found in rivals]
+    better, worse = words.count("holds"), words.count("does not hold")
+    count = f"better than {better} of {len(words)}, worse than {worse}"
+    if worse:
+        return Verdict("does not hold", count)
+    return Verdict("holds" if better == len(words) else "cannot be told at this scale", count)
+
+
+def trains_where_the_other_fails(ours: Gain, theirs: Gain) -> Verdict:
+    """Holds: with its 95 % interval, log perplexity is below ln(49 152) = 10.80 nats and the baseline's above.
+
+    That is what guessing every token alike would reach: above it a model has failed.  Does not hold: the baseline is
+    below it, or ours is above.  Cannot be told: an interval contains it.
+    """
+    (our_low, our_high), (their_low, their_high) = ours.interval, theirs.interval
+    if our_high < 0 or their_low > 0:
+        return Verdict("does not hold", "it fails too" if our_high < 0 else "the baseline trains too")
+    if our_low > 0 and their_high < 0:
+        return Verdict("holds")
+    return Verdict("cannot be told at this scale", "too close to guessing")
+
+
+def codes_move_up(mean: tuple[float, float], top: tuple[float, float]) -> Verdict:
+    """Holds: the mean code and the share of weights in the highest int2 bucket are both larger.
+
+    Does not hold: neither is.  Cannot be told: the two disagree.  Codes are counted, all of them: there is no test.
+    """
+    higher = [ours > theirs for ours, theirs in (mean, top)]
+    if all(higher):
+        return Verdict("holds")
+    return Verdict("cannot be told at this scale", "the two disagree") if any(higher) else Verdict("does not hold")
+
+
+def about_two(effective_bits: float) -> Verdict:
+    """Holds: between 2.00 and 2.10 effective bits.  Does not hold: outside.  Bits are counted: there is no test."""
+    low, high = ABOUT_TWO
+    return Verdict("holds" if low <= effective_bits <= high else "does not hold")
+
+
+RULES: Mapping[str, Callable[..., Verdict]] = {
+    "Above, helps, gains, beats": directional,
+    "Within 0.5 points, close to": equivalent,
+    "At least as good": at_least_as_good,
+    "Interpolates": interpolates,
+    "Collapses": collapses,
+    "Beats all others": beats_all,
+    "Trains where its baseline fails": trains_where_the_other_fails,
+    "Codes move to higher buckets": codes_move_up,
+    "About 2.05 effective bits": about_two,
+}
+
+
+def rule_text(rule: Callable[..., Any]) -> str:
+    """The words of a rule, on one line."""
+    return " ".join((inspect.getdoc(rule) or "").split())
