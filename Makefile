@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm check lint bench lock clean
+.PHONY: help install demo study study-report test test-slurm check lint bench lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,13 @@ $(READY): requirements.lock requirements-embedded.txt pyproject.toml
 
 demo: $(READY) ## one real language model read at five precisions out of one checkpoint: table, Pareto plot, report
 	@$(BIN)/python run.py experiment=demo
+
+study: $(READY) ## measure what is missing of docs/study_135m.md, here: one experiment after the other, hours; may be interrupted
+	@for file in conf/experiment/study/*.yaml; do $(BIN)/python -m slurm.launch experiment=study/$$(basename $$file .yaml) || exit 1; done
+
+study-report: $(READY) ## draw docs/study_135m.md, its figures and its notebook again, from results alone
+	@$(BIN)/python -m analysis.study
+	@$(BIN)/python -m analysis.notebooks 5_study
 
 test: $(READY) ## all tests: CPU only, offline, minutes
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/slurm_cluster
@@ -55,5 +62,6 @@ lock: ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev --constraint $(VENV)/pin.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv
-	rm -rf runs results out .pytest_cache .ruff_cache .hypothesis
+clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv and the committed results
+	rm -rf runs out .pytest_cache .ruff_cache .hypothesis
+	@test ! -d results || find results -mindepth 1 -maxdepth 1 ! -name study_135m -exec rm -rf {} +

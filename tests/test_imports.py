@@ -22,6 +22,7 @@ def test_the_import_contracts_hold():
     [
         "analysis",
         "analysis.report",
+        "analysis.study",
         "matquant.config",
         "matquant.notation",
         "evaluation.results",

@@ -1,0 +1,305 @@
+"""The document of a study in markdown: what was run, claims with their verdicts, tables and figures, words by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.beside import side_by_side
+from analysis.claims import CLAIMS, Claim, find, paper_text
+from analysis.contents import gap_texts, provenance_rows
+from analysis.drawing import markdown_rows, notes_of, to_markdown
+from analysis.gallery import plots
+from analysis.load import COLUMNS, LoadedResults
+from analysis.names import BASE_NAMES, model_name
+from analysis.papers import by_model
+from analysis.prose import fill
+from analysis.significance import LEVEL
+from analysis.summary import task_name
+from analysis.tables import significant_marks
+from analysis.typeset import Entry, Section, Table
+from analysis.verdicts import RULES, rule_text
+from evaluation.results import LOG_PPLX
+
+if TYPE_CHECKING:
+    from analysis.gallery import Plot
+    from analysis.show import OpenStudy
+    from matquant.cell import Cell
+
+Opened = Mapping[str, "OpenStudy"]
+
+GAP = "not measured yet"
+HEADS = ("Claim", "Source", "Case", "The paper, Task Avg", "Measured here", "Verdict")
+
+
+@dataclass(frozen=True)
+class Part:
+    """An experiment of the study, `conf/experiment/study/NAME.yaml`, as a section of the document.
+
+    `tables`: of MatQuant, to stand beside ours.  `figures`: of `gallery`.  `nested`: the objective of the checkpoint
+    that Figure 1b follows, where the experiment has several of that name.
+    """
+
+    name: str
+    title: str
+    tables: tuple[int, ...] = ()
+    figures: tuple[str, ...] = ()
+    nested: str | None = None
+
+
+@dataclass(frozen=True)
+class HandWritten:
+    """What people write: markdown with placeholders (`prose`)."""
+
+    surprises: str
+    deviations: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """The markdown, and its figures by file name."""
+
+    text: str
+    figures: Mapping[str, Plot]
+
+
+def document(parts: Sequence[Part], opened: Opened, words: HandWritten, folder: str) -> Document:
+    """`opened`: the experiments of `parts` that there are; `folder`: of the figures, as the markdown refers to it."""
+    drawn = {part.name: figures_of(part, opened[part.name]) for part in parts if part.name in opened}
+    blocks = [
+        "# The study of SmolLM2-135M",
+        "<!-- Written by `python -m analysis.study`; edit surprises.md and deviations.md beside it, not this file. -->",
+        *_introduction(parts, opened),
+        *_claims_section(opened),
+        "## Experiments",
+        *_legend(opened),
+        *(block for part in parts for block in _section(part, opened.get(part.name), drawn.get(part.name, {}), folder)),
+        "## What surprised us",
+        fill(words.surprises.strip(), opened),
+        "## Deviations from the papers' settings",
+        fill(words.deviations.strip(), opened),
+        *_gaps(opened),
+    ]
+    figures = {file_name(part, name): plot for part, plots_ in drawn.items() for name, plot in plots_.items()}
+    return Document("\n\n".join(blocks) + "\n", figures)
+
+
+def file_name(part: str, figure: str) -> str:
+    return f"{part}_{figure}.png"
+
+
+# --- what was run ----------------------------------------------------------------------------------------------------
+
+
+def _introduction(parts: Sequence[Part], opened: Opened) -> Iterator[str]:
+    loaded = together(opened)
+    cells = {cell.id: cell for study in opened.values() for cell in study.study.cells}
+    models = ", ".join(dict.fromkeys(model_name(cell.model.name) for cell in cells.values())) or "no model"
+    measured = len(loaded.expected) - len(loaded.missing)
+    yield (
+        f"What the claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537) come to on {models}, at a "
+        "scale that two cores reach. Every number here is taken from result files by code; a claim that fails is a "
+        "finding and stands here as one; what nobody has measured yet is a gap."
+    )
+    yield "\n".join(
+        [
+            "```",
+            "make study           # measures what is missing: " + ", ".join(part.name for part in parts),
+            "make study-report    # draws this document and its notebook again, from results alone",
+            "```",
+        ]
+    )
+    facts = [
+        ("results", f"{measured} of {len(loaded.expected)} measured, of {len(cells)} cells"),
+        ("documents", _documents_text(loaded)),
+        ("log perplexity", _tokens_text(loaded)),
+        *provenance_rows(loaded),
+    ]
+    yield "\n".join(f"- {name}: {text}" for name, text in facts)
+    yield "What each algorithm is given, as configured:"
+    yield markdown_rows(budgets(opened))
+
+
+def together(opened: Opened) -> LoadedResults:
+    """The results of all experiments, each once: they share cells."""
+    keys = ["cell_id", "plan", "task"]
+    frames = [study.loaded.frame for study in opened.values() if len(study.loaded.frame)]
+    expected = [study.loaded.expected for study in opened.values()]
+    if not expected:
+        return LoadedResults(pd.DataFrame(columns=list(COLUMNS)), pd.DataFrame(columns=keys))
+    frame = pd.concat(frames or [study.loaded.frame for study in opened.values()], ignore_index=True)
+    return LoadedResults(
+        frame.drop_duplicates([*keys, "metric"], ignore_index=True),
+        pd.concat(expected, ignore_index=True).drop_duplicates(keys, ignore_index=True),
+    )
+
+
+def _documents_text(loaded: LoadedResults) -> str:
+    """`50 of each: ARC-c, ARC-e`, tasks with equally many documents together."""
+    if loaded.frame.empty:
+        return GAP
+    tasks: dict[int, list[str]] = {}
+    for task, number in loaded.frame.groupby("task", sort=False)["num_documents"].max().items():
+        if task != LOG_PPLX:
+            tasks.setdefault(int(number), []).append(task_name(str(task)))
+    return "; ".join(f"{number} of each: {', '.join(sorted(names))}" for number, names in tasks.items()) or GAP
+
+
+def _tokens_text(loaded: LoadedResults) -> str:
+    if loaded.frame.empty:
+        return GAP
+    of_text = loaded.frame[loaded.frame["task"] == LOG_PPLX]
+    tokens = of_text.loc[of_text["metric"] == "num_tokens", ["value", "num_documents", "data"]].drop_duplicates()
+    rows = tokens.to_dict("records")
+    texts = [f"{row['value']:,.0f} tokens in {row['num_documents']} blocks, {row['data']}" for row in rows]
+    return "; ".join(texts) or GAP
+
+
+def budgets(opened: Opened) -> Table:
+    """A row for each algorithm and text: what is trained or solved, from its cells' configurations."""
+    rows: dict[tuple[str, ...], None] = {}
+    for study in opened.values():
+        for cell in study.study.cells:
+            if cell.data is not None:
+                rows[_budget(cell)] = None
+    heads = ("Algorithm", "Layers", "Grid", "Text", "Training", "Tokens seen", "Learning rate", "Loss")
+    drawn = tuple(tuple(map(Entry, row)) for row in sorted(rows))
+    return Table(heads, (Section("", "", drawn),), (), num_labels=len(heads))
+
+
+def _budget(cell: Cell) -> tuple[str, ...]:
+    assert cell.data is not None
+    assert cell.grid is not None
+    base, data = cell.base, cell.data
+    text = f"{data.num_sequences} x {data.sequence_length} tokens, {data.kind}"
+    grid = f"groups of {cell.grid.group_size}" if cell.grid.group_size else "per channel"
+    shared = (BASE_NAMES[base.kind], str(cell.scope).replace("_", " + "), grid, text)
+    match base.kind:
+        case "omniquant":
+            steps = f"{base.num_steps} steps of {base.batch_size} sequences, each block"
+            tokens = base.num_steps * base.batch_size * data.sequence_length
+            return (*shared, steps, f"{tokens:,}", f"{base.clipping_lr:g} (clipping)", base.loss)
+        case "qat":
+            steps = f"{base.num_steps} steps of {base.batch_size} sequences"
+            tokens = base.num_steps * base.batch_size * data.sequence_length
+            return (*shared, steps, f"{tokens:,}", f"{base.lr:g}", "cross entropy")
+        case _:
+            return (*shared, "one pass", f"{data.num_sequences * data.sequence_length:,}", "", "")
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def claims_table(opened: Opened, claims: Sequence[Claim] = CLAIMS) -> Table:
+    """A row for each case of each claim: what the paper prints, what we measured, and the verdict."""
+    sections = []
+    for claim in claims:
+        rows = []
+        for place, case in enumerate(claim.cases):
+            found = find(case, opened)
+            words = (claim.words, claim.source) if place == 0 else ("", "")
+            texts = (*words, case.where, paper_text(case), found.measured, str(found.verdict))
+            rows.append(tuple(map(Entry, texts)))
+        sections.append(Section("", claim.words, tuple(rows)))
+    return Table(HEADS, tuple(sections), CLAIM_NOTES, num_labels=len(HEADS))
+
+
+CLAIM_NOTES = (
+    "Differences are ours minus the other's on the same documents: nats per token of log perplexity (less is better) "
+    "and percent points of Task Avg (more is better), ± standard error, with the p-value of a paired bootstrap.",
+    "In square brackets: the 95 % interval.",
+    f"p-values are not corrected for their number: of twenty differences that are none, one has p < {LEVEL}.",
+    "The paper: the same difference of Task Avg as its table prints it, model by model; – where it prints a dash.",
+)
+
+
+def tally(table: Table) -> str:
+    """`3 hold, 1 does not hold, ...`: how many cases came to which verdict."""
+    words = [row[-1].text.partition(" (")[0] for section in table.sections for row in section.rows]
+    counts = {word: words.count(word) for word in dict.fromkeys(words)}
+    return "; ".join(f"{word}: {count}" for word, count in counts.items())
+
+
+def _claims_section(opened: Opened) -> Iterator[str]:
+    table = claims_table(opened)
+    num_cases = sum(len(section.rows) for section in table.sections)
+    yield "## Claims"
+    yield f"{num_cases} cases of {len(table.sections)} claims. {tally(table)}."
+    yield to_markdown(table).rstrip()
+    yield "### How a verdict is reached"
+    yield "The rules are the same for all claims and were written down before the study was measured."
+    yield "\n".join(f"- *{name}.* {rule_text(rule)}" for name, rule in RULES.items())
+
+
+# --- experiments -----------------------------------------------------------------------------------------------------
+
+
+def _legend(opened: Opened) -> Iterator[str]:
+    """The notes of all tables, once."""
+    notes = [note for study in opened.values() for note in notes_of(study.table().table)]
+    # Without the number of comparisons, which is each experiment's own.
+    distinct = dict.fromkeys(re.sub(r" \(\d+\)\.$", ".", note) for note in notes)
+    if distinct:
+        yield "\n".join(f"- {note}" for note in distinct)
+
+
+def _section(part: Part, study: OpenStudy | None, figures: Mapping[str, Plot], folder: str) -> Iterator[str]:
+    yield f"### {part.title}"
+    if study is None:
+        yield f"*There is no conf/experiment/study/{part.name}.yaml yet.*"
+        return
+    yield f"`python -m slurm.launch experiment=study/{part.name}`"
+    yield markdown_rows(study.table().table)
+    for number in part.tables:
+        yield markdown_rows(beside(number, study))
+    for name in part.figures:
+        if name in figures:
+            plot = figures[name]
+            yield f"![{plot.title}]({folder}/{file_name(part.name, name)})"
+            yield f"*{plot.title}.{f' {plot.note}' if plot.note else ''}*"
+        else:
+            yield f"*Figure {name}: {GAP}.*"
+
+
+def beside(number: int, study: OpenStudy) -> Table:
+    """Table `number` of MatQuant, the rows of the study's algorithms, with ours as further columns."""
+    entries = side_by_side(number, study.rows, significant_marks(study.comparisons))
+    kept = entries["base"].isin([*study.rows["base"].unique(), "none"])
+    table = by_model(number, entries[kept].reset_index(drop=True))
+    return replace(table, caption=f"MatQuant, {table.caption}")
+
+
+def figures_of(part: Part, study: OpenStudy) -> dict[str, Plot]:
+    """Those of the part's figures that its results make up."""
+    if study.loaded.frame.empty:
+        return {}
+    found = {}
+    for name in part.figures:
+        rows = _rows_of(name, part, study.rows)
+        found |= {plot.name: plot for plot in plots(study.study, study.loaded, rows) if plot.name == name}
+    return found
+
+
+def _rows_of(figure: str, part: Part, rows: pd.DataFrame) -> pd.DataFrame:
+    """Of the codes Baseline and MatQuant alone; at the widths one checkpoint of each name."""
+    if figure == "codes":
+        return rows[rows["method"].isin(["Baseline", "MatQuant"]) & (rows["base"] != "minmax")]
+    if part.nested is not None and figure.startswith("widths"):
+        return rows[(rows["method"] != "MatQuant") | (rows["objective"] == part.nested)]
+    return rows
+
+
+def _gaps(opened: Opened) -> Iterator[str]:
+    """What is missing and what is wrong, at the end; nothing where there is neither."""
+    problems = dict.fromkeys(problem for study in opened.values() for problem in study.loaded.problems)
+    missing = {name: gap_texts(study.loaded) for name, study in opened.items()}
+    if problems:
+        yield "## Problems"
+        yield "\n".join(f"- {problem}" for problem in problems)
+    if any(missing.values()):
+        yield "## Not measured yet"
+        yield "\n".join(f"- {name}: {len(gaps)} cells or read-outs" for name, gaps in missing.items() if gaps)

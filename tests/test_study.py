@@ -1,0 +1,398 @@
+"""The document of the study: its verdicts follow from its rules, its numbers from results, and gaps are seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis import evidence, verdicts
+from analysis.claims import CLAIMS, Case, find, paper_text, read
+from analysis.codes import Codes
+from analysis.evidence import Measured, ReadOut, cells_of, compare, signed
+from analysis.prose import fill, gaps, resolve
+from analysis.show import OpenStudy
+from analysis.study import CONF, NAME, PARTS, draw, figure, main, open_parts, out_of_date, write
+from analysis.study_text import HandWritten, Part, claims_table, document, tally
+from analysis.verdicts import GUESS, RULES, Comparison, Gain, rule_text
+from evaluation.results import LOG_PPLX, ResultStore
+from matquant.runs import PROJECT
+from matquant.setup import Paths
+from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
+
+HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told at this scale"
+CASES = [case for claim in CLAIMS for case in claim.cases]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """Every experiment of the study, without a single result."""
+    paths = Paths(results=tmp_path_factory.mktemp("results"))
+    setups = {name: one.study.setup.model_copy(update={"paths": paths}) for name, one in open_parts().items()}
+    return {name: OpenStudy(replace(one.study, setup=setups[name])) for name, one in open_parts().items()}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """An int2 baseline that is right on 52 of 100 documents, and MatQuant, right on 92."""
+    made = study(tmp_path, paper_cells())
+    measure(made)
+    measure(study(tmp_path, [made.cells[3]]), accuracy=0.9)
+    return {"omniquant": OpenStudy(made)}
+
+
+# --- what is committed -----------------------------------------------------------------------------------------------
+
+
+def test_the_committed_document_is_up_to_date(monkeypatch, capsys):
+    monkeypatch.chdir(PROJECT)
+    assert main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_every_experiment_of_the_study_is_a_part_of_its_document():
+    assert {path.stem for path in CONF.glob("*.yaml")} == {part.name for part in PARTS}
+
+
+def test_every_case_names_read_outs_that_its_experiments_have(empty):
+    assert {name for case in CASES for name in case.experiments} <= {part.name for part in PARTS}
+    for case in CASES:
+        for name in case.experiments:
+            for wanted in (case.ours, *case.theirs):
+                assert cells_of(empty[name], wanted), f"{case.where}: {name} has no {wanted}"
+
+
+def test_read_outs_with_seeds_have_all_of_them(empty):
+    assert [seed for seed, *_ in cells_of(empty["qat_seeds"], read("qat", "MatQuant", "int2"))] == [0, 1, 2]
+
+
+def test_words_that_fit_several_configurations_are_refused(empty):
+    with pytest.raises(ValueError, match="fits several configurations"):
+        cells_of(empty["gptq"], ReadOut("gptq", "MatQuant", "int8"))
+
+
+def test_the_deviations_name_settings_and_miss_none(empty):
+    words = (PROJECT / "docs" / NAME / "deviations.md").read_text(encoding="utf-8")
+    assert gaps(words, empty) == []
+    assert "{" not in fill(words, empty).replace("{8, 4, 3}", "").replace("{8, 4, 2}", "")
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def gain(mean: float = 0.0, stderr: float = 0.01, p_value: float = 1.0, *by_seed: float, n: int = 6000) -> Gain:
+    return Gain(mean, stderr, p_value, n, by_seed)
+
+
+GAINS = st.builds(
+    Gain,
+    mean=st.floats(-0.2, 0.2),
+    stderr=st.floats(0.0, 0.1),
+    p_value=st.sampled_from([0.0002, 0.04, 0.06, 1.0]),
+    num_documents=st.integers(50, 100_000),
+    by_seed=st.lists(st.sampled_from([-0.1, 0.1]), max_size=3).map(tuple),
+)
+COMPARISONS = st.builds(Comparison, task_avg=GAINS, log_pplx=GAINS)
+
+
+def swapped(found: Comparison) -> Comparison:
+    return Comparison(*(turned(one) for one in (found.task_avg, found.log_pplx)))
+
+
+def turned(one: Gain) -> Gain:
+    return Gain(-one.mean, one.stderr, one.p_value, one.num_documents, tuple(-seed for seed in one.by_seed))
+
+
+@given(COMPARISONS)
+def test_a_direction_turns_around_with_its_sides(found):
+    opposite = {HOLDS: FAILS, FAILS: HOLDS, UNTOLD: UNTOLD}
+    assert verdicts.directional(swapped(found)).word == opposite[verdicts.directional(found).word]
+
+
+@given(COMPARISONS)
+def test_a_direction_holds_only_where_it_is_better_in_one_and_worse_in_neither(found):
+    measures = (found.task_avg, found.log_pplx)
+    word = verdicts.directional(found).word
+    assert (word == HOLDS) == (any(one.better for one in measures) and not any(one.worse for one in measures))
+
+
+@given(COMPARISONS)
+def test_what_is_above_is_at_least_as_good_and_what_is_below_is_not(found):
+    above, as_good = verdicts.directional(found).word, verdicts.at_least_as_good(found).word
+    assert as_good == above or (above == UNTOLD and as_good == HOLDS)
+
+
+@given(GAINS)
+def test_seeds_that_disagree_decide_nothing(one):
+    disagreeing = Gain(one.mean, one.stderr, 0.0002, one.num_documents, (0.1, -0.1, 0.1))
+    verdict = verdicts.directional(Comparison(disagreeing, gain()))
+    assert (verdict.word, verdict.why) == (UNTOLD, "seeds disagree")
+
+
+@given(GAINS)
+def test_equivalence_knows_no_direction_and_is_never_wider_than_its_margin(one):
+    word = verdicts.equivalent(one).word
+    assert word == verdicts.equivalent(turned(one)).word
+    assert word != HOLDS or (abs(one.mean) <= verdicts.MARGIN and one.num_documents >= 600)
+    assert word != FAILS or abs(one.mean) > verdicts.MARGIN
+
+
+@pytest.mark.parametrize(
+    ("task_avg", "log_pplx", "word", "why"),
+    [
+        (gain(0.1, 0.01, 0.0002), gain(), HOLDS, ""),
+        (gain(), gain(0.1, 0.01, 0.0002, 0.1, 0.1), HOLDS, ""),
+        (gain(), gain(-0.1, 0.01, 0.0002), FAILS, ""),
+        (
+            gain(0.1, 0.01, 0.0002),
+            gain(-0.1, 0.01, 0.0002),
+            UNTOLD,
+            "Task Avg and log perplexity contradict each other",
+        ),
+        (gain(), gain(), UNTOLD, "no significant difference"),
+    ],
+)
+def test_it_is_said_which_way_a_direction_cannot_be_told(task_avg, log_pplx, word, why):
+    verdict = verdicts.directional(Comparison(task_avg, log_pplx))
+    assert (verdict.word, verdict.why) == (word, why)
+
+
+@pytest.mark.parametrize(("bits", "word"), [(2.0, HOLDS), (2.05, HOLDS), (2.11, FAILS), (1.9, FAILS)])
+def test_bits_are_counted(bits, word):
+    assert verdicts.about_two(bits).word == word
+
+
+def test_the_document_prints_the_words_of_every_rule():
+    used = {case.judge for case in CASES}
+    assert len(RULES) == len(used)
+    assert all(rule_text(rule).startswith(("Holds: ", "Does not hold: ")) for rule in RULES.values())
+
+
+# --- from documents to verdicts --------------------------------------------------------------------------------------
+
+
+def read_out(
+    accuracy: float = 0.5,
+    nats: float = 5.0,
+    *,
+    num: int = 2000,
+    offset: int = 0,
+    shifts: tuple[float, ...] = (0.0,),
+    codes: Codes | None = None,
+    noise: float = 0.0,
+) -> Measured:
+    """Two tasks with documents of which the first so many, from an offset on, are right; blocks of so many nats."""
+    rng = np.random.default_rng(offset)
+    right = (np.arange(num) - offset) % num < round(accuracy * num)
+    blocks = 0.1 * np.sin(np.arange(48)) + noise * rng.normal(size=48)
+    seeds = {
+        seed: {"arc_easy": right.astype(float), "boolq": right.astype(float), LOG_PPLX: nats + shift + blocks}
+        for seed, shift in enumerate(shifts)
+    }
+    return Measured(ReadOut("omniquant", "MatQuant", "int2"), seeds, codes=codes)
+
+
+def uneven(nats: float, **facts) -> Measured:
+    """Blocks that differ from those of others in ways of their own, so that small differences drown."""
+    return read_out(nats=nats, offset=1, noise=2.0, **facts)
+
+
+def counts(*buckets: float) -> Codes:
+    return Codes(np.array(buckets, dtype=float), {})
+
+
+LOW, HIGH = counts(*[2.0] * 128, *[1.0] * 128), counts(*[1.0] * 128, *[2.0] * 128)
+FLAT, MIDDLE = counts(*[1.0] * 256), counts(*[0.2] * 100, *[2.0] * 60, *[0.5] * 96)
+"""Codes in the middle have the higher mean, and fewer weights in the highest bucket."""
+
+
+JUDGED = [
+    (evidence.above, read_out(0.6), [read_out(0.5)], HOLDS),
+    (evidence.above, read_out(nats=4.9), [read_out()], HOLDS),
+    (evidence.above, read_out(0.5), [read_out(0.6)], FAILS),
+    (evidence.above, read_out(0.5), [read_out(0.5, offset=7)], UNTOLD),
+    (evidence.above, read_out(0.6), [read_out(nats=4.9)], UNTOLD),
+    (evidence.above, read_out(shifts=(-0.3, 0.1)), [read_out(shifts=(0, 0))], UNTOLD),
+    (evidence.above, read_out(shifts=(-0.3, -0.1)), [read_out(shifts=(0, 0))], HOLDS),
+    (evidence.within, read_out(), [read_out()], HOLDS),
+    (evidence.within, read_out(0.55), [read_out(0.5)], FAILS),
+    (evidence.within, read_out(), [read_out(offset=300)], UNTOLD),
+    (evidence.within, read_out(num=100), [read_out(num=100)], UNTOLD),
+    (evidence.not_below, read_out(nats=5.0), [read_out()], HOLDS),
+    (evidence.not_below, read_out(nats=5.1), [read_out()], FAILS),
+    (evidence.not_below, read_out(), [uneven(5.0)], UNTOLD),
+    (evidence.collapsed, read_out(0.375, 13.0), [read_out(0.375, 7.0)], HOLDS),
+    (evidence.collapsed, read_out(0.6, 13.0), [read_out(0.6, 7.0)], FAILS),
+    (evidence.collapsed, read_out(0.375, 6.0), [read_out(0.375, 7.0)], FAILS),
+    (evidence.collapsed, read_out(0.375, 7.0), [read_out(0.375, 7.0)], UNTOLD),
+    (evidence.between, read_out(nats=4.0), [read_out(nats=3.9), read_out(nats=5.0)], HOLDS),
+    (evidence.between, read_out(nats=3.8), [read_out(nats=3.9), read_out(nats=5.0)], HOLDS),
+    (evidence.between, read_out(nats=5.1), [read_out(nats=3.9), read_out(nats=5.0)], FAILS),
+    (evidence.between, read_out(nats=5.2), [read_out(nats=3.9), uneven(5.0)], UNTOLD),
+    (evidence.best_of, read_out(nats=4.0), [read_out(nats=5.0), read_out(nats=6.0)], HOLDS),
+    (evidence.best_of, read_out(nats=5.5), [read_out(nats=5.0), read_out(nats=6.0)], FAILS),
+    (evidence.best_of, read_out(nats=5.0), [read_out(nats=5.0), read_out(nats=6.0)], UNTOLD),
+    (evidence.trained, read_out(nats=7.0), [read_out(nats=12.0)], HOLDS),
+    (evidence.trained, read_out(nats=7.0), [read_out(nats=8.0)], FAILS),
+    (evidence.trained, read_out(nats=12.0), [read_out(nats=12.0)], FAILS),
+    (evidence.trained, read_out(nats=7.0), [uneven(GUESS)], UNTOLD),
+    (evidence.higher_codes, read_out(codes=HIGH), [read_out(codes=LOW)], HOLDS),
+    (evidence.higher_codes, read_out(codes=LOW), [read_out(codes=HIGH)], FAILS),
+    (evidence.higher_codes, read_out(codes=MIDDLE), [read_out(codes=FLAT)], UNTOLD),
+]
+
+
+@pytest.mark.parametrize(("judge", "ours", "theirs", "word"), JUDGED)
+def test_every_rule_reaches_each_of_its_verdicts_from_paired_documents(judge, ours, theirs, word):
+    found = judge(ours, theirs)
+    assert found.verdict.word == word, found
+    assert found.measured
+
+
+def test_every_judge_of_a_claim_is_among_those_tested():
+    reached = {(judge, word) for judge, _, _, word in JUDGED}
+    judges = {case.judge for case in CASES} - {evidence.bits}
+    assert reached == {(judge, word) for judge in judges for word in (HOLDS, FAILS, UNTOLD)}
+
+
+def test_a_difference_reads_as_a_paper_prints_it():
+    found = compare(read_out(0.55, 4.69, noise=0.01, offset=1), read_out())
+    text = evidence.difference_text(found)
+    assert text.startswith("−0.311 ± 0.001 nats (p = 0.0002), Task Avg +5.0 ± ")
+    seeds = evidence.difference_text(compare(read_out(shifts=(-0.3, 0.1)), read_out(shifts=(0, 0))))
+    assert seeds.endswith("; mean of 2 seeds, each: −0.30, +0.10 nats; +0.0, +0.0 points")
+
+
+def test_what_rounds_to_zero_has_no_minus():
+    assert (signed(-0.001, ".2f"), signed(-0.31, ".2f"), signed(0.4, ".1f")) == ("+0.00", "−0.31", "+0.4")
+
+
+def test_the_papers_difference_stands_beside_ours():
+    case = Case(
+        "", (), evidence.above, read("omniquant", "MatQuant", "int2"), (read("omniquant", "Baseline", "int2"),), 1
+    )
+    assert paper_text(case) == "Table 1: Gemma-2 2B +1.0, Gemma-2 9B +3.1, Mistral 7B +3.0"
+
+
+# --- the document ----------------------------------------------------------------------------------------------------
+
+WORDS = HandWritten("int2 at {omniquant/matquant/int2/log_pplx}.", "{omniquant/matquant/base.num_steps} steps.")
+
+
+def test_without_results_everything_is_a_visible_gap(empty):
+    drawn = draw(empty)
+    assert drawn.figures == {}
+    assert tally(claims_table(empty)) == f"not measured yet: {len(CASES)}"
+    for claim in CLAIMS:
+        assert f"| {claim.words} | {claim.source} |" in drawn.text
+    for part in PARTS:
+        assert f"### {part.title}\n\n`python -m slurm.launch experiment=study/{part.name}`" in drawn.text
+    assert "*Figure widths: not measured yet.*" in drawn.text
+    assert repr(figure(empty, "omniquant", "widths")) == "omniquant, widths: not measured yet."
+
+
+def test_an_experiment_without_a_file_is_a_gap_too():
+    text = document((Part("later", "Later"),), {}, HandWritten("", ""), NAME).text
+    assert "*There is no conf/experiment/study/later.yaml yet.*" in text
+
+
+def test_made_up_results_reach_claims_tables_words_and_figures(made, tmp_path):
+    parts = (Part("omniquant", "OmniQuant", (1,), ("pareto",)), Part("later", "Later"))
+    drawn = document(parts, made, WORDS, NAME)
+    (line,) = [line for line in drawn.text.splitlines() if line.startswith("| int2 of MatQuant is above its baseline")]
+    assert "Task Avg +40.0 ± 3.5 (p = 0.0002) | holds |" in line
+    assert "100 of each: ARC-e, BoolQ" in drawn.text
+    assert "64 tokens in 100 blocks, prose" in drawn.text
+    assert "int2 at 5.718." in drawn.text
+    assert "2 steps." in drawn.text
+    assert "**MatQuant, Table 1: OmniQuant, FFN, Gemma-2 2B, Gemma-2 9B, Mistral 7B, tiny**" in drawn.text
+    assert list(drawn.figures) == ["omniquant_pareto.png"]
+    assert out_of_date(drawn, tmp_path) != []
+    write(drawn, tmp_path)
+    assert out_of_date(drawn, tmp_path) == []
+    assert (tmp_path / NAME / "omniquant_pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_out_of_date_is_named(made, tmp_path):
+    drawn = document((Part("omniquant", "OmniQuant", (), ("pareto",)),), made, WORDS, NAME)
+    path = write(drawn, tmp_path)
+    (tmp_path / NAME / "omniquant_pareto.png").unlink()
+    path.write_text(drawn.text.replace("holds", "held", 1), encoding="utf-8")
+    text, missing = out_of_date(drawn, tmp_path)
+    assert text.startswith(f"{path} is out of date:")
+    assert "omniquant_pareto.png is missing" in missing
+
+
+def test_a_case_with_one_task_missing_is_not_measured(made):
+    (case,) = [case for case in CASES if case.where == "OmniQuant, int2"]
+    assert find(case, made).verdict.word == HOLDS
+    one = made["omniquant"].study
+    next((one.setup.paths.results / one.cells[2].id / "int2").glob("boolq-*.json")).unlink()
+    assert find(case, {"omniquant": OpenStudy(one)}).verdict.word == "not measured yet"
+
+
+def test_the_experiment_with_seeds_comes_first(tmp_path, made):
+    cells = [
+        quantized(terms, parent_bits=bits, seed=seed)
+        for terms, bits in (({"int2": 1.0}, 2), (MATQUANT, 8))
+        for seed in (0, 1)
+    ]
+    seeds = study(tmp_path / "seeds", cells, name="seeds")
+    measure(seeds)
+    (case,) = [case for case in CASES if case.where == "OmniQuant, int2"]
+    text = find(case, {**made, "omniquant_seeds": OpenStudy(seeds)}).measured
+    assert "mean of 2 seeds" in text
+
+
+def test_codes_are_read_from_beside_the_results(made):
+    one = made["omniquant"].study
+    store = ResultStore(one.setup.paths.results)
+    for cell, codes in ((one.cells[1], LOW), (one.cells[3], HIGH)):
+        store.put_codes(cell.id, {"histogram": codes.histogram.tolist(), "layers": {}})
+    (case,) = [case for case in CASES if case.where == "OmniQuant, int8 codes"]
+    found = find(case, {"omniquant": OpenStudy(one)})
+    assert found.verdict.word == HOLDS
+    assert found.measured.startswith("mean code 148.8 against 106.2; highest int2 bucket ")
+
+
+# --- words by hand ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("omniquant/matquant/int2/log_pplx", "5.718"),
+        ("omniquant/MatQuant (OmniQuant)/int2/task_avg", "92.0"),
+        ("omniquant/Baseline/int2/boolq_stderr", "3.0"),
+        ("omniquant/matquant/int2/effective_bits", "2"),
+        ("omniquant/matquant/int2/task_avg - omniquant/Baseline (OmniQuant)/int2/task_avg", "+40.0"),
+        ("omniquant/matquant/int8/log_pplx - omniquant/matquant/int2/log_pplx", "−2.712"),
+        ("omniquant/matquant/data.sequence_length", "16"),
+        ("omniquant/matquant/seed", "0"),
+        ("omniquant/matquant/int2/seed", None),
+        ("omniquant/matquant/int5/log_pplx", None),
+        ("omniquant/nothing/int2/log_pplx", None),
+        ("omniquant/matquant/base.nothing", None),
+        ("nowhere/matquant/int2/log_pplx", None),
+        ("omniquant/matquant/int2/log_pplx - omniquant/nothing/int2/log_pplx", None),
+    ],
+)
+def test_a_placeholder_is_a_number_or_a_gap(made, address, text):
+    assert resolve(address, made) == text
+    assert fill(f"a {{{address}}} b", made) == f"a {text or f'**[not measured yet: {address}]**'} b"
+
+
+def test_a_row_with_braces_in_its_name_can_be_named(made):
+    text = "{omniquant/MatQuant (OmniQuant), {int8: 1, int4: 1, int2: 1}/int2/log_pplx}"
+    assert gaps(text, made) == [text[1:-1]]
+
+
+def test_braces_that_are_no_placeholder_stay(made):
+    assert fill("{8, 4, 2} and {int8: 1}", made) == "{8, 4, 2} and {int8: 1}"
+
+
+def test_guessing_is_even_odds_over_the_vocabulary():
+    assert math.exp(GUESS) == pytest.approx(49_152)
