@@ -223,7 +223,7 @@ def above(ours: Measured, theirs: Sequence[Measured]) -> Finding:
 
 def within(ours: Measured, theirs: Sequence[Measured]) -> Finding:
     found = compare(ours, theirs[0])
-    low, high = (signed(100 * end, ".1f") for end in found.task_avg.interval)
+    low, high = (signed(100 * end, ".1f") for end in found.task_avg.wary_interval)
     text = f"Task Avg {signed(100 * found.task_avg.mean, '.1f')} [{low}, {high}], {nats(found.log_pplx)}"
     return Finding(text, verdicts.equivalent(found.task_avg))
 

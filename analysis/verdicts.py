@@ -69,7 +69,15 @@ class Gain:
     @property
     def interval(self) -> tuple[float, float]:
         """95 %, as the mean and 1.96 standard errors to each side."""
-        return self.mean - NORMAL * self.stderr, self.mean + NORMAL * self.stderr
+        return self._within(NORMAL * self.stderr)
+
+    @property
+    def wary_interval(self) -> tuple[float, float]:
+        """The same of a share of documents, never narrower than what n documents can hide (the rule of three)."""
+        return self._within(max(NORMAL * self.stderr, 3 / self.num_documents))
+
+    def _within(self, half: float) -> tuple[float, float]:
+        return self.mean - half, self.mean + half
 
 
 @dataclass(frozen=True)
@@ -103,13 +111,12 @@ def equivalent(task_avg: Gain) -> Verdict:
     Does not hold: it lies wholly outside.  Cannot be told: it reaches across the border.  The interval is 1.96 standard
     errors to each side, but never less than 3 / n: so large a difference can hide from n documents that show none.
     """
-    half = max(NORMAL * task_avg.stderr, 3 / task_avg.num_documents)
-    low, high = task_avg.mean - half, task_avg.mean + half
+    low, high = task_avg.wary_interval
     if low >= -MARGIN and high <= MARGIN:
         return Verdict("holds")
     if low > MARGIN or high < -MARGIN:
         return Verdict("does not hold", "better by more" if low > 0 else "worse by more")
-    return Verdict("cannot be told at this scale", f"the interval is ±{100 * half:.1f} points wide")
+    return Verdict("cannot be told at this scale", f"the interval is {100 * (high - low):.1f} points wide")
 
 
 def at_least_as_good(found: Comparison) -> Verdict:

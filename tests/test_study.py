@@ -132,6 +132,12 @@ def test_seeds_that_disagree_decide_nothing(one):
     assert (verdict.word, verdict.why) == (UNTOLD, "seeds disagree")
 
 
+def test_documents_that_all_agree_do_not_prove_more_than_their_number_can():
+    found = evidence.within(read_out(num=50), [read_out(num=50)])
+    assert found.measured.startswith("Task Avg +0.0 [−3.0, +3.0], ")
+    assert str(found.verdict) == "cannot be told at this scale (the interval is 6.0 points wide)"
+
+
 @given(GAINS)
 def test_equivalence_knows_no_direction_and_is_never_wider_than_its_margin(one):
     word = verdicts.equivalent(one).word
