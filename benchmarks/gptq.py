@@ -1,13 +1,15 @@
 """What a MatGPTQ fit costs, on layers of SmolLM2's shapes in FFN scope.
 
     python -m benchmarks.gptq [--blocks 2] [--sequences 16]
+    python -m benchmarks.gptq --shapes gemma2_9b      (a) and (b) at Gemma-2 9B, on a GPU where there is one
 
 (a) The column solve for {8, 4, 2} against the one for {8} alone, which is plain GPTQ.  Target: at most 1.3x.
 (b) The column solve for {8, 4, 2} against the published way, all 256 codes tried for every weight
     (tests/reference/gptq_reference.py), with the same read-out error at every width.  Target: at least 3.5x faster.
 (c) A whole fit, and what of it is the solve.  Target: less than everything else (forward passes and second moments).
 
-Hessians are those of the model's own activations on random tokens; weights are random, as are the model's.
+Hessians are those of the model's own activations on random tokens, or at Gemma-2 9B's shapes of random inputs of very
+different sizes; weights are random, as are the model's.
 """
 
 from __future__ import annotations
@@ -73,6 +75,19 @@ def problems_of(model: PreTrainedModel, tokens: Tensor) -> list[Problem]:
     ]
 
 
+def problems_like_gemma(device: str) -> list[Problem]:
+    """The two problems of a block of Gemma-2 9B."""
+    draw = torch.Generator(device).manual_seed(0)
+
+    def problem(name: str, num_outputs: int, num_inputs: int) -> Problem:
+        sizes = torch.randn(num_inputs, generator=draw, device=device).exp()
+        x = torch.randn(2 * num_inputs, num_inputs, generator=draw, device=device) * sizes
+        weight = 0.02 * torch.randn(num_outputs, num_inputs, generator=draw, device=device)
+        return name, weight, x.T @ x / num_inputs
+
+    return [problem("gate and up", 2 * 14336, 3584), problem("down", 3584, 14336)]
+
+
 def ours(problem: Problem, objective: Objective) -> Solution:
     _, weight, hessian = problem
     return solve(weight, hessian, objective=objective, spec=GRID, base=BASE)
@@ -99,31 +114,21 @@ def each(action: Callable[..., object], problems: list[Problem], *rest: object) 
     def all_of_them() -> None:
         for problem in problems:
             action(problem, *rest)
+        if problems[0][1].is_cuda:
+            torch.cuda.synchronize()
 
     return all_of_them
 
 
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="solves of each kind; the median counts")
-    parser.add_argument("--blocks", type=int, default=2, help="of the whole fit; SmolLM2 has 30")
-    parser.add_argument("--sequences", type=int, default=128, help="of 128 tokens; 128 are 16k tokens")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(smollm2(arguments.blocks), dtype=torch.float32)
-    model = model.requires_grad_(False).eval()
-    tokens = torch.randint(0, 49152, (arguments.sequences, SEQUENCE), generator=torch.Generator().manual_seed(0))
-    problems = problems_of(model, tokens[:16])
-
-    print(f"MatGPTQ {{8, 4, 2}}, SmolLM2's FFN, group 64, {torch.get_num_threads()} threads")
+def compare_solves(problems: list[Problem], repeats: int) -> None:
+    """(a) and (b): times, and read-out errors."""
     names = {"plain": "plain GPTQ {8} (rival)", "nested": "nested {8, 4, 2}", "brute": "brute force (rival)"}
     actions = {
         names["plain"]: each(ours, problems, PLAIN),
         names["nested"]: each(ours, problems, NESTED),
         names["brute"]: each(rival, problems),
     }
-    seconds = median_seconds(actions, repeats=arguments.repeats)
+    seconds = median_seconds(actions, repeats=repeats)
     print("(a) the solve of one block, against plain GPTQ (target: at most 1.3x)")
     print_ratios({name: seconds[name] for name in (names["plain"], names["nested"])}, rival=names["plain"])
     print("(b) against all 256 codes for every weight")
@@ -132,6 +137,27 @@ def main() -> None:
     for problem in problems:
         compare_errors(problem)
 
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="solves of each kind; the median counts")
+    parser.add_argument("--blocks", type=int, default=2, help="of the whole fit; SmolLM2 has 30")
+    parser.add_argument("--sequences", type=int, default=128, help="of 128 tokens; 128 are 16k tokens")
+    parser.add_argument("--shapes", choices=["smollm2", "gemma2_9b"], default="smollm2")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    if arguments.shapes == "gemma2_9b":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        print(f"MatGPTQ {{8, 4, 2}}, a block of Gemma-2 9B, FFN, group 64, {device}")
+        with torch.device(device):
+            compare_solves(problems_like_gemma(device), arguments.repeats)
+        return
+    model = AutoModelForCausalLM.from_config(smollm2(arguments.blocks), dtype=torch.float32)
+    model = model.requires_grad_(False).eval()
+    tokens = torch.randint(0, 49152, (arguments.sequences, SEQUENCE), generator=torch.Generator().manual_seed(0))
+    print(f"MatGPTQ {{8, 4, 2}}, SmolLM2's FFN, group 64, {torch.get_num_threads()} threads")
+    compare_solves(problems_of(model, tokens[:16]), arguments.repeats)
     print(f"(c) a whole fit of {arguments.blocks} blocks, {tokens.numel()} tokens (target: the solve under 0.5x)")
     settings = gptq.Settings(BASE, NESTED, "ffn", GRID)
     with mock.patch.object(gptq, "solve", Solves()) as solves:
