@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from tqdm import tqdm
 
-from matquant.cell import Cell
+from matquant.cell import Cell, DType
 from matquant.checkpoint import has_checkpoint, load_checkpoint
 from matquant.data import token_blocks
 from matquant.errors import UserError
@@ -52,19 +52,20 @@ class Search:
             raise UserError(f"{plan} is not searched for; choose {', '.join((*STRATEGIES, 'pyramid'))} and @BITS")
         return cls(plan.label, cast("Strategy", stem), plan.budget, "block" if name == stem else "linear", spec)
 
-    def facts(self, checksum: str) -> dict[str, Any]:
+    def facts(self, checksum: str, dtype: DType) -> dict[str, Any]:
         """Everything that decides what is found."""
         return {
             "checksum": checksum,
+            "dtype": dtype,
             "strategy": self.strategy,
             "budget": self.budget,
             "granularity": self.granularity,
             **self.spec.model_dump(),
         }
 
-    def state_of(self, checksum: str) -> str:
+    def state_of(self, facts: Mapping[str, Any]) -> str:
         """A name for what is measured on the way: of the very same search, or for any budget where it is not asked."""
-        facts = self.facts(checksum)
+        facts = dict(facts)
         if self.strategy == "dynamic_program":
             facts |= dict.fromkeys(("budget", "generations", "offspring", "seed"))
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
@@ -190,7 +191,9 @@ def run_search(cell: Cell, setup: Setup, plan: Plan) -> Path:
         raise UserError(f"cell {cell.id} is not trained yet; run it with run.py first")
     device = pick_device(setup)
     checkpoint = load_checkpoint(run.checkpoint, cell, device=str(device))
-    layers, asked = checkpoint.layers, search.facts(checkpoint.checksum)
+    # In the dtype that the plan is read in: what is rounded there is rounded here.
+    dtype = setup.readout.dtype
+    layers, asked = checkpoint.layers, search.facts(checkpoint.checksum, dtype)
     if path.exists() and read_json(path).get("search") == asked:
         return path
     space = space_of(
@@ -199,12 +202,12 @@ def run_search(cell: Cell, setup: Setup, plan: Plan) -> Path:
         granularity=search.granularity,
         extra_precision=cell.objective.uses_extra_precision,
     )
-    model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=device)
+    model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=dtype, device=device)
     data = cell.data.model_copy(update={"num_sequences": search.spec.num_sequences})
     text = token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
     fitness = Fitness(model, layers, text, top_k=search.spec.top_k, batch_size=search.spec.batch_size)
     with run.alone(f"search-{search.label}"):
-        levels = find(space, fitness, search, run.search(search.state_of(checkpoint.checksum)))
+        levels = find(space, fitness, search, run.search(search.state_of(asked)))
     # Written whole before it is scored: what the search last tried is still in the model.
     fitness.forget()
     slices = space.slices(levels)
