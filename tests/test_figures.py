@@ -24,6 +24,7 @@ from analysis.gallery import plots
 from analysis.load import load_frame
 from analysis.summary import summary
 from evaluation.results import ResultStore
+from matquant.cell import GPTQBase
 from matquant.notation import Plan, Slice
 from matquant.slicing import slice_codes
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
@@ -207,6 +208,18 @@ def test_the_number_of_parameters_follows_from_what_is_stored():
     rows = pd.DataFrame([{"model": "m", "cell_id": "c", **row}])
     assert num_parameters(rows, {"c": CODES}) == {"m": pytest.approx(parameters)}
     assert num_parameters(rows, {}) == {}
+
+
+def test_checkpoints_that_are_read_mixed_have_panels_of_their_own(tmp_path):
+    other = quantized(MATQUANT).model_copy(update={"base": GPTQBase(kind="gptq")})
+    cells = (quantized(MATQUANT), other, unquantized())
+    made = study(tmp_path, cells, plans=("int8", "int4", "int2", *MIXED))
+    measure(made)
+    figure = mixnmatch_figure(rows_of(made))
+    titles = [axes.get_title(loc="left").splitlines()[0] for axes in figure.axes]
+    assert len(titles) == 4
+    assert titles[0] == titles[1] != titles[2] == titles[3]
+    assert "GPTQ {int8: 0.1, int4: 0.1, int2: 1}" in titles[2]
 
 
 # --- curves and plans -------------------------------------------------------------------------------------------------

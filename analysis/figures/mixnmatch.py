@@ -6,6 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import matplotlib
+import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.figures.pareto import PANELS, Panel
@@ -23,11 +24,10 @@ from analysis.figures.style import (
     new_figure,
     value_axis,
 )
-from analysis.names import model_name
+from analysis.names import BASE_NAMES, model_name
 from evaluation.results import LOG_PPLX
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -45,19 +45,32 @@ LAYOUTS = {
 
 
 def mixnmatch_figure(rows: pd.DataFrame, *, width: float = TEXT) -> Figure:
-    """A row of panels for each model of `summary.summary`: Task Avg and log perplexity against effective bits."""
+    """A row of panels for each checkpoint that is read mixed: Task Avg and log perplexity against effective bits.
+
+    `rows` of `summary.summary`.
+    """
     mixed = rows["method"].str.startswith("Mix'n'Match")
-    chosen = rows[mixed | rows["method"].str.startswith(UNIFORM) | (rows["base"] == "none")]
-    models = list(chosen.loc[chosen["base"] != "none", "model"].unique()) or [""]
+    of_checkpoints = rows[rows["config_id"].isin(rows.loc[mixed, "config_id"])]
+    chosen = of_checkpoints[of_checkpoints["method"].str.startswith((UNIFORM, "Mix'n'Match"))]
+    checkpoints = list(dict(tuple(chosen.groupby("config_id", sort=False))).values()) or [chosen]
+    full = rows[rows["base"] == "none"]
     across = columns_of(width)
-    lines = len(models) * len(PANELS) // across
+    lines = len(checkpoints) * len(PANELS) // across
     figure, grid = new_figure(width, 2.1 * lines + 0.2 + 0.4 / across, lines, across)
     with matplotlib.rc_context(RC):
-        for axes, (model, panel) in zip(grid.flat, product(models, PANELS), strict=True):
-            _draw(axes, chosen[chosen["model"] == model], panel)
-            axes.set_title(f"{model_name(model)}\n{panel.title}" if len(models) > 1 else panel.title)
-        figure.legend(handles=_legend(chosen), loc="outside lower center", ncols=2 * across)
+        for axes, (checkpoint, panel) in zip(grid.flat, product(checkpoints, PANELS), strict=True):
+            of_model = full[full["model"].isin(checkpoint["model"])]
+            _draw(axes, pd.concat([of_model, checkpoint]), panel)
+            name = _name(checkpoint) if len(checkpoints) > 1 else ""
+            axes.set_title("\n".join(filter(None, (name, panel.title))))
+        figure.legend(handles=_legend(pd.concat([full, chosen])), loc="outside lower center", ncols=2 * across)
     return figure
+
+
+def _name(checkpoint: pd.DataFrame) -> str:
+    """`SmolLM2-135M, OmniQuant {int8: 1, int4: 1, int2: 1}`."""
+    first = checkpoint.iloc[0]
+    return f"{model_name(first['model'])}, {BASE_NAMES.get(first['base'], first['base'])} {first['objective']}"
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
