@@ -68,7 +68,7 @@ def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
     cells = loaded.expected.groupby("cell_id", sort=False).size()
     gaps = loaded.missing.groupby("cell_id").size().reindex(cells.index, fill_value=0)
 
-    def counted(column: str) -> str:
+    def counted(column: str, results: pd.DataFrame = results) -> str:
         counts = results[column].fillna("unknown").replace("", "unknown").value_counts()
         return "; ".join(f"{name} ({count} results)" for name, count in counts.items()) or "none yet"
 
@@ -76,7 +76,7 @@ def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
         ("commits", counted("commit")),
         ("devices", counted("device")),
         ("versions", counted("versions")),
-        ("lm-eval", counted("lm_eval") if len(results) else "none yet"),
+        ("lm-eval", counted("lm_eval", results[results["task"] != LOG_PPLX])),  # log perplexity is our own
         ("evaluation", f"{seconds / 60:.1f} minutes in all, {len(results)} results"),
         (
             "cells",

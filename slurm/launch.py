@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -103,6 +103,7 @@ def launch(study: Study, options: Options) -> int:
         if chosen and setup.cluster.kind == "slurm":
             from slurm.submit import Launch
 
+            _cancel_what_can_never_run(chosen)
             number = Launch(sweep, snapshot.take(setup.paths.runs / ".snapshots")).submit(chosen)
             print(f"submitted {number} jobs; python -m slurm.status {shlex.join(options.overrides)} shows them")
     if setup.cluster.kind != "slurm":
@@ -111,9 +112,15 @@ def launch(study: Study, options: Options) -> int:
     return _wait(study, options) if options.wait else 0
 
 
+def _cancel_what_can_never_run(items: Iterable[Item]) -> None:
+    """Cancels the jobs of items that are missing all the same: they wait for a training that has failed."""
+    with suppress(UserError):  # they may go by themselves, and do no harm if they stay
+        queue.cancel({item.job.job_id for item in items if item.state == "missing" and item.job is not None})
+
+
 def cancel(study: Study, options: Options) -> int:
     """Takes the jobs of a study back, or says which it would."""
-    at_work = _look(study, options).of("running", "queued")
+    at_work = [item for item in _look(study, options).items if item.state in ("running", "queued") or item.job]
     job_ids = {item.job.job_id for item in at_work if item.job is not None}
     here = [item.submission for item in at_work if item.job is None and item.submission is not None]
     mine = [submission for submission in here if submission.process_is_alive()]
@@ -213,6 +220,7 @@ def _wait(study: Study, options: Options) -> int:
             print(f"{error}; asking again", file=sys.stderr)
         else:
             if not sweep.of("queued", "running"):
+                _cancel_what_can_never_run(sweep.items)
                 return _conclude(sweep, options)
         time.sleep(5)
 

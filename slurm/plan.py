@@ -55,7 +55,7 @@ class Item:
     status: Status | None = None
     submission: Submission | None = None
     job: QueuedJob | None = None
-    """Its job, while that is in SLURM's queue."""
+    """Its job, while that is in SLURM's queue; of a missing item one that can never run."""
     explained: bool = True
     """False where nobody has said why it failed: SLURM's accounts may know."""
     gaps: Mapping[Plan, tuple[str, ...]] = field(default_factory=dict)
@@ -147,12 +147,13 @@ def _items(
     cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
 ) -> Iterable[Item]:
     trained = cell.base.kind == "none" or not gaps
-    run = RunDir(setup.paths.runs, cell_id)
+    run, training = RunDir(setup.paths.runs, cell_id), None
     if cell.base.kind != "none":
         if trained or (run.checkpoint / "nested.json").exists():
-            yield Item(cell, cell_id, "train", None, "done")
+            training = Item(cell, cell_id, "train", None, "done")
         else:
-            yield _observed(Item(cell, cell_id, "train", None, "missing"), run, queue)
+            training = _observed(Item(cell, cell_id, "train", None, "missing"), run, queue)
+        yield training
     plans, count = setup.readout.plans_of(cell), setup.cluster.evaluate_jobs
     parts = [Part(index, count) for index in range(min(count, len(plans)))]
     elsewhere = _evaluated_elsewhere(run, {part.stage for part in parts}, queue) if gaps else None
@@ -163,7 +164,17 @@ def _items(
             note = f"its plans are divided otherwise by a job that is at work: {elsewhere}"
             yield replace(item, state="running", note=note)
         else:
-            yield _observed(item, run, queue) if owed else item
+            yield _led_up_to(_observed(item, run, queue), training) if owed else item
+
+
+def _led_up_to(item: Item, training: Item | None) -> Item:
+    """An evaluation, which is missing if the training that its job waits for is over and has left nothing.
+
+    SLURM takes a while to notice that, and some clusters keep such a job for ever.
+    """
+    if training is None or item.state != "queued" or training.state not in ("failed", "missing"):
+        return item
+    return replace(item, state="missing", note="its job waits for one that has failed")
 
 
 def _evaluated_elsewhere(run: RunDir, stages: set[str], queue: Mapping[str, QueuedJob]) -> str | None:

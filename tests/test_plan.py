@@ -102,6 +102,24 @@ def test_the_state_of_an_item_follows_from_disk_and_queue(study, status, submiss
     assert note in item.note
 
 
+@pytest.mark.parametrize(
+    ("training", "state"),
+    [
+        (replace(ALIVE, **MINE), "queued"),
+        (replace(GONE, **MINE), "missing"),
+        (replace(GONE, state="failed", reason="error", **MINE), "missing"),
+        (None, "missing"),
+    ],
+)
+def test_an_evaluation_that_waits_for_a_failed_training_is_missing_whatever_slurm_has_noticed(study, training, state):
+    put(study, training, JOB)
+    put(study, None, replace(JOB, name="launch-1-1", job_id="8"), stage="evaluate")
+    waiting = QueuedJob("8", "launch-1-1", "PENDING", "Dependency")
+    at_work = [RUNNING] if state == "queued" else []
+    item = cell_item(study, "evaluate", queue=[waiting, *at_work])
+    assert (item.state, item.job) == (state, waiting)
+
+
 def test_slurms_accounts_tell_a_cancelled_job_from_a_killed_one(study, monkeypatch):
     put(study, replace(GONE, **MINE), JOB)
     for word, reason in [("CANCELLED", "cancelled"), ("OUT_OF_MEMORY", "out of memory"), ("NODE_FAIL", "killed")]:
