@@ -23,6 +23,7 @@ from matquant.nested import NestedWeight
 from matquant.notation import STRATEGIES, Plan, Slice
 from matquant.runs import RunDir, read_json, write_json
 from matquant.setup import SearchSpec, Setup
+from matquant.stopping import give_way
 from matquant.train import pick_device
 from matquant.widths import Choices, Evolution, Levels, dynamic_program, evolve, pyramid
 
@@ -144,6 +145,7 @@ def sensitivities(space: Space, fitness: Fitness, state: Path) -> list[list[floa
                 measured[name] = fitness.loss(space.slices(levels))
                 write_json(state, measured)
                 bar.update()
+                give_way(f"searching, with {name} measured")
             return measured[name]
 
         least = loss("widest", widest)
@@ -177,6 +179,7 @@ def _evolved(space: Space, fitness: Fitness, search: Search, state: Path) -> Lev
             write_json(state, asdict(best))
             bar.update(best.generation - bar.n)
             bar.set_postfix(loss=f"{best.loss:.5f}")
+            give_way(f"searching for {search.label}, after generation {best.generation}")
     assert best is not None
     return best.parent
 
