@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from matquant.notation import FULL_BITS, Plan
 from matquant.plan_search import run_search
 from matquant.runs import RunDir, provenance, read_json
 from matquant.setup import Readout, Setup
+from matquant.status import Reporter
 from matquant.stopping import give_way
 from matquant.tracking import Tracker
 from matquant.train import pick_device
@@ -53,7 +54,7 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, part: Part = WHOLE) -> 
     store.put_cell(cell.id, cell.model_dump(mode="json"))
     run = RunDir(setup.paths.runs, cell.id)
     with run.stage(part.stage) as reporter:
-        found, refused = _found(cell, setup, gaps, store)
+        found, refused = _found(cell, setup, gaps, store, reporter)
         gaps = {plan: gaps[searched] for searched, plan in found.items()}
         bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
         if (checkpoint := bench.checkpoint) is not None:
@@ -75,7 +76,7 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, part: Part = WHOLE) -> 
 
 
 def _found(
-    cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore
+    cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore, reporter: Reporter
 ) -> tuple[dict[Plan, Plan], list[UserError]]:
     """Plans with their widths, which are searched for where one names a search, and kept with the results.
 
@@ -88,7 +89,7 @@ def _found(
         if plan.strategy is None:
             continue
         try:
-            facts = read_json(run_search(cell, setup, plan))
+            facts = read_json(run_search(cell, setup, plan, partial(reporter.beat, doing=f"searching for {plan}")))
         except UserError as error:
             refused.append(error)
             del found[plan]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -30,6 +30,13 @@ from matquant.widths import Choices, Evolution, Levels, dynamic_program, evolve,
 Strategy = Literal["pyramid", "dynamic_program", "evolution"]
 Granularity = Literal["block", "linear"]
 WIDTHS = (2, 3, 4, 6, 8)
+
+Beat = Callable[[int, int], object]
+"""Told how many steps of a search are done, and of how many."""
+
+
+def _silent(done: int, total: int) -> None:
+    """For a search that nobody but its progress bar watches."""
 
 
 @dataclass(frozen=True)
@@ -122,18 +129,18 @@ def space_of(
 # --- strategies on a model -------------------------------------------------------------------------------------------
 
 
-def find(space: Space, fitness: Fitness, search: Search, state: Path) -> Levels:
+def find(space: Space, fitness: Fitness, search: Search, state: Path, beat: Beat = _silent) -> Levels:
     """The assignment of one strategy; `state` is a file that an interrupted search goes on from."""
     match search.strategy:
         case "pyramid":
             return pyramid(space.choices)
         case "dynamic_program":
-            return dynamic_program(space.choices, sensitivities(space, fitness, state))
+            return dynamic_program(space.choices, sensitivities(space, fitness, state, beat))
         case "evolution":
-            return _evolved(space, fitness, search, state)
+            return _evolved(space, fitness, search, state, beat)
 
 
-def sensitivities(space: Space, fitness: Fitness, state: Path) -> list[list[float]]:
+def sensitivities(space: Space, fitness: Fitness, state: Path, beat: Beat = _silent) -> list[list[float]]:
     """What each unit's width alone adds to the loss, with all others at their widest; kept as measured."""
     choices, measured = space.choices, dict(read_json(state)) if state.exists() else {}
     widest = (choices.top,) * len(choices.units)
@@ -145,6 +152,7 @@ def sensitivities(space: Space, fitness: Fitness, state: Path) -> list[list[floa
                 measured[name] = fitness.loss(space.slices(levels))
                 write_json(state, measured)
                 bar.update()
+                beat(len(measured), len(jobs) + 1)
                 give_way(f"searching, with {name} measured")
             return measured[name]
 
@@ -159,7 +167,7 @@ def sensitivities(space: Space, fitness: Fitness, state: Path) -> list[list[floa
         ]
 
 
-def _evolved(space: Space, fitness: Fitness, search: Search, state: Path) -> Levels:
+def _evolved(space: Space, fitness: Fitness, search: Search, state: Path, beat: Beat) -> Levels:
     start = None
     if state.exists():
         saved = read_json(state)
@@ -179,12 +187,13 @@ def _evolved(space: Space, fitness: Fitness, search: Search, state: Path) -> Lev
             write_json(state, asdict(best))
             bar.update(best.generation - bar.n)
             bar.set_postfix(loss=f"{best.loss:.5f}")
+            beat(best.generation, search.spec.generations)
             give_way(f"searching for {search.label}, after generation {best.generation}")
     assert best is not None
     return best.parent
 
 
-def run_search(cell: Cell, setup: Setup, plan: Plan) -> Path:
+def run_search(cell: Cell, setup: Setup, plan: Plan, beat: Beat = _silent) -> Path:
     """Finds a plan for a trained cell and writes it, unless it is there; returns its path."""
     search, run = Search.of(plan, setup.readout.search), RunDir(setup.paths.runs, cell.id)
     path = run.plan(search.label)
@@ -210,7 +219,7 @@ def run_search(cell: Cell, setup: Setup, plan: Plan) -> Path:
     text = token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
     fitness = Fitness(model, layers, text, top_k=search.spec.top_k, batch_size=search.spec.batch_size)
     with run.alone(f"search-{search.label}"):
-        levels = find(space, fitness, search, run.search(search.state_of(asked)))
+        levels = find(space, fitness, search, run.search(search.state_of(asked)), beat)
     # Written whole before it is scored: what the search last tried is still in the model.
     fitness.forget()
     slices = space.slices(levels)

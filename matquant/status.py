@@ -53,6 +53,8 @@ class Status:
     """SLURM's number of the job, with its index in an array, where it is one."""
     first: int | None = None
     """How many of `total` were done when this process first said so."""
+    since: float | None = None
+    """When it first said so: what it counts may change, from a search's steps to a read-out's."""
     done: int = 0
     total: int = 0
 
@@ -102,10 +104,10 @@ class Reporter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
 
-    def beat(self, done: int, total: int) -> None:
-        """Says that work goes on, at most every ten seconds."""
-        if self.status.first is None:
-            self.status = replace(self.status, first=done)
+    def beat(self, done: int, total: int, doing: str | None = None) -> None:
+        """Says that work goes on, at most every ten seconds; `doing`: what is counted, where it is not the stage."""
+        if self.status.first is None or doing != self.status.message:
+            self.status = replace(self.status, first=done, since=time.time(), message=doing)
         if time.time() - self.status.at >= BEAT_S:
             self._put(done=done, total=total)
 

@@ -75,7 +75,8 @@ def progress(item: Item) -> tuple[str, str, str]:
     if not status.total:
         return "", duration(elapsed), ""
     gained = status.done - (status.first or 0)
-    left = duration(elapsed / gained * (status.total - status.done)) if gained > 0 else ""
+    spent = time.time() - (status.since or status.started)
+    left = duration(spent / gained * (status.total - status.done)) if gained > 0 else ""
     return f"{100 * status.done / status.total:.0f} %", duration(elapsed), left
 
 
@@ -89,6 +90,8 @@ def duration(seconds: float) -> str:
 def _remark(item: Item) -> str:
     if item.state == "failed":
         return f"{item.reason}"
+    if item.state == "running" and item.status is not None and item.status.message:
+        return item.status.message
     return f"{item.num_results} results" if item.state == "missing" and item.part else item.note[:60]
 
 

@@ -273,6 +273,10 @@ def test_progress_is_a_share_a_time_and_a_guess(study):
     assert show.progress(item) == ("25 %", "60 s", "3 min")
     resumed = replace(item, status=replace(item.status, first=20))
     assert show.progress(resumed) == ("25 %", "60 s", "15 min")
+    searching = replace(resumed.status, since=time.time() - 20, message="searching for evolution@3")
+    assert show.progress(replace(item, status=searching)) == ("25 %", "60 s", "5 min")
+    [_, row] = show.states(plan.Sweep(study, (replace(item, status=searching),)))
+    assert row[-1] == "searching for evolution@3"
     assert [show.duration(seconds) for seconds in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
 
 

@@ -122,7 +122,11 @@ def trained(tiny_study):
 @pytest.mark.parametrize("wanted", ["pyramid@3.5", *STRATEGIES])
 def test_every_strategy_writes_a_plan_that_a_read_out_names(trained, wanted, monkeypatch):
     cell, setup = trained
-    path = run_search(cell, setup, Plan.parse(wanted))
+    beats: list[tuple[int, int]] = []
+    path = run_search(cell, setup, Plan.parse(wanted), lambda done, total: beats.append((done, total)))
+    assert beats == sorted(beats)
+    assert all(done == total for done, total in beats[-1:])
+    assert bool(beats) == ("pyramid" not in wanted)
     layers = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers
     plan, facts = Plan.parse(str(path)), json.loads(path.read_text())
     assert set(slices_of(plan, layers)) == set(layers)

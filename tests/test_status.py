@@ -69,6 +69,29 @@ def test_a_status_is_true_while_a_stage_runs_and_after_it(tmp_path):
     assert ended.state == "done"
 
 
+def test_a_status_counts_anew_when_something_else_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("matquant.status.BEAT_S", 0.0)
+    path = tmp_path / "evaluate.status.json"
+    with reporting(path) as reporter:
+        for done in (3, 4):
+            reporter.beat(done, 120, doing="searching for evolution@3")
+        searching = read_status(path)
+        reporter.beat(0, 50)
+        reading = read_status(path)
+    assert searching is not None
+    assert reading is not None
+    assert (searching.message, searching.first, searching.done, searching.total) == (
+        "searching for evolution@3",
+        3,
+        4,
+        120,
+    )
+    assert (reading.message, reading.first, reading.done, reading.total) == (None, 0, 0, 50)
+    assert reading.since is not None
+    assert searching.since is not None
+    assert reading.since > searching.since
+
+
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [
