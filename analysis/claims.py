@@ -77,6 +77,9 @@ MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
 HOMES = {"omniquant": ("omniquant_seeds", "omniquant"), "qat": ("qat_seeds", "qat")}
 """Where the int2 of an algorithm and its baseline are measured: with several seeds, else with one."""
 
+WIDE = {"omniquant": ("headline", "omniquant"), "qat": ("qat",), "gptq": ("gptq",)}
+"""Where the widths of an algorithm are measured: with many documents, else with fewer."""
+
 TABLES = {"omniquant": 1, "qat": 2}
 EXTRA_TABLES = {"omniquant": 7, "qat": 30}
 LAYOUTS = ("reverse_pyramid", "increasing", "decreasing")
@@ -96,7 +99,7 @@ def _within() -> Iterator[Case]:
     for base, table in TABLES.items():
         for plan in ("int8", "int4"):
             ours, theirs = read(base, "MatQuant", plan), read(base, "Baseline", plan)
-            yield Case(f"{BASE_NAMES[base]}, {plan}", (base,), evidence.within, ours, (theirs,), table)
+            yield Case(f"{BASE_NAMES[base]}, {plan}", WIDE[base], evidence.within, ours, (theirs,), table)
 
 
 def _int2() -> Iterator[Case]:
@@ -109,7 +112,7 @@ def _collapse() -> Iterator[Case]:
     for base in (*TABLES, "gptq"):
         ours, theirs = read(base, "Sliced int8", "int2"), read(base, "Baseline", "int2")
         where = f"{BASE_NAMES[base]}, int8 at int2"
-        yield Case(where, (base,), evidence.collapsed, ours, (theirs,), TABLES.get(base))
+        yield Case(where, WIDE[base], evidence.collapsed, ours, (theirs,), TABLES.get(base))
 
 
 def _interpolation() -> Iterator[Case]:
@@ -117,7 +120,7 @@ def _interpolation() -> Iterator[Case]:
         for plan, wider, narrower in (("int6", "int8", "int4"), ("int3", "int4", "int2")):
             neighbours = read(base, "MatQuant", wider), read(base, "MatQuant", narrower)
             ours = read(base, "MatQuant", plan)
-            yield Case(f"{BASE_NAMES[base]}, {plan}", (base,), evidence.between, ours, neighbours)
+            yield Case(f"{BASE_NAMES[base]}, {plan}", WIDE[base], evidence.between, ours, neighbours)
 
 
 def _single_precision() -> Iterator[Case]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WIDTHS = ("widths", "widths_log_pplx")
 PARTS = (
+    Part("headline", "OmniQuant, FFN, with more documents", (1,), ("pareto",)),
     Part("omniquant", "OmniQuant, FFN", (1, 5, 7), (*WIDTHS, "codes", "pareto")),
     Part("omniquant_seeds", "OmniQuant, FFN: int2 with three seeds"),
     Part("omniquant_ablations", "OmniQuant, FFN: loss weights and co-distillation", (3, 4)),
