@@ -77,6 +77,13 @@ MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
 HOMES = {"omniquant": ("omniquant_seeds", "omniquant"), "qat": ("qat_seeds", "qat")}
 """Where the int2 of an algorithm and its baseline are measured: with several seeds, else with one."""
 
+CHECKS = (
+    ("0.1, 0.1, 1", "", "omniquant_ablations"),
+    ("1, 1, 1", ", 4 x the budget", "omniquant_budget"),
+    ("0.1, 0.1, 1", ", 4 x the budget", "omniquant_budget"),
+)
+"""Whether int2 of MatQuant lacks weight in the loss, or budget; added when the claim had failed without them."""
+
 WIDE = {"omniquant": ("headline", "omniquant"), "qat": ("qat",), "gptq": ("gptq",)}
 """Where the widths of an algorithm are measured: with many documents, else with fewer."""
 
@@ -106,6 +113,10 @@ def _int2() -> Iterator[Case]:
     for base, table in TABLES.items():
         ours, theirs = read(base, "MatQuant", "int2"), read(base, "Baseline", "int2")
         yield Case(f"{BASE_NAMES[base]}, int2", HOMES[base], evidence.above, ours, (theirs,), table)
+    for weights, budget, home in CHECKS:
+        ours = read("omniquant", "MatQuant", "int2", {**FFN, "weights": weights})
+        where = f"OmniQuant, int2, check: weights ({weights}){budget}"
+        yield Case(where, (home,), evidence.above, ours, (read("omniquant", "Baseline", "int2"),))
 
 
 def _collapse() -> Iterator[Case]:

@@ -213,6 +213,7 @@ CLAIM_NOTES = (
     "and percent points of Task Avg (more is better), ± standard error, with the p-value of a paired bootstrap.",
     "In square brackets: the 95 % interval.",
     f"p-values are not corrected for their number: of twenty differences that are none, one has p < {LEVEL}.",
+    "A check is a case that was added when the claim had failed without it: it asks what the failure is owed to.",
     "The paper: the same difference of Task Avg as its table prints it, model by model; – where it prints a dash.",
 )
 
