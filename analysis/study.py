@@ -1,4 +1,4 @@
-"""The study of SmolLM2-135M as a document: docs/study_135m.md and its figures, drawn from results alone.
+"""The study of SmolLM2-135M as a document: docs/study_135m.md, its figures and the head of README.md, from results.
 
     python -m analysis.study            writes it
     python -m analysis.study --check    writes nothing; exits with 1 and names what is out of date
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from analysis.figures.style import TEXT, save_figure
 from analysis.files import write_text
+from analysis.headline import placed
 from analysis.show import SCREEN_DPI, OpenStudy, ShownPlot, ShownTable, ShownText
 from analysis.study_text import GAP, Document, HandWritten, Part, beside, claims_table, document, figures_of, tally
 from matquant.errors import UserError
@@ -44,6 +45,7 @@ PARTS = (
 
 NAME = "study_135m"
 DOCS = PROJECT / "docs"
+README = PROJECT / "README.md"
 CONF = PROJECT / "conf" / "experiment" / "study"
 SHOWN_LINES = 20
 
@@ -59,28 +61,33 @@ def open_parts(*overrides: str, parts: Sequence[Part] = PARTS) -> Opened:
 def draw(opened: Opened, docs: Path = DOCS) -> Document:
     """The document, with the words that lie beside it."""
     folder = docs / NAME
-    words = [(folder / f"{name}.md").read_text(encoding="utf-8") for name in ("surprises", "deviations")]
+    words = [(folder / f"{name}.md").read_text(encoding="utf-8") for name in ("surprises", "deviations", "headline")]
     return document(PARTS, opened, HandWritten(*words), NAME)
 
 
-def write(drawn: Document, docs: Path = DOCS) -> Path:
-    """Writes the markdown and every figure; returns the markdown's path."""
+def write(drawn: Document, docs: Path = DOCS, readme: Path | None = None) -> Path:
+    """Writes the markdown, every figure, and the head of a README; returns the markdown's path."""
     for name, plot in drawn.figures.items():
         figure = plot.draw(TEXT if TEXT in plot.widths else max(plot.widths))
         write_beside(docs / NAME / name, partial(save_figure, figure, form="png", dpi=SCREEN_DPI))
     path = docs / f"{NAME}.md"
     write_text(path, drawn.text)
+    if readme is not None:
+        write_text(readme, placed(readme.read_text(encoding="utf-8"), drawn.headline))
     return path
 
 
-def out_of_date(drawn: Document, docs: Path = DOCS) -> list[str]:
+def out_of_date(drawn: Document, docs: Path = DOCS, readme: Path | None = None) -> list[str]:
     """A sentence for each file that is not what would be written; figures have to be there, whatever is in them."""
-    path = docs / f"{NAME}.md"
+    texts = {docs / f"{NAME}.md": drawn.text}
+    if readme is not None:
+        texts[readme] = placed(readme.read_text(encoding="utf-8"), drawn.headline)
     found = []
-    written = path.read_text(encoding="utf-8") if path.exists() else ""
-    if written != drawn.text:
-        changes = difflib.unified_diff(written.splitlines(), drawn.text.splitlines(), "written", "now", "", "", 0, "")
-        found.append("\n".join([f"{_place(path)} is out of date:", *islice(changes, SHOWN_LINES)]))
+    for path, text in texts.items():
+        written = path.read_text(encoding="utf-8") if path.exists() else ""
+        if written != text:
+            changes = difflib.unified_diff(written.splitlines(), text.splitlines(), "written", "now", "", "", 0, "")
+            found.append("\n".join([f"{_place(path)} is out of date:", *islice(changes, SHOWN_LINES)]))
     figures = [docs / NAME / name for name in drawn.figures]
     return found + [f"{_place(figure)} is missing" for figure in figures if not figure.exists()]
 
@@ -121,17 +128,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of run.py: paths.results=DIR")
     parser.add_argument("--check", action="store_true", help="write nothing, and say what is out of date")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="the folder of the document (default: docs)")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        default=DOCS,
+        help="the folder of the document; another one than docs leaves README.md alone",
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         drawn = draw(open_parts(*options.overrides), options.docs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    readme = README if options.docs == DOCS else None
     if not options.check:
-        print(f"study: {write(drawn, options.docs)}")
+        print(f"study: {write(drawn, options.docs, readme)}")
         return 0
-    found = out_of_date(drawn, options.docs)
+    found = out_of_date(drawn, options.docs, readme)
     print("\n".join([*found, "run: python -m analysis.study"] if found else ["up to date"]))
     return 1 if found else 0
 

@@ -14,6 +14,7 @@ from analysis.claims import CLAIMS, Claim, find, paper_text
 from analysis.contents import gap_texts, provenance_rows
 from analysis.drawing import markdown_rows, notes_of, to_markdown
 from analysis.gallery import plots
+from analysis.headline import FIGURE, headline
 from analysis.load import COLUMNS, LoadedResults
 from analysis.names import BASE_NAMES, model_name
 from analysis.papers import by_model
@@ -57,14 +58,16 @@ class HandWritten:
 
     surprises: str
     deviations: str
+    headline: str
 
 
 @dataclass(frozen=True)
 class Document:
-    """The markdown, and its figures by file name."""
+    """The markdown, its figures by file name, and what stands of it in README.md."""
 
     text: str
     figures: Mapping[str, Plot]
+    headline: str
 
 
 def document(parts: Sequence[Part], opened: Opened, words: HandWritten, folder: str) -> Document:
@@ -85,7 +88,8 @@ def document(parts: Sequence[Part], opened: Opened, words: HandWritten, folder: 
         *_gaps(opened),
     ]
     figures = {file_name(part, name): plot for part, plots_ in drawn.items() for name, plot in plots_.items()}
-    return Document("\n\n".join(blocks) + "\n", figures)
+    image = f"docs/{folder}/{file_name(*FIGURE)}"
+    return Document("\n\n".join(blocks) + "\n", figures, headline(opened, words.headline, image))
 
 
 def file_name(part: str, figure: str) -> str:

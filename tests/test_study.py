@@ -14,6 +14,7 @@ from analysis import evidence, verdicts
 from analysis.claims import CLAIMS, Case, find, paper_text, read
 from analysis.codes import Codes
 from analysis.evidence import Measured, ReadOut, cells_of, compare, signed
+from analysis.headline import placed
 from analysis.prose import fill, gaps, resolve
 from analysis.show import OpenStudy
 from analysis.study import CONF, NAME, PARTS, draw, figure, main, open_parts, out_of_date, write
@@ -285,7 +286,11 @@ def test_the_papers_difference_stands_beside_ours():
 
 # --- the document ----------------------------------------------------------------------------------------------------
 
-WORDS = HandWritten("int2 at {omniquant/matquant/int2/log_pplx}.", "{omniquant/matquant/base.num_steps} steps.")
+WORDS = HandWritten(
+    "int2 at {omniquant/matquant/int2/log_pplx}.",
+    "{omniquant/matquant/base.num_steps} steps.",
+    "{omniquant/matquant/int2/log_pplx} at int2",
+)
 
 
 def test_without_results_everything_is_a_visible_gap(empty):
@@ -301,7 +306,7 @@ def test_without_results_everything_is_a_visible_gap(empty):
 
 
 def test_an_experiment_without_a_file_is_a_gap_too():
-    text = document((Part("later", "Later"),), {}, HandWritten("", ""), NAME).text
+    text = document((Part("later", "Later"),), {}, HandWritten("", "", ""), NAME).text
     assert "*There is no conf/experiment/study/later.yaml yet.*" in text
 
 
@@ -320,6 +325,26 @@ def test_made_up_results_reach_claims_tables_words_and_figures(made, tmp_path):
     write(drawn, tmp_path)
     assert out_of_date(drawn, tmp_path) == []
     assert (tmp_path / NAME / "omniquant_pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_head_of_the_readme_is_between_its_marks_and_drawn_from_results(made, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- study: of something -->\nold\n<!-- end of study -->\nafter\n")
+    drawn = document((), made, WORDS, NAME)
+    assert out_of_date(drawn, tmp_path, readme)[1].startswith(f"{readme} is out of date:")
+    write(drawn, tmp_path, readme)
+    assert out_of_date(drawn, tmp_path, readme) == []
+    before, head, table, *_ = readme.read_text().split("\n\n")
+    assert before == "before\n<!-- study: of something -->"
+    assert head.endswith("(docs/study_135m/omniquant_pareto.png)")
+    assert table == "5.718 at int2"
+    assert "|  | MatQuant {8, 4, 2}: one model | 3.007 | – | 3.368 | 4.000 | 5.718 |" in readme.read_text()
+    assert readme.read_text().endswith("\n<!-- end of study -->\nafter\n")
+
+
+def test_a_readme_without_a_place_for_the_study_is_refused():
+    with pytest.raises(ValueError, match="no place for the study"):
+        placed("words", "block")
 
 
 def test_what_is_out_of_date_is_named(made, tmp_path):
