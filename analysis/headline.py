@@ -14,7 +14,7 @@ from analysis.typeset import Entry, Section, Table
 if TYPE_CHECKING:
     from analysis.show import OpenStudy
 
-FIGURE = ("omniquant", "pareto")
+FIGURE = ("headline", "pareto")
 """The experiment and the figure of `gallery` that stand for the study."""
 
 WIDTHS = ("int8", "int6", "int4", "int3", "int2")

@@ -336,7 +336,7 @@ def test_the_head_of_the_readme_is_between_its_marks_and_drawn_from_results(made
     assert out_of_date(drawn, tmp_path, readme) == []
     before, head, table, *_ = readme.read_text().split("\n\n")
     assert before == "before\n<!-- study: of something -->"
-    assert head.endswith("(docs/study_135m/omniquant_pareto.png)")
+    assert head.endswith("(docs/study_135m/headline_pareto.png)")
     assert table == "5.718 at int2"
     assert "|  | MatQuant {8, 4, 2}: one model | 3.007 | – | 3.368 | 4.000 | 5.718 |" in readme.read_text()
     assert readme.read_text().endswith("\n<!-- end of study -->\nafter\n")
