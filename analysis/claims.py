@@ -140,6 +140,9 @@ def _single_precision() -> Iterator[Case]:
             ours, theirs = read(base, "Single Precision", "int2"), read(base, rival, "int2")
             where = f"{BASE_NAMES[base]}, int2, against {rival}"
             yield Case(where, (base,), evidence.not_below, ours, (theirs,), 5)
+    ours, theirs = read("omniquant", "Single Precision", "int2"), read("omniquant", "Baseline", "int2")
+    where = "OmniQuant, int2, against Baseline, check: 4 x the budget"
+    yield Case(where, ("omniquant_budget",), evidence.not_below, ours, (theirs,))
 
 
 def _extra_precision() -> Iterator[Case]:
