@@ -7,11 +7,11 @@ rule (`evidence`, `verdicts`) that tells what follows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analysis import evidence
-from analysis.evidence import NOT_MEASURED, Finding, Judge, ReadOut, measured, printed
+from analysis.evidence import NOT_MEASURED, Finding, Judge, Noise, ReadOut, measured, noise_of, printed
 from analysis.names import BASE_NAMES
 
 if TYPE_CHECKING:
@@ -54,8 +54,18 @@ def find(case: Case, opened: Opened) -> Finding:
             continue
         rivals = [rival for rival in theirs if rival is not None and rival.seeds.keys() & ours.seeds.keys()]
         if len(rivals) == len(theirs):
-            return case.judge(ours, rivals)
+            return case.judge(replace(ours, noise=_noise(case.ours, opened)), rivals)
     return NOT_MEASURED
+
+
+def _noise(wanted: ReadOut, opened: Opened) -> Noise | None:
+    """What training changes at a width: of all that the algorithm was trained for with several seeds."""
+    home = opened.get(HOMES.get(wanted.base, ("",))[0])
+    if home is None:
+        return None
+    plan = wanted.plan.removesuffix("+ep")
+    found = [measured(home, read(wanted.base, method, plan)) for method in ("MatQuant", "Baseline")]
+    return noise_of([one for one in found if one is not None])
 
 
 def paper_text(case: Case) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from analysis import published, verdicts
 from analysis.codes import bucket_shares, load_codes
 from analysis.names import flatten, model_name
-from analysis.significance import TASK_AVG, outcomes_of, paired_bootstrap
+from analysis.significance import LEVEL, TASK_AVG, outcomes_of, paired_bootstrap
 from analysis.summary import CHANCE
 from analysis.verdicts import GUESS, Comparison, Gain, Verdict
 from evaluation.results import LOG_PPLX
@@ -45,13 +47,31 @@ class ReadOut:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What training once more changes: standard deviations over seeds, pooled, with their degrees of freedom."""
+
+    task_avg: float
+    log_pplx: float
+    freedom: int
+
+    def reach(self, num_seeds: int) -> float:
+        """How many of them two means over so many seeds may lie apart by training alone, 19 times in 20."""
+        return float(student_t.ppf(1 - LEVEL / 2, self.freedom)) * math.sqrt(2 / num_seeds)
+
+
+@dataclass(frozen=True)
 class Measured:
-    """What one read-out has reached: for every seed the outcomes of every document; its bits and codes."""
+    """What one read-out has reached: for every seed the outcomes of every document; its bits and codes.
+
+    `cells`: the ids of its checkpoints; `noise`: what training such a one once more changes, where that is known.
+    """
 
     read: ReadOut
     seeds: Mapping[int, Outcomes]
     effective_bits: float = float("nan")
     codes: Codes | None = None
+    cells: frozenset[str] = frozenset()
+    noise: Noise | None = None
 
     def over(self, seeds: Sequence[int]) -> Outcomes:
         """The mean over seeds, document by document."""
@@ -67,11 +87,15 @@ class Measured:
 
     @property
     def task_avg(self) -> float:
-        return float(np.mean([values.mean() for task, values in self.outcomes.items() if task != LOG_PPLX]))
+        return _task_avg(self.outcomes)
 
     @property
     def log_pplx(self) -> float:
         return float(self.outcomes[LOG_PPLX].mean())
+
+
+def _task_avg(outcomes: Outcomes) -> float:
+    return float(np.mean([values.mean() for task, values in outcomes.items() if task != LOG_PPLX]))
 
 
 @dataclass(frozen=True)
@@ -128,7 +152,16 @@ def measured(study: OpenStudy, read: ReadOut) -> Measured | None:
     _, cell_id, plan = next(line for line in cells if line[0] in seeds)
     rows = loaded.frame[(loaded.frame["cell_id"] == cell_id) & (loaded.frame["plan"] == plan)]
     codes = None if loaded.store is None else load_codes(loaded.store, cell_id)
-    return Measured(read, seeds, float(rows["effective_bits"].iloc[0]), codes)
+    ids = frozenset(cell_id for seed, cell_id, _ in cells if seed in seeds)
+    return Measured(read, seeds, float(rows["effective_bits"].iloc[0]), codes, ids)
+
+
+def noise_of(several: Sequence[Measured]) -> Noise | None:
+    """What a training changes, from read-outs of the same width with several seeds each; None where none has them."""
+    each = [[(_task_avg(found), float(found[LOG_PPLX].mean())) for found in read.seeds.values()] for read in several]
+    squares = np.sum([np.var(pairs, axis=0) * len(pairs) for pairs in each if len(pairs) > 1], axis=0)
+    freedom = sum(len(pairs) - 1 for pairs in each)
+    return Noise(*(float(square) for square in np.sqrt(squares / freedom)), freedom) if freedom > 0 else None
 
 
 def compare(ours: Measured, theirs: Measured) -> Comparison:
@@ -136,9 +169,17 @@ def compare(ours: Measured, theirs: Measured) -> Comparison:
     seeds = [seed for seed in ours.seeds if seed in theirs.seeds]
     task_avg, log_pplx = _differences(ours.over(seeds), theirs.over(seeds))
     each = [_means(ours.seeds[seed], theirs.seeds[seed]) for seed in seeds] if len(seeds) > 1 else []
-    return Comparison(
+    found = Comparison(
         _gain(task_avg, +1, [difference for difference, _ in each]),
         _gain(log_pplx, -1, [difference for _, difference in each]),
+    )
+    # Two read-outs of one checkpoint owe nothing to training.
+    if ours.noise is None or ours.cells & theirs.cells:
+        return found
+    reach = ours.noise.reach(len(seeds))
+    return Comparison(
+        replace(found.task_avg, noise=reach * ours.noise.task_avg),
+        replace(found.log_pplx, noise=reach * ours.noise.log_pplx),
     )
 
 
@@ -206,6 +247,8 @@ def points(gain: Gain) -> str:
 def difference_text(found: Comparison) -> str:
     """Both measures, and where there are several seeds the differences of each."""
     text = f"{nats(found.log_pplx)}, {points(found.task_avg)}"
+    if found.log_pplx.noise or found.task_avg.noise:
+        text += f"; by training alone up to {found.log_pplx.noise:.2f} nats, {100 * found.task_avg.noise:.1f} points"
     if not found.log_pplx.by_seed:
         return text
     log_pplx = ", ".join(signed(-gain, ".2f") for gain in found.log_pplx.by_seed)

@@ -45,7 +45,8 @@ class Verdict:
 class Gain:
     """How much better ours is than theirs in one measure, paired: positive is better, whatever the measure.
 
-    `by_seed`: the same for every seed that both were trained with, where there are several.
+    `by_seed`: the same for every seed that both were trained with, where there are several.  `noise`: as large a
+    difference as training once more would make, in the mean over so many seeds; 0 where that is not known.
     """
 
     mean: float
@@ -53,23 +54,33 @@ class Gain:
     p_value: float
     num_documents: int
     by_seed: tuple[float, ...] = ()
+    noise: float = 0.0
 
     @property
     def seeds_agree(self) -> bool:
         return len({gain > 0 for gain in self.by_seed}) <= 1
 
     @property
+    def is_of_training(self) -> bool:
+        """True if training once more could make as large a difference."""
+        return abs(self.mean) <= self.noise
+
+    @property
+    def decides(self) -> bool:
+        return self.p_value < LEVEL and self.seeds_agree and not self.is_of_training
+
+    @property
     def better(self) -> bool:
-        return self.p_value < LEVEL and self.mean > 0 and self.seeds_agree
+        return self.decides and self.mean > 0
 
     @property
     def worse(self) -> bool:
-        return self.p_value < LEVEL and self.mean < 0 and self.seeds_agree
+        return self.decides and self.mean < 0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, as the mean and 1.96 standard errors to each side."""
-        return self._within(NORMAL * self.stderr)
+        """95 %: 1.96 standard errors over documents and what training once more changes, to each side of the mean."""
+        return self._within(math.hypot(NORMAL * self.stderr, self.noise))
 
     @property
     def wary_interval(self) -> tuple[float, float]:
@@ -92,7 +103,10 @@ def directional(found: Comparison) -> Verdict:
     """Holds: significantly better (p < 0.05) in Task Avg or in log perplexity, and significantly worse in neither.
 
     Does not hold: the reverse.  Cannot be told: neither differs significantly, or the two contradict each other.  Where
-    several seeds were trained, a measure in which their differences have not all the same sign decides nothing.
+    several seeds were trained, a measure in which their differences have not all the same sign decides nothing.  Nor
+    does a difference between two trainings that a third could make: 95 % by Student's t, from the standard deviation
+    over the seeds that the algorithm was trained with at that width, wherever there are some.  (That last sentence was
+    added when three seeds of OmniQuant had disagreed about int2.)
     """
     measures = (found.task_avg, found.log_pplx)
     better, worse = any(gain.better for gain in measures), any(gain.worse for gain in measures)
@@ -100,8 +114,11 @@ def directional(found: Comparison) -> Verdict:
         return Verdict("cannot be told at this scale", "Task Avg and log perplexity contradict each other")
     if better or worse:
         return Verdict("holds" if better else "does not hold")
-    if any(gain.p_value < LEVEL and not gain.seeds_agree for gain in measures):
+    significant = [gain for gain in measures if gain.p_value < LEVEL]
+    if any(not gain.seeds_agree for gain in significant):
         return Verdict("cannot be told at this scale", "seeds disagree")
+    if any(gain.is_of_training for gain in significant):
+        return Verdict("cannot be told at this scale", "no more than another training run changes")
     return Verdict("cannot be told at this scale", "no significant difference")
 
 
@@ -109,7 +126,8 @@ def equivalent(task_avg: Gain) -> Verdict:
     """Holds: the 95 % interval of the paired difference of Task Avg lies within ±0.5 points.
 
     Does not hold: it lies wholly outside.  Cannot be told: it reaches across the border.  The interval is 1.96 standard
-    errors to each side, but never less than 3 / n: so large a difference can hide from n documents that show none.
+    errors to each side, but never less than 3 / n: so large a difference can hide from n documents that show none.  It
+    is that of documents alone: training once more is not in it.
     """
     low, high = task_avg.wary_interval
     if low >= -MARGIN and high <= MARGIN:

@@ -139,6 +139,39 @@ def test_documents_that_all_agree_do_not_prove_more_than_their_number_can():
     assert str(found.verdict) == "cannot be told at this scale (the interval is 6.0 points wide)"
 
 
+@given(GAINS, st.floats(0.0, 0.3))
+def test_what_another_training_could_make_decides_nothing(one, noise):
+    doubted = replace(one, noise=noise)
+    assert (doubted.better, doubted.worse) == ((one.better, one.worse) if abs(one.mean) > noise else (False, False))
+    wide, narrow = doubted.interval, one.interval
+    assert wide[0] <= narrow[0] <= narrow[1] <= wide[1]
+    verdict = verdicts.directional(Comparison(replace(gain(noise / 2, 0.01, 0.0002), noise=noise), gain()))
+    assert (verdict.word, verdict.why) == (UNTOLD, "no more than another training run changes")
+
+
+def test_the_noise_of_training_is_pooled_over_what_has_several_seeds():
+    two, three = read_out(shifts=(0.0, 0.2)), read_out(shifts=(0.0, 0.1, 0.2))
+    noise = evidence.noise_of([two, three, read_out()])
+    assert noise is not None
+    assert noise.log_pplx == pytest.approx(math.sqrt((0.02 + 0.02) / 3))
+    assert (noise.task_avg, noise.freedom) == (0.0, 3)
+    # Student's t with 3 degrees of freedom, of a difference of two means.
+    assert noise.reach(1) == pytest.approx(3.182 * math.sqrt(2), abs=1e-3)
+    assert noise.reach(3) == pytest.approx(noise.reach(1) / math.sqrt(3))
+    assert evidence.noise_of([read_out()]) is None
+
+
+def test_noise_is_between_trainings_and_not_between_read_outs_of_one():
+    noise = evidence.Noise(0.0, 0.1, 10)
+    ours, theirs = (replace(read_out(nats=nats), cells=frozenset({cell})) for nats, cell in ((4.8, "a"), (5.0, "b")))
+    assert evidence.above(ours, [theirs]).verdict.word == HOLDS
+    doubted = evidence.above(replace(ours, noise=noise), [theirs])
+    assert str(doubted.verdict) == f"{UNTOLD} (no more than another training run changes)"
+    assert "; by training alone up to 0.32 nats, 0.0 points" in doubted.measured
+    same = replace(theirs, cells=ours.cells)
+    assert evidence.above(replace(ours, noise=noise), [same]).verdict.word == HOLDS
+
+
 @given(GAINS)
 def test_equivalence_knows_no_direction_and_is_never_wider_than_its_margin(one):
     word = verdicts.equivalent(one).word
@@ -373,9 +406,11 @@ def test_the_experiment_with_seeds_comes_first(tmp_path, made):
     ]
     seeds = study(tmp_path / "seeds", cells, name="seeds")
     measure(seeds)
+    measure(study(tmp_path / "seeds", [cells[0]], name="seeds"), accuracy=0.9)
     (case,) = [case for case in CASES if case.where == "OmniQuant, int2"]
     text = find(case, {**made, "omniquant_seeds": OpenStudy(seeds)}).measured
     assert "mean of 2 seeds" in text
+    assert "by training alone up to 0.00 nats, " in text
 
 
 def test_codes_are_read_from_beside_the_results(made):
