@@ -161,7 +161,10 @@ def noise_of(several: Sequence[Measured]) -> Noise | None:
     each = [[(_task_avg(found), float(found[LOG_PPLX].mean())) for found in read.seeds.values()] for read in several]
     squares = np.sum([np.var(pairs, axis=0) * len(pairs) for pairs in each if len(pairs) > 1], axis=0)
     freedom = sum(len(pairs) - 1 for pairs in each)
-    return Noise(*(float(square) for square in np.sqrt(squares / freedom)), freedom) if freedom > 0 else None
+    if freedom < 1:
+        return None
+    task_avg, log_pplx = np.sqrt(squares / freedom)
+    return Noise(float(task_avg), float(log_pplx), freedom)
 
 
 def compare(ours: Measured, theirs: Measured) -> Comparison:
