@@ -323,8 +323,8 @@ def higher_codes(ours: Measured, theirs: Sequence[Measured]) -> Finding:
     tops = (float(bucket_shares(codes, NARROW)[-2:].sum()) for codes in (ours.codes, theirs[0].codes))
     top = next(tops), next(tops)
     text = (
-        f"mean code {means[0]:.1f} against {means[1]:.1f}; highest {NARROW} bucket {100 * top[0]:.1f} % against "
-        f"{100 * top[1]:.1f} % of the weights"
+        f"mean code {means[0]:.2f} against {means[1]:.2f}; highest {NARROW} bucket {100 * top[0]:.2f} % against "
+        f"{100 * top[1]:.2f} % of the weights"
     )
     return Finding(text, verdicts.codes_move_up(means, top))
 

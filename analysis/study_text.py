@@ -129,17 +129,23 @@ def _introduction(parts: Sequence[Part], opened: Opened) -> Iterator[str]:
 
 
 def together(opened: Opened) -> LoadedResults:
-    """The results of all experiments, each once: they share cells."""
+    """The results of all experiments, each once: they share cells.  A task is named with its number of documents."""
     keys = ["cell_id", "plan", "task"]
-    frames = [study.loaded.frame for study in opened.values() if len(study.loaded.frame)]
-    expected = [study.loaded.expected for study in opened.values()]
+    expected = [_of_so_many(study, study.loaded.expected) for study in opened.values()]
     if not expected:
         return LoadedResults(pd.DataFrame(columns=list(COLUMNS)), pd.DataFrame(columns=keys))
-    frame = pd.concat(frames or [study.loaded.frame for study in opened.values()], ignore_index=True)
+    frames = [_of_so_many(study, study.loaded.frame) for study in opened.values()]
+    frame = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
     return LoadedResults(
         frame.drop_duplicates([*keys, "metric"], ignore_index=True),
         pd.concat(expected, ignore_index=True).drop_duplicates(keys, ignore_index=True),
     )
+
+
+def _of_so_many(study: OpenStudy, frame: pd.DataFrame) -> pd.DataFrame:
+    """`boolq of 300`: the same task on more documents is another."""
+    limit = study.study.setup.readout.limit or "all"
+    return frame.assign(task=frame["task"].where(frame["task"] == LOG_PPLX, frame["task"] + f" of {limit}"))
 
 
 def _documents_text(loaded: LoadedResults) -> str:
@@ -149,7 +155,7 @@ def _documents_text(loaded: LoadedResults) -> str:
     tasks: dict[int, list[str]] = {}
     for task, number in loaded.frame.groupby("task", sort=False)["num_documents"].max().items():
         if task != LOG_PPLX:
-            tasks.setdefault(int(number), []).append(task_name(str(task)))
+            tasks.setdefault(int(number), []).append(task_name(str(task).partition(" of ")[0]))
     return "; ".join(f"{number} of each: {', '.join(sorted(names))}" for number, names in tasks.items()) or GAP
 
 
@@ -261,7 +267,8 @@ def _section(part: Part, study: OpenStudy | None, figures: Mapping[str, Plot], f
     if study is None:
         yield f"*There is no conf/experiment/study/{part.name}.yaml yet.*"
         return
-    yield f"`python -m slurm.launch experiment=study/{part.name}`"
+    limit = study.study.setup.readout.limit
+    yield f"`python -m slurm.launch experiment=study/{part.name}` ({limit or 'all'} documents of each task)"
     yield markdown_rows(study.table().table)
     for number in part.tables:
         yield markdown_rows(beside(number, study))

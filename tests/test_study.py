@@ -333,7 +333,7 @@ def test_without_results_everything_is_a_visible_gap(empty):
     for claim in CLAIMS:
         assert f"| {claim.words} | {claim.source} |" in drawn.text
     for part in PARTS:
-        assert f"### {part.title}\n\n`python -m slurm.launch experiment=study/{part.name}`" in drawn.text
+        assert f"### {part.title}\n\n`python -m slurm.launch experiment=study/{part.name}` (" in drawn.text
     assert "*Figure widths: not measured yet.*" in drawn.text
     assert repr(figure(empty, "omniquant", "widths")) == "omniquant, widths: not measured yet."
 
@@ -421,7 +421,7 @@ def test_codes_are_read_from_beside_the_results(made):
     (case,) = [case for case in CASES if case.where == "OmniQuant, int8 codes"]
     found = find(case, {"omniquant": OpenStudy(one)})
     assert found.verdict.word == HOLDS
-    assert found.measured.startswith("mean code 148.8 against 106.2; highest int2 bucket ")
+    assert found.measured.startswith("mean code 148.83 against 106.17; highest int2 bucket ")
 
 
 # --- words by hand ---------------------------------------------------------------------------------------------------
