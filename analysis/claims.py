@@ -94,7 +94,7 @@ CHECKS = (
 )
 """Whether int2 of MatQuant lacks weight in the loss, or budget; added when the claim had failed without them."""
 
-WIDE = {"omniquant": ("headline", "omniquant"), "qat": ("qat",), "gptq": ("gptq",)}
+WIDE = {"omniquant": ("headline", "omniquant"), "qat": ("headline_qat", "qat"), "gptq": ("gptq",)}
 """Where the widths of an algorithm are measured: with many documents, else with fewer."""
 
 TABLES = {"omniquant": 1, "qat": 2}
@@ -160,7 +160,8 @@ def _extra_precision() -> Iterator[Case]:
         name, ours = BASE_NAMES[base], read(base, "MatQuant + Extra Precision", "int2+ep")
         theirs = read(base, "MatQuant", "int2")
         yield Case(f"{name}, int2+ep, against int2", (base,), evidence.above, ours, (theirs,), EXTRA_TABLES[base])
-        yield Case(f"{name}, int2+ep, effective bits", (base,), evidence.bits, ours)
+        untrained = read("minmax", "Baseline", "int8")
+        yield Case(f"{name}, int2+ep, effective bits", (base,), evidence.bits, ours, (untrained,))
 
 
 def _distillation() -> Iterator[Case]:

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from analysis import published, verdicts
-from analysis.codes import bucket_shares, load_codes
+from analysis.codes import bucket_shares, codes_of
 from analysis.names import flatten, model_name
 from analysis.significance import LEVEL, TASK_AVG, outcomes_of, paired_bootstrap
 from analysis.summary import CHANCE
@@ -48,11 +48,15 @@ class ReadOut:
 
 @dataclass(frozen=True)
 class Noise:
-    """What training once more changes: standard deviations over seeds, pooled, with their degrees of freedom."""
+    """What training once more changes: standard deviations over seeds, pooled, with their degrees of freedom.
+
+    `codes`: of the mean code and of the share of weights in the highest bucket; zeros where no seed's codes are known.
+    """
 
     task_avg: float
     log_pplx: float
     freedom: int
+    codes: tuple[float, float] = (0.0, 0.0)
 
     def reach(self, num_seeds: int) -> float:
         """How many of them two means over so many seeds may lie apart by training alone, 19 times in 20."""
@@ -63,13 +67,14 @@ class Noise:
 class Measured:
     """What one read-out has reached: for every seed the outcomes of every document; its bits and codes.
 
-    `cells`: the ids of its checkpoints; `noise`: what training such a one once more changes, where that is known.
+    `codes`: of the seeds that have them; `cells`: the ids of its checkpoints; `noise`: what training such a one once
+    more changes, where that is known.
     """
 
     read: ReadOut
     seeds: Mapping[int, Outcomes]
     effective_bits: float = float("nan")
-    codes: Codes | None = None
+    codes: Mapping[int, Codes] = field(default_factory=dict)
     cells: frozenset[str] = frozenset()
     noise: Noise | None = None
 
@@ -151,20 +156,36 @@ def measured(study: OpenStudy, read: ReadOut) -> Measured | None:
         return None
     _, cell_id, plan = next(line for line in cells if line[0] in seeds)
     rows = loaded.frame[(loaded.frame["cell_id"] == cell_id) & (loaded.frame["plan"] == plan)]
-    codes = None if loaded.store is None else load_codes(loaded.store, cell_id)
-    ids = frozenset(cell_id for seed, cell_id, _ in cells if seed in seeds)
-    return Measured(read, seeds, float(rows["effective_bits"].iloc[0]), codes, ids)
+    ids = {seed: cell_id for seed, cell_id, _ in cells if seed in seeds}
+    by_id = codes_of(loaded.store, ids.values())
+    codes = {seed: by_id[cell_id] for seed, cell_id in ids.items() if cell_id in by_id}
+    return Measured(read, seeds, float(rows["effective_bits"].iloc[0]), codes, frozenset(ids.values()))
 
 
 def noise_of(several: Sequence[Measured]) -> Noise | None:
     """What a training changes, from read-outs of the same width with several seeds each; None where none has them."""
     each = [[(_task_avg(found), float(found[LOG_PPLX].mean())) for found in read.seeds.values()] for read in several]
-    squares = np.sum([np.var(pairs, axis=0) * len(pairs) for pairs in each if len(pairs) > 1], axis=0)
     freedom = sum(len(pairs) - 1 for pairs in each)
     if freedom < 1:
         return None
-    task_avg, log_pplx = np.sqrt(squares / freedom)
-    return Noise(float(task_avg), float(log_pplx), freedom)
+    task_avg, log_pplx = _deviations(each)
+    mean_code, highest = _deviations([[_places(codes) for codes in read.codes.values()] for read in several])
+    return Noise(task_avg, log_pplx, freedom, (mean_code, highest))
+
+
+def _deviations(each: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """Standard deviations of pairs within each group, pooled; zeros where no group has two."""
+    several = [np.array(pairs) for pairs in each if len(pairs) > 1]
+    if not several:
+        return 0.0, 0.0
+    squares = np.sum([pairs.var(axis=0) * len(pairs) for pairs in several], axis=0)
+    first, second = np.sqrt(squares / sum(len(pairs) - 1 for pairs in several))
+    return float(first), float(second)
+
+
+def _places(codes: Codes) -> tuple[float, float]:
+    """The mean code, and the share of weights in the highest bucket of int2: what overflows is clamped into it."""
+    return codes.mean, float(bucket_shares(codes, NARROW)[-2:].sum())
 
 
 def compare(ours: Measured, theirs: Measured) -> Comparison:
@@ -316,21 +337,31 @@ def trained(ours: Measured, theirs: Sequence[Measured]) -> Finding:
 
 
 def higher_codes(ours: Measured, theirs: Sequence[Measured]) -> Finding:
-    if ours.codes is None or theirs[0].codes is None:
+    seeds = [seed for seed in ours.codes if seed in theirs[0].codes]
+    if not seeds:
         return NOT_MEASURED
-    means = ours.codes.mean, theirs[0].codes.mean
-    # What overflows is clamped into the highest bucket.
-    tops = (float(bucket_shares(codes, NARROW)[-2:].sum()) for codes in (ours.codes, theirs[0].codes))
-    top = next(tops), next(tops)
-    text = (
-        f"mean code {means[0]:.2f} against {means[1]:.2f}; highest {NARROW} bucket {100 * top[0]:.2f} % against "
-        f"{100 * top[1]:.2f} % of the weights"
+    (mean, highest), (their_mean, their_highest) = (
+        np.mean([_places(read.codes[seed]) for seed in seeds], axis=0) for read in (ours, theirs[0])
     )
-    return Finding(text, verdicts.codes_move_up(means, top))
+    text = (
+        f"mean code {mean:.3f} against {their_mean:.3f}; highest {NARROW} bucket {100 * highest:.3f} % against "
+        f"{100 * their_highest:.3f} % of the weights"
+    )
+    moves = (float(mean - their_mean), float(highest - their_highest))
+    if ours.noise is None:
+        return Finding(text, verdicts.codes_move_up(moves))
+    reach = ours.noise.reach(len(seeds))
+    noise = (reach * ours.noise.codes[0], reach * ours.noise.codes[1])
+    text += f"; by training alone up to {noise[0]:.3f} and {100 * noise[1]:.3f} %"
+    return Finding(text, verdicts.codes_move_up(moves, noise))
 
 
 def bits(ours: Measured, theirs: Sequence[Measured]) -> Finding:
-    return Finding(f"{ours.effective_bits:.3f} bits", verdicts.about_two(ours.effective_bits))
+    """`theirs`: the parent as it is rounded to nearest, whose overflow owes nothing to training."""
+    text = f"{ours.effective_bits:.3f} bits"
+    for codes in (codes for read in theirs for codes in read.codes.values()):
+        text += f"; the same grid untrained: {NARROW.bits + bucket_shares(codes, NARROW)[-1]:.3f}"
+    return Finding(text, verdicts.about_two(ours.effective_bits))
 
 
 # --- what the paper prints -------------------------------------------------------------------------------------------

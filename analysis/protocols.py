@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matquant.setup import Readout
 
 SHARED_BY_TASKS = ("limit", "batch_size", "dtype", "lm_eval")
-SHARED_BY_MODELS = ("limit", "batch_size", "dtype", "lm_eval", "data", "num_fewshot", "num_sequences")
+SHARED_BY_TEXT = ("num_sequences", "tokens_per_document")
+SHARED_BY_MODELS = ("limit", "batch_size", "dtype", "lm_eval", "data", "num_fewshot", *SHARED_BY_TEXT)
 """Fields in which columns of one table may not differ without a word; `add_bos` is the model's own."""
 
 

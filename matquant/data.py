@@ -17,6 +17,8 @@ def token_blocks(
 ) -> Int[Tensor, "sequences tokens"]:
     """Documents in an order drawn from `seed`, joined by the end-of-text token and cut into equal blocks.
 
+    Of each document the first `tokens_per_document` are taken, if the text has such a limit.
+
     With `add_bos` every block starts with the begin-of-text token, without which Gemma is not itself.
     Raises UserError if the text is too short for `num_sequences` blocks of `sequence_length` tokens.
     """
@@ -24,7 +26,8 @@ def token_blocks(
     needed = spec.num_sequences * body
     tokens: list[int] = []
     for document in documents(spec, split, seed=seed):
-        tokens += tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        of_document = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens += of_document[: spec.tokens_per_document]
         if isinstance(tokenizer.eos_token_id, int):
             tokens.append(tokenizer.eos_token_id)
         if len(tokens) >= needed:

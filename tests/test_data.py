@@ -46,6 +46,15 @@ def test_blocks_are_consecutive_tokens_with_documents_joined_by_the_end_of_text(
     assert joined.startswith(tokenizer.decode(blocks.flatten()))
 
 
+@pytest.mark.parametrize("limit", [1, 3, 7, 100])
+def test_no_document_gives_more_than_its_limit(tmp_path, limit):
+    text = "\n\n\n".join(f"{index}" * (1 + index % 30) for index in range(90))
+    spec = files(tmp_path, text, tokens_per_document=limit)
+    blocks = token_blocks(spec, byte_tokenizer(), "train", seed=0, add_bos=False)
+    joined = "<eos>".join(document[:limit] for document in documents(spec, "train", seed=0))
+    assert joined.startswith(byte_tokenizer().decode(blocks.flatten()))
+
+
 def test_every_block_starts_with_the_begin_of_text_token_where_the_model_wants_it(tmp_path):
     spec, tokenizer = files(tmp_path, "x" * 500), byte_tokenizer()
     split = "heldout" if is_heldout("x" * 500) else "train"
