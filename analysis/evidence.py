@@ -17,7 +17,7 @@ from analysis.codes import bucket_shares, codes_of
 from analysis.names import flatten, model_name
 from analysis.significance import LEVEL, TASK_AVG, outcomes_of, paired_bootstrap
 from analysis.summary import CHANCE
-from analysis.verdicts import GUESS, Comparison, Gain, Verdict
+from analysis.verdicts import UNIGRAM, Comparison, Gain, Verdict
 from evaluation.results import LOG_PPLX
 from matquant.notation import Slice
 
@@ -105,10 +105,11 @@ def _task_avg(outcomes: Outcomes) -> float:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured, in words, and what it says about the claim."""
+    """What was measured, in words, what it says about the claim, and in which experiment of the study it was."""
 
     measured: str
     verdict: Verdict
+    experiment: str = ""
 
 
 NOT_MEASURED = Finding("", Verdict("not measured yet"))
@@ -239,10 +240,10 @@ def over_chance(read: Measured) -> Gain:
     return _gain(paired_bootstrap(pairs), +1, [])
 
 
-def below_guessing(read: Measured) -> Gain:
-    """How far log perplexity lies below that of guessing every token alike."""
+def below_unigram(read: Measured) -> Gain:
+    """How far log perplexity lies below what the frequencies of single tokens reach."""
     values = read.outcomes[LOG_PPLX]
-    return _gain(paired_bootstrap([(values.tolist(), [GUESS] * len(values))]), -1, [])
+    return _gain(paired_bootstrap([(values.tolist(), [UNIGRAM] * len(values))]), -1, [])
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -254,11 +255,12 @@ def signed(value: float, form: str) -> str:
 
 
 def p_text(gain: Gain) -> str:
-    return f"p = {gain.p_value:.2g}"
+    """A bootstrap says no more than that p is small where no draw, or hardly one, had the other sign."""
+    return f"p = {gain.p_value:.2g}" if gain.p_value >= 0.001 else "p < 0.001"
 
 
 def nats(gain: Gain) -> str:
-    """`−0.31 ± 0.02 nats (p = 0.0002)`: ours minus theirs, so that less is better; a digit more where that is zero."""
+    """`−0.31 ± 0.02 nats (p < 0.001)`: ours minus theirs, so that less is better; a digit more where that is zero."""
     form = ".2f" if gain.stderr >= 0.005 else ".3f"
     return f"{signed(-gain.mean, form)} ± {gain.stderr:{form}} nats ({p_text(gain)})"
 
@@ -307,7 +309,7 @@ def collapsed(ours: Measured, theirs: Sequence[Measured]) -> Finding:
     text = (
         f"{ours.log_pplx:.2f} against {theirs[0].log_pplx:.2f}: {nats(found.log_pplx)}; Task Avg "
         f"{100 * ours.task_avg:.1f}, over chance {signed(100 * chance.mean, '.1f')} ± {100 * chance.stderr:.1f} "
-        f"({p_text(chance)})"
+        f"({p_text(chance)}); the other's {100 * theirs[0].task_avg:.1f}"
     )
     return Finding(text, verdicts.collapses(found.log_pplx, chance))
 
@@ -331,8 +333,8 @@ def best_of(ours: Measured, theirs: Sequence[Measured]) -> Finding:
 
 
 def trained(ours: Measured, theirs: Sequence[Measured]) -> Finding:
-    text = f"{ours.log_pplx:.2f} against {theirs[0].log_pplx:.2f} nats; guessing: {GUESS:.2f}"
-    verdict = verdicts.trains_where_the_other_fails(below_guessing(ours), below_guessing(theirs[0]))
+    text = f"{ours.log_pplx:.2f} against {theirs[0].log_pplx:.2f} nats; token frequencies: {UNIGRAM:.2f}"
+    verdict = verdicts.trains_where_the_other_fails(below_unigram(ours), below_unigram(theirs[0]))
     return Finding(text, verdict)
 
 

@@ -21,6 +21,8 @@ SHARED_BY_TEXT = ("num_sequences", "tokens_per_document")
 SHARED_BY_MODELS = ("limit", "batch_size", "dtype", "lm_eval", "data", "num_fewshot", *SHARED_BY_TEXT)
 """Fields in which columns of one table may not differ without a word; `add_bos` is the model's own."""
 
+LEFT_OUT = "left out, because of another protocol"
+
 
 def one_protocol_a_task(
     results: Sequence[Result], readout: Readout, models: Mapping[str, str]
@@ -42,7 +44,7 @@ def one_protocol_a_task(
         for group in groups:
             if group is not chosen:
                 difference = _difference(group[0].protocol, chosen[0].protocol)
-                problems.setdefault(f"left out, because of another protocol: {difference}", []).extend(group)
+                problems.setdefault(f"{LEFT_OUT}: {difference}", []).extend(group)
         if deviation := _deviation(chosen[0], readout):
             problems.setdefault(f"measured with {deviation}, as the read-out asks; evaluate again", []).extend(chosen)
     sentences = [f"{_whose(group)} {problem}" for problem, group in problems.items()]

@@ -39,6 +39,7 @@ PARTS = (
     Part("headline_qat", "QAT, FFN, with more documents", (2,), ("pareto",)),
     Part("qat", "QAT, FFN", (2, 5, 30), (*WIDTHS, "codes", "pareto")),
     Part("qat_seeds", "QAT, FFN: int2 with three seeds"),
+    Part("extra_level", "The overflow bucket without Extra Precision"),
     Part("ffn_attention", "FFN and attention", (6,)),
     Part("gptq", "GPTQ and MatGPTQ, FFN", (), (*WIDTHS, "pareto"), nested="{int8: 1, int4: 1, int3: 1}"),
     Part("mixnmatch", "Mix'n'Match: four layouts and two searches", (), ("mixnmatch", "plans")),

@@ -17,13 +17,14 @@ from analysis.gallery import plots
 from analysis.headline import FIGURE, headline
 from analysis.load import COLUMNS, LoadedResults
 from analysis.names import BASE_NAMES, model_name
-from analysis.papers import by_model
+from analysis.papers import DOUBLE_DAGGER, by_model
 from analysis.prose import fill
+from analysis.protocols import LEFT_OUT
 from analysis.significance import LEVEL
-from analysis.summary import task_name
+from analysis.summary import CHANCE, task_name
 from analysis.tables import significant_marks
 from analysis.typeset import Entry, Section, Table
-from analysis.verdicts import RULES, rule_text
+from analysis.verdicts import CHANGES, RULES, rule_text
 from evaluation.results import LOG_PPLX
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Opened = Mapping[str, "OpenStudy"]
 
 GAP = "not measured yet"
+CHANCE_NOTE = f"Who guesses has a Task Avg of {100 * sum(CHANCE.values()) / len(CHANCE):.1f}."
 HEADS = ("Claim", "Source", "Case", "The paper, Task Avg", "Measured here", "Verdict")
 
 
@@ -79,7 +81,7 @@ def document(parts: Sequence[Part], opened: Opened, words: HandWritten, folder: 
         *_introduction(parts, opened),
         *_claims_section(opened),
         "## Experiments",
-        *_legend(opened),
+        *_legend(parts, opened),
         *(block for part in parts for block in _section(part, opened.get(part.name), drawn.get(part.name, {}), folder)),
         "## What surprised us",
         fill(words.surprises.strip(), opened),
@@ -212,7 +214,8 @@ def claims_table(opened: Opened, claims: Sequence[Claim] = CLAIMS) -> Table:
         for place, case in enumerate(claim.cases):
             found = find(case, opened)
             words = (claim.words, claim.source) if place == 0 else ("", "")
-            texts = (*words, case.where, paper_text(case), found.measured, str(found.verdict))
+            where = f"{case.where} ({found.experiment})" if found.experiment else case.where
+            texts = (*words, where, paper_text(case), found.measured, str(found.verdict))
             rows.append(tuple(map(Entry, texts)))
         sections.append(Section("", claim.words, tuple(rows)))
     return Table(HEADS, tuple(sections), CLAIM_NOTES, num_labels=len(HEADS))
@@ -223,7 +226,10 @@ CLAIM_NOTES = (
     "and percent points of Task Avg (more is better), ± standard error, with the p-value of a paired bootstrap.",
     "In square brackets: the 95 % interval.",
     f"p-values are not corrected for their number: of twenty differences that are none, one has p < {LEVEL}.",
-    "By training alone: so far two trainings that differ in nothing but their seed may lie apart, 19 times in 20.",
+    "By training alone: so far two trainings that differ in nothing but their seed, which draws their text and "
+    "batches, may lie apart, 19 times in 20. Where nothing is said of it both read-outs are of one checkpoint, or the "
+    "algorithm was trained with one seed (GPTQ) and nobody knows.",
+    "In brackets after a case: the experiment below that it is read from.",
     "A check is a case that was added when the claim had failed without it: it asks what the failure is owed to.",
     "The paper: the same difference of Task Avg as its table prints it, model by model; – where it prints a dash.",
 )
@@ -243,19 +249,22 @@ def _claims_section(opened: Opened) -> Iterator[str]:
     yield f"{num_cases} cases of {len(table.sections)} claims. {tally(table)}."
     yield to_markdown(table).rstrip()
     yield "### How a verdict is reached"
-    yield (
-        "The rules are the same for all claims and were written down before the study was measured, but for one "
-        "sentence, which says so."
-    )
+    yield "The rules are the same for all claims."
     yield "\n".join(f"- *{name}.* {rule_text(rule)}" for name, rule in RULES.items())
+    yield "When they were made, and what was altered after results had been seen:"
+    yield "\n".join(f"- {change}" for change in CHANGES)
 
 
 # --- experiments -----------------------------------------------------------------------------------------------------
 
 
-def _legend(opened: Opened) -> Iterator[str]:
-    """The notes of all tables, once."""
+def _legend(parts: Sequence[Part], opened: Opened) -> Iterator[str]:
+    """The notes of all tables, the paper's among them, once."""
     notes = [note for study in opened.values() for note in notes_of(study.table().table)]
+    for part in parts:
+        papers = [beside(number, opened[part.name]) for number in part.tables if part.name in opened]
+        notes += [note for table in papers for note in table.notes if note.startswith(DOUBLE_DAGGER)]
+    notes.append(CHANCE_NOTE)
     # Without the number of comparisons, which is each experiment's own.
     distinct = dict.fromkeys(re.sub(r" \(\d+\)\.$", ".", note) for note in notes)
     if distinct:
@@ -311,7 +320,10 @@ def _rows_of(figure: str, part: Part, rows: pd.DataFrame) -> pd.DataFrame:
 
 def _gaps(opened: Opened) -> Iterator[str]:
     """What is missing and what is wrong, at the end; nothing where there is neither."""
-    problems = dict.fromkeys(problem for study in opened.values() for problem in study.loaded.problems)
+    # Experiments share cells, and each leaves out what another one has measured on more documents, or fewer.
+    problems = dict.fromkeys(
+        problem for study in opened.values() for problem in study.loaded.problems if LEFT_OUT not in problem
+    )
     missing = {name: gap_texts(study.loaded) for name, study in opened.items()}
     if problems:
         yield "## Problems"

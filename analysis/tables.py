@@ -132,5 +132,5 @@ SIGNIFICANCE_NOTE = (
     "there is none than the sliced parent: paired over the same documents, p < 0.05, not corrected for the "
     "number of comparisons"
 )
-INTERPOLATED_NOTE = f"{DAGGER} interpolated: read at a width it was not trained for."
+INTERPOLATED_NOTE = f"{DAGGER} interpolated: read at a width between those it was trained for."
 MISSING_NOTE = f"{MISSING} missing: not measured yet, or left out for a reason given under problems."

@@ -86,7 +86,7 @@ class Text(Spec):
     num_sequences: Positive
     sequence_length: Positive
     tokens_per_document: Positive | None = None
-    """No document gives more than its first so many tokens, lest one long one be most of the text; None: all of them."""
+    """A document gives its first so many tokens at most, lest a long one be most of the text; None: all of them."""
 
 
 class EmbeddedText(Text):
