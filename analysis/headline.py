@@ -51,6 +51,7 @@ LINES = (
     *_lines("QAT", "qat", ("{8, 4, 2}", "qat")),
     *_lines("GPTQ", "gptq", ("{8, 4, 3}", "mixnmatch")),
 )
+HEADS = ("Algorithm", "Log perplexity, nats per token ↓", *WIDTHS)
 
 
 def headline_table(opened: Mapping[str, OpenStudy]) -> Table:
@@ -59,7 +60,7 @@ def headline_table(opened: Mapping[str, OpenStudy]) -> Table:
         tuple(map(Entry, (line.algorithm, line.words, *(resolve(line.address(w), opened) or MISSING for w in WIDTHS))))
         for line in LINES
     )
-    return Table(("Algorithm", "Log perplexity ↓", *WIDTHS), (Section("", "", rows),), ())
+    return Table(HEADS, (Section("", "", rows),), ())
 
 
 def headline(opened: Mapping[str, OpenStudy], words: str, image: str) -> str:
