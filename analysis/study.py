@@ -42,6 +42,7 @@ PARTS = (
     Part("qat_seeds", "QAT, FFN: int2 with three seeds"),
     Part("extra_level", "The overflow bucket without Extra Precision"),
     Part("ffn_attention", "FFN and attention", (6,)),
+    Part("headline_gptq", "GPTQ and MatGPTQ, FFN, with more documents", (), ("pareto",)),
     Part("gptq", "GPTQ and MatGPTQ, FFN", (), (*WIDTHS, "pareto"), nested="{int8: 1, int4: 1, int3: 1}"),
     Part("mixnmatch", "Mix'n'Match: four layouts and two searches", (), ("mixnmatch", "plans")),
 )
