@@ -65,7 +65,7 @@ def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
         return None
     rows, (name, plan, column) = opened[experiment].rows, parts
     # A searched plan carries after a dash how it was searched for.
-    found = _named(rows[rows["plan"].str.partition("-")[0] == plan], name)
+    found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
     accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
     if len(found) != 1 or column.removesuffix(STDERR) not in (*accuracies, LOG_PPLX, *COST_COLUMNS):
         return None
@@ -82,13 +82,13 @@ def setting(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
     if experiment not in opened:
         return None
     study = opened[experiment]
-    ids = set(_named(study.loaded.expected, name)["cell_id"])
+    ids = set(named(study.loaded.expected, name)["cell_id"])
     facts = [dict(flatten(cell.model_dump(mode="json"))) for cell in study.study.cells if cell.id in ids]
     values = {of_cell.get(key) for of_cell in facts}
     return values.pop() if len(values) == 1 else None
 
 
-def _named(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def named(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     """The rows of a label; if none has it, those of a method of this name."""
     labelled = rows[rows["label"].str.casefold() == name.casefold()]
     return labelled if len(labelled) else rows[rows["method"].str.casefold() == name.casefold()]

@@ -17,7 +17,7 @@ from analysis.claims import CLAIMS, Case, find, paper_text, read
 from analysis.codes import Codes, bucket_shares
 from analysis.evidence import Measured, ReadOut, cells_of, compare, signed
 from analysis.headline import placed
-from analysis.prose import fill, gaps, resolve
+from analysis.prose import MINUS, PLACEHOLDER, fill, gaps, named, resolve
 from analysis.show import OpenStudy
 from analysis.study import CONF, NAME, PARTS, draw, figure, main, open_parts, out_of_date, write
 from analysis.study_text import HandWritten, Part, claims_table, document, tally
@@ -86,6 +86,16 @@ def test_the_deviations_name_settings_and_miss_none(empty):
     words = (PROJECT / "docs" / NAME / "deviations.md").read_text(encoding="utf-8")
     assert gaps(words, empty) == []
     assert "{" not in fill(words, empty).replace("{8, 4, 3}", "").replace("{8, 4, 2}", "")
+
+
+@pytest.mark.parametrize("name", ["surprises", "headline"])
+def test_words_by_hand_name_read_outs_that_their_experiments_have(empty, name):
+    words = (PROJECT / "docs" / NAME / f"{name}.md").read_text(encoding="utf-8")
+    for address in (one for found in PLACEHOLDER.findall(words) for one in found.split(MINUS)):
+        place, plan, _ = address.rsplit("/", 2)
+        experiment, _, row = place.partition("/")
+        expected = empty[experiment].loaded.expected
+        assert len(named(expected[expected["plan"].str.partition("-")[0] == plan], row)), address
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
