@@ -197,14 +197,16 @@ def compare(ours: Measured, theirs: Measured) -> Comparison:
     found = Comparison(
         _gain(task_avg, +1, [difference for difference, _ in each]),
         _gain(log_pplx, -1, [difference for _, difference in each]),
+        both_failed=min(ours.log_pplx, theirs.log_pplx) > UNIGRAM,
     )
     # Two read-outs of one checkpoint owe nothing to training.
     if ours.noise is None or ours.cells & theirs.cells:
         return found
     reach = ours.noise.reach(len(seeds))
-    return Comparison(
-        replace(found.task_avg, noise=reach * ours.noise.task_avg),
-        replace(found.log_pplx, noise=reach * ours.noise.log_pplx),
+    return replace(
+        found,
+        task_avg=replace(found.task_avg, noise=reach * ours.noise.task_avg),
+        log_pplx=replace(found.log_pplx, noise=reach * ours.noise.log_pplx),
     )
 
 
@@ -234,8 +236,8 @@ def _gain(difference: Difference, sign: int, by_seed: Sequence[float]) -> Gain:
 
 
 def over_chance(read: Measured) -> Gain:
-    """Task Avg over what guessing reaches."""
-    values = {task: values for task, values in read.outcomes.items() if task != LOG_PPLX}
+    """Task Avg over what guessing reaches; without BoolQ, whose two answers are not equally frequent."""
+    values = {task: values for task, values in read.outcomes.items() if task not in (LOG_PPLX, "boolq")}
     pairs = [(of_task.tolist(), [CHANCE[task]] * len(of_task)) for task, of_task in values.items()]
     return _gain(paired_bootstrap(pairs), +1, [])
 
@@ -270,11 +272,16 @@ def points(gain: Gain) -> str:
     return f"Task Avg {signed(100 * gain.mean, '.1f')} ± {100 * gain.stderr:.1f} ({p_text(gain)})"
 
 
+def noise_text(found: Comparison) -> str:
+    """`; by training alone up to 0.84 nats, 3.8 points`; empty where nobody knows."""
+    if not (found.log_pplx.noise or found.task_avg.noise):
+        return ""
+    return f"; by training alone up to {found.log_pplx.noise:.2f} nats, {100 * found.task_avg.noise:.1f} points"
+
+
 def difference_text(found: Comparison) -> str:
     """Both measures, and where there are several seeds the differences of each."""
-    text = f"{nats(found.log_pplx)}, {points(found.task_avg)}"
-    if found.log_pplx.noise or found.task_avg.noise:
-        text += f"; by training alone up to {found.log_pplx.noise:.2f} nats, {100 * found.task_avg.noise:.1f} points"
+    text = f"{nats(found.log_pplx)}, {points(found.task_avg)}{noise_text(found)}"
     if not found.log_pplx.by_seed:
         return text
     log_pplx = ", ".join(signed(-gain, ".2f") for gain in found.log_pplx.by_seed)
@@ -294,7 +301,7 @@ def within(ours: Measured, theirs: Sequence[Measured]) -> Finding:
     found = compare(ours, theirs[0])
     low, high = (signed(100 * end, ".1f") for end in found.task_avg.wary_interval)
     text = f"Task Avg {signed(100 * found.task_avg.mean, '.1f')} [{low}, {high}], {nats(found.log_pplx)}"
-    return Finding(text, verdicts.equivalent(found.task_avg))
+    return Finding(text + noise_text(found), verdicts.equivalent(found))
 
 
 def not_below(ours: Measured, theirs: Sequence[Measured]) -> Finding:
@@ -308,10 +315,10 @@ def collapsed(ours: Measured, theirs: Sequence[Measured]) -> Finding:
     found, chance = compare(ours, theirs[0]), over_chance(ours)
     text = (
         f"{ours.log_pplx:.2f} against {theirs[0].log_pplx:.2f}: {nats(found.log_pplx)}; Task Avg "
-        f"{100 * ours.task_avg:.1f}, over chance {signed(100 * chance.mean, '.1f')} ± {100 * chance.stderr:.1f} "
+        f"{100 * ours.task_avg:.1f}, over chance without BoolQ {signed(100 * chance.mean, '.1f')} ± {100 * chance.stderr:.1f} "
         f"({p_text(chance)}); the other's {100 * theirs[0].task_avg:.1f}"
     )
-    return Finding(text, verdicts.collapses(found.log_pplx, chance))
+    return Finding(text, verdicts.collapses(found, chance))
 
 
 def between(ours: Measured, theirs: Sequence[Measured]) -> Finding:
