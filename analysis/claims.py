@@ -36,6 +36,11 @@ class Case:
     theirs: tuple[ReadOut, ...] = ()
     table: int | None = None
 
+    @property
+    def is_check(self) -> bool:
+        """True for a case that no paper claims: what another one's outcome is owed to."""
+        return ", check: " in self.where
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pandas as pd
 
@@ -24,7 +24,7 @@ from analysis.significance import LEVEL
 from analysis.summary import CHANCE, task_name
 from analysis.tables import significant_marks
 from analysis.typeset import Entry, Section, Table
-from analysis.verdicts import CHANGES, RULES, rule_text
+from analysis.verdicts import CHANGES, RULES, Word, rule_text
 from evaluation.results import LOG_PPLX
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ Opened = Mapping[str, "OpenStudy"]
 
 GAP = "not measured yet"
 CHANCE_NOTE = f"Who guesses has a Task Avg of {100 * sum(CHANCE.values()) / len(CHANCE):.1f}."
+WORDS: tuple[Word, ...] = get_args(Word)
 HEADS = ("Claim", "Source", "Case", "The paper, Task Avg", "Measured here", "Verdict")
 
 
@@ -108,8 +109,9 @@ def _introduction(parts: Sequence[Part], opened: Opened) -> Iterator[str]:
     measured = len(loaded.expected) - len(loaded.missing)
     yield (
         f"What the claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537) come to on {models}, at a "
-        "scale that two cores reach. Every number here is taken from result files by code; a claim that fails is a "
-        "finding and stands here as one; what nobody has measured yet is a gap."
+        "scale that two cores reach. What stands in a table, in a figure or in the verdict on a claim is taken from "
+        "result files by code; a claim that fails is a finding and stands here as one; what nobody has measured yet is "
+        "a gap."
     )
     yield "\n".join(
         [
@@ -172,14 +174,14 @@ def _tokens_text(loaded: LoadedResults) -> str:
 
 
 def budgets(opened: Opened) -> Table:
-    """A row for each algorithm and text: what is trained or solved, from its cells' configurations."""
-    rows: dict[tuple[str, ...], None] = {}
-    for study in opened.values():
+    """A row for each algorithm and text: what is trained or solved, from its cells' configurations, and where."""
+    rows: dict[tuple[str, ...], dict[str, None]] = {}
+    for name, study in opened.items():
         for cell in study.study.cells:
             if cell.data is not None:
-                rows[_budget(cell)] = None
-    heads = ("Algorithm", "Layers", "Grid", "Text", "Training", "Tokens seen", "Learning rate", "Loss")
-    drawn = tuple(tuple(map(Entry, row)) for row in sorted(rows))
+                rows.setdefault(_budget(cell), {})[name] = None
+    heads = ("Algorithm", "Layers", "Grid", "Text", "Training", "Tokens seen", "Learning rate", "Loss", "Experiments")
+    drawn = tuple(tuple(map(Entry, (*row, ", ".join(names)))) for row, names in sorted(rows.items()))
     return Table(heads, (Section("", "", drawn),), (), num_labels=len(heads))
 
 
@@ -206,6 +208,18 @@ def _budget(cell: Cell) -> tuple[str, ...]:
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
+def glance(opened: Opened, claims: Sequence[Claim] = CLAIMS) -> Table:
+    """A row for each claim: how many of its cases came to which verdict, checks not among them."""
+    heads = ("Claim", *(word.capitalize() for word in WORDS), "Checks")
+    rows = []
+    for claim in claims:
+        found = [find(case, opened).verdict.word for case in claim.cases if not case.is_check]
+        checks = sum(case.is_check for case in claim.cases)
+        texts = (claim.words, *(str(found.count(word) or "") for word in WORDS), str(checks or ""))
+        rows.append(tuple(map(Entry, texts)))
+    return Table(heads, (Section("", "", tuple(rows)),), (), num_labels=1)
+
+
 def claims_table(opened: Opened, claims: Sequence[Claim] = CLAIMS) -> Table:
     """A row for each case of each claim: what the paper prints, what we measured, and the verdict."""
     sections = []
@@ -227,16 +241,17 @@ CLAIM_NOTES = (
     "In square brackets: the 95 % interval.",
     f"p-values are not corrected for their number: of twenty differences that are none, one has p < {LEVEL}.",
     "By training alone: so far two trainings that differ in nothing but their seed, which draws their text and "
-    "batches, may lie apart, 19 times in 20. Where nothing is said of it both read-outs are of one checkpoint, or the "
-    "algorithm was trained with one seed (GPTQ) and nobody knows.",
+    "batches, may lie apart, 19 times in 20. Where nothing is said of it both read-outs are of one checkpoint, the "
+    "algorithm was trained with one seed (GPTQ) and nobody knows, or the rule does not ask.",
     "In brackets after a case: the experiment below that it is read from.",
-    "A check is a case that was added when the claim had failed without it: it asks what the failure is owed to.",
-    "The paper: the same difference of Task Avg as its table prints it, model by model; – where it prints a dash.",
+    "A check is a case of ours, added when the claim's own had been seen: it asks what their outcome is owed to.",
+    "The paper: the same difference of Task Avg as its table prints it, model by model; – where it prints a dash. "
+    "Empty where it prints none: MatGPTQ's accuracies and the points of figures are not among the numbers we have.",
 )
 
 
 def tally(table: Table) -> str:
-    """`3 hold, 1 does not hold, ...`: how many cases came to which verdict."""
+    """`holds: 3; does not hold: 1`: how many cases came to which verdict."""
     words = [row[-1].text.partition(" (")[0] for section in table.sections for row in section.rows]
     counts = {word: words.count(word) for word in dict.fromkeys(words)}
     return "; ".join(f"{word}: {count}" for word, count in counts.items())
@@ -246,7 +261,9 @@ def _claims_section(opened: Opened) -> Iterator[str]:
     table = claims_table(opened)
     num_cases = sum(len(section.rows) for section in table.sections)
     yield "## Claims"
-    yield f"{num_cases} cases of {len(table.sections)} claims. {tally(table)}."
+    yield f"{num_cases} cases of {len(table.sections)} claims. {tally(table)}. By claim, checks apart:"
+    yield markdown_rows(glance(opened))
+    yield "Case by case:"
     yield to_markdown(table).rstrip()
     yield "### How a verdict is reached"
     yield "The rules are the same for all claims."
