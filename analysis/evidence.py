@@ -315,8 +315,8 @@ def collapsed(ours: Measured, theirs: Sequence[Measured]) -> Finding:
     found, chance = compare(ours, theirs[0]), over_chance(ours)
     text = (
         f"{ours.log_pplx:.2f} against {theirs[0].log_pplx:.2f}: {nats(found.log_pplx)}; Task Avg "
-        f"{100 * ours.task_avg:.1f}, over chance without BoolQ {signed(100 * chance.mean, '.1f')} ± {100 * chance.stderr:.1f} "
-        f"({p_text(chance)}); the other's {100 * theirs[0].task_avg:.1f}"
+        f"{100 * ours.task_avg:.1f}, over chance without BoolQ {signed(100 * chance.mean, '.1f')} ± "
+        f"{100 * chance.stderr:.1f} ({p_text(chance)}); the other's {100 * theirs[0].task_avg:.1f}"
     )
     return Finding(text, verdicts.collapses(found, chance))
 

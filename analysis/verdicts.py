@@ -286,8 +286,9 @@ CHANGES = (
     "When another reader had objected: of two failed models neither is better, what documents alone show can "
     "contradict, codes have to move by more than nothing, *within 0.5 points* is not refuted by what another training "
     "could make or log perplexity contradicts, BoolQ says nothing about chance, and int6 and int3 too are held against "
-    "other seeds. Thereby QAT's codes, Single Precision against QAT's baseline and GPTQ's collapse had held before, and "
-    "int6, Single Precision by OmniQuant with attention, and int8 and int4 within half a point had not.",
+    "other seeds. What had held and is untold since: QAT's codes, Single Precision against QAT's baseline, GPTQ's "
+    "collapse; what had failed and is untold since: int6, Single Precision by OmniQuant with attention, and int4 by "
+    "MatGPTQ within half a point.",
 )
 """What was altered in the rules, or in what they are applied to, and when."""
 
