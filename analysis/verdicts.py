@@ -223,8 +223,8 @@ def trains_where_the_other_fails(ours: Gain, theirs: Gain) -> Verdict:
     """
     (our_low, our_high), (their_low, their_high) = ours.interval, theirs.interval
     if our_high < 0:
-        theirs = "the baseline trains" if their_low > 0 else "the baseline fails too" if their_high < 0 else ""
-        return Verdict("does not hold", ", ".join(filter(None, ("it fails", theirs))))
+        baseline = "trains" if their_low > 0 else "fails too" if their_high < 0 else "is too close to tell"
+        return Verdict("does not hold", f"it fails, the baseline {baseline}")
     if their_low > 0:
         return Verdict("does not hold", "the baseline trains too" if our_low > 0 else "the baseline trains")
     if our_low > 0 and their_high < 0:
