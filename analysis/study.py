@@ -36,7 +36,6 @@ PARTS = (
     Part("omniquant", "OmniQuant, FFN", (1, 5, 7), (*WIDTHS, "codes", "pareto")),
     Part("omniquant_seeds", "OmniQuant, FFN: three seeds"),
     Part("omniquant_ablations", "OmniQuant, FFN: loss weights and co-distillation", (3, 4)),
-    Part("omniquant_budget", "OmniQuant, FFN: int2 with four times the budget"),
     Part("headline_qat", "QAT, FFN, with more documents", (2,), ("pareto",)),
     Part("qat", "QAT, FFN", (2, 5, 30), (*WIDTHS, "codes", "pareto")),
     Part("qat_seeds", "QAT, FFN: int2 with three seeds"),
