@@ -335,7 +335,8 @@ def between(ours: Measured, theirs: Sequence[Measured]) -> Finding:
 def best_of(ours: Measured, theirs: Sequence[Measured]) -> Finding:
     found = [compare(ours, rival) for rival in theirs]
     pairs = zip(theirs, found, strict=True)
-    text = "; ".join(f"against {rival.read.name}: {difference_text(comparison)}" for rival, comparison in pairs)
+    texts = [f"against {rival.read.name}: {difference_text(comparison)}" for rival, comparison in pairs]
+    text = "; ".join([f"{ours.log_pplx:.2f} nats", *texts])
     return Finding(text, verdicts.beats_all(found))
 
 

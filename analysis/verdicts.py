@@ -210,6 +210,9 @@ def beats_all(rivals: Sequence[Comparison]) -> Verdict:
     words = [directional(found).word for found in rivals]
     better, worse = words.count("holds"), words.count("does not hold")
     count = f"better than {better} of {len(words)}, worse than {worse}"
+    failed = sum(found.both_failed for found in rivals)
+    if failed:
+        count += f", failed like {failed}"
     if worse:
         return Verdict("does not hold", count)
     return Verdict("holds" if better == len(words) else "cannot be told at this scale", count)

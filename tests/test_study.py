@@ -254,6 +254,12 @@ def test_half_a_point_is_not_refuted_by_what_another_training_could_make():
     assert verdicts.equivalent(Comparison(replace(loss, noise=0.06), gain())) == verdicts.TRAINING
 
 
+def test_rivals_that_have_failed_too_are_counted():
+    found = evidence.best_of(read_out(nats=8.0), [read_out(nats=9.0), read_out(nats=7.0)])
+    assert found.measured.startswith("8.00 nats; against MatQuant at int2: −1.000 ")
+    assert str(found.verdict) == "does not hold (better than 0 of 2, worse than 1, failed like 1)"
+
+
 @pytest.mark.parametrize(("bits", "word"), [(2.0, HOLDS), (2.05, HOLDS), (2.11, FAILS), (1.9, FAILS)])
 def test_bits_are_counted(bits, word):
     assert verdicts.about_two(bits).word == word
