@@ -217,10 +217,6 @@ def _attention() -> Iterator[Case]:
             where, table = f"{BASE_NAMES[base]}, {method} at int2", 6 if base == "qat" else None
             yield Case(f"{where}, trains or fails", ("ffn_attention",), evidence.trained, ours, (theirs,))
             yield Case(f"{where}, against its baseline", ("ffn_attention",), evidence.above, ours, (theirs,), table)
-    ours, theirs = (read("qat", method, "int2", ATTENTION) for method in ("Single Precision", "Baseline"))
-    where = "QAT, Single Precision at int2, check: 4 x the budget"
-    yield Case(f"{where}, trains or fails", ("attention_budget",), evidence.trained, ours, (theirs,))
-    yield Case(f"{where}, against its baseline", ("attention_budget",), evidence.above, ours, (theirs,))
 
 
 def _matgptq() -> Iterator[Case]:

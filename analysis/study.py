@@ -41,7 +41,6 @@ PARTS = (
     Part("qat_seeds", "QAT, FFN: int2 with three seeds"),
     Part("extra_level", "The overflow bucket without Extra Precision"),
     Part("ffn_attention", "FFN and attention", (6,)),
-    Part("attention_budget", "FFN and attention, QAT: int2 with four times the budget"),
     Part("gptq", "GPTQ and MatGPTQ, FFN", (), (*WIDTHS, "pareto"), nested="{int8: 1, int4: 1, int3: 1}"),
     Part("gptq_budget", "GPTQ and MatGPTQ, FFN: int3 with eight times the text"),
     Part("mixnmatch", "Mix'n'Match: four layouts and two searches", (), ("mixnmatch", "plans")),
