@@ -284,8 +284,8 @@ CHANGES = (
     "and before FFN and attention had been measured, a model has failed if it is worse than token frequencies, instead "
     "of worse than holding all tokens for equally likely (10.80 nats).",
     "When two cores had been found too slow for all that was planned: searches are made at 3 bits alone, after some on "
-    "the old text had been seen; four times the budget (OmniQuant, and QAT with attention), two more learning rates and "
-    "300 documents for GPTQ were given up before anything of them had been measured.",
+    "the old text had been seen; four times the budget (OmniQuant, and QAT with attention), two more learning rates "
+    "and 300 documents for GPTQ were given up before anything of them had been measured.",
     "When another reader had objected: of two failed models neither is better, what documents alone show can "
     "contradict, codes have to move by more than nothing, *within 0.5 points* is not refuted by what another training "
     "could make or log perplexity contradicts, BoolQ says nothing about chance, and int6 and int3 too are held against "
