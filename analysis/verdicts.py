@@ -290,8 +290,8 @@ CHANGES = (
     "contradict, codes have to move by more than nothing, *within 0.5 points* is not refuted by what another training "
     "could make or log perplexity contradicts, BoolQ says nothing about chance, and int6 and int3 too are held against "
     "other seeds. What had held and is untold since: QAT's codes, Single Precision against QAT's baseline, GPTQ's "
-    "collapse; what had failed and is untold since: int6, Single Precision by OmniQuant with attention, and int4 by "
-    "MatGPTQ within half a point.",
+    "collapse; what had failed and is untold since: int6, int3 by OmniQuant, Single Precision by OmniQuant with "
+    "attention, and int4 by MatGPTQ within half a point.",
 )
 """What was altered in the rules, or in what they are applied to, and when."""
 
