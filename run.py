@@ -26,7 +26,7 @@ from matquant.config import Study, load_study
 from matquant.errors import UserError
 from matquant.runs import RunDir, remove_leftovers
 from matquant.setup import Setup
-from matquant.stopping import at_safe_points
+from matquant.stopping import at_safe_points, interrupts_win, remember_interrupts
 
 log = logging.getLogger("matquant")
 PATIENCE_S = 100.0
@@ -37,6 +37,7 @@ MULTIRUN = {"-m", "--multirun"}
 def main() -> None:
     """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra."""
     _log_to_stderr()
+    remember_interrupts()
     arguments = sys.argv[1:]
     flags = {argument for argument in arguments if argument.startswith("-")}
     try:
@@ -108,7 +109,7 @@ def _hydra_main(_: DictConfig) -> None:
     _log_to_stderr()  # once more: a job of Hydra's launcher starts here
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        with at_safe_points(PATIENCE_S):
+        with interrupts_win(), at_safe_points(PATIENCE_S):
             run_study(load_study(overrides), overrides)
     except UserError as error:
         fail(error)  # not raised through Hydra, which would print a traceback
@@ -128,7 +129,8 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
     for number, cell in enumerate(study.cells, start=1):
         log.info("cell %d/%d: %s", number, len(study.cells), cell.id)
         try:
-            run_cell(cell, study.setup)
+            with interrupts_win():
+                run_cell(cell, study.setup)
         except Exception as error:  # of any kind: what can still be measured is measured
             if world().size > 1:
                 raise  # the other ranks may not know of it, and would wait for this one in another place

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from evaluation.language_model import SharedContextLM
 from evaluation.tasks import quiet_lm_eval
 from matquant.errors import UserError
+from matquant.stopping import interrupts_win
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -63,7 +64,7 @@ def score_tasks(
     failures: list[Exception] = []
     for name, task in tasks.items():
         try:
-            with _fixed_seeds(lm.device):
+            with interrupts_win(), _fixed_seeds(lm.device):
                 score = _score(lm, name, task, limit=limit, bar=bar)
         except Exception as error:  # of any kind: the tasks that follow are still worth scoring
             error.add_note(f"while scoring {description} on {name}")

@@ -21,6 +21,7 @@ from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.plan_search import run_search
 from matquant.runs import read_json
+from matquant.stopping import interrupts_win, remember_interrupts
 
 
 def main() -> None:
@@ -28,11 +29,13 @@ def main() -> None:
     parser.add_argument("plan", help="what to search for, and effective bits of a quantized weight: evolution@3")
     parser.add_argument("overrides", nargs="*", help="the cell, as run.py takes it: base=gptq bits=matquant")
     options = parser.parse_args()
+    remember_interrupts()
     try:
         study = load_study(options.overrides)
         if len(study.cells) != 1:
             raise UserError(f"this means {len(study.cells)} cells; name one, by base=... bits=...")
-        path = run_search(study.cells[0], study.setup, study.setup.readout.searched(Plan.parse(options.plan)))
+        with interrupts_win():
+            path = run_search(study.cells[0], study.setup, study.setup.readout.searched(Plan.parse(options.plan)))
     except (UserError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

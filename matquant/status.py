@@ -21,7 +21,7 @@ from typing import Literal
 import psutil
 
 from matquant.errors import UserError
-from matquant.stopping import Stopped
+from matquant.stopping import Stopped, interrupts_win
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,8 @@ def reporting(path: Path) -> Iterator[Reporter]:
     """Keeps a status file true while a stage runs: running, then done, stopped, or failed with the reason."""
     reporter = Reporter(path)
     try:
-        yield reporter
+        with interrupts_win():
+            yield reporter
     except KeyboardInterrupt:
         reporter.end("stopped", "interrupted", "Ctrl-C; the same command continues")
         raise

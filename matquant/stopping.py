@@ -6,9 +6,10 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 log = logging.getLogger(__name__)
-_asked = _hurried = False
+_asked = _hurried = _interrupted = False
 
 
 class Stopped(BaseException):
@@ -52,6 +53,34 @@ def give_way(what: str) -> None:
     """A safe point: raises Stopped if this process has been asked to stop."""
     if _asked:
         raise Stopped(f"stopped {what}, as asked; the state is saved")
+
+
+def remember_interrupts() -> None:
+    """From now on a Ctrl-C is remembered, for `interrupts_win`; it raises KeyboardInterrupt as before."""
+    global _interrupted
+    _interrupted = False
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    signal.default_int_handler(number, frame)
+
+
+@contextmanager
+def interrupts_win() -> Iterator[None]:
+    """Raises KeyboardInterrupt in the place of an error that came of one.
+
+    A library may make another error of it: torch makes a ValueError of a KeyboardInterrupt that comes while safetensors
+    reads a tensor.  To go on after that, as after other errors, would be not to hear the user.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _interrupted:
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager

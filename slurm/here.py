@@ -22,6 +22,7 @@ from tqdm import tqdm
 from matquant.runs import RunDir
 from matquant.setup import LocalCluster
 from matquant.status import LAUNCH
+from matquant.stopping import remember_interrupts
 from slurm import snapshot
 from slurm.jobs import Job
 from slurm.plan import Item, Sweep
@@ -136,6 +137,7 @@ def run_local(observe: Observe, choose: Choose, code: Path) -> None:
 
 def run_debug(observe: Observe, choose: Choose) -> None:
     """Works off everything that is chosen in this process, one job after the other."""
+    remember_interrupts()
     tried = set[Key]()
     while True:
         sweep = observe()

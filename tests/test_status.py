@@ -186,6 +186,34 @@ def test_a_warning_makes_the_work_save_and_go_on():
         signal.signal(signal.SIGUSR2, before)
 
 
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Sends Ctrl-C to this process, which remembers it for the time of a test."""
+    monkeypatch.setattr(stopping, "_interrupted", False)
+    before = signal.getsignal(signal.SIGINT)
+    stopping.remember_interrupts()
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_a_stage_also_where_a_library_makes_another_error_of_it(ctrl_c, tmp_path):
+    with pytest.raises(KeyboardInterrupt), reporting(tmp_path / "train.status.json"):
+        try:
+            ctrl_c()
+        except KeyboardInterrupt as interrupt:
+            raise ValueError(
+                "could not determine the shape of object type 'torch.storage.UntypedStorage'"
+            ) from interrupt
+    status = read_status(tmp_path / "train.status.json")
+    assert status is not None
+    assert (status.state, status.reason) == ("stopped", "interrupted")
+
+
+def test_without_ctrl_c_an_error_stays_what_it_is(ctrl_c):
+    with pytest.raises(ValueError, match="another"), stopping.interrupts_win():
+        raise ValueError("another")
+
+
 @pytest.mark.parametrize(("patience", "safe_point", "seconds"), [("60", "20", 1.0), ("0.3", "99", 0.3)])
 def test_a_signal_waits_for_a_safe_point_but_not_for_ever(patience, safe_point, seconds):
     process = subprocess.Popen(
