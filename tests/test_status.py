@@ -197,14 +197,18 @@ def ctrl_c(monkeypatch):
 
 
 def test_ctrl_c_stops_a_stage_also_where_a_library_makes_another_error_of_it(ctrl_c, tmp_path):
-    with pytest.raises(KeyboardInterrupt), reporting(tmp_path / "train.status.json"):
+    def read_tensor() -> None:
         try:
             ctrl_c()
         except KeyboardInterrupt as interrupt:
             raise ValueError(
                 "could not determine the shape of object type 'torch.storage.UntypedStorage'"
             ) from interrupt
-    status = read_status(tmp_path / "train.status.json")
+
+    path = tmp_path / "train.status.json"
+    with pytest.raises(KeyboardInterrupt), reporting(path):
+        read_tensor()
+    status = read_status(path)
     assert status is not None
     assert (status.state, status.reason) == ("stopped", "interrupted")
 
