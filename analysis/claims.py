@@ -94,16 +94,29 @@ MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
 SEEDS = {base: ("headline_seeds", f"{base}_seeds") for base in ("omniquant", "qat")}
 """Where an algorithm is measured with several seeds: int2 with many documents, all widths with fewer."""
 
-HEAVIER = "0.1, 0.1, 1"
-"""Whether int2 of MatQuant lacks weight in the loss; added when the claim had failed with equal weights."""
+INT2_CHECKS = (
+    ("omniquant_ablations", "0.1, 0.1, 1", "weights (0.1, 0.1, 1)"),
+    ("omniquant_budget", "1, 1, 1", "4 x the budget"),
+)
+"""Whether int2 of MatQuant lacks weight in the loss, or training; added when the claim had failed without."""
 
 WIDE = {"omniquant": ("headline", "omniquant"), "qat": ("headline_qat", "qat"), "gptq": ("gptq",)}
 """Where the widths of an algorithm are measured: with many documents, else with fewer."""
+
+ATTENTION_BUDGETS = (
+    ("qat", "ffn_attention", ""),
+    ("qat", "attention_budget", ", check: 3 x the budget"),
+    ("omniquant", "ffn_attention", ""),
+)
+"""With attention: the first budget, and a larger one, added when the claim had failed at the first."""
 
 TABLES = {"omniquant": 1, "qat": 2}
 EXTRA_TABLES = {"omniquant": 7, "qat": 30}
 LAYOUTS = ("reverse_pyramid", "increasing", "decreasing")
 BUDGETS = ("2.5", "3", "4")
+LAYOUT_CHECKS = (("mixnmatch_seeds", "three seeds"), ("mixnmatch_budget", "4 x the budget"))
+"""Whether the order of the layouts is that of one training, or of too little of it; added when the claim had failed."""
+
 SEARCHED = ("3",)
 CHECKPOINTS = {"omniquant": "OmniQuant {8, 4, 2}", "gptq": "MatGPTQ {8, 4, 3}"}
 
@@ -127,11 +140,10 @@ def _int2() -> Iterator[Case]:
     for base, table in TABLES.items():
         ours, theirs = read(base, "MatQuant", "int2"), read(base, "Baseline", "int2")
         yield Case(f"{BASE_NAMES[base]}, int2", (*SEEDS[base], base), evidence.above, ours, (theirs,), table)
-    ours = read("omniquant", "MatQuant", "int2", {**FFN, "weights": HEAVIER})
-    theirs = read("omniquant", "Baseline", "int2")
-    yield Case(
-        f"OmniQuant, int2, check: weights ({HEAVIER})", ("omniquant_ablations",), evidence.above, ours, (theirs,)
-    )
+    for home, weights, what in INT2_CHECKS:
+        ours = read("omniquant", "MatQuant", "int2", {**FFN, "weights": weights})
+        theirs = read("omniquant", "Baseline", "int2")
+        yield Case(f"OmniQuant, int2, check: {what}", (home,), evidence.above, ours, (theirs,))
 
 
 def _collapse() -> Iterator[Case]:
@@ -188,11 +200,13 @@ def _distillation() -> Iterator[Case]:
 
 
 def _pyramid() -> Iterator[Case]:
-    for base, name in CHECKPOINTS.items():
-        for budget in BUDGETS:
-            theirs = tuple(mixed(base, layout, budget) for layout in LAYOUTS)
-            where = f"{name}, {budget} bits"
-            yield Case(where, ("mixnmatch",), evidence.best_of, mixed(base, "pyramid", budget), theirs)
+    for base, home, budget, check in (
+        *((base, "mixnmatch", budget, "") for base in CHECKPOINTS for budget in BUDGETS),
+        *(("omniquant", home, "3", f", check: {what}") for home, what in LAYOUT_CHECKS),
+    ):
+        theirs = tuple(mixed(base, layout, budget) for layout in LAYOUTS)
+        where = f"{CHECKPOINTS[base]}, {budget} bits{check}"
+        yield Case(where, (home,), evidence.best_of, mixed(base, "pyramid", budget), theirs)
 
 
 def _search() -> Iterator[Case]:
@@ -211,12 +225,12 @@ def _codes() -> Iterator[Case]:
 
 
 def _attention() -> Iterator[Case]:
-    for base in ("qat", "omniquant"):
+    for base, home, check in ATTENTION_BUDGETS:
         for method in ("MatQuant", "Single Precision"):
             ours, theirs = read(base, method, "int2", ATTENTION), read(base, "Baseline", "int2", ATTENTION)
-            where, table = f"{BASE_NAMES[base]}, {method} at int2", 6 if base == "qat" else None
-            yield Case(f"{where}, trains or fails", ("ffn_attention",), evidence.trained, ours, (theirs,))
-            yield Case(f"{where}, against its baseline", ("ffn_attention",), evidence.above, ours, (theirs,), table)
+            where, table = f"{BASE_NAMES[base]}, {method} at int2", 6 if base == "qat" and not check else None
+            yield Case(f"{where}, trains or fails{check}", (home,), evidence.trained, ours, (theirs,))
+            yield Case(f"{where}, against its baseline{check}", (home,), evidence.above, ours, (theirs,), table)
 
 
 def _matgptq() -> Iterator[Case]:

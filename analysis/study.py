@@ -36,14 +36,18 @@ PARTS = (
     Part("omniquant", "OmniQuant, FFN", (1, 5, 7), (*WIDTHS, "codes", "pareto")),
     Part("omniquant_seeds", "OmniQuant, FFN: three seeds"),
     Part("omniquant_ablations", "OmniQuant, FFN: loss weights and co-distillation", (3, 4)),
+    Part("omniquant_budget", "OmniQuant, FFN: int2 with four times the budget"),
     Part("headline_qat", "QAT, FFN, with more documents", (2,), ("pareto",)),
     Part("qat", "QAT, FFN", (2, 5, 30), (*WIDTHS, "codes", "pareto")),
     Part("qat_seeds", "QAT, FFN: int2 with three seeds"),
     Part("extra_level", "The overflow bucket without Extra Precision"),
     Part("ffn_attention", "FFN and attention", (6,)),
+    Part("attention_budget", "FFN and attention: QAT with three times the budget"),
     Part("gptq", "GPTQ and MatGPTQ, FFN", (), (*WIDTHS, "pareto"), nested="{int8: 1, int4: 1, int3: 1}"),
     Part("gptq_budget", "GPTQ and MatGPTQ, FFN: int3 with eight times the text"),
     Part("mixnmatch", "Mix'n'Match: four layouts and two searches", (), ("mixnmatch", "plans")),
+    Part("mixnmatch_seeds", "Mix'n'Match: four layouts with three seeds"),
+    Part("mixnmatch_budget", "Mix'n'Match: four layouts with four times the budget"),
 )
 
 NAME = "study_135m"
