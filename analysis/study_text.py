@@ -250,21 +250,22 @@ CLAIM_NOTES = (
 )
 
 
-def tally(table: Table) -> str:
-    """`holds: 3; does not hold: 1`: how many cases came to which verdict."""
-    words = [row[-1].text.partition(" (")[0] for section in table.sections for row in section.rows]
-    counts = {word: words.count(word) for word in dict.fromkeys(words)}
-    return "; ".join(f"{word}: {count}" for word, count in counts.items())
+def tally(opened: Opened, claims: Sequence[Claim] = CLAIMS) -> str:
+    """`holds: 3; does not hold: 1`: how many cases came to which verdict, checks not among them."""
+    found = [find(case, opened).verdict.word for claim in claims for case in claim.cases if not case.is_check]
+    return "; ".join(f"{word}: {found.count(word)}" for word in WORDS if word in found)
 
 
 def _claims_section(opened: Opened) -> Iterator[str]:
-    table = claims_table(opened)
-    num_cases = sum(len(section.rows) for section in table.sections)
+    checks = [case.is_check for claim in CLAIMS for case in claim.cases]
     yield "## Claims"
-    yield f"{num_cases} cases of {len(table.sections)} claims. {tally(table)}. By claim, checks apart:"
+    yield (
+        f"{checks.count(False)} cases of {len(CLAIMS)} claims. {tally(opened).capitalize()}. Besides them there are "
+        f"{checks.count(True)} checks, cases of ours that ask what an outcome is owed to. By claim:"
+    )
     yield markdown_rows(glance(opened))
     yield "Case by case:"
-    yield to_markdown(table).rstrip()
+    yield to_markdown(claims_table(opened)).rstrip()
     yield "### How a verdict is reached"
     yield "The rules are the same for all claims."
     yield "\n".join(f"- *{name}.* {rule_text(rule)}" for name, rule in RULES.items())
