@@ -56,10 +56,14 @@ def give_way(what: str) -> None:
 
 
 def remember_interrupts() -> None:
-    """From now on a Ctrl-C is remembered, for `interrupts_win`; it raises KeyboardInterrupt as before."""
+    """From now on a Ctrl-C is remembered, for `interrupts_win`; it raises KeyboardInterrupt as before.
+
+    Where it is ignored, as in what a script starts in the background, it stays so.
+    """
     global _interrupted
     _interrupted = False
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

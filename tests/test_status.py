@@ -190,7 +190,7 @@ def test_a_warning_makes_the_work_save_and_go_on():
 def ctrl_c(monkeypatch):
     """Sends Ctrl-C to this process, which remembers it for the time of a test."""
     monkeypatch.setattr(stopping, "_interrupted", False)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stopping.remember_interrupts()
     yield lambda: os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
@@ -211,6 +211,15 @@ def test_ctrl_c_stops_a_stage_also_where_a_library_makes_another_error_of_it(ctr
     status = read_status(path)
     assert status is not None
     assert (status.state, status.reason) == ("stopped", "interrupted")
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stopping.remember_interrupts()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_without_ctrl_c_an_error_stays_what_it_is(ctrl_c):
