@@ -81,7 +81,7 @@ def interrupts_win() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any kind: whatever a library made of it
         if _interrupted:
             raise KeyboardInterrupt from error
         raise
