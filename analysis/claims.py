@@ -99,7 +99,7 @@ INT2_CHECKS = (
     ("omniquant_budget", "1, 1, 1", "4 x the budget"),
     ("omniquant_budget", "0.1, 0.1, 1", "4 x the budget, weights (0.1, 0.1, 1)"),
 )
-"""Whether int2 of MatQuant lacks weight in the loss, or training; added when the claim had failed without."""
+"""Whether int2 of MatQuant lacks weight in the loss, or training; added when the claim had not held without."""
 
 WIDE = {"omniquant": ("headline", "omniquant"), "qat": ("headline_qat", "qat"), "gptq": ("gptq",)}
 """Where the widths of an algorithm are measured: with many documents, else with fewer."""
