@@ -94,7 +94,9 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(smollm2(2), dtype=torch.float32).requires_grad_(False).eval()
-    hidden, arguments = capture(model, TOKENS, batch_size=4, shelf=settings_of(NESTED, num_steps=1).shelf)
+    hidden, arguments = capture(
+        model, TOKENS, batch_size=4, dtype=torch.bfloat16, shelf=settings_of(NESTED, num_steps=1).shelf
+    )
     steps = Steps(blocks(model)[0], hidden, arguments[0])
     ours, plain = steps.ours(), steps.plain()
     assert all(abs(ours[name] / plain[name] - 1) < 1e-3 for name in plain), (ours, plain)

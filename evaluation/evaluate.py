@@ -28,6 +28,7 @@ from evaluation.tasks import TaskSource, load_tasks
 from matquant.cell import Cell
 from matquant.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.data import token_blocks
+from matquant.devices import pick_device, say_what_it_costs
 from matquant.errors import UserError
 from matquant.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.models import LoadedModel, load_model
@@ -39,7 +40,6 @@ from matquant.setup import Readout, Setup
 from matquant.status import Reporter
 from matquant.stopping import give_way
 from matquant.tracking import Tracker
-from matquant.train import pick_device
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +207,7 @@ def _task(name: str, source: TaskSource, limit: int | None) -> Task:
 def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     """Loads what measuring some tasks of a cell needs."""
     readout, device = setup.readout, pick_device(setup)
+    say_what_it_costs(readout.dtype, device, "readout.dtype", "another protocol")
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=device)
     checkpoint = None
     if cell.objective is not None:

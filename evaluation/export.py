@@ -23,6 +23,7 @@ from evaluation.tasks import TaskSource, local_documents, no_progress_bars, only
 from matquant.cell import Cell
 from matquant.checkpoint import load_checkpoint
 from matquant.config import Study, load_study
+from matquant.devices import pick_device
 from matquant.errors import UserError
 from matquant.models import LoadedModel, load_model
 from matquant.nested import materialize
@@ -30,7 +31,6 @@ from matquant.notation import FULL, Plan
 from matquant.plan_search import found
 from matquant.runs import RunDir
 from matquant.setup import Readout, Setup
-from matquant.train import pick_device
 
 PREFIX = "local_"
 """Exported tasks have names of their own: lm-eval knows the plain ones already."""

@@ -27,12 +27,13 @@ from evaluation.protocol import task_source
 from evaluation.tasks import load_tasks
 from matquant.cell import Cell
 from matquant.config import load_study
+from matquant.devices import pick_device
 from matquant.errors import UserError
 from matquant.models import load_model
 from matquant.notation import FULL, Plan
 from matquant.setup import Setup
 from matquant.tracking import NoTracker
-from matquant.train import pick_device, train
+from matquant.train import train
 
 METRICS = ("acc", "acc_norm")
 TOLERANCE = 1e-4

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +80,24 @@ class Shelf:
             return torch.from_file(file.name, shared=True, size=num_elements, dtype=dtype).view(shape)
 
 
+@contextmanager
+def suited_to(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Holds a module's weights in float32 while its products are to be in float32, and narrows them again afterwards.
+
+    For narrower products autocast converts weights on the way; nothing converts a bfloat16 weight for float32.
+    Widening and narrowing again gives back the same bits.
+    """
+    tensors = [*module.parameters(), *module.buffers()] if dtype == torch.float32 else []
+    before = [(tensor, tensor.dtype) for tensor in tensors if tensor.is_floating_point()]
+    for tensor, _ in before:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, narrow in before:
+            tensor.data = tensor.data.to(narrow)
+
+
 class BlockInputs(NamedTuple):
     """What the first block receives, and the keyword arguments of every block.
 
@@ -91,8 +109,14 @@ class BlockInputs(NamedTuple):
 
 
 @torch.no_grad()
-def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_size: int, shelf: Shelf) -> BlockInputs:
-    """Runs a model with its blocks skipped, and keeps what each block was called with."""
+def capture(
+    model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_size: int, dtype: torch.dtype, shelf: Shelf
+) -> BlockInputs:
+    """Runs a model with its blocks skipped, and keeps what each block was called with.
+
+    With products in float32 a narrower model's embedding is widened for it: everything that depends on it, positions
+    too, is what the widened model gives its blocks.
+    """
     arguments: list[dict[str, Any]] = []
     device, body = next(model.parameters()).device, backbone(model)
 
@@ -105,6 +129,7 @@ def capture(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_
         for block in blocks(model):
             stack.enter_context(forward_replaced(block, record))
         stack.enter_context(forward_replaced(body.get_submodule("norm"), lambda states: states))
+        stack.enter_context(suited_to(body.get_submodule("embed_tokens"), dtype))
         body(input_ids=tokens[:1].to(device), use_cache=False)
         kept = arguments.copy()
         hidden = (
@@ -122,7 +147,10 @@ def run_block(
     dtype: torch.dtype,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Hidden:
-    """One block on one batch, with some of its weights replaced; matrix products in `dtype`, the rest in float32."""
+    """One block on one batch, with some of its weights replaced; matrix products in `dtype`, the rest in float32.
+
+    A block whose own weights are narrower than `dtype` has to be `suited_to` it.
+    """
     with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != torch.float32):
         return functional_call(block, dict(weights or {}), (hidden,), dict(arguments)).float()
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from matquant.cell import Cell, DType
 from matquant.checkpoint import has_checkpoint, load_checkpoint
 from matquant.data import token_blocks
+from matquant.devices import pick_device
 from matquant.errors import UserError
 from matquant.extra_precision import overflow_share
 from matquant.fitness import Fitness
@@ -24,7 +25,6 @@ from matquant.notation import STRATEGIES, Plan, Slice
 from matquant.runs import RunDir, read_json, write_json
 from matquant.setup import SearchSpec, Setup
 from matquant.stopping import give_way
-from matquant.train import pick_device
 from matquant.widths import Choices, Evolution, Levels, dynamic_program, evolve, pyramid
 
 Strategy = Literal["pyramid", "dynamic_program", "evolution"]

@@ -20,6 +20,7 @@ from matquant.calibration import Shelf
 from matquant.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.data import token_blocks
+from matquant.devices import pick_device, say_what_it_costs
 from matquant.distributed import ALONE, World, check_ranks
 from matquant.extra_precision import code_histogram, overflow_shares
 from matquant.models import load_model
@@ -154,18 +155,13 @@ def to_train(cell: Cell, setup: Setup) -> bool:
     return cell.base.kind != "none" and not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint)
 
 
-def pick_device(setup: Setup) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if setup.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(setup.device)
-
-
 def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Layers:
     assert cell.objective is not None
     assert cell.grid is not None
     assert cell.scope is not None
     device = world.device(pick_device(setup))
+    if isinstance(cell.base, OmniQuantBase | GPTQBase | QATBase):
+        say_what_it_costs(cell.base.compute_dtype, device, "base.compute_dtype", "another cell")
     # Several ranks share a model that one device may not hold: each reads it on its CPU and moves its shards.
     place = device if world.size == 1 else torch.device("cpu")
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=place)

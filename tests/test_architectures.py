@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 import run
 from evaluation.results import ResultStore
+from matquant import train
+from matquant.calibration import suited_to
 from matquant.checkpoint import load_checkpoint
-from matquant.models import blocks, linears, load_model
-from matquant.nested import materialize
+from matquant.models import LoadedModel, blocks, linears, load_model
+from matquant.nested import NestedWeight, materialize
 from matquant.notation import Plan
+from matquant.quantizers import DTYPES
 from matquant.runs import RunDir
+from matquant.tracking import NoTracker
 from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT
 
 # What an architecture needs beside the sizes of conf/model/tiny.yaml.
@@ -69,3 +74,58 @@ def test_an_architecture_goes_the_whole_line(tiny_study, architecture, base, sco
         assert output.isfinite().all()
         assert torch.equal(output, logits.setdefault(plan, output))
     assert len({tuple(output.flatten().tolist()) for output in logits.values()}) == 3
+
+
+# Of every base two steps, or one pass, in float32.
+FLOAT32 = {
+    "omniquant": (*TINY_OMNIQUANT, "base.transformation=true"),
+    "qat": TINY_QAT,
+    "gptq": (*TINY_GPTQ, "base.student_input=int2"),
+}
+
+
+@pytest.mark.parametrize("scope", ["ffn", "ffn_attention"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("base", FLOAT32)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_narrow_model_is_quantized_in_float32_as_its_widened_copy_is(
+    architecture, base, dtype, scope, tiny_study, tmp_path, monkeypatch
+):
+    """What `model=hub` is by default, in bfloat16, under a base whose products are in float32."""
+    study = tiny_study(
+        *(f"model.architecture={architecture}", *ARCHITECTURES[architecture], *FLOAT32[base], f"scope={scope}"),
+        *(f"model.dtype={dtype}", "bits=matquant"),
+    )
+    (cell,) = study.cells
+    assert cell.base.compute_dtype == "float32"
+
+    def layers(folder: str) -> dict[str, NestedWeight]:
+        runs = tmp_path / folder
+        setup = study.setup.model_copy(update={"paths": study.setup.paths.model_copy(update={"runs": runs})})
+        train.train(cell, setup, NoTracker())
+        return load_checkpoint(RunDir(runs, cell.id).checkpoint, cell).layers
+
+    ours = layers("narrow")
+    monkeypatch.setattr(train, "load_model", lambda *spec, **how: widened(load_model(*spec, **how)))
+    for name, expected in layers("widened").items():
+        assert torch.equal(ours[name].codes, expected.codes), name
+        assert torch.equal(ours[name].grid.scale, expected.grid.scale), name
+
+
+def widened(loaded: LoadedModel) -> LoadedModel:
+    return LoadedModel(loaded.model.float(), loaded.tokenizer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_block_that_was_widened_for_a_while_has_its_bits_back(dtype, tiny_study):
+    (cell,) = tiny_study().cells
+    model = load_model(cell.model, cache=Path(), dtype=dtype, device=torch.device("cpu")).model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with suited_to(model, torch.float32):
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    with suited_to(model, torch.bfloat16):
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {DTYPES[dtype]}

@@ -40,7 +40,7 @@ TOKENS = torch.randint(0, 257, (4, 16), generator=torch.Generator().manual_seed(
 
 @torch.no_grad()
 def test_walking_through_the_blocks_gives_the_models_own_hidden_states(model):
-    hidden, arguments = capture(model, TOKENS, batch_size=2, shelf=SHELF)
+    hidden, arguments = capture(model, TOKENS, batch_size=2, dtype=EXACT, shelf=SHELF)
     assert len(arguments) == 4
     for block, keywords in zip(blocks(model), arguments, strict=True):
         hidden = block_outputs(block, hidden, keywords, batch_size=2, dtype=EXACT, shelf=SHELF)
@@ -51,7 +51,7 @@ def test_walking_through_the_blocks_gives_the_models_own_hidden_states(model):
 def test_sliding_and_full_blocks_have_arguments_of_their_own():
     spec = RandomModel(kind="random", name="tiny", architecture="gemma2", config={**SIZES, **ARCHITECTURES["gemma2"]})
     model = load_model(spec, cache=Path(), dtype="float32", device=torch.device("cpu")).model
-    _, arguments = capture(model, TOKENS, batch_size=2, shelf=SHELF)
+    _, arguments = capture(model, TOKENS, batch_size=2, dtype=EXACT, shelf=SHELF)
     masks = [keywords["attention_mask"] for keywords in arguments]
     assert not torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
@@ -59,7 +59,7 @@ def test_sliding_and_full_blocks_have_arguments_of_their_own():
 
 @torch.no_grad()
 def test_a_remembered_attention_output_changes_nothing(model):
-    hidden, arguments = capture(model, TOKENS, batch_size=2, shelf=SHELF)
+    hidden, arguments = capture(model, TOKENS, batch_size=2, dtype=EXACT, shelf=SHELF)
     block, keywords = blocks(model)[0], arguments[0]
     chain = attend(block, hidden, keywords, batch_size=2, dtype=EXACT, shelf=SHELF)
     whole = run_block(block, hidden.states, keywords, dtype=EXACT)
@@ -71,7 +71,7 @@ def test_a_remembered_attention_output_changes_nothing(model):
 
 @torch.no_grad()
 def test_replaced_weights_are_used_and_the_blocks_own_are_left_alone(model):
-    hidden, arguments = capture(model, TOKENS, batch_size=2, shelf=SHELF)
+    hidden, arguments = capture(model, TOKENS, batch_size=2, dtype=EXACT, shelf=SHELF)
     block, keywords = blocks(model)[0], arguments[0]
     hidden = hidden.states
     before = run_block(block, hidden, keywords, dtype=EXACT)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matquant.algorithms import Layers, Progress
-from matquant.calibration import Activations, Chain, ChainBatch, Hidden, Shelf, attend, capture, run_chain
+from matquant.calibration import Activations, Chain, ChainBatch, Hidden, Shelf, attend, capture, run_chain, suited_to
 from matquant.cell import GPTQBase, GridSpec
 from matquant.column_solve import Solution, solve
 from matquant.models import block_name, blocks, input_names, linears
@@ -69,17 +69,18 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     """Quantizes every linear layer in scope; the model's own weights are not changed."""
     warn_of_few_tokens(model, settings.scope, num_tokens=tokens.numel())
     shelf = settings.shelf
-    hidden, arguments = capture(model, tokens, batch_size=settings.base.batch_size, shelf=shelf)
+    hidden, arguments = capture(model, tokens, batch_size=settings.base.batch_size, dtype=settings.dtype, shelf=shelf)
     layers: dict[str, NestedWeight] = {}
     found = blocks(model)
     for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
-        name = block_name(index)
-        solving = BlockSolve(index, block, keywords, settings.chain(block, hidden, keywords), settings)
-        finished = progress.resume(name, lambda solving=solving: solving.run(progress))
-        layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
-        progress.tick(index + 1, len(found), name)
-        if index + 1 < len(found):
-            hidden = shelf.keep(solving.outputs(finished), len(tokens))
+        with suited_to(block, settings.dtype):
+            name = block_name(index)
+            solving = BlockSolve(index, block, keywords, settings.chain(block, hidden, keywords), settings)
+            finished = progress.resume(name, lambda solving=solving: solving.run(progress))
+            layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
+            progress.tick(index + 1, len(found), name)
+            if index + 1 < len(found):
+                hidden = shelf.keep(solving.outputs(finished), len(tokens))
     return layers
 
 

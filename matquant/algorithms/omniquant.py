@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matquant.algorithms import Layers, Progress
-from matquant.calibration import Activations, Chain, Hidden, Shelf, attend, block_outputs, capture, run_chain
+from matquant.calibration import Activations, Chain, Hidden, Shelf, attend, block_outputs, capture, run_chain, suited_to
 from matquant.cell import GridSpec, OmniQuantBase
 from matquant.models import block_name, blocks, input_names, linears
 from matquant.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
@@ -67,23 +67,24 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     """Learns the clipping of every linear layer in scope; the model's weights are not changed."""
     model.requires_grad_(False)
     batch_size, shelf = settings.base.batch_size, settings.shelf
-    teacher, arguments = capture(model, tokens, batch_size=batch_size, shelf=shelf)
+    teacher, arguments = capture(model, tokens, batch_size=batch_size, dtype=settings.dtype, shelf=shelf)
     students = dict.fromkeys(settings.inputs, teacher)
     layers: dict[str, Any] = {}
     found = blocks(model)
     for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
-        name = block_name(index)
-        target = block_outputs(block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype, shelf=shelf)
-        if settings.base.transformation:
-            for linear in linears(block, settings.scope).values():
-                bias_of(linear)  # a place for the transformation's bias
-        chains = {part: settings.chain(block, hidden, keywords) for part, hidden in students.items()}
-        fitting = BlockFit(index, block, keywords, chains, target, settings)
-        finished = progress.resume(name, lambda fitting=fitting: fitting.run(progress, num_blocks=len(found)))
-        layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
-        progress.tick(index + 1, len(found), name)
-        teacher = target
-        students = {part: fitting.advance(finished, part) for part in students}
+        with suited_to(block, settings.dtype):
+            name = block_name(index)
+            target = block_outputs(block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype, shelf=shelf)
+            if settings.base.transformation:
+                for linear in linears(block, settings.scope).values():
+                    bias_of(linear)  # a place for the transformation's bias
+            chains = {part: settings.chain(block, hidden, keywords) for part, hidden in students.items()}
+            fitting = BlockFit(index, block, keywords, chains, target, settings)
+            finished = progress.resume(name, lambda fitting=fitting: fitting.run(progress, num_blocks=len(found)))
+            layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
+            progress.tick(index + 1, len(found), name)
+            teacher = target
+            students = {part: fitting.advance(finished, part) for part in students}
     return layers
 
 

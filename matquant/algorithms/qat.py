@@ -117,6 +117,8 @@ class Training:
         base = self.settings.base
         self._share = self.settings.world.share(base.batch_size)
         self.model.requires_grad_(False)
+        if base.compute_dtype == "float32":
+            self.model.float()  # nothing converts a bfloat16 weight for a float32 product
         self.nested = install(self.model, self.settings, self.meter)
         groups = [
             {"params": list(self._weights()), "lr": base.lr, "weight_decay": base.weight_decay},

@@ -20,11 +20,17 @@ CELLS = {
     "none": ["base=none"],
     "minmax int8": ["base=minmax", "bits=int8"],
     "omniquant int2": ["base=omniquant", "bits=int2"],
+    "omniquant int2 in bfloat16": ["base=omniquant", "bits=int2", "base.compute_dtype=bfloat16"],
     "omniquant matquant": ["base=omniquant", "bits=matquant"],
+    "omniquant matquant in bfloat16": ["base=omniquant", "bits=matquant", "base.compute_dtype=bfloat16"],
     "omniquant matquant gemma2 weights": ["base=omniquant", "bits=matquant", "weights=gemma2"],
     "omniquant matquant per channel, seed 1": ["base=omniquant", "bits=matquant", "grid=per_channel", "seed=1"],
     "gptq int4": ["base=gptq", "bits=int4"],
     "gptq matquant": ["base=gptq", "bits=matquant"],
+    "gptq matquant in bfloat16": ["base=gptq", "bits=matquant", "base.compute_dtype=bfloat16"],
+    "gptq matquant as published": ["base=gptq_paper", "bits=matquant"],
+    "qat int2": ["base=qat", "bits=int2"],
+    "qat int2 in bfloat16": ["base=qat", "bits=int2", "base.compute_dtype=bfloat16"],
     "gptq matquant {8, 4, 3}": ["base=gptq", "bits=matquant_843"],
     "tiny": ["model=tiny", "base=minmax", "bits=int8"],
 }
@@ -63,7 +69,7 @@ def experiments() -> dict[str, list[str]]:
 
 
 def row(cell: Cell) -> str:
-    """`gemma2_2b omniquant 1221 steps, {int8: 0.1, int4: 0.1, int2: 1} in int8, ffn, 128 x 2048 tokens of hub`."""
+    """`gemma2_2b omniquant {int8: 0.1, int4: 0.1, int2: 1} in int8, ffn, 1221 steps of 4 x 2048 tokens, in bfloat16`."""
     facts = [f"{cell.model.name} {cell.base.kind}"]
     if cell.objective is not None:
         terms = ", ".join(f"{term}: {term.weight:g}" for term in cell.objective.terms)
@@ -72,6 +78,8 @@ def row(cell: Cell) -> str:
         facts += [f"{cell.base.num_steps} steps of {cell.base.batch_size} x {cell.data.sequence_length} tokens"]
     if isinstance(cell.base, GPTQBase) and cell.data is not None:
         facts += [f"{cell.data.num_sequences} x {cell.data.sequence_length} tokens"]
+    if isinstance(cell.base, OmniQuantBase | QATBase | GPTQBase):
+        facts += [f"in {cell.base.compute_dtype}"]
     return ", ".join(facts)
 
 

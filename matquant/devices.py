@@ -1,0 +1,72 @@
+"""Where a cell is computed, and what a dtype costs there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from matquant.quantizers import DTYPES
+
+if TYPE_CHECKING:
+    from matquant.setup import Setup
+
+log = logging.getLogger(__name__)
+SHAPE = (1024, 576, 1536)
+"""Of the product that is timed: 1024 tokens through a linear layer of SmolLM2."""
+WORTH_A_WORD = 1.5
+"""How many times as long as in float32 a product must take before somebody is told."""
+
+
+def pick_device(setup: Setup) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if setup.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(setup.device)
+
+
+class Cost(NamedTuple):
+    """Seconds of one product of SHAPE on this CPU, in a narrow dtype and in float32."""
+
+    narrow: float
+    float32: float
+
+
+@cache
+def product_cost(dtype: str) -> Cost:
+    """Times a product on this CPU, the best of three, after one that is not timed.
+
+    Measured and not looked up: libraries emulate a dtype on one machine and have instructions for it on the next.
+    """
+    return Cost(_seconds(DTYPES[dtype]), _seconds(torch.float32))
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    tokens, inputs, outputs = SHAPE
+    x, weight = torch.ones(tokens, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def say_what_it_costs(dtype: str, device: torch.device, option: str, whose: str) -> None:
+    """Warns who computes in a narrow dtype on a CPU that emulates it; `whose` says what another dtype would be.
+
+    Says nothing on a GPU, and nothing where the dtype is about as fast as float32.
+    """
+    if device.type != "cpu" or dtype == "float32":
+        return
+    cost = product_cost(dtype)
+    times = cost.narrow / cost.float32
+    if times >= WORTH_A_WORD:
+        log.warning(
+            "%s=%s: this CPU emulates %s; a matrix product takes %.1f times as long as in float32 (%.0f against %.0f "
+            "ms). %s=float32 is faster here (%s)",
+            *(option, dtype, dtype, times, 1e3 * cost.narrow, 1e3 * cost.float32, option, whose),
+        )
