@@ -15,6 +15,13 @@ from evaluation.results import headline_metric
 WIDTH = 9
 
 
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class Line:
     """One plan: its bar, and what has been measured of it."""
 

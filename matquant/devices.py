@@ -35,6 +35,12 @@ class Cost(NamedTuple):
     float32: float
 
 
+def product_speed(dtype: str) -> float:
+    """Floating point operations a second of a matrix product on this CPU."""
+    tokens, inputs, outputs = SHAPE
+    return 2 * tokens * inputs * outputs / product_cost(dtype).narrow
+
+
 @cache
 def product_cost(dtype: str) -> Cost:
     """Times a product on this CPU, the best of three, after one that is not timed.

@@ -19,6 +19,7 @@ import psutil
 import submitit
 from tqdm import tqdm
 
+from evaluation.board import duration
 from matquant.runs import RunDir
 from matquant.setup import LocalCluster
 from matquant.status import LAUNCH
@@ -27,7 +28,6 @@ from slurm import snapshot
 from slurm.jobs import Job
 from slurm.plan import Item, Sweep
 from slurm.records import Submission, new_launch, write_submission
-from slurm.show import duration
 
 log = logging.getLogger("matquant")
 POLL_S = 0.3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from evaluation.board import duration
 from matquant.status import Reason
 from slurm.plan import STATES, Item, Sweep
 
@@ -78,13 +79,6 @@ def progress(item: Item) -> tuple[str, str, str]:
     spent = time.time() - (status.since or status.started)
     left = duration(spent / gained * (status.total - status.done)) if gained > 0 else ""
     return f"{100 * status.done / status.total:.0f} %", duration(elapsed), left
-
-
-def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _remark(item: Item) -> str:

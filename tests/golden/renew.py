@@ -69,7 +69,7 @@ def experiments() -> dict[str, list[str]]:
 
 
 def row(cell: Cell) -> str:
-    """`gemma2_2b omniquant {int8: 0.1, int4: 0.1, int2: 1} in int8, ffn, 1221 steps of 4 x 2048 tokens, in bfloat16`."""
+    """`gemma2_2b omniquant, {int8: 0.1, int2: 1} in int8, ffn, 1221 steps of 4 x 2048 tokens, in bfloat16`."""
     facts = [f"{cell.model.name} {cell.base.kind}"]
     if cell.objective is not None:
         terms = ", ".join(f"{term}: {term.weight:g}" for term in cell.objective.terms)

@@ -1,0 +1,136 @@
+"""The work of a stage on paper, in floating point operations.  The arithmetic of docs/experiments.md.
+
+Good to a factor of two on a machine that nobody has measured, and to a third on one that has (`evaluation.forecast`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from evaluation.results import LOG_PPLX
+from matquant.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.models import blocks, linears, skeleton
+from matquant.setup import Readout
+from matquant.widths import TOURNAMENT
+
+DOCUMENTS = {
+    "arc_challenge": 1172,
+    "arc_easy": 2376,
+    "boolq": 3270,
+    "hellaswag": 10042,
+    "piqa": 1838,
+    "winogrande": 1267,
+}
+DOCUMENTS_OF_ANOTHER_TASK = 5000
+TOKENS = {"arc_challenge": 45, "arc_easy": 40, "boolq": 146, "hellaswag": 82, "piqa": 51, "winogrande": 28}
+"""Of a document with all its answers, the text they share counted once; measured with SmolLM2's tokenizer."""
+TOKENS_OF_ANOTHER_TASK = 150
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model: all weights, those in scope, the largest block's, and what an activation is made of."""
+
+    weights: int
+    in_scope: int
+    in_block: int
+    hidden: int
+    layers: int
+    vocabulary: int
+
+
+_SIZES: dict[tuple[str, str | None], Size] = {}
+
+
+def size_of(cell: Cell, cache: Path) -> Size:
+    """The size of a cell's model, which is built without weights once for each scope."""
+    key = (cell.model.model_dump_json(), cell.scope)
+    if key not in _SIZES:
+        model = skeleton(cell.model, cache=cache)
+        in_blocks = [
+            sum(linear.weight.numel() for linear in linears(block, cell.scope).values()) if cell.scope else 0
+            for block in blocks(model)
+        ]
+        config = model.config
+        _SIZES[key] = Size(
+            weights=sum(parameter.numel() for parameter in model.parameters()),
+            in_scope=sum(in_blocks),
+            in_block=max(in_blocks),
+            hidden=config.hidden_size,
+            layers=len(in_blocks),
+            vocabulary=config.vocab_size,
+        )
+    return _SIZES[key]
+
+
+def training_operations(cell: Cell, size: Size) -> float:
+    """What it takes to make a cell's checkpoint."""
+    match cell.base:
+        case NoBase() | MinMaxBase():
+            return 0.0
+        case OmniQuantBase() as base:
+            assert cell.data is not None
+            trained = base.num_steps * base.batch_size * cell.data.sequence_length
+            # Forward and backward of the layers in scope; then every block's output on the calibration text, for the
+            # teacher and for each slice.
+            steps = 4.7 * size.in_scope * trained * num_slices(cell)
+            return steps + 2 * size.weights * calibration_tokens(cell) * (num_slices(cell) + 1)
+        case QATBase() as base:
+            assert cell.data is not None
+            tokens = base.num_steps * base.batch_size * cell.data.sequence_length
+            return (8 if base.activation_checkpointing else 6) * size.weights * tokens * num_slices(cell)
+        case GPTQBase():
+            # Two passes through every block, and the second moments of its inputs: where a feed-forward network is four
+            # times as wide as its input, 1.4 x 2 operations a weight and token.  The solve is small beside them.
+            return (4 * size.weights + 3 * size.in_scope) * calibration_tokens(cell)
+        case _:
+            assert_never(cell.base)
+
+
+def reading_operations(cell: Cell, readout: Readout, size: Size, num_plans: float) -> float:
+    """What it takes to read a cell at so many plans, on all tasks and the held-out text, searches for them included."""
+    tokens: float = num_plans * tokens_of_plan(readout)
+    if cell.data is not None:
+        passes = passes_of_searches(cell, readout, size, num_plans)
+        tokens += passes * readout.search.num_sequences * cell.data.sequence_length
+    return 2 * size.weights * tokens
+
+
+def tokens_of_plan(readout: Readout) -> int:
+    """The tokens that are run through a model for one plan."""
+    tasks = [*readout.tasks, *([] if readout.perplexity is None else [LOG_PPLX])]
+    return sum(tokens_of_task(readout, task) for task in tasks)
+
+
+def tokens_of_task(readout: Readout, task: str) -> int:
+    """The tokens of a task's documents, or of the held-out text."""
+    if task == LOG_PPLX:
+        assert readout.perplexity is not None
+        return readout.perplexity.num_sequences * readout.perplexity.sequence_length
+    documents = DOCUMENTS.get(task, DOCUMENTS_OF_ANOTHER_TASK)
+    return min(readout.limit or documents, documents) * TOKENS.get(task, TOKENS_OF_ANOTHER_TASK)
+
+
+def passes_of_searches(cell: Cell, readout: Readout, size: Size, num_plans: float) -> float:
+    """How often searches for plans read their text, if as many of them are missing as of other plans."""
+    plans, spec = readout.plans_of(cell), readout.search
+    evolution = 1 + spec.generations * sum(
+        survivors * share for survivors, (_, share) in zip((spec.offspring, 16, 4), TOURNAMENT, strict=True)
+    )
+    names = [plan.strategy for plan in plans if plan.strategy is not None]
+    passes = sum(evolution for name in names if name.startswith("evolution"))
+    # Every unit at every width below int8, once for all budgets; two units of fused layers in each network, about.
+    passes += sum(4 * size.layers * (2 if name.endswith("linear") else 1) for name in {*names} if "dynamic" in name)
+    return passes * num_plans / max(1, len(plans))
+
+
+def num_slices(cell: Cell) -> int:
+    assert cell.objective is not None
+    return len(cell.objective.slices)
+
+
+def calibration_tokens(cell: Cell) -> int:
+    assert cell.data is not None
+    return cell.data.num_sequences * cell.data.sequence_length
