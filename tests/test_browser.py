@@ -10,7 +10,8 @@ import pytest
 from analysis.drawing import to_html
 from analysis.page import plain_page
 from analysis.papers import paper_table
-from analysis.report import build_report, load
+from analysis.building import load
+from analysis.report import build_report
 from analysis.summary import summary
 from evaluation.results import ResultStore
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
