@@ -52,7 +52,6 @@ No model is loaded and nothing is measured; `python run.py ...` with the same ov
 """
 
 
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: 0 if the report was written, 2 with one line on stderr if it could not be."""
     parser = argparse.ArgumentParser(

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from analysis.building import load
 from analysis.drawing import to_html
 from analysis.page import plain_page
 from analysis.papers import paper_table
-from analysis.building import load
 from analysis.report import build_report
 from analysis.summary import summary
 from evaluation.results import ResultStore

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 TABLES = {f"table.{form}" for form in ("md", "tex", "html", "csv")}
 FIGURES = ("pareto", "pareto_column", "pareto_with_grid", "pareto_with_grid_column", "widths", "widths_log_pplx")
-FILES = {".drawn.json", "comparisons.csv", "report.html", *TABLES, *(f"{name}.{form}" for name in FIGURES for form in FORMS)}
+FILES = {
+    ".drawn.json",
+    "comparisons.csv",
+    "report.html",
+    *TABLES,
+    *(f"{name}.{form}" for name in FIGURES for form in FORMS),
+}
 
 
 @pytest.fixture
