@@ -24,6 +24,7 @@ from matquant.cell import Cell
 from matquant.compose import sweep_points
 from matquant.config import Study, load_study
 from matquant.errors import UserError
+from matquant.ranks import num_ranks
 from matquant.runs import RunDir, remove_leftovers
 from matquant.setup import Setup
 from matquant.stopping import at_safe_points, interrupts_win, remember_interrupts
@@ -72,7 +73,10 @@ def fail(error: UserError) -> NoReturn:
 
 def join(check: Callable[[], None]) -> None:
     """Lets the main one of several ranks check and speak for all; the others wait for it, and are silent from here."""
-    from matquant.distributed import world
+    if num_ranks() == 1:
+        check()
+        return
+    from matquant.distributed import world  # imports torch, which a process that is alone may not need
 
     if world().is_main:
         check()
@@ -83,19 +87,20 @@ def join(check: Callable[[], None]) -> None:
 
 def part() -> None:
     """Ends together what `join` began: a rank that left early would look like one that died."""
-    from matquant.distributed import leave, world
+    if num_ranks() > 1:
+        from matquant.distributed import leave, world
 
-    leave(world())
+        leave(world())
 
 
 def check(studies: Sequence[Study]) -> None:
     """Refuses studies that cannot be run, before the first cell of the first of them starts."""
     from evaluation import preflight
-    from matquant.distributed import check_ranks, world
 
     preflight.check(studies)
-    if world().size == 1:
+    if num_ranks() == 1:
         return
+    from matquant.distributed import check_ranks, world
     from matquant.train import to_train
 
     for study in studies:
@@ -121,9 +126,7 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
     A cell that fails does not keep the others from running; the failures are named at the end.  Of several ranks all
     take part in training, and the main one does the rest.
     """
-    # Imported here, so that --help and a refused command line answer at once.
-    from analysis.report import build_report, print_table
-    from matquant.distributed import world
+    from analysis.report import Report, print_text
 
     failures: dict[str, Exception] = {}
     for number, cell in enumerate(study.cells, start=1):
@@ -132,15 +135,16 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
             with interrupts_win():
                 run_cell(cell, study.setup)
         except Exception as error:  # of any kind: what can still be measured is measured
-            if world().size > 1:
+            if num_ranks() > 1:
                 raise  # the other ranks may not know of it, and would wait for this one in another place
             # What the user can put right needs no traceback; everything else is ours to mend.
             log.error("cell %s failed: %s", cell.id, error, exc_info=not isinstance(error, UserError))
             failures[cell.id] = error
-    if not world().is_main:
+    if not is_main():
         return
-    print_table(study)
-    print(f"report: {build_report(study, overrides).html}")
+    report = Report(study, overrides)
+    print_text(report.text())
+    print(f"report: {report.draw().html}")
     if failures:
         reasons = "; ".join(f"{cell_id}: {error}" for cell_id, error in failures.items())
         raise UserError(
@@ -150,23 +154,44 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
 
 def run_cell(cell: Cell, setup: Setup) -> None:
     """One cell from end to end; what is on disk already is not computed again."""
-    from evaluation.evaluate import evaluate
-    from matquant.distributed import world
-    from matquant.tracking import NoTracker, tracking
-    from matquant.train import train
+    if not is_main():
+        if agreed(False):  # the main rank knows
+            from matquant.tracking import NoTracker
+            from matquant.train import train
 
-    if not world().is_main:
-        if world().broadcast(False):  # the main rank knows
             train(cell, setup, NoTracker())
         return
     with claimed(cell, setup) as to_do:
-        if not world().broadcast(to_do):
+        if not agreed(to_do):
             return
+        # Imported here: torch and lm_eval take seconds, and a cell whose results are all there needs neither.
+        from evaluation.evaluate import evaluate
+        from matquant.tracking import tracking
+        from matquant.train import train
+
         remove_leftovers(setup.paths.runs / cell.id)
         remove_leftovers(setup.paths.results / cell.id)
         with tracking(cell, setup, "cell") as tracker:
             train(cell, setup, tracker)
             evaluate(cell, setup, tracker)
+
+
+def is_main() -> bool:
+    """True for the process that writes and prints: the only one, or the main one of several ranks."""
+    if num_ranks() == 1:
+        return True
+    from matquant.distributed import world
+
+    return world().is_main
+
+
+def agreed(to_do: bool) -> bool:
+    """What the main one of several ranks says."""
+    if num_ranks() == 1:
+        return to_do
+    from matquant.distributed import world
+
+    return world().broadcast(to_do)
 
 
 @contextmanager

@@ -11,15 +11,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from analysis.load import LoadedResults
+from analysis.names import TASK_NAMES
 from analysis.significance import TASK_AVG, differences, document_values, outcomes
-from analysis.summary import TASK_NAMES
 from evaluation.results import LOG_PPLX, ResultStore, protocol_id
 from matquant.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.load import LoadedResults
 
 Measured = dict[tuple[str, str], np.ndarray]
 """By task and protocol: the value of each document."""
@@ -67,7 +71,7 @@ def compare(ours: Measured, theirs: Measured) -> list[str]:
     return lines
 
 
-Reading = tuple[pd.DataFrame, LoadedResults]
+Reading = tuple["pd.DataFrame", "LoadedResults"]
 """The rows of `summary.summary`, and the results they come from."""
 
 
@@ -76,6 +80,8 @@ def pairs_of(ours: Reading, theirs: Reading, *, first: str, second: str) -> pd.D
 
     A row for each pair and each of Task Avg and log perplexity; percent points and nats.
     """
+    import pandas as pd  # the command line makes no table
+
     found = []
     for _, our in ours[0][ours[0]["method"].str.startswith(first)].iterrows():
         rivals = theirs[0][(theirs[0]["model"] == our["model"]) & (theirs[0]["plan"] == our["plan"])]

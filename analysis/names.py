@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analysis.significance import TASK_AVG
+from evaluation.results import LOG_PPLX
+
 if TYPE_CHECKING:
     from matquant.cell import Cell
     from matquant.notation import Objective, Plan
@@ -22,6 +25,16 @@ MODEL_NAMES = {
     "smollm2_135m": "SmolLM2-135M",
 }
 """The models of the paper and the embedded one, as they are printed; any other is called by its own name."""
+TASK_NAMES = {
+    "arc_challenge": "ARC-c",
+    "arc_easy": "ARC-e",
+    "boolq": "BoolQ",
+    "hellaswag": "HellaSwag",
+    "piqa": "PIQA",
+    "winogrande": "WinoGrande",
+    TASK_AVG: "Task Avg",
+    LOG_PPLX: "log pplx",
+}
 
 
 def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str], dict[str, Any]]:

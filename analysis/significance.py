@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from evaluation.results import LOG_PPLX, headline_metric
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analysis.load import LoadedResults
 
 TASK_AVG = "task_avg"
@@ -110,6 +111,8 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
     The reference is the explicit Baseline of that width, where there is one, else the sliced parent; of the same base
     algorithm and scope, where there is one.  A Baseline has no reference.
     """
+    import pandas as pd  # two read-outs are compared without any table
+
     found = []
     for _, group in rows[rows["base"] != "none"].groupby(["model", "bits", "plan"], sort=False):
         measured = {index: outcomes(loaded, row) for index, row in group.iterrows()}
@@ -141,6 +144,8 @@ def _reference(group: pd.DataFrame, index: Any) -> Any | None:
     candidates = group[baseline | (group["method"].str.startswith("Sliced") & (group.index != index))]
     if candidates.empty:
         return None
+    import pandas as pd
+
     distance = pd.DataFrame(
         {
             "base": candidates["base"] != row["base"],

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import COST_COLUMNS
-from analysis.names import IDENTITY_COLUMNS
+from analysis.names import IDENTITY_COLUMNS, TASK_NAMES
 from analysis.significance import TASK_AVG
 from evaluation.results import HEADLINE_METRICS, LOG_PPLX
 
@@ -20,17 +20,6 @@ Row = Mapping[Any, Any]
 """A row of `summary`, by column name."""
 
 METHOD_ORDER = ("Sliced", "Baseline", "Single Precision", "MatQuant")
-TASK_NAMES = {
-    "arc_challenge": "ARC-c",
-    "arc_easy": "ARC-e",
-    "boolq": "BoolQ",
-    "hellaswag": "HellaSwag",
-    "piqa": "PIQA",
-    "winogrande": "WinoGrande",
-    TASK_AVG: "Task Avg",
-    LOG_PPLX: "log pplx",
-}
-
 CHANCE = {"arc_challenge": 0.25, "arc_easy": 0.25, "boolq": 0.5, "hellaswag": 0.25, "piqa": 0.5, "winogrande": 0.5}
 """Accuracy of a guess: one over the number of answers (a few ARC questions have three or five)."""
 

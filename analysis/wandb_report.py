@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.beside import side_by_side
+from analysis.building import load, paper_number
 from analysis.contents import gap_texts, headlines, measured_text, provenance_rows
 from analysis.drawing import to_markdown
 from analysis.files import write_text
 from analysis.papers import kind_of
-from analysis.report import load, paper_number
 from analysis.significance import against_reference
 from analysis.summary import summary
 from analysis.tables import significant_marks, summary_table

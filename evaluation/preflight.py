@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from evaluation.protocol import task_source
+from evaluation.protocol import is_complete, task_source
+from evaluation.results import ResultStore
 from evaluation.tasks import check_task_names
 from matquant.cell import Cell
 from matquant.config import Study
@@ -16,19 +17,37 @@ FOLDERS = ("runs", "results", "out", "cache")
 
 
 def check(studies: Sequence[Study]) -> None:
-    """Refuses studies that cannot be run, before the first cell of the first of them starts."""
-    for setup in {study.setup.model_dump_json(): study.setup for study in studies}.values():
-        check_setup(setup)
-    for study in studies:
+    """Refuses studies that cannot be run, before the first cell of the first of them starts.
+
+    A study whose results are all there runs nothing: neither its tasks nor its models are looked at.
+    """
+    for setup in _distinct(studies):
+        check_folders(setup)
+    unfinished = [study for study in studies if not _is_complete(study)]
+    for setup in _distinct(unfinished):
+        check_tasks(setup)
+    for study in unfinished:
         for reason in refusals(study.cells, study.setup).values():
             raise UserError(reason)
 
 
-def check_setup(setup: Setup) -> None:
-    """Refuses folders that cannot be written to, and tasks that nobody knows."""
+def _distinct(studies: Iterable[Study]) -> Iterable[Setup]:
+    return {study.setup.model_dump_json(): study.setup for study in studies}.values()
+
+
+def _is_complete(study: Study) -> bool:
+    """True if every result is on disk; False also where that cannot be told, which the checks then explain."""
+    store = ResultStore(study.setup.paths.results)
+    try:
+        return all(is_complete(cell, study.setup.readout, store) for cell in study.cells)
+    except UserError:
+        return False
+
+
+def check_folders(setup: Setup) -> None:
+    """Refuses folders that cannot be written to."""
     for option in FOLDERS:
         require_writable(getattr(setup.paths, option).expanduser(), f"paths.{option}")
-    check_tasks(setup)
 
 
 def check_tasks(setup: Setup) -> None:

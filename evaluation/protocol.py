@@ -81,6 +81,16 @@ def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict
     return {plan: tasks for plan, tasks in gaps.items() if tasks}
 
 
+def is_complete(cell: Cell, readout: Readout, store: ResultStore) -> bool:
+    """True if a cell has no result missing; where one has no file of its name, without looking for the documents."""
+    tasks = [*readout.tasks, *([LOG_PPLX] if readout.perplexity is not None else [])]
+    for plan in readout.plans_of(cell):
+        present = store.names(cell.id, str(plan))
+        if not all(any(name.startswith(f"{task}-") for name in present) for task in tasks):
+            return False
+    return not missing(cell, readout, store)
+
+
 def survey(cells: Iterable[Cell], readout: Readout, store: ResultStore) -> dict[str, Mapping[Plan, tuple[str, ...]]]:
     """For every cell id the plans and tasks without a result, by the names of files alone.
 

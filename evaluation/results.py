@@ -9,6 +9,8 @@
 The *protocol* is every fact that decides what a number means besides the weights: task, document limit, batch size,
 dtype, data revision, lm-eval version.  A result measured under another protocol is another file, so nothing is ever
 overwritten by a different experiment and nothing is mistaken for it.
+
+pyarrow is imported by the functions that open a table of documents: what plans by the names of files needs none.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from matquant.notation import Plan
 from matquant.runs import write_beside, write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Protocol = Mapping[str, Any]
 
@@ -59,6 +61,8 @@ def documents_path(result: Path) -> Path:
 
 def _compact(values: Sequence[Any]) -> pa.Array:
     """Right and wrong in a byte, document numbers in four, other numbers as they are."""
+    import pyarrow as pa
+
     array = pa.array(values)
     if not pa.types.is_integer(array.type):
         return array
@@ -132,6 +136,12 @@ class ResultStore:
         path = self.path(key)
         try:
             result = self.read(path)
+        except (OSError, ValueError):
+            return False
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
             num_rows = pq.read_metadata(documents_path(path)).num_rows
         except (OSError, ValueError, pa.ArrowException):
             return False
@@ -139,6 +149,9 @@ class ResultStore:
 
     def put(self, result: Result, documents: Documents) -> None:
         """Writes a result and its documents; it counts as there once the json is, which comes last."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         path = self.path(result.key)
         table = pa.table({name: _compact(values) for name, values in documents.items()})
         write_beside(documents_path(path), lambda beside: pq.write_table(table, beside, compression="zstd"))
@@ -174,9 +187,14 @@ class ResultStore:
 
     def documents(self, key: Key) -> dict[str, list[Any]]:
         """The outcome of every document of a result; ValueError if they are not there or cut short."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         path = documents_path(self.path(key))
         try:
-            return pq.read_table(path).to_pydict()
+            # Not pq.read_table: it imports pandas, and looks for partitions first.
+            with pq.ParquetFile(path) as file:
+                return file.read().to_pydict()
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}); delete the json beside it and evaluate again"

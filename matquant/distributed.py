@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from matquant.cell import Cell, QATBase
 from matquant.errors import UserError
+from matquant.ranks import num_ranks
 
 T = TypeVar("T")
 COMPUTE_TIMEOUT = timedelta(minutes=30)
@@ -101,7 +102,7 @@ ALONE = World()
 
 def world() -> World:
     """The world that the environment describes; UserError if it describes one in part."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = num_ranks()
     if size == 1:
         return ALONE
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

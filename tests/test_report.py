@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from analysis.building import paper_number
 from analysis.contents import commands
-from analysis.figures.style import FORMS
-from analysis.report import build_report, main, paper_number, print_table
+from analysis.report import FORMS, Report, build_report, main, print_text
 from matquant.errors import UserError
 from matquant.runs import PROJECT
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 
 TABLES = {f"table.{form}" for form in ("md", "tex", "html", "csv")}
 FIGURES = ("pareto", "pareto_column", "pareto_with_grid", "pareto_with_grid_column", "widths", "widths_log_pplx")
-FILES = {"comparisons.csv", "report.html", *TABLES, *(f"{name}.{form}" for name in FIGURES for form in FORMS)}
+FILES = {
+    ".drawn.json",
+    "comparisons.csv",
+    "report.html",
+    *TABLES,
+    *(f"{name}.{form}" for name in FIGURES for form in FORMS),
+}
 
 
 @pytest.fixture
@@ -57,7 +64,9 @@ def test_every_promised_file_is_written_and_nothing_else(made):
 
 def test_a_second_report_of_the_same_results_is_the_same(made):
     measure(made)
-    first = {path.name: path.read_bytes() for path in build_report(made).folder.iterdir()}
+    folder = build_report(made).folder
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
     assert {path.name: path.read_bytes() for path in build_report(made).folder.iterdir()} == first
 
 
@@ -108,7 +117,7 @@ def test_an_empty_results_folder_is_a_report_of_gaps(made, capsys):
     page = page_of(made)
     assert "Nothing has been measured yet." in page
     assert f"{made.cells[3].id} (MatQuant (OmniQuant)): nothing measured yet" in page
-    print_table(made)
+    print_text(Report(made).text())
     assert "missing: 30 of 30 results are not measured yet" in capsys.readouterr().out
 
 
@@ -125,7 +134,7 @@ def test_problems_reach_the_terminal_and_the_page(made, capsys):
     store = measure(made)
     path = next((store.folder / made.cells[0].id / "full").glob("boolq-*.json"))
     path.write_text("{")
-    print_table(made)
+    print_text(Report(made).text())
     assert f"problem: {path} is not a whole result file" in capsys.readouterr().out
     assert f"{path} is not a whole result file" in page_of(made)
 

@@ -220,6 +220,13 @@ def test_the_revision_of_the_hub_is_a_commit_from_the_hub_or_else_the_cache(monk
     module._hub_commit.cache_clear()
 
 
+def test_the_datasets_of_the_paper_are_those_that_lm_eval_names():
+    for name, home in PAPER_TASKS.items():
+        entry = module._manager_of(name).task_index[name]
+        assert entry.cfg is not None
+        assert (home.dataset, home.subset) == (entry.cfg["dataset_path"], entry.cfg.get("dataset_name"))
+
+
 def test_a_mirror_that_is_not_there_is_refused_with_the_layout_expected(tmp_path):
     with pytest.raises(ValueError, match=r"piqa is not a folder; readout.data_dir holds a folder for each task"):
         load_tasks(["piqa"], TaskSource("folder", tmp_path))

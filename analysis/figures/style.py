@@ -55,7 +55,6 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "matquant",
     "pdf.fonttype": 42,
 }
-FORMS = ("svg", "pdf", "png")
 
 
 @dataclass(frozen=True)

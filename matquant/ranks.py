@@ -1,0 +1,10 @@
+"""Whether this process is alone or one of several ranks, which is known without torch (see `matquant.distributed`)."""
+
+from __future__ import annotations
+
+import os
+
+
+def num_ranks() -> int:
+    """How many processes train together, as whoever started them says in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
