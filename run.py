@@ -13,8 +13,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,6 +28,9 @@ from matquant.ranks import num_ranks
 from matquant.runs import RunDir, remove_leftovers
 from matquant.setup import Setup
 from matquant.stopping import at_safe_points, interrupts_win, remember_interrupts
+
+if TYPE_CHECKING:
+    from evaluation.forecast import Forecast, Stage
 
 log = logging.getLogger("matquant")
 PATIENCE_S = 100.0
@@ -129,11 +132,12 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
     from analysis.report import Report, print_text
 
     failures: dict[str, Exception] = {}
+    outlook = _outlook(study)
     for number, cell in enumerate(study.cells, start=1):
-        log.info("cell %d/%d: %s", number, len(study.cells), cell.id)
+        log.info("cell %d/%d: %s%s", number, len(study.cells), cell.id, outlook or "")
         try:
             with interrupts_win():
-                run_cell(cell, study.setup)
+                run_cell(cell, study.setup, outlook)
         except Exception as error:  # of any kind: what can still be measured is measured
             if num_ranks() > 1:
                 raise  # the other ranks may not know of it, and would wait for this one in another place
@@ -152,8 +156,26 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
         )
 
 
-def run_cell(cell: Cell, setup: Setup) -> None:
+def _outlook(study: Study) -> Forecast | None:
+    """How long the study will take; None where nothing is missing, or it is not for this process to say."""
+    from evaluation.preflight import is_finished
+
+    if num_ranks() > 1 or is_finished(study):
+        return None
+    from evaluation.forecast import forecast  # imports torch, which a finished study does not need
+
+    try:
+        return forecast(study)
+    except UserError:  # of a cell that cannot be run, which is said when it is its turn
+        return None
+
+
+def run_cell(cell: Cell, setup: Setup, outlook: Forecast | None = None) -> None:
     """One cell from end to end; what is on disk already is not computed again."""
+
+    def timed(stage: Stage) -> AbstractContextManager[None]:
+        return nullcontext() if outlook is None else outlook.stage(cell.id, stage)
+
     if not is_main():
         if agreed(False):  # the main rank knows
             from matquant.tracking import NoTracker
@@ -172,8 +194,10 @@ def run_cell(cell: Cell, setup: Setup) -> None:
         remove_leftovers(setup.paths.runs / cell.id)
         remove_leftovers(setup.paths.results / cell.id)
         with tracking(cell, setup, "cell") as tracker:
-            train(cell, setup, tracker)
-            evaluate(cell, setup, tracker)
+            with timed("train"):
+                train(cell, setup, tracker)
+            with timed("evaluate"):
+                evaluate(cell, setup, tracker)
 
 
 def is_main() -> bool:

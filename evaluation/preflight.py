@@ -23,7 +23,7 @@ def check(studies: Sequence[Study]) -> None:
     """
     for setup in _distinct(studies):
         check_folders(setup)
-    unfinished = [study for study in studies if not _is_complete(study)]
+    unfinished = [study for study in studies if not is_finished(study)]
     for setup in _distinct(unfinished):
         check_tasks(setup)
     for study in unfinished:
@@ -35,7 +35,7 @@ def _distinct(studies: Iterable[Study]) -> Iterable[Setup]:
     return {study.setup.model_dump_json(): study.setup for study in studies}.values()
 
 
-def _is_complete(study: Study) -> bool:
+def is_finished(study: Study) -> bool:
     """True if every result is on disk; False also where that cannot be told, which the checks then explain."""
     store = ResultStore(study.setup.paths.results)
     try:
