@@ -11,20 +11,31 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# While the hook below imports a module of ours, it looks for the byte code of every module under a name of its own, and
+# would compile these libraries from source, in every process of a test run: so they come first.
+import datasets  # noqa: F401
+import lm_eval.models.huggingface  # noqa: F401
+import torch
+import transformers.modeling_utils  # noqa: F401
 from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401 -- jaxtyping looks it up as an attribute of the package
 
 install_import_hook("matquant", "tests.shapes.checked")
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
-from matquant.config import Study, load_study
-from tests.tiny import tiny_overrides
+from matquant import text
+from matquant.config import Study
+from tests.processes import MARK, left_behind
+from tests.shared import run_folder, studies
+from tests.tiny import tiny_overrides, tiny_paths
 
 
 @pytest.fixture(
@@ -41,11 +52,48 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Fails, at the end of all tests of this process, if one of them has left something running."""
+    os.environ[MARK] = str(os.getpid())
+    yield
+    left = left_behind()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "\n".join(["tests have left processes:", *left.values()])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _text_is_read_once() -> Iterator[None]:
+    """The embedded corpus and its split, which take half a second for every cell, are the same for all of them."""
+    corpus = cache(lambda read: tuple(read()))
+    with pytest.MonkeyPatch.context() as patch:
+        read, digest = text._embedded_documents, text._digest
+        patch.setattr(text, "_embedded_documents", lambda: iter(corpus(read)))
+        patch.setattr(text, "_digest", cache(digest))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of a test run."""
+    return run_folder(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def composed(shared_folder: Path) -> Callable[..., Study]:
+    """Composes a study, unless some test has done so before: its values are frozen."""
+    return studies(shared_folder)
+
+
 @pytest.fixture
-def tiny_study(tmp_path: Path) -> Callable[..., Study]:
+def tiny_study(tmp_path: Path, composed: Callable[..., Study]) -> Callable[..., Study]:
     """Composes a study of the tiny random model, with all files under the test's own folder."""
 
     def compose(*overrides: str) -> Study:
-        return load_study([*tiny_overrides(tmp_path), *overrides])
+        if any(override.startswith("paths.") for override in overrides):
+            return composed(*tiny_overrides(tmp_path), *overrides)
+        study = composed(*tiny_overrides(Path("anywhere")), *overrides)
+        return replace(study, setup=study.setup.model_copy(update={"paths": tiny_paths(tmp_path)}))
 
     return compose

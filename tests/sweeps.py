@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from matquant.runs import PROJECT
+from tests.moments import Plan
+from tests.processes import Process, fork, variables
+from tests.shared import once
 from tests.tiny import tiny_overrides
 
 QUICK = (
@@ -20,31 +18,38 @@ QUICK = (
     "base.compute_dtype=float32",
     "readout.tasks=[piqa]",
 )
-SLOW = (
-    *("base=omniquant", "base.num_steps=150", "base.batch_size=2", "base.compute_dtype=float32"),
-    *("model.config.num_hidden_layers=8", "readout.tasks=[piqa]", "bits=matquant"),
+STEPS, BLOCKS = 4, 3
+STUDY = (
+    *("base=omniquant", f"base.num_steps={STEPS}", "base.batch_size=2", "base.compute_dtype=float32"),
+    *(f"model.config.num_hidden_layers={BLOCKS}", "readout.tasks=[piqa]", "bits=matquant"),
 )
-"""Some twenty seconds of training, in eight pieces."""
+"""Three blocks of four steps: enough moments to be interrupted at."""
 NAME = "name=sweep"
 
 
-def program(
-    module: str, folder: Path, *arguments: str, environment: dict[str, str] | None = None, check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m slurm.launch` or `slurm.status` on the tiny model, with all files under a folder."""
-    command = [sys.executable, "-m", module, *tiny_overrides(folder), NAME, *arguments]
-    done = subprocess.run(command, cwd=PROJECT, env=environment or variables(), capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+def start(folder: Path, *arguments: str, module: str = "slurm.launch", plan: Plan | None = None) -> Process:
+    """Starts `python -m slurm.launch` or `slurm.status` on the tiny model, with all files under a folder."""
+    environment = {**variables(), **(plan.variables if plan else {})}
+    return fork("-m", module, *tiny_overrides(folder), NAME, *arguments, environment=environment)
 
 
-def launch(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return program("slurm.launch", folder, *arguments, check=check)
+def program(module: str, folder: Path, *arguments: str, check: bool = True, plan: Plan | None = None) -> Process:
+    """The same from start to end."""
+    process = start(folder, *arguments, module=module, plan=plan)
+    if check:
+        return process.check()
+    process.wait()
+    return process
 
 
-def variables() -> dict[str, str]:
-    """One thread a process, so that neither the machine nor its load decides how sums are grouped."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+def launch(folder: Path, *arguments: str, check: bool = True, plan: Plan | None = None) -> Process:
+    return program("slurm.launch", folder, *arguments, check=check, plan=plan)
+
+
+def start_run(folder: Path, *arguments: str, plan: Plan | None = None) -> Process:
+    """Starts run.py on the tiny model, with all files under a folder."""
+    environment = {**variables(), **(plan.variables if plan else {})}
+    return fork("run.py", *tiny_overrides(folder), *arguments, environment=environment)
 
 
 def items(folder: Path, *arguments: str) -> dict[tuple[str, str], dict]:
@@ -60,10 +65,13 @@ def states(folder: Path, *arguments: str) -> list[str]:
 
 def run_here(folder: Path, *arguments: str) -> dict[str, bytes]:
     """The same study by run.py, undisturbed: what a sweep must end in."""
-    command = [sys.executable, "run.py", *tiny_overrides(folder), NAME, *arguments]
-    done = subprocess.run(command, cwd=PROJECT, env=variables(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    start_run(folder, NAME, *arguments).check()
     return bits(folder)
+
+
+def undisturbed(shared_folder: Path, name: str, *arguments: str) -> dict[str, bytes]:
+    """The same, once for all tests of a run."""
+    return bits(once(shared_folder / "undisturbed" / name, lambda folder: run_here(folder, *arguments)))
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -84,14 +92,12 @@ def leftovers(folder: Path) -> list[Path]:
     return found + list(folder.glob("runs/*/state/*"))
 
 
-def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
-    """Waits for something, and fails if it does not happen."""
-    limit = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < limit, "it did not happen in time"
-        time.sleep(0.2)
-
-
 def pieces(folder: Path) -> Sequence[Path]:
     """The blocks that a training has finished so far."""
     return list(folder.glob("runs/*/state/*.safetensors"))
+
+
+def logs(folder: Path) -> str:
+    """The ends of what jobs have written, and the states they have told."""
+    files = [*folder.glob("runs/.jobs/*/*.out"), *folder.glob("runs/*/*.status.json")]
+    return "\n".join(f"{path}:\n{path.read_text(errors='replace').strip()[-2000:]}" for path in files)

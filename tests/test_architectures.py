@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from evaluation.results import ResultStore
 from matquant import train
 from matquant.calibration import suited_to
 from matquant.checkpoint import load_checkpoint
+from matquant.config import Study
 from matquant.models import LoadedModel, blocks, linears, load_model
 from matquant.nested import NestedWeight, materialize
 from matquant.notation import Plan
 from matquant.quantizers import DTYPES
 from matquant.runs import RunDir
 from matquant.tracking import NoTracker
-from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT
+from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT, tiny_paths
 
 # What an architecture needs beside the sizes of conf/model/tiny.yaml.
 ARCHITECTURES = {
@@ -42,17 +44,32 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize("scope", ["ffn", "ffn_attention"])
+SCOPES = ("ffn", "ffn_attention")
+
+
+@pytest.fixture
+def line(tiny_study, shared_folder):
+    """The study of one architecture, algorithm and scope; those of an architecture share a folder."""
+
+    def study(architecture: str, base: str, scope: str) -> Study:
+        study = tiny_study(
+            *(f"model.architecture={architecture}", *ARCHITECTURES[architecture], *BASES[base], f"scope={scope}"),
+            *("extra_bit=on", "readout.tasks=[]", "readout.plans=[int8,int4,int2,pyramid@4]"),
+            "distill=none" if base == "gptq" else "distill=8to2",
+        )
+        paths = tiny_paths(shared_folder / "architectures" / architecture)
+        return replace(study, setup=study.setup.model_copy(update={"paths": paths}))
+
+    return study
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_architecture_goes_the_whole_line(tiny_study, architecture, base, scope):
-    study = tiny_study(
-        *(f"model.architecture={architecture}", *ARCHITECTURES[architecture], *BASES[base], f"scope={scope}"),
-        *("extra_bit=on", "readout.tasks=[]", "readout.plans=[int8,int4,int2,pyramid@4]"),
-        "distill=none" if base == "gptq" else "distill=8to2",
-    )
+def test_an_architecture_goes_the_whole_line(line, architecture, base, scope):
+    study = line(architecture, base, scope)
     (cell,) = study.cells
-    run.run_study(study, [])
+    run.run_cell(cell, study.setup)
     results = list(ResultStore(study.setup.paths.results).results(cell.id))
     assert {result.plan for result in results} == {"int8", "int4+ep", "int2+ep", "pyramid@4+ep"}
     assert all(5 < result.metrics["log_pplx"] < 6 for result in results)  # a random model guesses one of 257 bytes
@@ -74,6 +91,19 @@ def test_an_architecture_goes_the_whole_line(tiny_study, architecture, base, sco
         assert output.isfinite().all()
         assert torch.equal(output, logits.setdefault(plan, output))
     assert len({tuple(output.flatten().tolist()) for output in logits.values()}) == 3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_has_a_report_of_everything_that_was_measured(line, architecture, monkeypatch, capsys):
+    monkeypatch.setattr("analysis.report.FORMS", ("svg",))  # the other forms have tests of their own
+    studies = [line(architecture, base, scope) for base in BASES for scope in SCOPES]
+    study = replace(studies[0], cells=tuple(cell for one in studies for cell in one.cells))
+    run.run_study(study, [])
+    printed = capsys.readouterr().out
+    assert "missing: " not in printed
+    assert "problem: " not in printed
+    page = (study.setup.paths.out / study.name / "report.html").read_text(encoding="utf-8")
+    assert all(cell.id in page for cell in study.cells)
 
 
 # Of every base two steps, or one pass, in float32.

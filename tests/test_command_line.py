@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from matquant.runs import PROJECT
+from tests.processes import Process, fork, python
 from tests.tiny import tiny_overrides
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "run.py", *arguments],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+def command(*arguments: str) -> Process:
+    """run.py, from its start to its end."""
+    process = fork("run.py", *arguments)
+    process.wait()
+    return process
 
 
 @pytest.mark.parametrize(
@@ -60,7 +50,7 @@ def test_a_multirun_trains_and_reads_every_point(tmp_path):
 
 
 def test_help_names_every_axis_and_its_choices():
-    done = command("--help")
+    done = python("run.py", "--help")
     assert done.returncode == 0
     for line in (
         "base: gptq, minmax, none, omniquant",
@@ -68,6 +58,12 @@ def test_help_names_every_axis_and_its_choices():
         "smollm2_135m",
     ):
         assert line in done.stdout
+
+
+def test_python_started_anew_says_the_same_of_a_mistake(tmp_path):
+    arguments = [*tiny_overrides(tmp_path), "readout.tasks=[piqqa]"]
+    done, forked = python("run.py", *arguments), command(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", forked.stderr)
 
 
 def test_the_composed_configuration_can_be_looked_at():

@@ -32,17 +32,17 @@ def choice(path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(choice(path)))
-def test_every_config_file_composes_and_validates(path: Path):
+def test_every_config_file_composes_and_validates(path: Path, composed):
     group, name = choice(path)
-    study = load_study([f"{group}={name}", *NEEDS.get((group, name), [])])
+    study = composed(f"{group}={name}", *NEEDS.get((group, name), []))
     assert study.cells
     if group == "experiment":
         assert study.name == name.replace("/", "_")
         assert study.cells == tuple({cell.id: cell for cell in study.cells}.values())
 
 
-def test_every_experiment_is_exactly_the_cells_its_table_needs():
-    assert renew.experiments() == json.loads((Path(renew.__file__).parent / "experiments.json").read_text())
+def test_every_experiment_is_exactly_the_cells_its_table_needs(composed):
+    assert renew.experiments(composed) == json.loads((Path(renew.__file__).parent / "experiments.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_every_config_file_says_what_it_is(path: Path):
     [path for path in FILES if choice(path)[0] != "experiment"],
     ids=lambda path: "/".join(choice(path)),
 )
-def test_every_field_stands_in_its_file_so_that_it_can_be_typed_without_a_plus(path: Path):
+def test_every_field_stands_in_its_file_so_that_it_can_be_typed_without_a_plus(path: Path, composed):
     group, name = choice(path)
-    study = load_study([f"{group}={name}", *NEEDS.get((group, name), [])])
+    study = composed(f"{group}={name}", *NEEDS.get((group, name), []))
     readout = study.setup.readout
     typed = {"tracking": study.setup.tracking, "readout": readout, "perplexity": readout.perplexity}
     typed["search"] = readout.search

@@ -36,7 +36,6 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
     )
 
 

@@ -11,34 +11,25 @@ from analysis.load import load_frame
 from evaluation.results import ResultStore
 from matquant.cell import Cell
 from matquant.compose import choices
-from matquant.config import Study, load_study
-from matquant.setup import Paths, SearchSpec, Setup
-from tests.tiny import tiny_overrides
+from matquant.config import Study
+from matquant.setup import SearchSpec, Setup
+from tests.tiny import tiny_overrides, tiny_paths
 
 BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
 
 
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """One folder for all processes of a test run: experiments share cells, and each is trained once."""
-    base = tmp_path_factory.getbasetemp()
-    return (base if worker_id == "master" else base.parent) / "experiments"
-
-
-def made_tiny(study: Study, folder: Path) -> Study:
+def made_tiny(study: Study, tiny: Cell, folder: Path) -> Study:
     """The same cells and plans on the tiny model, one task and two documents."""
-    tiny = load_study(tiny_overrides(folder)).cells[0]
     readout = study.setup.readout.model_copy(
         update={"tasks": ("piqa",), "limit": 2, "batch_size": 2, "dtype": "float32", "source": "embedded"}
         | {"search": SearchSpec(num_sequences=2, generations=1, offspring=2)}
         | {"perplexity": tiny.data and tiny.data.model_copy(update={"num_sequences": 2})}
     )
     cells = {cell.id: cell for cell in (_tiny_cell(cell, tiny) for cell in study.cells)}
-    paths = Paths(**{name: folder / name for name in ("runs", "results", "out", "cache")})
     setup = Setup(
         readout=readout,
         tracking=study.setup.tracking.model_copy(update={"kind": "none"}),
-        paths=paths,
+        paths=tiny_paths(folder),
         device="cpu",
         experiment=study.name,
     )
@@ -56,11 +47,15 @@ def _tiny_cell(cell: Cell, tiny: Cell) -> Cell:
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_a_tiny_version_of_every_experiment_runs_from_training_to_its_report(name, shared_folder, monkeypatch):
+def test_a_tiny_version_of_every_experiment_runs_from_training_to_its_report(
+    name, composed, shared_folder, monkeypatch
+):
     monkeypatch.setattr("analysis.report.FORMS", ("svg",))  # the other forms have tests of their own
-    study = made_tiny(load_study([f"experiment={name}"]), shared_folder)
+    folder = shared_folder / "experiments"  # experiments share cells, and each is trained once
+    (tiny, *_) = composed(*tiny_overrides(folder)).cells
+    study = made_tiny(composed(f"experiment={name}"), tiny, folder)
     run.run_study(study, [f"experiment={name}"])
     loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
     assert loaded.missing.empty
     assert not loaded.problems
-    assert (shared_folder / "out" / study.name / "report.html").stat().st_size > 10_000
+    assert (folder / "out" / study.name / "report.html").stat().st_size > 10_000

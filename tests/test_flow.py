@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,12 +11,20 @@ import pytest
 import run
 from evaluation.results import ResultStore
 from matquant.errors import UserError
-from matquant.runs import PROJECT, RunDir
+from matquant.runs import RunDir
 from matquant.status import read_status
-from tests.sweeps import bits, leftovers
-from tests.tiny import TINY_OMNIQUANT, tiny_overrides
+from tests.moments import BLOCK, RESULT, STEP, Moment, Plan
+from tests.processes import wait_until
+from tests.sweeps import bits, leftovers, start_run, undisturbed
+from tests.tiny import TINY_OMNIQUANT
 
 SMOKE = ("experiment=smoke",)
+
+
+@pytest.fixture(autouse=True)
+def _only_svg(monkeypatch):
+    """The form that the page shows: the other ones have tests of their own."""
+    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -123,70 +126,56 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tiny_study, tmp_path, capsy
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
-SLOW = ("model.config.num_hidden_layers=6", *TINY_OMNIQUANT, "base.num_steps=40", "readout.limit=8")
+BLOCKS, STEPS = 6, 4
+LINE = (f"model.config.num_hidden_layers={BLOCKS}", *TINY_OMNIQUANT, f"base.num_steps={STEPS}", "readout.limit=8")
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "run.py", *tiny_overrides(folder), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def finish(folder: Path, overrides: Sequence[str]) -> None:
-    process = start(folder, *overrides)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
-
-
-def kill_when(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> None:
-    """Kills a run, without any chance to clean up, as soon as something has happened on disk."""
-    limit = time.monotonic() + 100
-    while not happened():
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < limit
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-def test_killed_in_training_and_in_evaluation_a_run_resumes_to_the_same_bits(tmp_path):
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish(undisturbed, SLOW)
-    expected = bits(undisturbed)
+def test_killed_in_training_and_in_evaluation_a_run_resumes_to_the_same_bits(tmp_path, shared_folder):
+    expected = undisturbed(shared_folder, "line", *LINE)
     assert len(expected) == 2 + 2 * 3 * 3
 
-    kill_when(start(disturbed, *SLOW), lambda: len(list(disturbed.glob("runs/*/state/*.safetensors"))) >= 2)
-    assert not list(disturbed.glob("runs/*/checkpoint/*"))
-    kill_when(start(disturbed, *SLOW), lambda: len(list(disturbed.glob("results/*/*/*.json"))) >= 2)
-    assert len(list(disturbed.glob("results/*/*/*.json"))) < 9
-    finish(disturbed, SLOW)
-    assert bits(disturbed) == expected
-    assert not leftovers(disturbed)
+    moments = [
+        Moment("run", BLOCK, 3, events=("rename",), victims=("run",)),
+        Moment("run", STEP, 2, victims=("run",), half=True),
+        Moment("run", RESULT, 3, events=("rename",), victims=("run",)),
+    ]
+    plan = Plan(tmp_path / "moments", moments)
+    for pieces, results in ((2, 0), (2, 0), (0, 2)):
+        assert start_run(tmp_path, *LINE, plan=plan).wait() == -signal.SIGKILL
+        assert len(list(tmp_path.glob("runs/*/state/*.safetensors"))) == pieces
+        assert len(list(tmp_path.glob("runs/*/checkpoint/nested.json"))) == (results > 0)
+        assert len(list(tmp_path.glob("results/*/*/*.json"))) == results
+    start_run(tmp_path, *LINE).check()
+    assert bits(tmp_path) == expected
+    assert not leftovers(tmp_path)
 
 
 def test_two_processes_on_one_cell_do_its_work_once(tmp_path):
-    both = [start(tmp_path, *SLOW) for _ in range(2)]
-    errors = [process.communicate(timeout=200)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], b"".join(errors).decode()
-    assert sum(b"another process is at work on this cell" in text for text in errors) == 1
+    plan = Plan(tmp_path / "moments", [Moment("run", BLOCK, events=("rename",), hold=True)])
+    first = start_run(tmp_path, *LINE, plan=plan)
+    plan.wait_for(by=first)
+    second, waits = start_run(tmp_path, *LINE), "another process is at work on this cell"
+    wait_until(lambda: waits in second.stderr, "the second to find the first at work", by=second)
+    plan.go_on()
+    for process in (first, second):
+        process.check()
+    assert waits not in first.stderr
     (log,) = tmp_path.glob("runs/*/train.jsonl")
     records = [json.loads(line) for line in log.read_text().splitlines()]
     steps = [(record["block"], record["step"]) for record in records if "step" in record]
-    assert steps == [(block, step) for block in range(6) for step in range(40)]
+    assert steps == [(block, step) for block in range(BLOCKS) for step in range(STEPS)]
     assert len(list(tmp_path.glob("results/*/*/*.json"))) == 9
 
 
 def test_ctrl_c_ends_in_one_sentence_and_the_same_command_continues(tmp_path):
-    process = start(tmp_path, *SLOW)
-    while not list(tmp_path.glob("runs/*/state/*.safetensors")):
-        assert process.poll() is None
-        time.sleep(0.002)
+    plan = Plan(tmp_path / "moments", [Moment("run", BLOCK, 2, events=("rename",), hold=True)])
+    process = start_run(tmp_path, *LINE, plan=plan)
+    plan.wait_for(by=process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"interrupted; what is finished is on disk, the same command continues" in errors
-    assert b"Traceback" not in errors
+    assert process.wait() == 130
+    assert "interrupted; what is finished is on disk, the same command continues" in process.stderr
+    assert "Traceback" not in process.stderr
     (path,) = tmp_path.glob("runs/*/train.status.json")
     assert json.loads(path.read_text())["reason"] == "interrupted"
-    finish(tmp_path, SLOW)
+    start_run(tmp_path, *LINE).check()
     assert json.loads(path.with_name("evaluate.status.json").read_text())["state"] == "done"

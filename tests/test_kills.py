@@ -1,67 +1,64 @@
-"""Twenty kills at random moments of a sweep, and its results are those of a run that nobody disturbed."""
+"""Kills at chosen and at random moments of a sweep, and its results are those of a run that nobody disturbed."""
 
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-import pytest
+from tests.moments import BLOCK, RESULT, STEP, Moment, Plan
+from tests.sweeps import STUDY, bits, launch, leftovers, states, undisturbed
 
-from matquant.runs import PROJECT
-from tests.sweeps import NAME, SLOW, bits, launch, leftovers, run_here, states, variables
-from tests.tiny import tiny_overrides
+SWEEP = (*STUDY, "readout.tasks=[piqa,winogrande]", "cluster.evaluate_jobs=2")
+LAUNCHER, CONTROLLER, WORKER = ("launcher",), ("controller",), ("worker",)
+ALL = (*LAUNCHER, *CONTROLLER, *WORKER)
 
-STUDY = (*SLOW, "base.num_steps=60", "readout.tasks=[piqa,winogrande]", "readout.limit=12", "cluster.evaluate_jobs=2")
-NUM_KILLS = 20
-
-
-def processes(folder: Path) -> list[psutil.Process]:
-    """The launcher, the controllers and the workers of one folder's sweep: whoever names it in a command line."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        words = process.info["cmdline"] or []
-        if any(str(folder) in word for word in words) and process.pid != psutil.Process().pid:
-            found.append(process)
-    return found
-
-
-def disturb(folder: Path, draw: random.Random, kills: int) -> int:
-    """Kills at random moments, until the sweep is over or that many have hit; returns how many have."""
-    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(folder), NAME, *STUDY]
-    quiet = {"cwd": PROJECT, "env": variables(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    hits, launcher = 0, subprocess.Popen(command, **quiet)
-    while hits < kills:
-        # More often one process than all of them: a launcher without workers, a worker without its launcher.
-        time.sleep(draw.uniform(0.5, 8.0))
-        alive = processes(folder)
-        for victim in alive if draw.random() < 0.3 else draw.sample(alive, min(1, len(alive))):
-            try:
-                victim.send_signal(signal.SIGKILL)
-                hits += 1
-            except psutil.NoSuchProcess:
-                pass
-        if launcher.poll() is not None:
-            if launcher.returncode == 0 and set(states(folder, *STUDY)) == {"done"}:
-                break
-            launcher = subprocess.Popen(command, **quiet)
-    launcher.wait(timeout=400)
-    return hits
+CHOSEN = (
+    # While it is launched: the code half copied, a job recorded and not started, a job started and not recorded.
+    Moment("launcher", r"/\.snapshots/", 20, victims=LAUNCHER, half=True),
+    Moment("launcher", r"/train\.job\.json$", 1, ("rename",), victims=LAUNCHER),
+    Moment("launcher", r"/train\.job\.json$", 2, ("rename",), victims=LAUNCHER),
+    # Before the job has said a word, and before it has computed anything.
+    Moment("controller", r"_log\.out$", victims=CONTROLLER),
+    Moment("worker", r"^matquant\.train$", 1, ("import",), victims=WORKER),
+    Moment("worker", r"/cell\.json$", 1, ("rename",), victims=LAUNCHER),
+    # In a step's line of the log, between a block and its place, and in the middle of writing a block.
+    Moment("worker", STEP, 2, victims=WORKER, half=True),
+    Moment("worker", BLOCK, 1, ("rename",), victims=ALL),
+    Moment("worker", STEP, 3, victims=CONTROLLER),
+    Moment("worker", BLOCK, 1, ("rename",), victims=(*LAUNCHER, *WORKER), half=True),
+    Moment("worker", r"/checkpoint/nested\.safetensors$", 1, ("rename",), victims=LAUNCHER),
+    Moment("worker", r"/checkpoint/nested\.json$", 1, ("rename",), victims=(*CONTROLLER, *WORKER)),
+    # Between two results, and in the middle of writing one.
+    Moment("worker", RESULT, 2, ("rename",), victims=WORKER, half=True),
+    Moment("worker", RESULT, 1, ("rename",), victims=ALL),
+)
 
 
-@pytest.mark.timeout(1200)
-def test_twenty_kills_at_random_moments_change_no_bit_and_leave_nothing_behind(tmp_path):
-    expected = run_here(tmp_path / "undisturbed", *STUDY)
-    draw, kills, sweeps = random.Random(0), 0, 0
-    while kills < NUM_KILLS:  # a sweep can be over before it has been hit often
+def at_random(draw: random.Random, num_events: int) -> Moment:
+    """Any write or rename of a worker, as many as a sweep has; more often one victim than several."""
+    victims = draw.choice([LAUNCHER, LAUNCHER, WORKER, (*LAUNCHER, *WORKER), ALL])
+    return Moment("worker", r"/(runs|results)/", draw.randint(1, num_events), victims=victims)
+
+
+def disturb(folder: Path, moments: Sequence[Moment]) -> tuple[list[list[str]], Sequence[Moment]]:
+    """Launches a sweep until it is done, whatever is killed; who was, and the moments that did not come."""
+    plan = Plan(folder / "moments", moments)
+    while launch(folder, *SWEEP, check=False, plan=plan).returncode != 0:
+        pass
+    plan.wait_for_end("controller", "worker")
+    return plan.taken(), moments[len(moments) - plan.left() :]
+
+
+def test_twenty_kills_at_chosen_and_random_moments_change_no_bit_and_leave_nothing_behind(tmp_path, shared_folder):
+    expected = undisturbed(shared_folder, "killed", *SWEEP)
+    draw, moments, taken, sweeps = random.Random(0), CHOSEN, [], 0
+    while moments or sum(map(len, taken)) < 20 or sweeps < 2:
         folder = tmp_path / f"disturbed-{sweeps}"
-        kills += disturb(folder, draw, NUM_KILLS - kills)
-        sweeps += 1
-        launch(folder, *STUDY)
-        assert set(states(folder, *STUDY)) == {"done"}
+        hit, moments = disturb(folder, moments or [at_random(draw, 40) for _ in range(3)])
+        taken, sweeps = taken + hit, sweeps + 1
+        assert set(states(folder, *SWEEP)) == {"done"}
         assert bits(folder) == expected
         assert not leftovers(folder)
+    assert [sorted(roles) for roles in taken[: len(CHOSEN)]] == [sorted(moment.victims) for moment in CHOSEN]
+    assert sum(map(len, taken)) >= 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +13,30 @@ from pathlib import Path
 import pytest
 
 from matquant.runs import PROJECT
+from tests.moments import BLOCK, Moment, Plan
+from tests.processes import fork, variables
 from tests.sweeps import (
     NAME,
     QUICK,
-    SLOW,
+    STUDY,
     bits,
     items,
     launch,
     leftovers,
-    pieces,
+    logs,
     program,
     run_here,
+    start,
     states,
-    variables,
-    wait_until,
+    undisturbed,
 )
 from tests.tiny import tiny_overrides
 
 TWO = (*QUICK, "cells=[{bits:[int2,matquant]}]")
 
 
-def test_a_study_by_two_workers_ends_as_in_one_process_and_again_it_does_nothing(tmp_path):
-    here, there = tmp_path / "here", tmp_path / "there"
+def test_a_study_by_two_workers_ends_as_in_one_process_and_again_it_does_nothing(tmp_path, shared_folder):
+    there = tmp_path / "there"
     dry = launch(there, *TWO, "--dry-run").stdout
     assert "4 jobs, about" in dry
     assert not list(there.glob("*/*"))
@@ -42,7 +45,7 @@ def test_a_study_by_two_workers_ends_as_in_one_process_and_again_it_does_nothing
     assert done.stdout.count("done    ") == 5
     assert "every result is there" in done.stdout
     assert "python -m analysis.report" in done.stdout
-    assert bits(there) == run_here(here, *TWO)
+    assert bits(there) == undisturbed(shared_folder, "two", *TWO)
     assert not leftovers(there)
     again = launch(there, *TWO).stdout
     assert "nothing to submit" in again
@@ -79,14 +82,16 @@ def test_one_cell_that_fails_does_not_stop_the_others_and_is_not_tried_again_una
 
 
 def test_two_launchers_at_once_do_the_work_once(tmp_path):
-    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *TWO]
-    both = [
-        subprocess.Popen(command, cwd=PROJECT, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    # Both have found the same job missing, and are about to start it.
+    about_to_start = Moment("launcher", r"/train\.job\.json$", events=("rename",), hold=True)
+    plan = Plan(tmp_path / "moments", [about_to_start, about_to_start])
+    both = [start(tmp_path, *TWO, plan=plan) for _ in range(2)]
+    for number in (0, 1):
+        plan.wait_for(number)
+    for number in (0, 1):
+        plan.go_on(number)
     for process in both:
-        out, errors = process.communicate(timeout=250)
-        assert process.returncode == 0, (out + errors).decode()
+        process.check()
     assert set(states(tmp_path, *TWO)) == {"done"}
     for log in tmp_path.glob("runs/*/train.jsonl"):
         steps = [(x["block"], x["step"]) for x in map(json.loads, log.read_text().splitlines()) if "step" in x]
@@ -112,9 +117,8 @@ def test_two_launchers_at_once_do_the_work_once(tmp_path):
 )
 def test_a_mistake_is_one_line_and_nothing_is_submitted(arguments, message, tmp_path):
     without_slurm = {**variables(), "PATH": str(Path(sys.executable).parent)}
-    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *arguments]
-    done = subprocess.run(command, cwd=PROJECT, env=without_slurm, capture_output=True, text=True)
-    assert done.returncode == 2, done.stdout + done.stderr
+    done = fork("-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *arguments, environment=without_slurm)
+    assert done.wait() == 2, done.told()
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
@@ -125,8 +129,8 @@ def test_a_cell_whose_model_cannot_be_had_is_refused_and_the_others_run(tmp_path
     cells = "cells=[{model:[tiny,llama32_1b],base:[minmax],bits:[int8]}]"
     (model, *rest) = tiny_overrides(tmp_path)
     assert model == "model=tiny"
-    command = [sys.executable, "-m", "slurm.launch", *rest, NAME, cells, "readout.tasks=[piqa]"]
-    done = subprocess.run(command, cwd=PROJECT, env=variables(), capture_output=True, text=True)
+    done = fork("-m", "slurm.launch", *rest, NAME, cells, "readout.tasks=[piqa]", "cluster=debug")
+    assert done.wait() == 1, done.told()
     assert "not submitted:" in done.stdout
     assert "is neither in the local cache nor reachable" in done.stdout
     assert len(list(tmp_path.glob("results/*/*/piqa-*.json"))) == 3
@@ -142,30 +146,36 @@ def test_status_and_launch_teach_what_they_do(tmp_path):
 
 
 def test_cancelling_a_study_of_this_machine_stops_its_launcher_and_a_dry_run_stops_nothing(tmp_path):
-    study = (*SLOW, "base.num_steps=900")  # a minute, on a quick machine too
-    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *study]
-    process = subprocess.Popen(command, cwd=PROJECT, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_until(lambda: pieces(tmp_path))
-    assert "would cancel 1 jobs" in launch(tmp_path, *study, "--cancel", "--dry-run").stdout
-    assert process.poll() is None
-    assert "cancelled 1 jobs" in launch(tmp_path, *study, "--cancel").stdout
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"the same command continues" in errors
-    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *study).items()}
+    plan = Plan(tmp_path / "moments", [Moment("worker", BLOCK, 2, events=("rename",), hold=True)])
+    launcher = start(tmp_path, *STUDY, plan=plan)
+    plan.wait_for(by=launcher)
+    assert "would cancel 1 jobs" in launch(tmp_path, *STUDY, "--cancel", "--dry-run").stdout
+    assert launcher.poll() is None
+    assert plan.alive("worker")
+    assert "cancelled 1 jobs" in launch(tmp_path, *STUDY, "--cancel").stdout
+    assert launcher.wait() == 130
+    assert "the same command continues" in launcher.stderr
+    assert not plan.alive("launcher", "controller", "worker")
+    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *STUDY).items()}
     assert told["train"] in ("interrupted", "killed")
 
 
-def test_the_next_launcher_waits_for_what_a_killed_one_has_left_at_work(tmp_path):
-    command = [sys.executable, "-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *SLOW]
-    process = subprocess.Popen(
-        command, cwd=PROJECT, env=variables(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_until(lambda: pieces(tmp_path))
-    process.kill()
-    process.wait()
-    assert "every result is there" in launch(tmp_path, *SLOW).stdout
-    assert set(states(tmp_path, *SLOW)) == {"done"}
+def test_the_next_launcher_waits_for_what_a_killed_one_has_left_at_work(tmp_path, shared_folder):
+    moments = [
+        Moment("worker", BLOCK, 1, events=("rename",), victims=("launcher",)),
+        Moment("worker", BLOCK, 1, events=("rename",), hold=True),
+        Moment("launcher", r"/train\.status\.json$", 3, events=("read",)),  # it looks, and looks again
+    ]
+    plan = Plan(tmp_path / "moments", moments)
+    assert launch(tmp_path, *STUDY, check=False, plan=plan).returncode == -signal.SIGKILL
+    plan.wait_for(1, told=lambda: logs(tmp_path))
+    worker, second = plan.alive("worker"), start(tmp_path, *STUDY, plan=plan)
+    plan.wait_for(2, by=second)
+    assert plan.alive("worker") == worker  # the one that was left, and no other
+    plan.go_on(1)
+    assert "every result is there" in second.check().stdout
+    assert set(states(tmp_path, *STUDY)) == {"done"}
+    assert bits(tmp_path) == undisturbed(shared_folder, "study", *STUDY)
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------------
@@ -188,7 +198,13 @@ def test_a_full_disk_is_called_one_and_earlier_results_stay_intact(tmp_path):
     disk.mkdir()
     run_here(before, "base=none", "readout.tasks=[piqa]")
     kept = bits(before)
-    study = [*SLOW, "cells=[{base:[none]},{base:[omniquant],bits:[matquant]}]", "cluster=debug"]
+    study = [
+        *STUDY,
+        "model.config.num_hidden_layers=8",
+        "base.num_steps=1",
+        "cells=[{base:[none]},{base:[omniquant],bits:[matquant]}]",
+        "cluster=debug",
+    ]
     study = [argument for argument in study if not argument.startswith("bits=")]
     inner = " ".join([sys.executable, "-m", "slurm.launch", *(f"'{x}'" for x in [*tiny_overrides(disk), NAME, *study])])
     # Room for the snapshot of a launch and a few blocks, not for the checkpoint; what is left is copied out.

@@ -267,13 +267,15 @@ def test_every_reason_has_a_remedy_and_every_failure_is_shown_with_its_log(study
     assert "remedy: make room" in text
 
 
-def test_progress_is_a_share_a_time_and_a_guess(study):
+def test_progress_is_a_share_a_time_and_a_guess(study, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(show.time, "time", lambda: now)
     item = Item(study.cells[0], "cell", "train", None, "running", status=replace(ALIVE, done=25, total=100))
-    item = replace(item, status=replace(item.status, started=time.time() - 60, first=0))
+    item = replace(item, status=replace(item.status, started=now - 60, first=0))
     assert show.progress(item) == ("25 %", "60 s", "3 min")
     resumed = replace(item, status=replace(item.status, first=20))
     assert show.progress(resumed) == ("25 %", "60 s", "15 min")
-    searching = replace(resumed.status, since=time.time() - 20, message="searching for evolution@3")
+    searching = replace(resumed.status, since=now - 20, message="searching for evolution@3")
     assert show.progress(replace(item, status=searching)) == ("25 %", "60 s", "5 min")
     [_, row] = show.states(plan.Sweep(study, (replace(item, status=searching),)))
     assert row[-1] == "searching for evolution@3"

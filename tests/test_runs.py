@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from matquant.runs import (
     write_beside,
     write_json,
 )
+from tests.processes import wait_until
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -68,27 +70,36 @@ def test_provenance_names_commit_versions_device_and_seconds():
 
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from matquant.runs import RunDir
 with RunDir(Path(sys.argv[1]), "cell").alone("train"):
     print("in", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_one_process_at_a_time_works_on_a_stage_and_a_killed_one_leaves_no_lock(tmp_path, caplog):
     caplog.set_level("INFO")
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holder = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"in\n"
-    threading.Timer(1.0, holder.kill).start()
-    begin = time.monotonic()
+    waits = "another process is at work on this cell"
     with RunDir(tmp_path, "cell").alone("evaluate"):
-        assert time.monotonic() - begin < 0.5
+        assert waits not in caplog.text
+
+    def kill_when_waited_for() -> None:
+        wait_until(lambda: waits in caplog.text, "somebody to wait for the holder of a lock")
+        assert not inside
+        holder.kill()
+
+    inside, killer = [], threading.Thread(target=kill_when_waited_for)
+    killer.start()
     with RunDir(tmp_path, "cell").alone("train"):
-        assert time.monotonic() - begin > 0.9
-    assert "another process is at work on this cell" in caplog.text
+        inside.append(True)
+        assert holder.wait() == -signal.SIGKILL
+    killer.join()
     holder.communicate()
 
 

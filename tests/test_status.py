@@ -138,12 +138,12 @@ def test_what_is_no_status_counts_as_none(tmp_path):
 
 
 def test_a_process_is_known_by_its_number_and_the_time_it_started():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     status = Reporter(Path(os.devnull)).status
     other = replace(status, pid=process.pid)
     assert not other.is_alive()  # the number of another process
     process.kill()
-    process.wait()
+    process.communicate()
     assert not other.is_alive()
     assert status.is_alive()
 
@@ -158,18 +158,19 @@ def test_a_process_elsewhere_is_alive_while_it_is_heard_of():
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 PROGRAM = """
-import os, signal, sys, time
+import logging, signal, sys
 from matquant import stopping
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 def scheduler(*_):
     print("requeued", flush=True)
     sys.exit(7)
 signal.signal(signal.SIGUSR2, scheduler)
 with stopping.at_safe_points(float(sys.argv[1])):
     print("at work", flush=True)
-    for step in range(100):
-        time.sleep(0.05)
-        if step == int(sys.argv[2]):
-            stopping.give_way(f"after step {step}")
+    for step in sys.stdin:
+        if step == "safe point\\n":
+            stopping.give_way("here")
+        print("a step is done", flush=True)
 print("finished", flush=True)
 """
 
@@ -227,18 +228,40 @@ def test_without_ctrl_c_an_error_stays_what_it_is(ctrl_c):
         raise ValueError("another")
 
 
-@pytest.mark.parametrize(("patience", "safe_point", "seconds"), [("60", "20", 1.0), ("0.3", "99", 0.3)])
-def test_a_signal_waits_for_a_safe_point_but_not_for_ever(patience, safe_point, seconds):
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, patience, safe_point], cwd=PROJECT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "at work\n"
-    begin = time.monotonic()
-    process.send_signal(signal.SIGUSR2)
-    out, _ = process.communicate(timeout=30)
-    assert (out, process.returncode) == ("requeued\n", 7)
-    assert time.monotonic() - begin > seconds * 0.9
+@pytest.fixture
+def at_work():
+    """Starts a program whose steps are lines that it is given, and asks it to stop when it is at work."""
+    started = []
+
+    def start(patience_s: float) -> subprocess.Popen[str]:
+        command, pipe = [sys.executable, "-c", PROGRAM, str(patience_s)], subprocess.PIPE
+        program = subprocess.Popen(command, cwd=PROJECT, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        started.append(program)
+        assert program.stdout.readline() == "at work\n"
+        program.send_signal(signal.SIGUSR2)
+        assert program.stdout.readline() == "asked to stop: going on to the next safe point\n"
+        return program
+
+    yield start
+    for program in started:
+        program.kill()
+        program.communicate()
+
+
+def test_a_signal_waits_for_a_safe_point(at_work):
+    program = at_work(1e6)
+    for _ in range(3):
+        program.stdin.write("step\n")
+        assert program.stdout.readline() == "a step is done\n"
+    program.stdin.write("safe point\n")
+    assert program.stdout.read() == "requeued\n"
+    assert program.wait() == 7
+
+
+def test_a_signal_does_not_wait_for_ever(at_work):
+    program = at_work(0.3)  # and no step ends any more
+    assert program.stdout.read() == "no safe point for 0 s: stopping with the state that was saved last\nrequeued\n"
+    assert program.wait() == 7
 
 
 def test_without_a_scheduler_nothing_changes_and_a_request_lasts_no_longer_than_the_work():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 from matquant.cell import BaseSpec, Cell, GPTQBase, GridSpec, ModelSpec, OmniQuantBase, QATBase, Spec, TextSpec
 from matquant.compose import CONF
-from matquant.config import load_study
+from matquant.config import Study, load_study
 from matquant.notation import Slice
 from matquant.setup import Paths, Readout, Tracking
 from tests.reference.slicing_reference import slice_code
@@ -62,10 +63,10 @@ def cell_ids() -> dict[str, str]:
     return {name: load_study(overrides).cells[0].id for name, overrides in CELLS.items()}
 
 
-def experiments() -> dict[str, list[str]]:
+def experiments(compose: Callable[[str], Study] = lambda override: load_study([override])) -> dict[str, list[str]]:
     """For every experiment its cells, as the rows of a table read them."""
     names = sorted(str(path.relative_to(CONF / "experiment").with_suffix("")) for path in EXPERIMENTS)
-    return {name: [row(cell) for cell in load_study([f"experiment={name}"]).cells] for name in names}
+    return {name: [row(cell) for cell in compose(f"experiment={name}").cells] for name in names}
 
 
 def row(cell: Cell) -> str:
