@@ -37,6 +37,25 @@ from tests.processes import MARK, left_behind
 from tests.shared import run_folder, studies
 from tests.tiny import tiny_overrides, tiny_paths
 
+LONGEST = (
+    "kills",
+    "launch",
+    "distributed",
+    "notebooks",
+    "study",
+    "flow",
+    "faithfulness",
+    "command_line",
+    "experiments",
+)
+"""The test files that begin first, longest first: no process of a test run has to wait for one of them at its end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the tests that take longest; all others keep their order."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(
     params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

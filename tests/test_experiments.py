@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import run
-from analysis.load import load_frame
+from analysis.figures.style import save_figure
+from analysis.gallery import Plot, plots
+from analysis.load import LoadedResults, load_frame
 from evaluation.results import ResultStore
 from matquant.cell import Cell
 from matquant.compose import choices
@@ -15,6 +20,12 @@ from matquant.config import Study
 from matquant.setup import SearchSpec, Setup
 from tests.tiny import tiny_overrides, tiny_paths
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+DRAWING = "analysis.report"
+"""The module that draws the figures of a report."""
 BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
 
 
@@ -46,11 +57,38 @@ def _tiny_cell(cell: Cell, tiny: Cell) -> Cell:
     return cell.model_copy(update=changes)
 
 
+@pytest.fixture(scope="session")
+def _figures_are_drawn_once():
+    """Figures of the same numbers, which many experiments have when they are tiny, are one; at their larger width."""
+    figures: dict[tuple[str, str], Figure] = {}
+    files: dict[tuple[int, str], bytes] = {}
+
+    def plots_once(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]:
+        same = repr(sorted(cell.id for cell in study.cells)) + rows.to_csv()
+
+        def drawn(plot: Plot, width: float) -> Figure:
+            return figures.get((same, plot.name)) or figures.setdefault((same, plot.name), plot.draw(width))
+
+        return [
+            replace(plot, widths=(max(plot.widths),), draw=partial(drawn, plot)) for plot in plots(study, loaded, rows)
+        ]
+
+    def saved_once(figure: Figure, path: Path, form: str) -> None:
+        if (id(figure), form) not in files:
+            save_figure(figure, path, form)
+            files[id(figure), form] = path.read_bytes()
+        path.write_bytes(files[id(figure), form])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{DRAWING}.plots", plots_once)
+        patch.setattr(f"{DRAWING}.save_figure", saved_once)
+        patch.setattr("analysis.report.FORMS", ("svg",))  # the other forms have tests of their own
+        yield
+
+
+@pytest.mark.usefixtures("_figures_are_drawn_once")
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_a_tiny_version_of_every_experiment_runs_from_training_to_its_report(
-    name, composed, shared_folder, monkeypatch
-):
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))  # the other forms have tests of their own
+def test_a_tiny_version_of_every_experiment_runs_from_training_to_its_report(name, composed, shared_folder):
     folder = shared_folder / "experiments"  # experiments share cells, and each is trained once
     (tiny, *_) = composed(*tiny_overrides(folder)).cells
     study = made_tiny(composed(f"experiment={name}"), tiny, folder)

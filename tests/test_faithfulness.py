@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -13,7 +11,7 @@ from evaluation.export import export_tasks
 from evaluation.faithfulness import Comparison, TaskOutcome, report, run
 from evaluation.tasks import PAPER_TASKS, TaskSource
 from matquant.notation import Plan
-from matquant.runs import PROJECT
+from tests.processes import fork
 from tests.tiny import tiny_overrides
 
 GEMMA2 = (
@@ -53,22 +51,18 @@ def test_what_differs_is_called_different(theirs, exact, agree, capsys):
 
 def test_an_exported_read_out_is_an_ordinary_model_with_a_command_to_measure_it(tiny_study, tmp_path):
     overrides = [*tiny_overrides(tmp_path), "base=minmax", "bits=int8"]
-    missing = subprocess.run(
-        [sys.executable, "-m", "evaluation.export", "int2", str(tmp_path / "exported"), *overrides],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert missing.returncode == 1
+    study = tiny_study("base=minmax", "bits=int8", "readout.tasks=[]")
+    export = ("-m", "evaluation.export", "int2", str(tmp_path / "exported"), *overrides)
+    missing = fork(*export)
+    assert missing.wait() == 1
     assert "error: " in missing.stderr
     assert "Traceback" not in missing.stderr
 
     import run as program
 
-    program.run_study(tiny_study("base=minmax", "bits=int8", "readout.tasks=[]"), [])
-    done = subprocess.run(missing.args, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert "--tasks local_piqa,local_winogrande" in done.stdout
+    (cell,), setup = study.cells, study.setup
+    program.run_cell(cell, setup)
+    assert "--tasks local_piqa,local_winogrande" in fork(*export).check().stdout
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported" / "model")
     weight = model.model.layers[0].mlp.up_proj.weight
     assert len(weight[0].unique()) <= 4  # int2, one group a row

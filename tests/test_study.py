@@ -36,12 +36,21 @@ HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told at this scale"
 CASES = [case for claim in CLAIMS for case in claim.cases]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _composed_once(composed):
+    """The experiments of the study, which take Hydra half a minute, are those of other tests too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matquant.config.load_study", lambda overrides: composed(*overrides))
+        yield
+
+
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory):
+def empty(tmp_path_factory, _composed_once):
     """Every experiment of the study, without a single result."""
     paths = Paths(results=tmp_path_factory.mktemp("results"))
-    setups = {name: one.study.setup.model_copy(update={"paths": paths}) for name, one in open_parts().items()}
-    return {name: OpenStudy(replace(one.study, setup=setups[name])) for name, one in open_parts().items()}
+    studies = {name: one.study for name, one in open_parts().items()}
+    setups = {name: study.setup.model_copy(update={"paths": paths}) for name, study in studies.items()}
+    return {name: OpenStudy(replace(study, setup=setups[name])) for name, study in studies.items()}
 
 
 @pytest.fixture

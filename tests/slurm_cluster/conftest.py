@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,8 @@ def running(state: Path, *, accounting: bool) -> Iterator[None]:
     if state.exists():  # of a test run that was killed
         subprocess.run(stop, check=False, capture_output=True)
     environment = {**before, "CLUSTER_ACCOUNTING": str(int(accounting)), "CLUSTER_CPUS": "2", "CLUSTER_GPUS": "2"}
-    subprocess.run([HERE / "start_cluster.sh", state], check=True, env=environment, timeout=300)
+    environment |= {"CLUSTER_START_TIMEOUT": "600"}
+    subprocess.run([HERE / "start_cluster.sh", state], check=True, env=environment)
     os.environ |= {
         "SLURM_CONF": str(state / "etc/slurm.conf"),
         "MUNGE_SOCKET": str(state / "run/munge.socket"),
@@ -33,7 +34,7 @@ def running(state: Path, *, accounting: bool) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        subprocess.run(stop, check=True, timeout=120)
+        subprocess.run(stop, check=True)
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +53,8 @@ def require_slurm() -> None:
         pytest.skip("no SLURM on this machine: run `make test-slurm`, which installs it")
 
 
-@pytest.fixture
-def ended() -> Iterator[Callable[[], bool]]:
-    """Whether no job is in the queue; after a test, none is left there."""
-
-    def is_empty() -> bool:
-        return not subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout.strip()
-
-    yield is_empty
+@pytest.fixture(autouse=True)
+def _none_is_left(cluster: None) -> Iterator[None]:
+    """After a test, none of its jobs is in the queue."""
+    yield
     subprocess.run(["scancel", "-u", str(os.getuid())], check=False)

@@ -4,169 +4,216 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from matquant.runs import PROJECT
+from tests.moments import BLOCK, STEP, Moment, Plan
+from tests.processes import python, variables, wait_until
 from tests.slurm_cluster.conftest import running
 from tests.sweeps import (
     NAME,
     QUICK,
-    SLOW,
+    STUDY,
     bits,
     items,
     launch,
     leftovers,
+    logs,
     pieces,
     run_here,
     states,
-    variables,
-    wait_until,
+    undisturbed,
 )
 from tests.tiny import tiny_overrides
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("cluster")]
+pytestmark = pytest.mark.usefixtures("cluster")
 
+SIGNAL_DELAY_S = 600
 ON_SLURM = (
     *("cluster=slurm", "cluster.gpus_per_node=0", "cluster.cpus_per_task=1", "cluster.mem_gb_per_task=1"),
-    *("cluster.time_min=5", "cluster.signal_delay_s=30"),
+    *("cluster.time_min=60", f"cluster.signal_delay_s={SIGNAL_DELAY_S}"),
+)
+ON_HYDRA = (
+    *("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=1"),
+    *("hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_task=1"),
 )
 SIX = (*QUICK, "cells=[{bits:[int2,int4,matquant],seed:[0,1]}]")
+AFTER_A_BLOCK = Moment("worker", BLOCK, 2, events=("rename",), hold=True)
+
+
+def ask(*command: str) -> str:
+    """What a command of SLURM's says."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def jobs(*options: str) -> list[str]:
     """The lines of SLURM's queue."""
-    done = subprocess.run(["squeue", "--noheader", "--array", *options], capture_output=True, text=True, check=True)
-    return done.stdout.split("\n")[:-1]
+    return ask("squeue", "--noheader", "--array", *options).split("\n")[:-1]
 
 
-def job_id(folder: Path, stage: str, *study: str) -> str:
-    found = items(folder, *ON_SLURM, *study).items()
-    (number,) = [item["submission"]["job_id"] for (_, at), item in found if at == stage]
-    return number
+def told(folder: Path) -> str:
+    """How everything stands: the queue, the jobs, their states and the ends of their logs."""
+    return "\n".join([ask("squeue", "--long"), ask("scontrol", "show", "job"), logs(folder)])
+
+
+def wait(happened: Callable[[], object], what: str, folder: Path) -> None:
+    """Waits for something to happen on the cluster; says how that stands if it does not."""
+    wait_until(happened, what, told=lambda: told(folder))
+
+
+def wait_for_end(folder: Path) -> None:
+    """Waits until no job is in the queue."""
+    wait(lambda: not jobs(), "the end of all jobs", folder)
+
+
+def held(folder: Path, *study: str, at: Moment = AFTER_A_BLOCK) -> Plan:
+    """Launches a study, whose training is then held at a moment."""
+    plan = Plan(folder / "moments", [at])
+    launch(folder, *ON_SLURM, *study, plan=plan)
+    plan.wait_for(told=lambda: told(folder))
+    return plan
+
+
+def training(folder: Path, *study: str) -> dict:
+    (found,) = [item for (_, stage), item in items(folder, *ON_SLURM, *study).items() if stage == "train"]
+    return found
+
+
+def job_id(folder: Path, *study: str) -> str:
+    return training(folder, *study)["submission"]["job_id"]
+
+
+def stopped(folder: Path) -> list[str]:
+    """The logs of the jobs, or ranks, that were asked to stop."""
+    found = [path.read_text() for path in folder.rglob("*.out")]
+    return [log for log in found if "asked to stop" in log]
 
 
 def starts_of_stopped_jobs(folder: Path) -> list[int]:
     """Of every job that was asked to stop, how often it started."""
-    logs = [path.read_text() for path in folder.glob("runs/.jobs/*/*.out")]
-    return [log.count("Starting with JobEnvironment") for log in logs if "asked to stop" in log]
+    return [log.count("Starting with JobEnvironment") for log in stopped(folder)]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The slow cell, trained and read without any interruption."""
-    return run_here(tmp_path_factory.mktemp("undisturbed"), *SLOW)
+def go_on_when_asked_to_stop(plan: Plan, folder: Path, *, ranks: int = 1) -> None:
+    """Lets a held job go on as soon as SLURM's signal has come, so that it stops at its next safe point."""
+    wait(lambda: len(stopped(folder)) == ranks, "SLURM's signal", folder)
+    plan.go_on()
 
 
-def test_six_cells_end_to_end_by_arrays_and_nothing_is_submitted_twice(tmp_path, ended):
+def test_six_cells_end_to_end_by_arrays_and_nothing_is_submitted_twice(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     dry = launch(there, *ON_SLURM, *SIX, "--dry-run").stdout
     assert "12 jobs" in dry
     assert not jobs()
     assert not list(there.glob("runs/*"))
 
-    assert "submitted 12 jobs" in launch(there, *ON_SLURM, *SIX).stdout
+    # Held, so that none has ended before they are counted.
+    plan = Plan(tmp_path / "moments", [Moment("worker", r"/cell\.json$", events=("rename",), hold=True)])
+    assert "submitted 12 jobs" in launch(there, *ON_SLURM, *SIX, plan=plan).stdout
+    plan.wait_for(told=lambda: told(there))
     arrays = {line.split("_")[0] for line in jobs("--format", "%i")}
     assert len(arrays) == 2
     assert "nothing to submit" in launch(there, *ON_SLURM, *SIX).stdout
-    wait_until(ended, 300)
+    plan.go_on()
+    wait_for_end(there)
     assert states(there, *ON_SLURM, *SIX) == ["done"] * 12
     assert "nothing to submit" in launch(there, *ON_SLURM, *SIX).stdout
     assert bits(there) == run_here(here, *SIX)
     assert not leftovers(there)
 
 
-def test_a_job_that_is_preempted_goes_on_to_the_same_bits(tmp_path, ended, undisturbed):
-    launch(tmp_path, *ON_SLURM, *SLOW)
-    wait_until(lambda: pieces(tmp_path))
-    urgent = ["sbatch", "--partition=urgent", "--ntasks=2", "--output=/dev/null", "--wrap", "sleep 3"]
-    subprocess.run(urgent, check=True, capture_output=True)
-    wait_until(lambda: any("PENDING" in line for line in jobs("--format", "%i %T %j") if "sweep" in line))
-    wait_until(ended, 300)
-    assert bits(tmp_path) == undisturbed
+def test_a_job_that_is_preempted_goes_on_to_the_same_bits(tmp_path, shared_folder):
+    plan, over = held(tmp_path, *STUDY), tmp_path / "over"
+    urgent = f"until [ -e {over} ]; do sleep 0.1; done"
+    ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", urgent)
+    go_on_when_asked_to_stop(plan, tmp_path)
+    ours = job_id(tmp_path, *STUDY)
+    wait(lambda: f"{ours} PENDING" in jobs("--format", "%i %T"), "the job to be put back into the queue", tmp_path)
+    over.touch()
+    wait_for_end(tmp_path)
+    assert bits(tmp_path) == undisturbed(shared_folder, "study", *STUDY)
     assert not leftovers(tmp_path)
     assert starts_of_stopped_jobs(tmp_path) == [2]
 
 
-LONG = (*SLOW, "base.num_steps=900")
-"""Longer, on a quick machine too, than SLURM takes to look at time limits (every half minute)."""
+def test_a_job_at_its_time_limit_saves_requeues_and_goes_on_to_the_same_bits(tmp_path, shared_folder):
+    plan = held(tmp_path, *STUDY)
+    # SLURM warns signal_delay_s before the end, when it looks next: it does so every half minute.
+    ask("scontrol", "update", f"JobId={job_id(tmp_path, *STUDY)}", f"EndTime=now+{SIGNAL_DELAY_S + 1}seconds")
+    go_on_when_asked_to_stop(plan, tmp_path)
+    wait_for_end(tmp_path)
+    assert starts_of_stopped_jobs(tmp_path) == [2]
+    assert bits(tmp_path) == undisturbed(shared_folder, "study", *STUDY)
+    assert not leftovers(tmp_path)
 
 
-def test_a_job_at_its_time_limit_saves_requeues_and_goes_on_to_the_same_bits(tmp_path, ended):
-    here, there = tmp_path / "here", tmp_path / "there"
-    launch(there, *ON_SLURM, *LONG)
-    wait_until(lambda: pieces(there))
-    # SLURM warns signal_delay_s before the end: when it looks next.
-    training = job_id(there, "train", *LONG)
-    subprocess.run(["scontrol", "update", f"JobId={training}", "EndTime=now+31seconds"], check=True)
-    wait_until(ended, 400)
-    assert starts_of_stopped_jobs(there) == [2]
-    assert bits(there) == run_here(here, *LONG)
-    assert not leftovers(there)
-
-
-def test_a_cancelled_job_is_told_from_a_failed_one_and_goes_on_with_the_next_launch(tmp_path, ended):
-    launch(tmp_path, *ON_SLURM, *LONG)
-    wait_until(lambda: pieces(tmp_path))
-    subprocess.run(["scancel", job_id(tmp_path, "train", *LONG)], check=True)
-    wait_until(ended)
-    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *ON_SLURM, *LONG).items()}
-    assert told == {"train": "cancelled", "evaluate": None}
-    assert "submitted 2 jobs" in launch(tmp_path, *ON_SLURM, *LONG).stdout
+def test_a_cancelled_job_is_told_from_a_failed_one_and_goes_on_with_the_next_launch(tmp_path):
+    plan = held(tmp_path, *STUDY)
+    ask("scancel", job_id(tmp_path, *STUDY))
+    wait_for_end(tmp_path)
+    reasons = {stage: item["reason"] for (_, stage), item in items(tmp_path, *ON_SLURM, *STUDY).items()}
+    assert reasons == {"train": "cancelled", "evaluate": None}
     kept = len(pieces(tmp_path))
-    wait_until(lambda: len(pieces(tmp_path)) > kept)
-    assert "cancelled 2 jobs" in launch(tmp_path, *ON_SLURM, *LONG, "--cancel").stdout
-    wait_until(ended)
+    assert kept == 1
+    plan.add(AFTER_A_BLOCK)
+    assert "submitted 2 jobs" in launch(tmp_path, *ON_SLURM, *STUDY, plan=plan).stdout
+    plan.wait_for(1, told=lambda: told(tmp_path))
+    assert len(pieces(tmp_path)) == kept + 1
+    assert "cancelled 2 jobs" in launch(tmp_path, *ON_SLURM, *STUDY, "--cancel").stdout
+    wait_for_end(tmp_path)
 
 
-def test_a_job_killed_without_warning_loses_only_the_work_since_its_last_save(tmp_path, ended, undisturbed):
-    launch(tmp_path, *ON_SLURM, *SLOW)
-    wait_until(lambda: len(pieces(tmp_path)) >= 2)
+def test_a_job_killed_without_warning_loses_only_the_work_since_its_last_save(tmp_path, shared_folder):
+    plan = Plan(tmp_path / "moments", [Moment("worker", BLOCK, 3, events=("rename",), victims=("worker",))])
+    launch(tmp_path, *ON_SLURM, *STUDY, plan=plan)
+    wait_for_end(tmp_path)
+    assert plan.taken() == [["worker"]]
     kept = {path: path.stat().st_mtime_ns for path in pieces(tmp_path)}
-    (item,) = [item for (_, stage), item in items(tmp_path, *ON_SLURM, *SLOW).items() if stage == "train"]
-    os.kill(item["status"]["pid"], signal.SIGKILL)
-    wait_until(ended)
-    told = items(tmp_path, *ON_SLURM, *SLOW)
-    assert {item["reason"] for item in told.values()} == {"killed", None}
-    launch(tmp_path, *ON_SLURM, *SLOW, "--wait")
-    assert ended()
-    assert bits(tmp_path) == undisturbed
-    assert len(kept) >= 2
+    assert len(kept) == 2
+    ended = items(tmp_path, *ON_SLURM, *STUDY)
+    assert {item["reason"] for item in ended.values()} == {"killed", None}
+    plan.add(Moment("worker", BLOCK, 1, events=("rename",), hold=True))
+    launch(tmp_path, *ON_SLURM, *STUDY, plan=plan)
+    plan.wait_for(1, told=lambda: told(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in pieces(tmp_path)} == kept  # nothing of it is computed again
+    plan.go_on(1)
+    launch(tmp_path, *ON_SLURM, *STUDY, "--wait")
+    assert not jobs()
+    assert bits(tmp_path) == undisturbed(shared_folder, "study", *STUDY)
 
 
-def test_qat_is_spread_over_the_gpus_of_a_job_and_survives_a_preemption(tmp_path, ended):
+def test_qat_is_spread_over_the_gpus_of_a_job_and_survives_a_preemption(tmp_path):
     # The node's two GPUs are only names: the ranks compute on its CPUs.
-    long = ("base=qat", "base.num_steps=200", "base.batch_size=2", "base.compute_dtype=float32", "base.warmup_steps=2")
-    study = (*ON_SLURM, *long, "bits=matquant", "readout.tasks=[piqa]", "cluster.gpus_per_node=2")
-    launch(tmp_path, *study)
-    wait_until(lambda: any(path.stat().st_size > 2000 for path in tmp_path.glob("runs/*/train.jsonl")))
-    (training,) = [item for (_, stage), item in items(tmp_path, *study).items() if stage == "train"]
-    command = ["scancel", "--signal=USR2", training["submission"]["job_id"]]
-    subprocess.run(command, check=True)
-    wait_until(ended, 300)
-    assert set(states(tmp_path, *study)) == {"done"}
+    qat = ("base=qat", "base.num_steps=8", "base.batch_size=2", "base.compute_dtype=float32", "base.warmup_steps=2")
+    study = (*qat, "bits=matquant", "readout.tasks=[piqa]", "cluster.gpus_per_node=2")
+    plan = held(tmp_path, *study, at=Moment("worker", STEP, 4, hold=True))
+    ask("scancel", "--signal=USR2", job_id(tmp_path, *study))
+    go_on_when_asked_to_stop(plan, tmp_path, ranks=2)
+    wait_for_end(tmp_path)
+    assert set(states(tmp_path, *ON_SLURM, *study)) == {"done"}
     (log,) = tmp_path.glob("runs/*/train.jsonl")
     steps = [record["step"] for record in map(json.loads, log.read_text().splitlines()) if "step" in record]
-    assert steps == list(range(200))
+    assert steps == list(range(8))
     assert starts_of_stopped_jobs(tmp_path) == [2, 2]  # both ranks
     assert not leftovers(tmp_path)
 
 
-def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_away(tmp_path, ended):
+def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_away(tmp_path):
     # A gradient that overflows, and no patience with it.
     diverging = ("base=qat", "base.num_steps=3", "base.batch_size=2", "base.max_skipped_steps=0", "base.lr=1e30")
     study = (*diverging, "base.warmup_steps=0", "bits=matquant", "readout.tasks=[piqa]")
     assert launch(tmp_path, *ON_SLURM, *study, "--wait", check=False).returncode == 1
-    assert ended()
-    told = {stage: item for (_, stage), item in items(tmp_path, *ON_SLURM, *study).items()}
-    assert told["train"]["reason"] == "non-finite"
-    assert "lower base.lr" in told["train"]["note"]
-    assert told["evaluate"]["state"] == "missing"
-    log = Path(told["train"]["submission"]["log"])
+    assert not jobs()
+    ended = {stage: item for (_, stage), item in items(tmp_path, *ON_SLURM, *study).items()}
+    assert ended["train"]["reason"] == "non-finite"
+    assert "lower base.lr" in ended["train"]["note"]
+    assert ended["evaluate"]["state"] == "missing"
+    log = Path(ended["train"]["submission"]["log"])
     assert "FloatingPointError" in log.read_text()
     # Not blindly again, unless it is asked for by name.
     assert "nothing to submit" in launch(tmp_path, *ON_SLURM, *study).stdout
@@ -175,7 +222,7 @@ def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_
     assert "remedy: the same cell meets it again" in refused
     assert "submitted 2 jobs" in launch(tmp_path, *ON_SLURM, *study, "--retry-failed=all").stdout
     assert "cancelled" in launch(tmp_path, *ON_SLURM, *study, "--cancel").stdout
-    wait_until(ended)
+    wait_for_end(tmp_path)
 
 
 def test_what_slurm_refuses_is_said_in_its_words_and_leaves_no_record(tmp_path):
@@ -188,33 +235,40 @@ def test_what_slurm_refuses_is_said_in_its_words_and_leaves_no_record(tmp_path):
     assert not list(tmp_path.glob("runs/*/*.job.json"))
 
 
-def test_hydra_multirun_through_submitit(tmp_path, ended):
+def test_hydra_multirun_through_submitit(tmp_path):
     overrides = [*tiny_overrides(tmp_path), NAME, "readout.tasks=[piqa]", "base=minmax", "bits=int8,int4,int3,int2"]
-    small = ["hydra.launcher.mem_gb=1", "hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_task=1"]
-    command = [sys.executable, "run.py", "-m", "hydra/launcher=submitit_slurm", *small, *overrides]
-    done = subprocess.run(command, cwd=PROJECT, env=variables(), capture_output=True, text=True)
+    done = python("run.py", *ON_HYDRA, *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("runs/*/checkpoint/nested.json"))) == 4
     assert len(list(tmp_path.glob("results/*/*/piqa-*.json"))) == 3 + 1 + 1 + 1
 
 
-def test_a_hydra_job_that_is_preempted_is_requeued_and_goes_on(tmp_path, ended, undisturbed):
-    small = ["hydra.launcher.mem_gb=1", "hydra.launcher.gpus_per_node=0", "hydra.launcher.cpus_per_task=1"]
-    command = [sys.executable, "run.py", "-m", "hydra/launcher=submitit_slurm", *small, *tiny_overrides(tmp_path)]
-    process = subprocess.Popen([*command, NAME, *SLOW], cwd=PROJECT, env=variables(), stderr=subprocess.PIPE)
-    wait_until(lambda: pieces(tmp_path))
+def test_a_hydra_job_that_is_preempted_is_requeued_and_goes_on(tmp_path, shared_folder):
+    plan = Plan(tmp_path / "moments", [AFTER_A_BLOCK])
+    command = [sys.executable, "run.py", *ON_HYDRA, f"hydra.sweep.dir={tmp_path / 'multirun'}"]
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [*command, *tiny_overrides(tmp_path), NAME, *STUDY],
+            cwd=PROJECT,
+            env={**variables(), **plan.variables},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+    wait(lambda: process.poll() is not None or plan.taken(), "a job to come to its moment", tmp_path)
     (job,) = {line.split()[0] for line in jobs("--format", "%i")}
-    subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()
-    assert bits(tmp_path) == undisturbed
+    ask("scancel", "--signal=USR2", job)
+    go_on_when_asked_to_stop(plan, tmp_path)
+    wait(lambda: process.poll() is not None, "the end of the multirun", tmp_path)
+    assert process.returncode == 0, (tmp_path / "stderr").read_text()
+    assert bits(tmp_path) == undisturbed(shared_folder, "study", *STUDY)
+    assert starts_of_stopped_jobs(tmp_path) == [2]
 
 
 def test_a_cluster_without_accounting_does_not_hang_us(tmp_path):
     with running(Path(f"/tmp/matquant-noacct-{os.getuid()}"), accounting=False):
-        launch(tmp_path, *ON_SLURM, *SLOW)
-        wait_until(lambda: pieces(tmp_path))
-        (item,) = [item for (_, stage), item in items(tmp_path, *ON_SLURM, *SLOW).items() if stage == "train"]
-        os.kill(item["status"]["pid"], signal.SIGKILL)
-        launch(tmp_path, *ON_SLURM, *SLOW, "--wait")
-        assert set(states(tmp_path, *ON_SLURM, *SLOW)) == {"done"}
+        plan = Plan(tmp_path / "moments", [Moment("worker", BLOCK, 2, events=("rename",), victims=("worker",))])
+        launch(tmp_path, *ON_SLURM, *STUDY, "--wait", check=False, plan=plan)
+        assert plan.taken() == [["worker"]]
+        assert training(tmp_path, *STUDY)["reason"] == "killed"
+        launch(tmp_path, *ON_SLURM, *STUDY, "--wait")
+        assert set(states(tmp_path, *ON_SLURM, *STUDY)) == {"done"}
