@@ -108,7 +108,7 @@ def pairs_of(ours: Reading, theirs: Reading, *, first: str, second: str) -> pd.D
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", help="such as smollm2_135m-omniquant-matquant-9f717ae2:int2")
+    parser.add_argument("first", help="such as smollm2_135m-omniquant-matquant-f7a9a509:int2")
     parser.add_argument("second")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the folder of results")
     options = parser.parse_args()
