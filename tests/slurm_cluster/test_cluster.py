@@ -99,9 +99,12 @@ def starts_of_stopped_jobs(folder: Path) -> list[int]:
     return [log.count("Starting with JobEnvironment") for log in stopped(folder)]
 
 
-def go_on_when_asked_to_stop(plan: Plan, folder: Path, *, ranks: int = 1) -> None:
-    """Lets a held job go on as soon as SLURM's signal has come, so that it stops at its next safe point."""
-    wait(lambda: len(stopped(folder)) == ranks, "SLURM's signal", folder)
+def go_on_when_asked_to_stop(plan: Plan, folder: Path) -> None:
+    """Lets a held job go on as soon as SLURM's signal has come, so that it stops at its next safe point.
+
+    Of several ranks the one that is held hears it: the others wait for that one, and hear it later.
+    """
+    wait(lambda: stopped(folder), "SLURM's signal", folder)
     plan.go_on()
 
 
@@ -194,7 +197,7 @@ def test_qat_is_spread_over_the_gpus_of_a_job_and_survives_a_preemption(tmp_path
     study = (*qat, "bits=matquant", "readout.tasks=[piqa]", "cluster.gpus_per_node=2")
     plan = held(tmp_path, *study, at=Moment("worker", STEP, 4, hold=True))
     ask("scancel", "--signal=USR2", job_id(tmp_path, *study))
-    go_on_when_asked_to_stop(plan, tmp_path, ranks=2)
+    go_on_when_asked_to_stop(plan, tmp_path)
     wait_for_end(tmp_path)
     assert set(states(tmp_path, *ON_SLURM, *study)) == {"done"}
     (log,) = tmp_path.glob("runs/*/train.jsonl")
