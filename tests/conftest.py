@@ -24,7 +24,9 @@ import tests.shapes  # noqa: F401 -- jaxtyping looks it up as an attribute of th
 install_import_hook("matquant", "tests.shapes.checked")
 
 import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -76,9 +78,12 @@ def _no_process_is_left() -> Iterator[None]:
     """Fails, at the end of all tests of this process, if one of them has left something running."""
     os.environ[MARK] = str(os.getpid())
     yield
-    left = left_behind()
+    limit = time.monotonic() + 60  # for those that are about to end
+    while (left := left_behind()) and time.monotonic() < limit:
+        time.sleep(0.1)
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert not left, "\n".join(["tests have left processes:", *left.values()])
 
 

@@ -121,8 +121,8 @@ class _Server:
     def start(self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Process:
         folder = Path(self.folder.name) / str(len(self.started))
         folder.mkdir()
-        for stream in ("stdout", "stderr"):
-            (folder / stream).touch()  # so that it can be read before the fork has opened it
+        for name in ("stdout", "stderr"):  # to be read before the fork has come to open them
+            (folder / name).touch()
         order = {"arguments": list(arguments), "environment": dict(environment), "cwd": str(cwd), "folder": str(folder)}
         self.socket.sendall(json.dumps(order).encode() + b"\n")
         while "pid" not in (said := self._next()):
