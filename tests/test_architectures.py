@@ -95,7 +95,7 @@ def test_an_architecture_has_a_report_of_everything_that_was_measured(line, arch
     study = replace(studies[0], cells=tuple(cell for one in studies for cell in one.cells))
     run.run_study(study, [])
     printed = capsys.readouterr().out
-    assert "missing: " not in printed
+    assert "results are not measured yet" not in printed
     assert "problem: " not in printed
     page = (study.setup.paths.out / study.name / "report.html").read_text(encoding="utf-8")
     assert all(cell.id in page for cell in study.cells)
