@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SHAPE = (1024, 576, 1536)
 """Of the product that is timed: 1024 tokens through a linear layer of SmolLM2."""
+WARM_UP_S, TIMED_S = 0.1, 0.4
+"""Threads start and caches fill first; one product alone takes as long as the scheduler makes it."""
 WORTH_A_WORD = 1.5
 """How many times as long as in float32 a product must take before somebody is told."""
 
@@ -38,27 +41,33 @@ class Cost(NamedTuple):
 def product_speed(dtype: str) -> float:
     """Floating point operations a second of a matrix product on this CPU."""
     tokens, inputs, outputs = SHAPE
-    return 2 * tokens * inputs * outputs / product_cost(dtype).narrow
+    return 2 * tokens * inputs * outputs / product_seconds(dtype)
+
+
+def product_cost(dtype: str) -> Cost:
+    """A product in a dtype and in float32, timed on this CPU."""
+    return Cost(product_seconds(dtype), product_seconds("float32"))
 
 
 @cache
-def product_cost(dtype: str) -> Cost:
-    """Times a product on this CPU, the best of three, after one that is not timed.
+def product_seconds(dtype: str) -> float:
+    """The mean time of products on this CPU, after some that are not timed: what others do here meanwhile is in it.
 
     Measured and not looked up: libraries emulate a dtype on one machine and have instructions for it on the next.
     """
-    return Cost(_seconds(DTYPES[dtype]), _seconds(torch.float32))
-
-
-def _seconds(dtype: torch.dtype) -> float:
     tokens, inputs, outputs = SHAPE
-    x, weight = torch.ones(tokens, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    x, weight = (torch.ones(rows, inputs, dtype=DTYPES[dtype]) for rows in (tokens, outputs))
+    _repeat(lambda: torch.nn.functional.linear(x, weight), WARM_UP_S)
+    return _repeat(lambda: torch.nn.functional.linear(x, weight), TIMED_S)
+
+
+def _repeat(act: Callable[[], object], at_least_s: float) -> float:
+    """Seconds of one of several calls, which together take so long at least."""
+    start, number = time.perf_counter(), 0
+    while number == 0 or time.perf_counter() - start < at_least_s:
+        act()
+        number += 1
+    return (time.perf_counter() - start) / number
 
 
 def say_what_it_costs(dtype: str, device: torch.device, option: str, whose: str) -> None:

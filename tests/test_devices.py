@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from matquant import devices
-from matquant.devices import Cost, pick_device, product_cost, say_what_it_costs
+from matquant.devices import Cost, pick_device, product_cost, product_speed, say_what_it_costs
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -37,7 +37,9 @@ def test_where_it_costs_nothing_nothing_is_said(emulated, monkeypatch, caplog):
 def test_a_product_is_really_timed_and_once():
     cost = product_cost("bfloat16")
     assert min(cost) > 0
-    assert product_cost("bfloat16") is cost
+    assert product_cost("bfloat16") == cost  # two clocks never agree to the last digit
+    tokens, inputs, outputs = devices.SHAPE
+    assert product_speed("float32") == pytest.approx(2 * tokens * inputs * outputs / cost.float32)
 
 
 @pytest.mark.parametrize("base", ["omniquant", "gptq", "qat"])
