@@ -35,7 +35,7 @@ class ReportPaths:
 
     @property
     def record(self) -> Path:
-        """What the other files were drawn from (`analysis.unchanged`)."""
+        """The record of what the other files were drawn from (`analysis.unchanged`)."""
         return self.folder / ".drawn.json"
 
     def figure(self, name: str, form: str) -> Path:

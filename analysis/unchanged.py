@@ -1,4 +1,4 @@
-"""Whether the report on disk is the one that would be drawn now: what it was drawn from, kept beside it.
+"""The record of what a report was drawn from, by which one that would be the same is not drawn again.
 
 A report is a function of the study, the command line it prints, the files of its cells, the code and the libraries.
 A digest of all of them is written into the report's folder, with a digest of every file drawn and the table as it was
@@ -32,7 +32,7 @@ LIBRARIES = ("numpy", "pandas", "matplotlib", "scipy", "jinja2", "pyarrow", "fon
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is remembered of a report: the digest of what it was drawn from, of each file by name, and the table."""
+    """The record of a report: the digest of what it was drawn from, of each file by name, and the table."""
 
     sources: str
     text: str
@@ -74,7 +74,7 @@ def sources_of(study: Study, overrides: Sequence[str] | None) -> str:
 
 
 def _facts(study: Study, overrides: Sequence[str] | None) -> Iterator[Any]:
-    """What is asked for, and what draws it."""
+    """The question that is asked, and the code and libraries that draw the answer."""
     yield study.name
     yield study.setup.model_dump(mode="json")
     for cell in study.cells:

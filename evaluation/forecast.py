@@ -72,7 +72,7 @@ class Forecast:
 
 
 def forecast(study: Study) -> Forecast:
-    """What is missing of a study, timed by one product on this machine and by arithmetic."""
+    """The forecast of what is missing of a study, by arithmetic and the speed of a product on this machine."""
     setup = study.setup
     store, on_cpu = ResultStore(setup.paths.results), pick_device(setup).type == "cpu"
     predicted: dict[Key, float] = {}
