@@ -66,7 +66,7 @@ def size_of(cell: Cell, cache: Path) -> Size:
 
 
 def training_operations(cell: Cell, size: Size) -> float:
-    """What it takes to make a cell's checkpoint."""
+    """The operations that make a cell's checkpoint."""
     match cell.base:
         case NoBase() | MinMaxBase():
             return 0.0
@@ -90,7 +90,7 @@ def training_operations(cell: Cell, size: Size) -> float:
 
 
 def reading_operations(cell: Cell, readout: Readout, size: Size, num_plans: float) -> float:
-    """What it takes to read a cell at so many plans, on all tasks and the held-out text, searches for them included."""
+    """The operations that read a cell at so many plans: all tasks, the held-out text, searches for such plans."""
     tokens: float = num_plans * tokens_of_plan(readout)
     if cell.data is not None:
         passes = passes_of_searches(cell, readout, size, num_plans)

@@ -17,6 +17,7 @@ import argparse
 import sys
 
 from matquant.config import load_study
+from matquant.devices import pick_device, say_what_it_costs
 from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.plan_search import run_search
@@ -34,8 +35,10 @@ def main() -> None:
         study = load_study(options.overrides)
         if len(study.cells) != 1:
             raise UserError(f"this means {len(study.cells)} cells; name one, by base=... bits=...")
+        setup = study.setup
+        say_what_it_costs(setup.readout.dtype, pick_device(setup), "readout.dtype", "another search")
         with interrupts_win():
-            path = run_search(study.cells[0], study.setup, study.setup.readout.searched(Plan.parse(options.plan)))
+            path = run_search(study.cells[0], setup, setup.readout.searched(Plan.parse(options.plan)))
     except (UserError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from matquant import devices
+from matquant import devices, search
 from matquant.devices import Cost, pick_device, product_cost, product_speed, say_what_it_costs
+from tests.tiny import tiny_overrides
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -61,3 +62,11 @@ def test_auto_is_the_gpu_where_there_is_one(tiny_study, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert pick_device(setup).type == ("cuda" if there else "cpu")
+
+
+def test_a_search_in_bfloat16_says_it_before_it_looks_for_a_checkpoint(tmp_path, emulated, monkeypatch, caplog):
+    overrides = [*tiny_overrides(tmp_path), "base=gptq", "base.batch_size=2", "readout.dtype=bfloat16"]
+    monkeypatch.setattr("sys.argv", ["matquant.search", "evolution@3", *overrides])
+    with pytest.raises(SystemExit):
+        search.main()
+    assert any(line.startswith("readout.dtype=bfloat16: this CPU emulates") for line in caplog.messages)
