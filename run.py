@@ -20,14 +20,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from matquant.cell import Cell
-from matquant.compose import sweep_points
-from matquant.config import Study, load_study
+from matquant.config.cell import Cell
+from matquant.config.compose import sweep_points
+from matquant.config.setup import Setup
+from matquant.config.study import Study, load_study
 from matquant.errors import UserError
-from matquant.ranks import num_ranks
-from matquant.runs import RunDir, remove_leftovers
-from matquant.setup import Setup
-from matquant.stopping import at_safe_points, interrupts_win, remember_interrupts
+from matquant.parallel.ranks import num_ranks
+from matquant.runs.files import remove_leftovers
+from matquant.runs.folder import RunDir
+from matquant.runs.stopping import at_safe_points, interrupts_win, remember_interrupts
 
 if TYPE_CHECKING:
     from evaluation.forecast import Forecast, Stage
@@ -79,7 +80,7 @@ def join(check: Callable[[], None]) -> None:
     if num_ranks() == 1:
         check()
         return
-    from matquant.distributed import world  # imports torch, which a process that is alone may not need
+    from matquant.parallel.distributed import world  # imports torch, which a process that is alone may not need
 
     if world().is_main:
         check()
@@ -91,7 +92,7 @@ def join(check: Callable[[], None]) -> None:
 def part() -> None:
     """Ends together what `join` began: a rank that left early would look like one that died."""
     if num_ranks() > 1:
-        from matquant.distributed import leave, world
+        from matquant.parallel.distributed import leave, world
 
         leave(world())
 
@@ -103,8 +104,8 @@ def check(studies: Sequence[Study]) -> None:
     preflight.check(studies)
     if num_ranks() == 1:
         return
-    from matquant.distributed import check_ranks, world
-    from matquant.train import to_train
+    from matquant.parallel.distributed import check_ranks, world
+    from matquant.training.train import to_train
 
     for study in studies:
         for cell in study.cells:
@@ -178,8 +179,8 @@ def run_cell(cell: Cell, setup: Setup, outlook: Forecast | None = None) -> None:
 
     if not is_main():
         if agreed(False):  # the main rank knows
-            from matquant.tracking import NoTracker
-            from matquant.train import train
+            from matquant.runs.tracking import NoTracker
+            from matquant.training.train import train
 
             train(cell, setup, NoTracker())
         return
@@ -188,8 +189,8 @@ def run_cell(cell: Cell, setup: Setup, outlook: Forecast | None = None) -> None:
             return
         # Imported here: torch and lm_eval take seconds, and a cell whose results are all there needs neither.
         from evaluation.evaluate import evaluate
-        from matquant.tracking import tracking
-        from matquant.train import train
+        from matquant.runs.tracking import tracking
+        from matquant.training.train import train
 
         remove_leftovers(setup.paths.runs / cell.id)
         remove_leftovers(setup.paths.results / cell.id)
@@ -204,7 +205,7 @@ def is_main() -> bool:
     """True for the process that writes and prints: the only one, or the main one of several ranks."""
     if num_ranks() == 1:
         return True
-    from matquant.distributed import world
+    from matquant.parallel.distributed import world
 
     return world().is_main
 
@@ -213,7 +214,7 @@ def agreed(to_do: bool) -> bool:
     """What the main one of several ranks says."""
     if num_ranks() == 1:
         return to_do
-    from matquant.distributed import world
+    from matquant.parallel.distributed import world
 
     return world().broadcast(to_do)
 

@@ -25,7 +25,7 @@ from analysis.summary import summary
 from analysis.tables import significant_marks
 from evaluation.results import ResultStore
 from matquant.errors import UserError
-from matquant.runs import require_writable
+from matquant.runs.files import require_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.typeset import Table
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 FOLDER = "papers"
 
@@ -56,7 +56,7 @@ def write_table(table: Table, entries: pd.DataFrame, stem: Path) -> None:
 
 def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
     """Writes the tables, and all of them together as tables.md, tables.tex and tables.html; returns their folder."""
-    from matquant.config import load_study
+    from matquant.config.study import load_study
 
     drawn = []
     folder = Path()

@@ -20,7 +20,7 @@ from analysis.summary import summary
 from analysis.tables import significant_marks, summary_table
 from analysis.typeset import Table
 from evaluation.results import ResultStore
-from matquant.runs import write_beside
+from matquant.runs.files import write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.gallery import Plot
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 
 class Numbers(NamedTuple):

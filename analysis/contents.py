@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from analysis.gallery import Plot
     from analysis.load import LoadedResults
     from analysis.typeset import Table
-    from matquant.cell import Cell
-    from matquant.config import Study
+    from matquant.config.cell import Cell
+    from matquant.config.study import Study
 
 DEFAULT_NAME = "cell"
 """What conf/config.yaml calls a study that is no experiment."""

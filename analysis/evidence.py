@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from analysis.codes import Codes
     from analysis.show import OpenStudy
     from analysis.significance import Difference, Outcomes
-    from matquant.cell import Cell
+    from matquant.config.cell import Cell
 
 NARROW = Slice(2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matquant.runs import write_beside
+from matquant.runs.files import write_beside
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from analysis.figures.widths import points, widths_figure
 from analysis.names import model_name
 from analysis.significance import TASK_AVG
 from evaluation.results import LOG_PPLX
-from matquant.runs import RunDir
+from matquant.runs.folder import RunDir
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from analysis.codes import Codes
     from analysis.load import LoadedResults
     from evaluation.results import ResultStore
-    from matquant.config import Study
+    from matquant.config.study import Study
     from matquant.notation import Plan
 
 MAX_PANELS = 6

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from evaluation.results import Key
-    from matquant.cell import Cell
-    from matquant.setup import Readout, Setup
+    from matquant.config.cell import Cell
+    from matquant.config.setup import Readout, Setup
 
 STDERR = "_stderr"
 
 PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
 COST_COLUMNS = ("effective_bits", "grid_bits", "overflow_bits", "model_bits")
-"""The paper's count of bits, and what it leaves out (`matquant.extra_precision.overhead_bits`)."""
+"""The paper's count of bits, and what it leaves out (`matquant.codes.extra_precision.overhead_bits`)."""
 COLUMNS = (
     *IDENTITY_COLUMNS,
     *COST_COLUMNS,

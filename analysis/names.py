@@ -9,9 +9,9 @@ from analysis.significance import TASK_AVG
 from evaluation.results import LOG_PPLX
 
 if TYPE_CHECKING:
-    from matquant.cell import Cell
+    from matquant.config.cell import Cell
+    from matquant.config.setup import Readout
     from matquant.notation import Objective, Plan
-    from matquant.setup import Readout
 
 IDENTITY_COLUMNS = (
     *("cell_id", "config_id", "model", "base", "scope", "objective", "weights", "parent_bits", "method", "label"),

@@ -14,7 +14,7 @@ from evaluation.results import LOG_PPLX, Result, protocol_id
 
 if TYPE_CHECKING:
     from evaluation.results import Protocol
-    from matquant.setup import Readout
+    from matquant.config.setup import Readout
 
 SHARED_BY_TASKS = ("limit", "batch_size", "dtype", "lm_eval")
 SHARED_BY_TEXT = ("num_sequences", "tokens_per_document")

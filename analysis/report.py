@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 from analysis import unchanged
 from analysis.files import ReportPaths
 from matquant.errors import UserError
-from matquant.runs import require_writable
+from matquant.runs.files import require_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from analysis.building import Numbers
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 FORMS = ("svg", "pdf", "png")
 """Of every figure; the page shows the first."""
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         # Hydra is not needed to answer --help, and run.py brings its own study.
-        from matquant.config import load_study
+        from matquant.config.study import load_study
 
         report = Report(load_study(options.overrides), options.overrides)
         paths = report.draw(notebook=not options.no_notebook)

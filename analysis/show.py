@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from analysis.load import LoadedResults
     from analysis.typeset import Table
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 
 MEASURED = ("paths.results=docs/measured/results", "paths.runs=docs/measured/training")
@@ -139,7 +139,7 @@ class OpenStudy:
 
 def open_study(*overrides: str) -> OpenStudy:
     """A study as `python run.py` is told of it: `experiment=demo`, `paths.results=...`."""
-    from matquant.config import load_study
+    from matquant.config.study import load_study
 
     return OpenStudy(load_study(list(overrides)))
 

@@ -21,8 +21,9 @@ from analysis.files import write_text
 from analysis.headline import placed
 from analysis.show import SCREEN_DPI, OpenStudy, ShownPlot, ShownTable, ShownText
 from analysis.study_text import GAP, Document, HandWritten, Part, beside, claims_table, document, figures_of, tally
+from matquant.checkout import PROJECT
 from matquant.errors import UserError
-from matquant.runs import PROJECT, write_beside
+from matquant.runs.files import write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,7 @@ SHOWN_LINES = 20
 
 def open_parts(*overrides: str, parts: Sequence[Part] = PARTS) -> Opened:
     """Every experiment of the study that there is; `overrides` are those of run.py, such as `paths.results=DIR`."""
-    from matquant.config import load_study
+    from matquant.config.study import load_study
 
     written = [part.name for part in parts if (CONF / f"{part.name}.yaml").exists()]
     return {name: OpenStudy(load_study([f"experiment=study/{name}", *overrides])) for name in written}

@@ -30,7 +30,7 @@ from evaluation.results import LOG_PPLX
 if TYPE_CHECKING:
     from analysis.gallery import Plot
     from analysis.show import OpenStudy
-    from matquant.cell import Cell
+    from matquant.config.cell import Cell
 
 Opened = Mapping[str, "OpenStudy"]
 

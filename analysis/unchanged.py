@@ -16,14 +16,16 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from matquant.runs import PROJECT, RunDir, read_json, write_json
+from matquant.checkout import PROJECT
+from matquant.runs.files import read_json, write_json
+from matquant.runs.folder import RunDir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from analysis.files import ReportPaths
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 CODE = ("analysis/**/*.py", "analysis/**/*.csv", "analysis/**/*.ipynb", "evaluation/*.py", "matquant/**/*.py")
 LIBRARIES = ("numpy", "pandas", "matplotlib", "scipy", "jinja2", "pyarrow", "fonttools", "ipykernel", "nbclient")

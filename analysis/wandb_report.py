@@ -27,14 +27,14 @@ from analysis.summary import summary
 from analysis.tables import significant_marks, summary_table
 from evaluation.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
 from matquant.errors import UserError
-from matquant.runs import require_writable
-from matquant.tracking import wandb_mode
+from matquant.runs.files import require_writable
+from matquant.runs.tracking import wandb_mode
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
 
     from analysis.load import LoadedResults
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 FILE = "wandb_report.json"
 TRAINED_TERMS = ("int8", "int6", "int4", "int3", "int2")
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--publish", action="store_true", help="publish the report instead of writing it to disk alone")
     options = parser.parse_intermixed_args(arguments)
     try:
-        from matquant.config import load_study
+        from matquant.config.study import load_study
 
         study = load_study(options.overrides)
         loaded = load(study)

@@ -31,12 +31,12 @@ from evaluation.harness import language_model, num_answers
 from evaluation.protocol import task_source
 from evaluation.results import ResultStore
 from evaluation.tasks import load_tasks, quiet_lm_eval
-from matquant.config import Study, load_study
-from matquant.models import load_model
+from matquant.checkout import PROJECT
+from matquant.config.study import Study, load_study
+from matquant.models.loading import load_model
 from matquant.notation import Plan
-from matquant.runs import PROJECT
-from matquant.tracking import NoTracker
-from matquant.train import train
+from matquant.runs.tracking import NoTracker
+from matquant.training.train import train
 
 PLANS = ("int8", "int6", "int5", "int4", "int3", "int2")
 RIVAL = "lm-eval's command line, 6 runs (rival)"

@@ -26,12 +26,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.timing import NoProgress, median_seconds, print_ratios, smollm2
 from matquant.algorithms import gptq
-from matquant.cell import GPTQBase, GridSpec
-from matquant.column_solve import Solution, solve
-from matquant.models import blocks, linears
-from matquant.nested import NestedWeight
+from matquant.codes.column_solve import Solution, solve
+from matquant.codes.nested import NestedWeight
+from matquant.codes.quantizers import Grid
+from matquant.config.cell import GPTQBase, GridSpec
+from matquant.models.families import blocks, linears
 from matquant.notation import Objective, Slice
-from matquant.quantizers import Grid
 from tests.reference.gptq_reference import brute_force, output_error
 
 PLAIN = Objective.parse(8, {"int8": 1.0})

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.timing import SMOLLM2, median_seconds, print_ratios
-from matquant.cell import GridSpec
-from matquant.models import block_name, blocks, linears
-from matquant.nested import materialize, nest
+from matquant.codes.nested import materialize, nest
+from matquant.codes.quantizers import minmax_grid
+from matquant.config.cell import GridSpec
+from matquant.models.families import block_name, blocks, linears
 from matquant.notation import Plan
-from matquant.quantizers import minmax_grid
 
 
 def main() -> None:

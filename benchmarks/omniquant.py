@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.timing import NoProgress, median_seconds, print_ratios, smollm2
 from matquant.algorithms import omniquant
-from matquant.calibration import Activations, attend, block_outputs, capture, run_block
-from matquant.cell import GridSpec, OmniQuantBase
-from matquant.models import blocks
-from matquant.nested import GradientMeter
+from matquant.algorithms.calibration import Activations, attend, block_outputs, capture, run_block
+from matquant.codes.nested import GradientMeter
+from matquant.config.cell import GridSpec, OmniQuantBase
+from matquant.models.families import blocks
 from matquant.notation import Objective
 from tests.reference.nested_reference import read_slice
 

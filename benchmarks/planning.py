@@ -21,9 +21,9 @@ from pathlib import Path
 
 from evaluation.protocol import missing, protocols
 from evaluation.results import Result, ResultStore
-from matquant.compose import compose
-from matquant.config import load_study
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
+from matquant.config.compose import compose
+from matquant.config.study import load_study
 
 NUM_SEEDS, SAMPLE, NUM_JOBS = 250, 10, 200
 WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]

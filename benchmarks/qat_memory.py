@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.timing import smollm2
+from matquant.algorithms.objective import nested_loss
 from matquant.algorithms.qat import Settings, Training, next_token_loss
-from matquant.cell import GridSpec, QATBase
-from matquant.nested import read_at
+from matquant.codes.nested import read_at
+from matquant.config.cell import GridSpec, QATBase
 from matquant.notation import Objective
-from matquant.objective import nested_loss
 
 NESTED = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})
 JOINT, SLICE_BY_SLICE = "joint graph (rival)", "slice by slice"

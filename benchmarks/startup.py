@@ -28,8 +28,8 @@ from pathlib import Path
 
 from evaluation.protocol import protocols
 from evaluation.results import HEADLINE_METRICS, LOG_PPLX, Result, ResultStore
-from matquant.config import load_study
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
+from matquant.config.study import load_study
 
 HEAVY = (
     *("torch", "transformers", "lm_eval", "datasets", "accelerate", "wandb"),

@@ -20,9 +20,9 @@ from analysis.summary import summary
 from analysis.tables import summary_table
 from benchmarks.timing import print_ratios
 from evaluation.results import LOG_PPLX, Result, ResultStore
-from matquant.cell import Cell
-from matquant.config import load_study
-from matquant.setup import Readout, Setup
+from matquant.config.cell import Cell
+from matquant.config.setup import Readout, Setup
+from matquant.config.study import load_study
 
 T = TypeVar("T")
 NUM_CELLS, NUM_PLANS = 1000, 20

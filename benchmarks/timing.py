@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import LlamaConfig
 
-from matquant.algorithms import Layers
+from matquant.algorithms.progress import Layers
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,

@@ -25,21 +25,23 @@ from evaluation.protocol import WHOLE, Part, missing, protocols, task_source
 from evaluation.readouts import readout_point, readout_rows
 from evaluation.results import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.tasks import TaskSource, load_tasks
-from matquant.cell import Cell
-from matquant.checkpoint import NestedCheckpoint, load_checkpoint
-from matquant.data import token_blocks
-from matquant.devices import pick_device, say_what_it_costs
+from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
+from matquant.codes.nested import materialize
+from matquant.config.cell import Cell
+from matquant.config.setup import Readout, Setup
 from matquant.errors import UserError
-from matquant.extra_precision import code_statistics, effective_bits, overhead_bits
-from matquant.models import LoadedModel, load_model
-from matquant.nested import materialize
+from matquant.models.devices import pick_device, say_what_it_costs
+from matquant.models.loading import LoadedModel, load_model
+from matquant.models.tokens import token_blocks
 from matquant.notation import FULL_BITS, Plan
 from matquant.plan_search import run_search
-from matquant.runs import RunDir, provenance, read_json
-from matquant.setup import Readout, Setup
-from matquant.status import Reporter
-from matquant.stopping import give_way
-from matquant.tracking import Tracker
+from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
+from matquant.runs.files import read_json
+from matquant.runs.folder import RunDir
+from matquant.runs.provenance import provenance
+from matquant.runs.status import Reporter
+from matquant.runs.stopping import give_way
+from matquant.runs.tracking import Tracker
 
 log = logging.getLogger(__name__)
 

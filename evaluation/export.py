@@ -20,17 +20,17 @@ import yaml
 
 from evaluation.protocol import task_source
 from evaluation.tasks import TaskSource, local_documents, no_progress_bars, only_split, yaml_of
-from matquant.cell import Cell
-from matquant.checkpoint import load_checkpoint
-from matquant.config import Study, load_study
-from matquant.devices import pick_device
+from matquant.codes.nested import materialize
+from matquant.config.cell import Cell
+from matquant.config.setup import Readout, Setup
+from matquant.config.study import Study, load_study
 from matquant.errors import UserError
-from matquant.models import LoadedModel, load_model
-from matquant.nested import materialize
+from matquant.models.devices import pick_device
+from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import FULL, Plan
 from matquant.plan_search import found
-from matquant.runs import RunDir
-from matquant.setup import Readout, Setup
+from matquant.runs.checkpoint import load_checkpoint
+from matquant.runs.folder import RunDir
 
 PREFIX = "local_"
 """Exported tasks have names of their own: lm-eval knows the plain ones already."""

@@ -25,15 +25,15 @@ from evaluation.export import PREFIX, Exported, export, one_cell
 from evaluation.harness import language_model, num_answers, score_tasks
 from evaluation.protocol import task_source
 from evaluation.tasks import load_tasks
-from matquant.cell import Cell
-from matquant.config import load_study
-from matquant.devices import pick_device
+from matquant.config.cell import Cell
+from matquant.config.setup import Setup
+from matquant.config.study import load_study
 from matquant.errors import UserError
-from matquant.models import load_model
+from matquant.models.devices import pick_device
+from matquant.models.loading import load_model
 from matquant.notation import FULL, Plan
-from matquant.setup import Setup
-from matquant.tracking import NoTracker
-from matquant.train import train
+from matquant.runs.tracking import NoTracker
+from matquant.training.train import train
 
 METRICS = ("acc", "acc_norm")
 TOLERANCE = 1e-4

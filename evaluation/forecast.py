@@ -12,12 +12,12 @@ from evaluation.board import duration
 from evaluation.protocol import missing
 from evaluation.results import ResultStore
 from evaluation.work import Size, reading_operations, size_of, tokens_of_plan, tokens_of_task, training_operations
-from matquant.cell import Cell, GPTQBase, OmniQuantBase, QATBase
-from matquant.checkpoint import has_checkpoint
-from matquant.config import Study
-from matquant.devices import pick_device, product_speed
-from matquant.runs import RunDir
-from matquant.setup import Setup
+from matquant.config.cell import Cell, GPTQBase, OmniQuantBase, QATBase
+from matquant.config.setup import Setup
+from matquant.config.study import Study
+from matquant.models.devices import pick_device, product_speed
+from matquant.runs.checkpoint import has_checkpoint
+from matquant.runs.folder import RunDir
 
 EFFICIENCY = 0.75
 """Of the speed of one large product, what whole stages reach.

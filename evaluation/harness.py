@@ -25,7 +25,7 @@ from tqdm import tqdm
 from evaluation.language_model import SharedContextLM
 from evaluation.tasks import quiet_lm_eval
 from matquant.errors import UserError
-from matquant.stopping import interrupts_win
+from matquant.runs.stopping import interrupts_win
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

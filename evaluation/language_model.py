@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from matquant.errors import UserError
-from matquant.models import backbone, forward_replaced
+from matquant.models.families import backbone, forward_replaced
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from evaluation.protocol import is_complete, task_source
 from evaluation.results import ResultStore
 from evaluation.tasks import check_task_names
-from matquant.cell import Cell
-from matquant.config import Study
+from matquant.config.cell import Cell
+from matquant.config.setup import Setup
+from matquant.config.study import Study
 from matquant.errors import UserError
-from matquant.runs import require_writable
-from matquant.setup import Setup
+from matquant.runs.files import require_writable
 
 FOLDERS = ("runs", "results", "out", "cache")
 
@@ -60,7 +60,7 @@ def check_tasks(setup: Setup) -> None:
 
 def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
     """By cell id, why a cell cannot be run: its model is out of reach, lacks the scope, or does not fit the grid."""
-    from matquant.models import check_model  # torch takes seconds to import
+    from matquant.models.loading import check_model  # torch takes seconds to import
 
     verdicts: dict[str, str | None] = {}
     refused = {}

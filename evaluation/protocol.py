@@ -12,10 +12,10 @@ from pathlib import Path
 
 from evaluation.results import LOG_PPLX, Key, Protocol, ResultStore
 from evaluation.tasks import TaskSource
-from matquant import text
-from matquant.cell import Cell
+from matquant.config.cell import Cell
+from matquant.config.setup import Readout
+from matquant.models import text
 from matquant.notation import Plan
-from matquant.setup import Readout
 
 
 @dataclass(frozen=True)

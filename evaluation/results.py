@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matquant.notation import Plan
-from matquant.runs import write_beside, write_json
+from matquant.runs.files import write_beside, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +85,7 @@ class Result:
     """One task of one read-out of one cell, with every fact needed to measure it again.
 
     `metrics` holds fractions (acc, acc_norm) or nats per token (log_pplx), each with its `_stderr`.  `effective_bits`
-    is the paper's count; `overhead` is what that leaves out (`matquant.extra_precision.overhead_bits`).
+    is the paper's count; `overhead` is what that leaves out (`matquant.codes.extra_precision.overhead_bits`).
     """
 
     cell_id: str

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import assert_never
 
 from evaluation.results import LOG_PPLX
-from matquant.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
-from matquant.models import blocks, linears, skeleton
-from matquant.setup import Readout
+from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.setup import Readout
+from matquant.models.families import blocks, linears
+from matquant.models.loading import skeleton
 from matquant.widths import TOURNAMENT
 
 DOCUMENTS = {

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from matquant.nested import NestedWeight, write_layer
+from matquant.codes.nested import NestedWeight, write_layer
 from matquant.notation import Slice
 
 

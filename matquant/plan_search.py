@@ -11,20 +11,22 @@ from typing import Any, Literal, cast, get_args
 
 from tqdm import tqdm
 
-from matquant.cell import Cell, DType
-from matquant.checkpoint import has_checkpoint, load_checkpoint
-from matquant.data import token_blocks
-from matquant.devices import pick_device
+from matquant.codes.extra_precision import overflow_share
+from matquant.codes.layouts import block_number
+from matquant.codes.nested import NestedWeight
+from matquant.config.cell import Cell, DType
+from matquant.config.setup import SearchSpec, Setup
 from matquant.errors import UserError
-from matquant.extra_precision import overflow_share
 from matquant.fitness import Fitness
-from matquant.mixnmatch import block_number
-from matquant.models import input_names, load_model
-from matquant.nested import NestedWeight
+from matquant.models.devices import pick_device
+from matquant.models.families import input_names
+from matquant.models.loading import load_model
+from matquant.models.tokens import token_blocks
 from matquant.notation import STRATEGIES, Plan, Slice
-from matquant.runs import RunDir, read_json, write_json
-from matquant.setup import SearchSpec, Setup
-from matquant.stopping import give_way
+from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
+from matquant.runs.files import read_json, write_json
+from matquant.runs.folder import RunDir
+from matquant.runs.stopping import give_way
 from matquant.widths import Choices, Evolution, Levels, dynamic_program, evolve, pyramid
 
 Strategy = Literal["pyramid", "dynamic_program", "evolution"]

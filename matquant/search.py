@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from matquant.config import load_study
-from matquant.devices import pick_device, say_what_it_costs
+from matquant.config.study import load_study
 from matquant.errors import UserError
+from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.notation import Plan
 from matquant.plan_search import run_search
-from matquant.runs import read_json
-from matquant.stopping import interrupts_win, remember_interrupts
+from matquant.runs.files import read_json
+from matquant.runs.stopping import interrupts_win, remember_interrupts
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from matquant.codes.layouts import arrange, counts
 from matquant.errors import UserError
-from matquant.mixnmatch import arrange, counts
 from matquant.notation import MIXED_WIDTHS
 
 Levels = tuple[int, ...]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from evaluation.work import Size, calibration_tokens, num_slices, reading_operations, size_of, training_operations
-from matquant.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
-from matquant.setup import Setup
+from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.setup import Setup
 from slurm.jobs import Job
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -20,10 +20,10 @@ import submitit
 from tqdm import tqdm
 
 from evaluation.board import duration
-from matquant.runs import RunDir
-from matquant.setup import LocalCluster
-from matquant.status import LAUNCH
-from matquant.stopping import remember_interrupts
+from matquant.config.setup import LocalCluster
+from matquant.runs.folder import RunDir
+from matquant.runs.status import LAUNCH
+from matquant.runs.stopping import remember_interrupts
 from slurm import snapshot
 from slurm.jobs import Job
 from slurm.plan import Item, Sweep

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from evaluation.protocol import WHOLE, Part, missing
 from evaluation.results import ResultStore
-from matquant.cell import Cell, QATBase
-from matquant.ranks import num_ranks
-from matquant.runs import RunDir, remove_leftovers
-from matquant.setup import LocalCluster, Setup, SlurmCluster
-from matquant.status import Reason, Reporter, State
-from matquant.stopping import Stopped, at_safe_points
+from matquant.config.cell import Cell, QATBase
+from matquant.config.setup import LocalCluster, Setup, SlurmCluster
+from matquant.parallel.ranks import num_ranks
+from matquant.runs.files import remove_leftovers
+from matquant.runs.folder import RunDir
+from matquant.runs.status import Reason, Reporter, State
+from matquant.runs.stopping import Stopped, at_safe_points
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -81,7 +82,7 @@ class Job:
     def work(self) -> None:
         """What the job is for; a second job on the same stage waits for the first and finds nothing to do."""
         if num_ranks() > 1:
-            from matquant.distributed import world
+            from matquant.parallel.distributed import world
 
             if not world().is_main:
                 self._train()
@@ -95,9 +96,9 @@ class Job:
                 self._evaluate(self.part)
 
     def _train(self) -> None:
-        from matquant.distributed import leave, world
-        from matquant.tracking import NoTracker, tracking
-        from matquant.train import train
+        from matquant.parallel.distributed import leave, world
+        from matquant.runs.tracking import NoTracker, tracking
+        from matquant.training.train import train
 
         if world().is_main:
             with tracking(self.cell, self.setup, "train") as tracker:
@@ -108,7 +109,7 @@ class Job:
 
     def _evaluate(self, part: Part) -> None:
         from evaluation.evaluate import evaluate, publish
-        from matquant.tracking import NoTracker, tracking
+        from matquant.runs.tracking import NoTracker, tracking
 
         store = ResultStore(self.setup.paths.results)
         remove_leftovers(store.folder / self.cell.id)

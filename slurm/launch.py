@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 from evaluation import preflight
-from matquant.config import Study, load_study
+from matquant.config.setup import Setup
+from matquant.config.study import Study, load_study
 from matquant.errors import UserError
-from matquant.setup import Setup
 from slurm import queue, show, snapshot
 from slurm.jobs import Job
 from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look

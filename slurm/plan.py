@@ -16,13 +16,13 @@ from typing import Literal
 
 from evaluation.protocol import Part, survey
 from evaluation.results import ResultStore
-from matquant.cell import Cell
-from matquant.config import Study
+from matquant.config.cell import Cell
+from matquant.config.setup import Setup
+from matquant.config.study import Study
 from matquant.errors import UserError
 from matquant.notation import Plan
-from matquant.runs import RunDir
-from matquant.setup import Setup
-from matquant.status import Reason, Status, read_status
+from matquant.runs.folder import RunDir
+from matquant.runs.status import Reason, Status, read_status
 from slurm.queue import QueuedJob, how_jobs_ended, jobs_in_queue
 from slurm.records import Submission, read_submission
 

@@ -13,8 +13,8 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from matquant.runs import write_json
-from matquant.status import process_started
+from matquant.runs.files import write_json
+from matquant.runs.status import process_started
 
 
 @dataclass(frozen=True)

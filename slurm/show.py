@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from evaluation.board import duration
-from matquant.status import Reason
+from matquant.runs.status import Reason
 from slurm.plan import STATES, Item, Sweep
 
 REMEDIES: Mapping[Reason, str] = {

@@ -12,7 +12,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from matquant.runs import PROJECT, SOURCE, source_commit, write_json
+from matquant.checkout import PROJECT
+from matquant.runs.files import write_json
+from matquant.runs.provenance import SOURCE, source_commit
 
 CODE = ("matquant", "evaluation", "analysis", "slurm", "conf", "run.py", "pyproject.toml")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from matquant.config import Study, load_study
+from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from slurm import show
 from slurm.plan import Item, Sweep, absolute, look

@@ -19,10 +19,10 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from tqdm import tqdm
 
+from matquant.config.setup import SlurmCluster
 from matquant.errors import UserError
-from matquant.runs import RunDir
-from matquant.setup import SlurmCluster
-from matquant.status import LAUNCH
+from matquant.runs.folder import RunDir
+from matquant.runs.status import LAUNCH
 from slurm import snapshot
 from slurm.estimate import ranks_of
 from slurm.jobs import Job

@@ -33,8 +33,8 @@ from pathlib import Path
 
 import pytest
 
-from matquant import text
-from matquant.config import Study
+from matquant.config.study import Study
+from matquant.models import text
 from tests.processes import MARK, left_behind
 from tests.shared import run_folder, studies
 from tests.tiny import tiny_overrides, tiny_paths

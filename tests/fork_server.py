@@ -21,7 +21,7 @@ import torch
 
 import analysis.report
 import evaluation.evaluate  # noqa: F401
-import matquant.train  # noqa: F401
+import matquant.training.train  # noqa: F401
 import slurm.show
 import slurm.snapshot
 import slurm.submit  # noqa: F401

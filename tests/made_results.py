@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results import Result, ResultStore
-from matquant.cell import Cell
-from matquant.config import Study
-from matquant.setup import Paths, Readout, Setup
+from matquant.config.cell import Cell
+from matquant.config.setup import Paths, Readout, Setup
+from matquant.config.study import Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

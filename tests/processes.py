@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
 
 HUNG_S = 1500.0
 """Long after this even a busy machine has done what a test waits for; less than pytest's own limit."""

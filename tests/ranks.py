@@ -13,16 +13,17 @@ from unittest import mock
 
 from torch import Tensor
 
-from matquant import distributed, stopping
 from matquant.algorithms import qat
-from matquant.cell import Cell
-from matquant.config import load_study
+from matquant.config.cell import Cell
+from matquant.config.setup import Setup
+from matquant.config.study import load_study
 from matquant.errors import UserError
-from matquant.runs import RunDir
-from matquant.setup import Setup
-from matquant.stopping import Stopped
-from matquant.tracking import NoTracker
-from matquant.train import train
+from matquant.parallel import distributed
+from matquant.runs import stopping
+from matquant.runs.folder import RunDir
+from matquant.runs.stopping import Stopped
+from matquant.runs.tracking import NoTracker
+from matquant.training.train import train
 from tests.tiny import tiny_overrides
 
 QAT = (

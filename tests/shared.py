@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from matquant.config import Study, load_study
+from matquant.config.study import Study, load_study
 
 
 def run_folder(factory: pytest.TempPathFactory) -> Path:

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matquant.algorithms import Layers, minmax, omniquant
-from matquant.calibration import Shelf
-from matquant.cell import GridSpec, OmniQuantBase
-from matquant.data import token_blocks
-from matquant.models import blocks, linears, load_model
-from matquant.nested import nest, undo
+from matquant.algorithms import minmax, omniquant
+from matquant.algorithms.calibration import Shelf
+from matquant.algorithms.progress import Layers
+from matquant.codes.nested import nest, undo
+from matquant.codes.quantizers import minmax_grid
+from matquant.config.cell import GridSpec, OmniQuantBase
+from matquant.models.families import blocks, linears
+from matquant.models.loading import load_model
+from matquant.models.tokens import token_blocks
 from matquant.notation import Objective, Slice
-from matquant.quantizers import minmax_grid
 
 GRID = GridSpec(group_size=32)
 SHELF = Shelf()

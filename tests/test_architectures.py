@@ -11,16 +11,17 @@ import torch
 
 import run
 from evaluation.results import ResultStore
-from matquant import train
-from matquant.calibration import suited_to
-from matquant.checkpoint import load_checkpoint
-from matquant.config import Study
-from matquant.models import LoadedModel, blocks, linears, load_model
-from matquant.nested import NestedWeight, materialize
+from matquant.algorithms.calibration import suited_to
+from matquant.codes.nested import NestedWeight, materialize
+from matquant.codes.quantizers import DTYPES
+from matquant.config.study import Study
+from matquant.models.families import blocks, linears
+from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import Plan
-from matquant.quantizers import DTYPES
-from matquant.runs import RunDir
-from matquant.tracking import NoTracker
+from matquant.runs.checkpoint import load_checkpoint
+from matquant.runs.folder import RunDir
+from matquant.runs.tracking import NoTracker
+from matquant.training import train
 from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT, tiny_paths
 
 # What an architecture needs beside the sizes of conf/model/tiny.yaml.

@@ -6,8 +6,8 @@ import pytest
 
 import run
 from evaluation.results import ResultStore
-from matquant.checkpoint import load_checkpoint
-from matquant.runs import RunDir
+from matquant.runs.checkpoint import load_checkpoint
+from matquant.runs.folder import RunDir
 from tests.test_architectures import BASES
 
 ONLY_PERPLEXITY = ("readout.tasks=[]",)

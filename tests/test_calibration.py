@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from matquant.calibration import Activations, Shelf, attend, block_outputs, capture, run_block, run_chain
-from matquant.cell import RandomModel
-from matquant.models import blocks, linears, load_model
+from matquant.algorithms.calibration import Activations, Shelf, attend, block_outputs, capture, run_block, run_chain
+from matquant.config.cell import RandomModel
+from matquant.models.families import blocks, linears
+from matquant.models.loading import load_model
 
 SIZES = {
     "hidden_size": 32,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from matquant.cell import Cell
-from matquant.setup import Readout
+from matquant.config.cell import Cell
+from matquant.config.setup import Readout
 from tests.golden import renew
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from matquant.cell import GridSpec
-from matquant.checkpoint import load_checkpoint, save_checkpoint
+from matquant.codes.nested import nest
+from matquant.codes.quantizers import minmax_grid
+from matquant.config.cell import GridSpec
 from matquant.errors import UserError
-from matquant.nested import nest
 from matquant.notation import Slice
-from matquant.quantizers import minmax_grid
+from matquant.runs.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matquant.code_choice import CodeChoice, code_choice
+from matquant.codes.code_choice import CodeChoice, code_choice
 from matquant.notation import Objective
 from tests.reference.gptq_reference import best_code, cost_of, slice_of
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from matquant.cell import GPTQBase, GridSpec
-from matquant.column_solve import Solution, cuts, solve
-from matquant.nested import NestedWeight
+from matquant.codes.column_solve import Solution, cuts, solve
+from matquant.codes.nested import NestedWeight
+from matquant.codes.quantizers import Grid, minmax_grid, quantize
+from matquant.config.cell import GPTQBase, GridSpec
 from matquant.notation import Objective, Slice
-from matquant.quantizers import Grid, minmax_grid, quantize
 from tests.reference.gptq_reference import brute_force, output_error, textbook
 
 INT4 = Objective.parse(4, {"int4": 1.0})

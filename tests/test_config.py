@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from matquant.compose import CONF, choices, compose, compose_points, sweep_points
-from matquant.config import load_study
+from matquant.config.compose import CONF, choices, compose, compose_points, sweep_points
+from matquant.config.study import load_study
 from matquant.errors import UserError
 from tests.golden import renew
 

@@ -6,11 +6,11 @@ import datasets
 import pytest
 import torch
 
-from matquant.cell import EmbeddedText, FilesText, HubText
-from matquant.data import token_blocks
+from matquant.config.cell import EmbeddedText, FilesText, HubText
 from matquant.errors import UserError
-from matquant.models import byte_tokenizer
-from matquant.text import documents, is_heldout, revision
+from matquant.models.random_model import byte_tokenizer
+from matquant.models.text import documents, is_heldout, revision
+from matquant.models.tokens import token_blocks
 
 EMBEDDED = EmbeddedText(kind="embedded", num_sequences=3, sequence_length=16)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from matquant import devices, search
-from matquant.devices import Cost, pick_device, product_cost, product_speed, say_what_it_costs
+from matquant import search
+from matquant.models import devices
+from matquant.models.devices import Cost, pick_device, product_cost, product_speed, say_what_it_costs
 from tests.tiny import tiny_overrides
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

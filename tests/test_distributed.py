@@ -14,13 +14,14 @@ import pytest
 from filelock import FileLock
 
 import run
-from matquant import distributed
-from matquant.checkpoint import load_layers
-from matquant.distributed import ALONE, World
+from matquant.checkout import PROJECT
 from matquant.errors import UserError
-from matquant.runs import PROJECT, RunDir
-from matquant.status import read_status
-from matquant.stopping import Stopped
+from matquant.parallel import distributed
+from matquant.parallel.distributed import ALONE, World
+from matquant.runs.checkpoint import load_layers
+from matquant.runs.folder import RunDir
+from matquant.runs.status import read_status
+from matquant.runs.stopping import Stopped
 from tests.ranks import FITS, ONE_SLICE, QAT, RESUMED, asked_to_stop, fit, run_dir, said
 from tests.tiny import tiny_overrides
 

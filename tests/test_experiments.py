@@ -14,10 +14,10 @@ from analysis.figures.style import save_figure
 from analysis.gallery import Plot, plots
 from analysis.load import LoadedResults, load_frame
 from evaluation.results import ResultStore
-from matquant.cell import Cell
-from matquant.compose import choices
-from matquant.config import Study
-from matquant.setup import SearchSpec, Setup
+from matquant.config.cell import Cell
+from matquant.config.compose import choices
+from matquant.config.setup import SearchSpec, Setup
+from matquant.config.study import Study
 from tests.tiny import tiny_overrides, tiny_paths
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from analysis.gallery import plots
 from analysis.load import load_frame
 from analysis.summary import summary
 from evaluation.results import ResultStore
-from matquant.cell import GPTQBase
+from matquant.codes.slicing import slice_codes
+from matquant.config.cell import GPTQBase
 from matquant.notation import Plan, Slice
-from matquant.slicing import slice_codes
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 
 LAYERS = [f"model.layers.{block}.mlp.{kind}_proj" for block in range(6) for kind in ("gate", "up", "down")]

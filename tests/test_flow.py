@@ -11,8 +11,8 @@ import pytest
 import run
 from evaluation.results import ResultStore
 from matquant.errors import UserError
-from matquant.runs import RunDir
-from matquant.status import read_status
+from matquant.runs.folder import RunDir
+from matquant.runs.status import read_status
 from tests.moments import BLOCK, RESULT, STEP, Moment, Plan
 from tests.processes import wait_until
 from tests.sweeps import bits, leftovers, start_run, undisturbed
@@ -96,7 +96,7 @@ def test_a_result_file_cut_short_is_measured_again(tiny_study, tmp_path):
 
 
 def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tiny_study, monkeypatch, tmp_path):
-    from matquant import train
+    from matquant.training import train
 
     def fail(*_: object) -> None:
         raise FloatingPointError("block 1, step 2: the loss is not finite")

@@ -10,7 +10,7 @@ import run
 from evaluation import forecast as module
 from evaluation.board import duration
 from evaluation.forecast import REPORT_S, START_S, Forecast, forecast
-from matquant.stopping import Stopped
+from matquant.runs.stopping import Stopped
 
 
 @pytest.fixture

@@ -6,16 +6,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from matquant.algorithms import Layers, gptq
-from matquant.calibration import Shelf
-from matquant.cell import GPTQBase
-from matquant.column_solve import solve
-from matquant.data import token_blocks
+from matquant.algorithms import gptq
+from matquant.algorithms.calibration import Shelf
+from matquant.algorithms.progress import Layers
+from matquant.codes.column_solve import solve
+from matquant.codes.nested import materialize, nest
+from matquant.codes.quantizers import minmax_grid
+from matquant.config.cell import GPTQBase
 from matquant.errors import UserError
-from matquant.models import blocks, linears, load_model
-from matquant.nested import materialize, nest
+from matquant.models.families import blocks, linears
+from matquant.models.loading import load_model
+from matquant.models.tokens import token_blocks
 from matquant.notation import Objective, Plan
-from matquant.quantizers import minmax_grid
 from tests.reference.gptq_reference import output_error
 from tests.test_algorithms import GRID, NESTED, SHELF, Memory, equal
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
 
 
 def test_the_import_contracts_hold():

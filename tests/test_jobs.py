@@ -9,8 +9,8 @@ import submitit
 from submitit.core.utils import UncompletedJobError
 
 from evaluation.protocol import WHOLE
-from matquant.runs import RunDir
-from matquant.status import read_status
+from matquant.runs.folder import RunDir
+from matquant.runs.status import read_status
 from slurm.jobs import Job
 
 

@@ -22,9 +22,9 @@ from evaluation.language_model import (
     pack,
     shared_length,
 )
-from matquant.cell import RandomModel
+from matquant.config.cell import RandomModel
 from matquant.errors import UserError
-from matquant.models import load_model
+from matquant.models.loading import load_model
 
 # --- packing ---------------------------------------------------------------------------------------------------------
 

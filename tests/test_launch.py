@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
 from tests.moments import BLOCK, Moment, Plan
 from tests.processes import fork, variables
 from tests.sweeps import (

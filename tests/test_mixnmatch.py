@@ -11,13 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matquant.cell import GridSpec
+from matquant.codes.extra_precision import (
+    code_histogram,
+    code_statistics,
+    effective_bits,
+    overflow_shares,
+    overhead_bits,
+)
+from matquant.codes.layouts import arrange, counts, slices_of
+from matquant.codes.nested import nest
+from matquant.codes.quantizers import minmax_grid
+from matquant.config.cell import GridSpec
 from matquant.errors import UserError
-from matquant.extra_precision import code_histogram, code_statistics, effective_bits, overflow_shares, overhead_bits
-from matquant.mixnmatch import arrange, counts, slices_of
-from matquant.nested import nest
 from matquant.notation import LAYOUTS, Plan, Slice
-from matquant.quantizers import minmax_grid
 
 BUDGETS = (2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 

@@ -7,18 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from matquant.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
+from matquant.config.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
 from matquant.errors import UserError
-from matquant.models import (
-    blocks,
-    byte_tokenizer,
-    check_model,
-    embedded_file,
-    forward_replaced,
-    linears,
-    load_model,
-    skeleton,
-)
+from matquant.models.families import blocks, forward_replaced, linears
+from matquant.models.loading import check_model, embedded_file, load_model, skeleton
+from matquant.models.random_model import byte_tokenizer
 
 CPU = torch.device("cpu")
 

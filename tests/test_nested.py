@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from matquant.cell import GridSpec
-from matquant.nested import NestedWeight, materialize, nest, read_slices
+from matquant.codes.nested import NestedWeight, materialize, nest, read_slices
+from matquant.codes.quantizers import Grid, LearnableClipping
+from matquant.config.cell import GridSpec
 from matquant.notation import Plan, Slice
-from matquant.quantizers import Grid, LearnableClipping
 from tests.reference.nested_reference import read_slice
 
 SLICES = [Slice(8), Slice(6), Slice(4), Slice(3), Slice(2), Slice(2, extra_precision=True)]

@@ -11,8 +11,8 @@ import pytest
 from analysis import show
 from analysis.notebooks import NOTEBOOKS, PARAMETERS, TEMPLATE, execute, read, with_parameters
 from analysis.report import main
+from matquant.checkout import PROJECT
 from matquant.errors import UserError
-from matquant.runs import PROJECT
 
 
 def outputs(notebook) -> list[dict[str, str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from matquant.algorithms.objective import nested_loss
 from matquant.notation import Objective, Slice
-from matquant.objective import nested_loss
 
 
 def distance(output, target):

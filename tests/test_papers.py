@@ -21,8 +21,8 @@ from analysis.summary import summary
 from analysis.tables import significant_marks, summary_table
 from analysis.typeset import MISSING
 from evaluation.results import ResultStore
-from matquant.cell import QATBase
-from matquant.config import load_study
+from matquant.config.cell import QATBase
+from matquant.config.study import load_study
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 
 ALL_TASKS = published.TASKS

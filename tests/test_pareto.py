@@ -24,7 +24,7 @@ from tests.made_results import MATQUANT, measure, paper_cells, quantized, study,
 from tests.reference import pareto_reference
 
 if TYPE_CHECKING:
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 # Few distinct values, so that equal bits, equal qualities and equal points occur all the time.
 points = st.lists(

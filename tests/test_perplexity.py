@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evaluation.perplexity import block_nats, log_perplexity
-from matquant.models import load_model
+from matquant.models.loading import load_model
 from tests.test_models import tiny
 
 

@@ -13,8 +13,9 @@ import pytest
 from evaluation.protocol import Part, missing, survey
 from evaluation.results import Result, ResultStore
 from matquant.errors import UserError
-from matquant.runs import RunDir, write_json
-from matquant.status import Status, process_started
+from matquant.runs.files import write_json
+from matquant.runs.folder import RunDir
+from matquant.runs.status import Status, process_started
 from slurm import plan, show
 from slurm.launch import Options
 from slurm.plan import Item, observe

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from analysis import published
-from matquant.config import load_study
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
+from matquant.config.study import load_study
 
 
 def test_every_printed_average_is_the_mean_of_its_six_tasks():

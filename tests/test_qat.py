@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch.func import functional_call
 
 from matquant.algorithms import qat
-from matquant.cell import GridSpec, QATBase
-from matquant.data import token_blocks
-from matquant.models import load_model
-from matquant.nested import materialize, read_at, read_slices
+from matquant.algorithms.objective import nested_loss
+from matquant.codes.nested import materialize, read_at, read_slices
+from matquant.config.cell import GridSpec, QATBase
+from matquant.models.loading import load_model
+from matquant.models.tokens import token_blocks
 from matquant.notation import Objective, Plan, Slice
-from matquant.objective import nested_loss
 from tests.test_algorithms import GRID, Memory, equal
 
 NESTED = Objective.parse(8, {"int8": 0.5, "int4": 0.25, "int2": 1.0})

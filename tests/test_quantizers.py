@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matquant.cell import GridSpec
-from matquant.quantizers import LearnableClipping, dequantize, minmax_grid, quantize, weight_range
+from matquant.codes.quantizers import LearnableClipping, dequantize, minmax_grid, quantize, weight_range
+from matquant.config.cell import GridSpec
 
 SPECS = [GridSpec(group_size=size, symmetric=symmetric) for size in (None, 4, 8) for symmetric in (False, True)]
 

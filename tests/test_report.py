@@ -15,12 +15,12 @@ import pytest
 from analysis.building import paper_number
 from analysis.contents import commands
 from analysis.report import FORMS, Report, build_report, main, print_text
+from matquant.checkout import PROJECT
 from matquant.errors import UserError
-from matquant.runs import PROJECT
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 
 if TYPE_CHECKING:
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 TABLES = {f"table.{form}" for form in ("md", "tex", "html", "csv")}
 FIGURES = ("pareto", "pareto_column", "pareto_with_grid", "pareto_with_grid_column", "widths", "widths_log_pplx")

@@ -12,18 +12,11 @@ import time
 
 import pytest
 
+from matquant.checkout import PROJECT
 from matquant.errors import UserError
-from matquant.runs import (
-    HOST,
-    PROJECT,
-    RunDir,
-    provenance,
-    read_json,
-    remove_leftovers,
-    require_writable,
-    write_beside,
-    write_json,
-)
+from matquant.runs.files import HOST, read_json, remove_leftovers, require_writable, write_beside, write_json
+from matquant.runs.folder import RunDir
+from matquant.runs.provenance import provenance
 from tests.processes import wait_until
 
 
@@ -72,7 +65,7 @@ def test_provenance_names_commit_versions_device_and_seconds():
 HOLDER = """
 import sys
 from pathlib import Path
-from matquant.runs import RunDir
+from matquant.runs.folder import RunDir
 with RunDir(Path(sys.argv[1]), "cell").alone("train"):
     print("in", flush=True)
     sys.stdin.read()

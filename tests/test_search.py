@@ -15,20 +15,20 @@ from evaluation.protocol import missing
 from evaluation.results import ResultStore
 from matquant import fitness as fitness_module
 from matquant.algorithms import minmax
-from matquant.cell import GridSpec
-from matquant.checkpoint import load_checkpoint
-from matquant.data import token_blocks
+from matquant.codes.extra_precision import effective_bits
+from matquant.codes.layouts import slices_of
+from matquant.codes.nested import materialize
+from matquant.config.cell import GridSpec
 from matquant.errors import UserError
-from matquant.extra_precision import effective_bits
 from matquant.fitness import Fitness, Teacher, divergence
-from matquant.mixnmatch import slices_of
-from matquant.models import load_model
-from matquant.nested import materialize
+from matquant.models.loading import load_model
+from matquant.models.tokens import token_blocks
 from matquant.notation import Plan, Slice
 from matquant.plan_search import found, run_search, space_of
-from matquant.runs import RunDir
-from matquant.tracking import NoTracker
-from matquant.train import train
+from matquant.runs.checkpoint import load_checkpoint
+from matquant.runs.folder import RunDir
+from matquant.runs.tracking import NoTracker
+from matquant.training.train import train
 from tests.test_algorithms import Memory
 from tests.tiny import TINY_GPTQ
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from matquant.codes.slicing import slice_codes
 from matquant.notation import Slice
-from matquant.slicing import slice_codes
 from tests.reference.slicing_reference import slice_code
 
 CODES = torch.arange(256, dtype=torch.uint8)

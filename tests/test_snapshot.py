@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
 from slurm import snapshot
 
 
@@ -26,7 +26,7 @@ def test_the_same_code_is_copied_once_and_imported_from_anywhere(tmp_path):
     )
     jobs, runs, source = json.loads(done.stdout)
     assert jobs == str(code / "slurm/jobs.py")
-    assert runs == str(code / "matquant/runs.py")
+    assert runs == str(code / "matquant/runs/folder.py")
     assert source["snapshot"] == code.name
     assert set(source) == {"commit", "dirty", "snapshot"}
 

@@ -13,9 +13,9 @@ import pytest
 from analysis.report import Report
 from benchmarks.startup import HEAVY, commands, finished_study
 from evaluation import preflight
-from matquant.config import load_study
+from matquant.checkout import PROJECT
+from matquant.config.study import load_study
 from matquant.errors import UserError
-from matquant.runs import PROJECT
 
 if TYPE_CHECKING:
     from pathlib import Path

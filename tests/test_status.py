@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from matquant import stopping
+from matquant.checkout import PROJECT
 from matquant.errors import UserError
-from matquant.runs import PROJECT
-from matquant.status import SILENT_S, Reporter, Status, read_status, reason_of, reporting, words_of
-from matquant.stopping import Stopped
+from matquant.runs import stopping
+from matquant.runs.status import SILENT_S, Reporter, Status, read_status, reason_of, reporting, words_of
+from matquant.runs.stopping import Stopped
 
 
 def caused(cause: Exception) -> Exception:
@@ -70,7 +70,7 @@ def test_a_status_is_true_while_a_stage_runs_and_after_it(tmp_path):
 
 
 def test_a_status_counts_anew_when_something_else_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("matquant.status.BEAT_S", 0.0)
+    monkeypatch.setattr("matquant.runs.status.BEAT_S", 0.0)
     path = tmp_path / "evaluate.status.json"
     with reporting(path) as reporter:
         for done in (3, 4):

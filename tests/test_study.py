@@ -23,13 +23,13 @@ from analysis.study import CONF, NAME, PARTS, draw, figure, main, open_parts, ou
 from analysis.study_text import HandWritten, Part, document, tally
 from analysis.verdicts import RULES, UNIGRAM, Comparison, Gain, rule_text
 from evaluation.results import LOG_PPLX, ResultStore
-from matquant.cell import EmbeddedModel
-from matquant.data import token_blocks
-from matquant.models import embedded_file
+from matquant.checkout import PROJECT
+from matquant.config.cell import EmbeddedModel
+from matquant.config.setup import Paths
+from matquant.models.loading import embedded_file
+from matquant.models.text import documents
+from matquant.models.tokens import token_blocks
 from matquant.notation import Slice
-from matquant.runs import PROJECT
-from matquant.setup import Paths
-from matquant.text import documents
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
 
 HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told at this scale"
@@ -40,7 +40,7 @@ CASES = [case for claim in CLAIMS for case in claim.cases]
 def _composed_once(composed):
     """The experiments of the study, which take Hydra half a minute, are those of other tests too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matquant.config.load_study", lambda overrides: composed(*overrides))
+        patch.setattr("matquant.config.study.load_study", lambda overrides: composed(*overrides))
         yield
 
 

@@ -22,7 +22,7 @@ from evaluation.results import ResultStore
 from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized
 
 if TYPE_CHECKING:
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 
 def load(made: Study) -> LoadedResults:

@@ -7,7 +7,7 @@ import json
 import pytest
 import wandb
 
-from matquant.tracking import NoTracker, WandbTracker, tracking, wandb_mode
+from matquant.runs.tracking import NoTracker, WandbTracker, tracking, wandb_mode
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from matquant import stopping
-from matquant.runs import RunDir, remove_leftovers
-from matquant.status import read_status
-from matquant.stopping import Stopped
-from matquant.tracking import NoTracker
-from matquant.train import DiskProgress, train
+from matquant.runs import stopping
+from matquant.runs.files import remove_leftovers
+from matquant.runs.folder import RunDir
+from matquant.runs.status import read_status
+from matquant.runs.stopping import Stopped
+from matquant.runs.tracking import NoTracker
+from matquant.training.progress import DiskProgress
+from matquant.training.train import train
 from tests.ranks import RESUMED, asked_to_stop, fit, run_dir, said, study
 from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT
 

@@ -13,13 +13,13 @@ import pytest
 from analysis import unchanged
 from analysis.files import ReportPaths, write_text
 from analysis.report import Report
-from matquant.runs import RunDir
+from matquant.runs.folder import RunDir
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from matquant.config import Study
+    from matquant.config.study import Study
 
 
 @pytest.fixture

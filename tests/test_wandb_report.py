@@ -21,7 +21,7 @@ from analysis.load import load_frame
 from analysis.wandb_report import FILE, as_json, build, main, run_sets
 from evaluation.readouts import readout_point, readout_rows
 from evaluation.results import ResultStore
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
 from tests.made_results import measure, paper_cells, study
 from tests.tiny import TINY_OMNIQUANT
 from tests.wandb_stand_in import ENTITY, stand_in

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matquant.setup import Paths
+from matquant.config.setup import Paths
 
 FOLDERS = ("runs", "results", "out", "cache")
 TINY_GPTQ = ("base=gptq", "base.batch_size=2", "base.compute_dtype=float32")

@@ -11,7 +11,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 
 from analysis.figures.style import PAPER, QUIET, RC, TEXT, new_figure, say
-from matquant.mixnmatch import slices_of
+from matquant.codes.layouts import slices_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import nbformat
 
 from analysis.files import write_text
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

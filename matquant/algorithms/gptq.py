@@ -1,7 +1,7 @@
 """GPTQ (arXiv:2210.17323) and MatGPTQ (arXiv:2602.03537): one column solve for every linear layer, block by block.
 
 At each block the calibration text runs through once, to collect the second moments of what its linear layers receive;
-they are solved (`matquant.column_solve`), and the text runs through the finished block to give the next one its input.
+they are solved (`matquant.codes.column_solve`), and the text runs through the finished block to give the next one its input.
 With the one term {c} the codes are GPTQ's, with several MatGPTQ's.
 
 Layers with the same input (q, k, v; gate, up) share its moments and are solved as one, stacked along their outputs:
@@ -20,14 +20,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from matquant.algorithms import Layers, Progress
-from matquant.calibration import Activations, Chain, ChainBatch, Hidden, Shelf, attend, capture, run_chain, suited_to
-from matquant.cell import GPTQBase, GridSpec
-from matquant.column_solve import Solution, solve
-from matquant.models import block_name, blocks, input_names, linears
-from matquant.nested import NestedWeight
+from matquant.algorithms.calibration import (
+    Activations,
+    Chain,
+    ChainBatch,
+    Hidden,
+    Shelf,
+    attend,
+    capture,
+    run_chain,
+    suited_to,
+)
+from matquant.algorithms.progress import Layers, Progress
+from matquant.codes.column_solve import Solution, solve
+from matquant.codes.nested import NestedWeight
+from matquant.codes.quantizers import DTYPES, Grid
+from matquant.config.cell import GPTQBase, GridSpec
+from matquant.models.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
-from matquant.quantizers import DTYPES, Grid
 
 log = logging.getLogger(__name__)
 

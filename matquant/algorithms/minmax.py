@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from matquant.algorithms import Layers, Progress
-from matquant.cell import GridSpec
-from matquant.models import block_name, blocks, linears
-from matquant.nested import nest
-from matquant.quantizers import minmax_grid
+from matquant.algorithms.progress import Layers, Progress
+from matquant.codes.nested import nest
+from matquant.codes.quantizers import minmax_grid
+from matquant.config.cell import GridSpec
+from matquant.models.families import block_name, blocks, linears
 
 
 def fit(model: nn.Module, *, parent_bits: int, scope: str, grid: GridSpec, progress: Progress) -> Layers:

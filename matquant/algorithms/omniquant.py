@@ -20,14 +20,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from matquant.algorithms import Layers, Progress
-from matquant.calibration import Activations, Chain, Hidden, Shelf, attend, block_outputs, capture, run_chain, suited_to
-from matquant.cell import GridSpec, OmniQuantBase
-from matquant.models import block_name, blocks, input_names, linears
-from matquant.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
+from matquant.algorithms.calibration import (
+    Activations,
+    Chain,
+    Hidden,
+    Shelf,
+    attend,
+    block_outputs,
+    capture,
+    run_chain,
+    suited_to,
+)
+from matquant.algorithms.objective import Losses, nested_loss
+from matquant.algorithms.progress import Layers, Progress
+from matquant.codes.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
+from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_range
+from matquant.config.cell import GridSpec, OmniQuantBase
+from matquant.models.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
-from matquant.objective import Losses, nested_loss
-from matquant.quantizers import DTYPES, Grid, LearnableClipping, weight_range
 
 DIAGNOSED_EVERY = 4  # steps; measuring gradients and clipping costs 5 % of the step that does it
 

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from matquant.algorithms import Layers, Progress
-from matquant.cell import GridSpec, QATBase
-from matquant.distributed import ALONE, World
-from matquant.models import block_name, blocks, linears
-from matquant.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
+from matquant.algorithms.objective import backward_per_slice
+from matquant.algorithms.progress import Layers, Progress
+from matquant.codes.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
+from matquant.codes.quantizers import DTYPES, LearnableClipping
+from matquant.config.cell import GridSpec, QATBase
+from matquant.models.families import block_name, blocks, linears
 from matquant.notation import Objective
-from matquant.objective import backward_per_slice
-from matquant.quantizers import DTYPES, LearnableClipping
-from matquant.sharding import full, local, mesh_of, shard, whole
+from matquant.parallel.distributed import ALONE, World
+from matquant.parallel.sharding import full, local, mesh_of, shard, whole
 
 Logits = Float[Tensor, "batch tokens vocabulary"]
 Tokens = Int[Tensor, "batch tokens"]

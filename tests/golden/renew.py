@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from matquant.cell import BaseSpec, Cell, GPTQBase, GridSpec, ModelSpec, OmniQuantBase, QATBase, Spec, TextSpec
-from matquant.compose import CONF
-from matquant.config import Study, load_study
+from matquant.config.cell import BaseSpec, Cell, GPTQBase, GridSpec, ModelSpec, OmniQuantBase, QATBase, Spec, TextSpec
+from matquant.config.compose import CONF
+from matquant.config.setup import Paths, Readout, Tracking
+from matquant.config.study import Study, load_study
 from matquant.notation import Slice
-from matquant.setup import Paths, Readout, Tracking
 from tests.reference.slicing_reference import slice_code
 
 FOLDER = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of `matquant.code_choice` and `matquant.column_solve`."""
+"""Slow, obvious twins of `matquant.codes.code_choice` and `matquant.codes.column_solve`."""
 
 from __future__ import annotations
 

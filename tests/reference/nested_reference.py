@@ -1,12 +1,12 @@
-"""Slow, obvious twin of `matquant.nested.read_slices`: straight-through estimators spelled with autograd."""
+"""Slow, obvious twin of `matquant.codes.nested.read_slices`: straight-through estimators spelled with autograd."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from matquant.codes.quantizers import Grid, grouped
 from matquant.notation import Slice
-from matquant.quantizers import Grid, grouped
 
 
 def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:

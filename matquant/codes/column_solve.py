@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from matquant.cell import GPTQBase, GridSpec
-from matquant.code_choice import CodeChoice, code_choice
+from matquant.codes.code_choice import CodeChoice, code_choice
+from matquant.codes.quantizers import Grid, minmax_grid
+from matquant.config.cell import GPTQBase, GridSpec
 from matquant.notation import Objective
-from matquant.quantizers import Grid, minmax_grid
 
 RAISED = 10.0  # damping, at each retry
 

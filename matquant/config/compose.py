@@ -21,8 +21,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from matquant.checkout import PROJECT
 from matquant.errors import UserError
-from matquant.runs import PROJECT
 
 CONF = PROJECT / "conf"
 

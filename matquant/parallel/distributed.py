@@ -17,9 +17,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from matquant.cell import Cell, QATBase
+from matquant.config.cell import Cell, QATBase
 from matquant.errors import UserError
-from matquant.ranks import num_ranks
+from matquant.parallel.ranks import num_ranks
 
 T = TypeVar("T")
 COMPUTE_TIMEOUT = timedelta(minutes=30)

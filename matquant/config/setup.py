@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from matquant.cell import Cell, DType, Place, Positive, Spec, TextSpec
+from matquant.config.cell import Cell, DType, Place, Positive, Spec, TextSpec
 from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
 
 

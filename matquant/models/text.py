@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, assert_never
 
-from matquant.cell import EmbeddedText, FilesText, HubText, TextSpec
+from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.errors import UserError
 
 Split = Literal["train", "heldout"]

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from matquant.cell import Cell
+from matquant.codes.nested import NestedWeight, Transform
+from matquant.codes.quantizers import DTYPES, Grid
+from matquant.config.cell import Cell
 from matquant.errors import UserError
-from matquant.nested import NestedWeight, Transform
-from matquant.quantizers import DTYPES, Grid
-from matquant.runs import library_versions, source_commit, write_beside, write_json
+from matquant.runs.files import write_beside, write_json
+from matquant.runs.provenance import library_versions, source_commit
 
 FORMAT_VERSION = 1
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from matquant.mixnmatch import slices_of
-from matquant.nested import NestedWeight
+from matquant.codes.layouts import slices_of
+from matquant.codes.nested import NestedWeight
+from matquant.codes.slicing import slice_codes
 from matquant.notation import FULL_BITS, Plan, Slice
-from matquant.slicing import slice_codes
 
 
 def overflow_share(nested: NestedWeight, to: Slice) -> float:

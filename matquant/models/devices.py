@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from matquant.quantizers import DTYPES
+from matquant.codes.quantizers import DTYPES
 
 if TYPE_CHECKING:
-    from matquant.setup import Setup
+    from matquant.config.setup import Setup
 
 log = logging.getLogger(__name__)
 SHAPE = (1024, 576, 1536)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, assert_never, cast, get_args, runtime_checkable
 
-from matquant.cell import Cell
-from matquant.setup import Setup
+from matquant.config.cell import Cell
+from matquant.config.setup import Setup
 
 log = logging.getLogger(__name__)
 JobType = Literal["train", "evaluate", "cell"]

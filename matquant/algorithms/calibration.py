@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from matquant.cell import Place
-from matquant.models import attention, backbone, blocks, feed_forward, forward_replaced
+from matquant.config.cell import Place
+from matquant.models.families import attention, backbone, blocks, feed_forward, forward_replaced
 
 Hidden = Float[Tensor, "sequences tokens hidden"]
 

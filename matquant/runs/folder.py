@@ -1,0 +1,110 @@
+"""Where a cell's files live, how they are written, and under which circumstances they were made.
+
+    runs/<cell id>/  cell.json  train.jsonl  state/ (until done: finished pieces, step-*/)
+                     checkpoint/{nested.safetensors,nested.json}
+                     plans/ (found by searches)  search/ (what searches go on from)
+                     <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, evaluate, evaluate-1of2 ...
+
+A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
+the new one and never a part."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from matquant.runs.files import write_beside
+from matquant.runs.status import Reporter, reporting
+
+log = logging.getLogger(__name__)
+
+
+class RunDir:
+    """The files of one cell.  Every path of a run is spelled here and nowhere else."""
+
+    def __init__(self, root: Path, cell_id: str) -> None:
+        self.path = Path(root) / cell_id
+        self.cell = self.path / "cell.json"
+        self.log = self.path / "train.jsonl"
+        self.state = self.path / "state"
+        self.checkpoint = self.path / "checkpoint"
+
+    def status(self, stage: str) -> Path:
+        """How a stage stands, by the process that runs it (`matquant.runs.status`)."""
+        return self.path / f"{stage}.status.json"
+
+    def job(self, stage: str) -> Path:
+        """Which job was submitted for a stage, by the launcher."""
+        return self.path / f"{stage}.job.json"
+
+    def plan(self, label: str) -> Path:
+        """The widths that a search has found, which a read-out can name by this path."""
+        return self.path / "plans" / f"{label}.json"
+
+    def search(self, name: str) -> Path:
+        """What a search for a plan has measured or found so far."""
+        return self.path / "search" / f"{name}.json"
+
+    @contextmanager
+    def alone(self, stage: str) -> Iterator[None]:
+        """Keeps other processes out of a stage, and waits for one that is in it; a killed process leaves no lock."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / f"{stage}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            log.info("%s: another process is at work on this cell (%s); waiting for it", self.path.name, stage)
+            lock.acquire(poll_interval=0.5)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def append_log(self, record: Mapping[str, Any]) -> None:
+        """Adds one line to train.jsonl: a step, its losses per slice, whatever the algorithm reports."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind_log(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drops log lines of work that will be repeated, so that a resumed run leaves the log of an undisturbed one."""
+        if self.log.exists():
+            kept = [
+                line
+                for line in self.log.read_text().splitlines(keepends=True)
+                if _whole(line) and keep(json.loads(line))
+            ]
+            write_beside(self.log, lambda beside: beside.write_text("".join(kept)))
+
+    def training_state(self, step: int) -> Path:
+        """The folder of the state after a number of steps, written beside and renamed when it is complete."""
+        return self.state / f"step-{step:08d}"
+
+    def training_states(self) -> list[Path]:
+        """The complete ones, oldest first."""
+        return sorted(path.parent for path in self.state.glob("step-*/.metadata"))
+
+    def clear_state(self) -> None:
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    @contextmanager
+    def stage(self, stage: str) -> Iterator[Reporter]:
+        """Keeps the status of a stage true while it runs: running, then done, stopped, or failed with the reason."""
+        with reporting(self.status(stage)) as reporter:
+            yield reporter
+
+
+def _whole(line: str) -> bool:
+    """False for the last line of a log that was cut short by a kill."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""Stage one: a cell becomes a nested checkpoint.  What is on disk already is not computed again."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import assert_never
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from matquant.algorithms import gptq, minmax, omniquant, qat
+from matquant.algorithms.calibration import Shelf
+from matquant.algorithms.progress import Layers
+from matquant.codes.quantizers import DTYPES
+from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.setup import Setup
+from matquant.models.devices import pick_device, say_what_it_costs
+from matquant.models.loading import load_model
+from matquant.models.tokens import token_blocks
+from matquant.parallel import distributed
+from matquant.parallel.distributed import World, check_ranks
+from matquant.runs.checkpoint import has_checkpoint, save_checkpoint
+from matquant.runs.files import write_json
+from matquant.runs.folder import RunDir
+from matquant.runs.tracking import Tracker
+from matquant.training.progress import DiskProgress
+
+
+def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
+    """Writes the cell's checkpoint, unless it exists or the cell is not quantized.
+
+    Where several ranks train together all of them call this, and all return when the checkpoint is there.
+    """
+    world = distributed.world()
+    run = RunDir(setup.paths.runs, cell.id)
+    if not world.broadcast(to_train(cell, setup)):
+        return
+    check_ranks(cell, world)
+    if world.is_main:
+        write_json(run.cell, cell.model_dump(mode="json"))
+    with run.stage("train") if world.is_main else nullcontext() as reporter:
+        progress = DiskProgress(cell, setup, tracker, reporter, world)
+        try:
+            layers = _fit(cell, setup, progress, world)
+        finally:
+            progress.bar.close()
+        if world.is_main:
+            save_checkpoint(run.checkpoint, cell, layers)
+    if world.is_main:
+        run.clear_state()
+    world.barrier()
+
+
+def to_train(cell: Cell, setup: Setup) -> bool:
+    """Whether the cell is to have a checkpoint and has none yet."""
+    return cell.base.kind != "none" and not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint)
+
+
+def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Layers:
+    assert cell.objective is not None
+    assert cell.grid is not None
+    assert cell.scope is not None
+    device = world.device(pick_device(setup))
+    if isinstance(cell.base, OmniQuantBase | GPTQBase | QATBase):
+        say_what_it_costs(cell.base.compute_dtype, device, "base.compute_dtype", "another cell")
+    # Several ranks share a model that one device may not hold: each reads it on its CPU and moves its shards.
+    place = device if world.size == 1 else torch.device("cpu")
+    model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=place)
+    match cell.base:
+        case MinMaxBase():
+            return minmax.fit(
+                model, parent_bits=cell.objective.parent_bits, scope=cell.scope, grid=cell.grid, progress=progress
+            )
+        case OmniQuantBase() as base:
+            shelf = _shelf(base, cell, setup)
+            settings = omniquant.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, shelf)
+            return omniquant.fit(model, _tokens(cell, tokenizer), settings, progress)
+        case GPTQBase() as base:
+            settings = gptq.Settings(base, cell.objective, cell.scope, cell.grid, _shelf(base, cell, setup))
+            return gptq.fit(model, _tokens(cell, tokenizer), settings, progress)
+        case QATBase() as base:
+            settings = qat.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, world, device.type)
+            return qat.fit(model, _tokens(cell, tokenizer), settings, progress)
+        case NoBase():
+            raise AssertionError("a cell without quantization has nothing to train")
+        case _:
+            assert_never(cell.base)
+
+
+def _tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The calibration or training text of a cell."""
+    assert cell.data is not None
+    return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
+
+
+def _shelf(base: OmniQuantBase | GPTQBase, cell: Cell, setup: Setup) -> Shelf:
+    """Where a block-wise algorithm keeps activations."""
+    state = RunDir(setup.paths.runs, cell.id).state
+    state.mkdir(parents=True, exist_ok=True)
+    return Shelf(DTYPES[base.activation_dtype], setup.activations, state)
