@@ -15,7 +15,7 @@ help: ## show this list
 
 install: $(READY) ## create .venv with the exact versions of requirements.lock, and the embedded model and documents
 
-$(READY): requirements.lock requirements-embedded.txt pyproject.toml
+$(READY): requirements.lock requirements-embedded.txt pyproject.toml hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "matquant needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing requirements.lock into $(VENV), once (a few minutes)"
@@ -59,7 +59,7 @@ lock: ## renew requirements.lock from pyproject.toml
 	@echo "# Exact versions that were tested, for Python 3.11 to 3.13; renewed by \`make lock\`." > requirements.lock.new
 	@echo "# torch's own CUDA packages are not listed: its wheel pins them itself, and its CPU build has none." >> requirements.lock.new
 	@echo "torch==2.13.0" > $(VENV)/pin.txt
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev --constraint $(VENV)/pin.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock.new
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev --extra harness --constraint $(VENV)/pin.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv and the committed results

@@ -1,7 +1,5 @@
-"""Base algorithms: MinMax (no training), OmniQuant and GPTQ (block by block), QAT (end to end).
+"""Base algorithms, one module each with a `fit`: MinMax, OmniQuant, GPTQ, QAT; and what they share: Eq. 7, activations.
 
-MatQuant is none of them: it is an objective.
-
-An algorithm turns a model and calibration tokens into nested weights.  It reports through `Progress` and knows nothing
-of paths, clusters or time limits.
+May use `models`, `parallel` and `codes`; MatQuant is none of them but the objective they are all given.
+No paths, clusters or time limits: a fit reports through `progress.Progress`.
 """

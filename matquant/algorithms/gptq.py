@@ -1,8 +1,8 @@
 """GPTQ (arXiv:2210.17323) and MatGPTQ (arXiv:2602.03537): one column solve for every linear layer, block by block.
 
 At each block the calibration text runs through once, to collect the second moments of what its linear layers receive;
-they are solved (`matquant.codes.column_solve`), and the text runs through the finished block to give the next one its input.
-With the one term {c} the codes are GPTQ's, with several MatGPTQ's.
+they are solved (`matquant.codes.column_solve`), and the text runs through the finished block to give the next one its
+input.  With the one term {c} the codes are GPTQ's, with several MatGPTQ's.
 
 Layers with the same input (q, k, v; gate, up) share its moments and are solved as one, stacked along their outputs:
 every row of a weight is a problem of its own.

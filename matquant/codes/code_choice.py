@@ -117,7 +117,7 @@ def code_choice(objective: Objective, residual: Residual = "mean") -> CodeChoice
     )
 
 
-class Line(NamedTuple):
+class CostLine(NamedTuple):
     """The cost of a run of codes with equal slices, as a line in u: B - 2 A u."""
 
     first: int
@@ -126,14 +126,14 @@ class Line(NamedTuple):
     a: Fraction
     b: Fraction
 
-    def meets(self, other: Line) -> Fraction:
+    def meets(self, other: CostLine) -> Fraction:
         """The position where two codes cost the same."""
         return (other.b - self.b) / (2 * (other.a - self.a))
 
 
-def envelope(lines: Sequence[Line]) -> list[Line]:
+def envelope(lines: Sequence[CostLine]) -> list[CostLine]:
     """The lines that are lowest somewhere, given in the order of ever steeper descent."""
-    kept: list[Line] = []
+    kept: list[CostLine] = []
     for line in lines:
         # A line that is lowest in one point only ties there with a smaller code, which wins.
         while len(kept) > 1 and kept[-2].meets(kept[-1]) >= kept[-1].meets(line):
@@ -142,7 +142,7 @@ def envelope(lines: Sequence[Line]) -> list[Line]:
     return kept
 
 
-def _lines(objective: Objective) -> list[Line]:
+def _lines(objective: Objective) -> list[CostLine]:
     codes = torch.arange(2**objective.parent_bits)
     parts = [term.slice for term in objective.terms]
     read = [_slices(codes, part, objective.parent_bits) for part in parts]
@@ -152,7 +152,7 @@ def _lines(objective: Objective) -> list[Line]:
         numbers = [code for code, _ in run]
         a = sum((weight * value for weight, value in zip(lambdas, slices, strict=True)), Fraction(0))
         b = sum((weight * value**2 for weight, value in zip(lambdas, slices, strict=True)), Fraction(0))
-        lines.append(Line(numbers[0], numbers[-1], slices, a, b))
+        lines.append(CostLine(numbers[0], numbers[-1], slices, a, b))
     return lines
 
 

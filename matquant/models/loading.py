@@ -24,7 +24,7 @@ from matquant.codes.quantizers import DTYPES
 from matquant.config.cell import Cell, EmbeddedModel, FolderModel, HubModel, ModelSpec, RandomModel
 from matquant.errors import UserError
 from matquant.models.families import blocks, linears
-from matquant.models.random_model import _random_config, _random_model, byte_tokenizer
+from matquant.models.random_model import byte_tokenizer, random_config, random_model
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,7 @@ def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device
     """The unquantized model in evaluation mode, and its tokenizer; UserError if it is not to be had."""
     match spec:
         case RandomModel():
-            return LoadedModel(
-                _ready(_random_model(spec, DTYPES[dtype]), device), byte_tokenizer(sets_bos=spec.add_bos)
-            )
+            return LoadedModel(_ready(random_model(spec, DTYPES[dtype]), device), byte_tokenizer(sets_bos=spec.add_bos))
         case HubModel() | FolderModel() | EmbeddedModel():
             source, arguments = _source(spec, cache)
             with _plain_words(spec):
@@ -59,7 +57,7 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
     """The model without its weights (on the meta device): enough to know its blocks and the shapes of its layers."""
     if isinstance(spec, RandomModel):
-        config = _random_config(spec)
+        config = random_config(spec)
     else:
         source, arguments = _source(spec, cache)
         with _plain_words(spec):

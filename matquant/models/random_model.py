@@ -10,7 +10,7 @@ from matquant.config.cell import RandomModel
 from matquant.errors import UserError
 
 
-def _random_config(spec: RandomModel) -> transformers.PretrainedConfig:
+def random_config(spec: RandomModel) -> transformers.PretrainedConfig:
     try:
         kind = transformers.CONFIG_MAPPING[spec.architecture]
     except KeyError as error:
@@ -20,10 +20,10 @@ def _random_config(spec: RandomModel) -> transformers.PretrainedConfig:
     return kind(**{"vocab_size": len(byte_tokenizer()), **spec.config})
 
 
-def _random_model(spec: RandomModel, dtype: torch.dtype) -> PreTrainedModel:
+def random_model(spec: RandomModel, dtype: torch.dtype) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
-        return AutoModelForCausalLM.from_config(_random_config(spec)).to(dtype)
+        return AutoModelForCausalLM.from_config(random_config(spec)).to(dtype)
 
 
 def byte_tokenizer(*, sets_bos: bool = False) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""Whether this process is alone or one of several ranks, which is known without torch (see `matquant.parallel.distributed`)."""
+"""The number of ranks of this job, which is known without torch (see `matquant.parallel.distributed`)."""
 
 from __future__ import annotations
 

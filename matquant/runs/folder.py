@@ -1,12 +1,10 @@
-"""Where a cell's files live, how they are written, and under which circumstances they were made.
+"""The folder of a cell's run.  Every path of a run is spelled here and nowhere else.
 
-    runs/<cell id>/  cell.json  train.jsonl  state/ (until done: finished pieces, step-*/)
-                     checkpoint/{nested.safetensors,nested.json}
-                     plans/ (found by searches)  search/ (what searches go on from)
-                     <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, evaluate, evaluate-1of2 ...
-
-A file is written beside its place and renamed, so a reader, or a process killed in the middle, sees the old file or
-the new one and never a part."""
+runs/<cell id>/  cell.json  train.jsonl  state/ (until done: finished pieces, step-*/)
+                 checkpoint/{nested.safetensors,nested.json}
+                 plans/ (found by searches)  search/ (what searches go on from)
+                 <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, evaluate, evaluate-1of2 ...
+"""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class RunDir:
-    """The files of one cell.  Every path of a run is spelled here and nowhere else."""
+    """The files of one cell."""
 
     def __init__(self, root: Path, cell_id: str) -> None:
         self.path = Path(root) / cell_id
