@@ -5,7 +5,7 @@
 
 (a) The column solve for {8, 4, 2} against the one for {8} alone, which is plain GPTQ.  Target: at most 1.3x.
 (b) The column solve for {8, 4, 2} against the published way, all 256 codes tried for every weight
-    (tests/reference/gptq_reference.py), with the same read-out error at every width.  Target: at least 3.5x faster.
+    (reference/gptq_reference.py), with the same read-out error at every width.  Target: at least 3.5x faster.
 (c) A whole fit, and what of it is the solve.  Target: less than everything else (forward passes and second moments).
 
 Hessians are those of the model's own activations on random tokens, or at Gemma-2 9B's shapes of random inputs of very
@@ -32,7 +32,7 @@ from matquant.codes.quantizers import Grid
 from matquant.config.cell import GPTQBase, GridSpec
 from matquant.models.families import blocks, linears
 from matquant.notation import Objective, Slice
-from tests.reference.gptq_reference import brute_force, output_error
+from reference.gptq_reference import brute_force, output_error
 
 PLAIN = Objective.parse(8, {"int8": 1.0})
 NESTED = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})

@@ -23,7 +23,7 @@ from matquant.codes.nested import GradientMeter
 from matquant.config.cell import GridSpec, OmniQuantBase
 from matquant.models.families import blocks
 from matquant.notation import Objective
-from tests.reference.nested_reference import read_slice
+from reference.nested_reference import read_slice
 
 NESTED = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})
 BASELINES = [Objective.parse(bits, {f"int{bits}": 1.0}) for bits in (8, 4, 2)]

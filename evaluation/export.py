@@ -107,9 +107,7 @@ def export_tasks(folder: Path, names: Sequence[str], source: TaskSource) -> tupl
 def one_cell(study: Study) -> Cell:
     """The only cell of a study; UserError if there are several."""
     if len(study.cells) != 1:
-        raise UserError(
-            f"this means {len(study.cells)} cells; name one, by base=... bits=... instead of experiment=..."
-        )
+        raise UserError(f"{len(study.cells)} cells match; choose one with base=... bits=... instead of experiment=...")
     return study.cells[0]
 
 

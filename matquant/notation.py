@@ -1,8 +1,8 @@
 """The paper's notation as values that parse and print: slices, loss terms, objectives, read-out plans.
 
 MatQuant (arXiv:2502.06786) trains one c-bit *parent* so that its most significant r bits, read alone, are good r-bit
-weights.  Everything a study varies about that sentence is written with the four values below, and every one of them
-round-trips through text: `str(Slice.parse("int2+ep")) == "int2+ep"`.
+weights.  The four values below write down everything that a study varies.  Each of them round-trips through text:
+`str(Slice.parse("int2+ep")) == "int2+ep"`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 MAX_BITS = 8
 FULL_BITS = 16  # an unquantized weight, as the papers count it: bfloat16, whatever dtype it is evaluated in
@@ -57,10 +58,10 @@ class Term:
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(
-                f"term {self} has weight {self.weight}; weights are positive, so leave the term out instead"
+                f"term {self} has weight {self.weight}, but weights are positive; leave the term out instead"
             )
         if self.teacher is not None and self.teacher.bits <= self.slice.bits:
-            raise ValueError(f"term {self}: a teacher is wider than its student; write 8->2, not 2->8")
+            raise ValueError(f"term {self} has a teacher that is not wider than its student; write 8->2, not 2->8")
 
     @classmethod
     def parse(cls, text: str, weight: float = 1.0) -> Term:
@@ -92,12 +93,14 @@ class Objective:
             for part in {term.slice, term.teacher or term.slice}:
                 if part.bits > parent.bits:
                     raise ValueError(
-                        f"{part} is wider than its {parent} parent; raise bits.parent_bits or drop the term"
+                        f"{part} is wider than its {parent} parent; set bits.parent_bits={part.bits} or drop the term"
                     )
             if term.slice.extra_precision and term.slice.bits == parent.bits:
-                raise ValueError(f"{term.slice} is the whole parent: a full-width read-out has no overflow bucket")
+                raise ValueError(
+                    f"{term.slice} is the whole parent, which has no overflow bucket; write int{parent.bits}"
+                )
             if str(term) in seen:
-                raise ValueError(f"term {term} is given twice; add its weights up instead")
+                raise ValueError(f"term {term} is given twice; give it once, with the sum of both weights")
             seen.add(str(term))
 
     @classmethod
@@ -160,7 +163,8 @@ class Objective:
 
 
 FULL = "full"
-LAYOUTS = ("pyramid", "reverse_pyramid", "increasing", "decreasing")
+Layout = Literal["pyramid", "reverse_pyramid", "increasing", "decreasing"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 MIXED_WIDTHS = (2, 4, 8)
 STRATEGIES = ("dynamic_program", "dynamic_program_linear", "evolution", "evolution_linear")
 """Searches for the widths of blocks, or of single linear layers (those with the same input together)."""
@@ -173,18 +177,18 @@ PLAN_SPELLINGS = [
 
 @dataclass(frozen=True)
 class Plan:
-    """How a checkpoint is read: which slice each quantized layer gets.
+    """A read-out of a checkpoint: the slice of each quantized layer.
 
-    `full` leaves the model as it was published, `int4` reads every layer at int4, and `pyramid@3` mixes int2, int4 and
-    int8 layers to 3.0 bits on average, the wide ones in the middle (Mix'n'Match, Section 3.2); `+ep` keeps the overflow
-    bucket.  `evolution@3` has the widths that a search finds for this checkpoint; they are known once it has run
-    (`found`).  `DIR/NAME.json` names the slice of every layer, {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
+    `full` leaves the model as it was published.  `int4` reads every layer at int4.  `pyramid@3` mixes int2, int4 and
+    int8 layers to 3.0 bits on average, the wide ones in the middle (Mix'n'Match, Section 3.2).  `+ep` keeps the
+    overflow bucket.  `evolution@3` has the widths that a search finds for this checkpoint (`found`).  `DIR/NAME.json`
+    names the slice of every layer, {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
     Exactly one of `default`, `layout`, `strategy` and `layers` is set, or none for `full`.
     """
 
     label: str
     default: Slice | None = None
-    layout: str | None = None
+    layout: Layout | None = None
     budget: float | None = None
     extra_precision: bool = False
     strategy: str | None = None
@@ -216,23 +220,26 @@ class Plan:
     def _mixed(cls, mixed: str, budget: float, *, extra_precision: bool) -> Plan:
         narrow, wide = min(MIXED_WIDTHS), max(MIXED_WIDTHS)
         if not narrow <= budget <= wide:
-            raise ValueError(f"{mixed}@{budget:g}: layers of {narrow} to {wide} bits cannot average {budget:g} bits")
+            raise ValueError(
+                f"{mixed}@{budget:g} cannot be met by layers of {narrow} to {wide} bits; "
+                f"choose a budget from {narrow} to {wide}"
+            )
         label = f"{mixed}@{budget:g}{'+ep' if extra_precision else ''}"
-        if mixed in STRATEGIES:
-            return cls(label, strategy=mixed, budget=budget, extra_precision=extra_precision)
-        return cls(label, layout=mixed, budget=budget, extra_precision=extra_precision)
+        if mixed in LAYOUTS:
+            return cls(label, layout=mixed, budget=budget, extra_precision=extra_precision)
+        return cls(label, strategy=mixed, budget=budget, extra_precision=extra_precision)
 
     def under(self, settings: str) -> Plan:
-        """The plan of a search that was told other things than by default, which its name then shows."""
+        """The plan of a search with other settings than the defaults, which its name then shows."""
         return replace(self, label=f"{self.label}-{settings}") if settings else self
 
     def found(self, layers: Mapping[str, str]) -> Plan:
-        """The plan of a search, under its own name, with the slices that the search has found: `layers` of its json."""
+        """The plan of a search, under its own name, with the slices that were found: `layers` of its json."""
         return replace(self, layers=tuple((name, Slice.parse(text)) for name, text in layers.items()))
 
     @classmethod
     def _searched(cls, path: Path) -> Plan:
-        """A plan file: its label is the file's name and eight digits of what it says, wherever it lies."""
+        """A plan file; its label is the file's name and eight digits over its contents, wherever it lies."""
         try:
             layers = json.loads(path.read_text())["layers"]
             slices = {str(name): Slice.parse(text) for name, text in layers.items()}

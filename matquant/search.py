@@ -34,7 +34,7 @@ def main() -> None:
     try:
         study = load_study(options.overrides)
         if len(study.cells) != 1:
-            raise UserError(f"this means {len(study.cells)} cells; name one, by base=... bits=...")
+            raise UserError(f"{len(study.cells)} cells match; choose one with base=... bits=...")
         setup = study.setup
         say_what_it_costs(setup.readout.dtype, pick_device(setup), "readout.dtype", "another search")
         with interrupts_win():

@@ -221,12 +221,12 @@ def _has_reported(submission: Submission, status: Status | None) -> bool:
 
 
 def _why_killed(run: RunDir, submission: Submission | None) -> tuple[Reason, str]:
-    """A process that ended without a last word."""
+    """The reason, and a note, for a process that ended without a status."""
     if shutil.disk_usage(run.path).free < NO_ROOM:
-        return "disk full", "its process is gone, and there is no room on the disk of the run folder"
+        return "disk full", "the process ended without a status, and the disk of the run folder is full"
     if submission is not None and submission.log is not None and OOM_KILLED.search(_end_of(Path(submission.log))):
         return "out of memory", "SLURM killed it for the memory it used (see the log)"
-    return "killed", "its process is gone and has left no word"
+    return "killed", "the process ended without a status (killed?)"
 
 
 def _says_nothing(log: Path) -> bool:
@@ -246,7 +246,7 @@ def _end_of(log: Path) -> str:
 def _follow(
     submission: Submission | None, status: Status | None, queue: Mapping[str, QueuedJob]
 ) -> tuple[ItemState, str] | None:
-    """What an item that somebody is at work on, or will be, is doing; None if nobody is."""
+    """The state of an item that is running or queued, and a note; None for any other item."""
     job = _job_of(submission, queue)
     if job is not None:
         waits = "waits for a job that has failed" if not job.can_run else f"{job.state.lower()}: {job.reason}"

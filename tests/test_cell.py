@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from matquant.config.cell import Cell
+from analysis.names import BASE_NAMES
+from analysis.papers import SCOPES
+from matquant.codes.quantizers import DTYPES
+from matquant.config.cell import BaseSpec, Cell, DType, Scope
 from matquant.config.setup import Readout
+from matquant.runs.status import Reason
+from slurm.estimate import BYTES
+from slurm.show import REMEDIES
 from tests.golden import renew
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -76,5 +83,23 @@ def test_a_cell_is_read_at_the_plans_its_parent_contains(tiny_study, overrides, 
 
 
 def test_a_folder_of_documents_is_named_when_it_is_used():
-    with pytest.raises(ValidationError, match=r"readout\.data_dir goes with readout\.source=folder"):
+    with pytest.raises(ValidationError, match=r"readout\.data_dir and readout\.source=folder go together"):
         Readout(plans=("int8",), tasks=("piqa",), batch_size=1, source="folder")
+
+
+@pytest.mark.parametrize(
+    ("table", "members"),
+    [
+        (DTYPES, get_args(DType)),
+        (BYTES, get_args(DType)),
+        (SCOPES, get_args(Scope)),
+        (REMEDIES, get_args(Reason)),
+        (
+            {"none", *BASE_NAMES},
+            [get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(get_args(BaseSpec)[0])],
+        ),
+    ],
+    ids=["DTYPES", "BYTES", "SCOPES", "REMEDIES", "BASE_NAMES"],
+)
+def test_a_table_over_a_closed_set_has_all_of_it(table, members):
+    assert set(table) == set(members)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from matquant.codes.code_choice import CodeChoice, code_choice
 from matquant.notation import Objective
-from tests.reference.gptq_reference import best_code, cost_of, slice_of
+from reference.gptq_reference import best_code, cost_of, slice_of
 
 OBJECTIVES = [
     Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0}),

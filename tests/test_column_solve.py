@@ -10,7 +10,7 @@ from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import Grid, minmax_grid, quantize
 from matquant.config.cell import GPTQBase, GridSpec
 from matquant.notation import Objective, Slice
-from tests.reference.gptq_reference import brute_force, output_error, textbook
+from reference.gptq_reference import brute_force, output_error, textbook
 
 INT4 = Objective.parse(4, {"int4": 1.0})
 INT8 = Objective.parse(8, {"int8": 1.0})

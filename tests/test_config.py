@@ -9,19 +9,32 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from pydantic import BaseModel
 
-from matquant.config.compose import CONF, choices, compose, compose_points, sweep_points
-from matquant.config.study import load_study
+from matquant.config.compose import CONF, choices, compose, compose_points, key_of, sweep_points
+from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from tests.golden import renew
 
 NEEDS = {
     ("model", "hub"): ["model.repo=a/b", "model.name=b"],
     ("model", "folder"): ["model.path=.", "model.name=x"],
+    ("data", "hub"): ["data.repo=a/b"],
     ("data", "text_files"): ["data.paths=[a.txt]"],
     ("perplexity", "text_files"): ["readout.perplexity.paths=[a.txt]"],
 }
+SPECS: dict[str, tuple[str, Callable[[Study], BaseModel | None]]] = {
+    "model": ("model", lambda study: study.cells[0].model),
+    "data": ("data", lambda study: study.cells[0].data),
+    "base": ("base", lambda study: study.cells[0].base),
+    "grid": ("grid", lambda study: study.cells[0].grid),
+    "readout": ("readout", lambda study: study.setup.readout),
+    "perplexity": ("readout.perplexity", lambda study: study.setup.readout.perplexity),
+    "search": ("readout.search", lambda study: study.setup.readout.search),
+    "tracking": ("tracking", lambda study: study.setup.tracking),
+    "cluster": ("cluster", lambda study: study.setup.cluster),
+}
+"""Where the values of a group's files stand, and what is made of them."""
 FILES = sorted(path for path in CONF.glob("*/**/*.yaml") if path.relative_to(CONF).parts[0] != "hydra")
 
 
@@ -99,21 +112,24 @@ def test_every_config_file_says_what_it_is(path: Path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if choice(path)[0] != "experiment"],
+    [path for path in FILES if choice(path)[0] in SPECS],
     ids=lambda path: "/".join(choice(path)),
 )
-def test_every_field_stands_in_its_file_so_that_it_can_be_typed_without_a_plus(path: Path, composed):
+def test_every_field_of_a_choice_can_be_typed_without_a_plus(path: Path, composed):
     group, name = choice(path)
-    study = composed(f"{group}={name}", *NEEDS.get((group, name), []))
-    readout = study.setup.readout
-    typed = {"tracking": study.setup.tracking, "readout": readout, "perplexity": readout.perplexity}
-    typed["search"] = readout.search
-    typed |= {axis: getattr(study.cells[0], axis) for axis in ("model", "data", "base", "grid")}
-    spec = typed.get(group)
-    if spec is not None:
-        written = OmegaConf.load(path)
-        fields = set(written.get("readout", written)) - {"defaults", "perplexity", "search"}
-        assert fields == set(type(spec).model_fields) - {"perplexity", "search"}
+    place, spec_of = SPECS[group]
+    chosen = [f"{group}={name}", *NEEDS.get((group, name), [])]
+    spec, values = spec_of(composed(*chosen)), compose(chosen)
+    assert spec is not None
+    for key in place.split("."):
+        values = values[key]
+    assert set(values) == set(type(spec).model_fields)
+    typed = [
+        f"{place}.{key}={json.dumps(value)}".replace(r"\n", "\n")  # Hydra has no escape for a line's end
+        for key, value in values.items()
+        if not isinstance(value, dict)  # sections of their own
+    ]
+    assert compose([*chosen, *typed]) == compose(chosen)
 
 
 def test_an_experiment_is_a_union_of_products():
@@ -124,6 +140,23 @@ def test_an_experiment_is_a_union_of_products():
         ("omniquant", "int2"),
         ("omniquant", "matquant"),
     ]
+
+
+def test_an_experiment_can_be_a_part_of_another_one():
+    def ids(*overrides: str) -> set[str]:
+        return {cell.id for cell in load_study(["experiment=table01", *overrides]).cells}
+
+    models = ("gemma2_2b", "gemma2_9b", "mistral_7b")
+    parts = [ids(f"+only.model=[{model}]") for model in models]
+    assert sorted(map(len, parts)) == [7, 7, 7]
+    assert set.union(*parts) == ids()
+    assert ids("+only.model=[gemma2_2b,mistral_7b]") == parts[0] | parts[2]
+
+
+def test_a_model_that_is_typed_takes_the_place_of_the_one_that_an_experiment_keeps():
+    cells = load_study(["experiment=table11", "model=tiny"]).cells
+    assert {cell.model.name for cell in cells} == {"tiny"}
+    assert len(cells) == len(load_study(["experiment=table11"]).cells)
 
 
 def test_the_command_line_has_the_last_word():
@@ -185,22 +218,32 @@ def test_the_axes_compose_to_the_papers_objectives(overrides, terms):
         (["base.num_step=1"], "did you mean base.num_steps"),
         (["+base.foo=1"], "there is no key base.foo; remove it"),
         (["+readout.foo=1"], "there is no key readout.foo; remove it"),
+        (["+readout.perplexity.foo=1"], "there is no key readout.perplexity.foo; remove it"),
+        (["readout.perplexity.num_sequences=0"], "readout.perplexity.num_sequences=0: Input should be"),
+        (["base.kind=foo"], "base.kind=foo does not exist; choose one of 'none', 'minmax'"),
         (["bits=int9"], "bits=int9 does not exist; did you mean int8"),
-        (["bits=int2", "bits.widths=[int4]"], "int4 is wider than its int2 parent; raise bits.parent_bits"),
-        (["weights=gemma2", "bits=int2"], "weights.int8=0.1 weighs a width that is not trained"),
-        (["+weights.int8=1"], "weights give nothing for int4"),
-        (["+weights.int5=1"], "weights.int5=1 weighs a width that is not trained"),
+        (["bits=int2", "bits.widths=[int4]"], "int4 is wider than its int2 parent; set bits.parent_bits=4"),
+        (["weights=gemma2", "bits=int2"], "weights.int8=0.1, but int8 is not trained"),
+        (["+weights.int8=1"], "no weight for int4, int2 (bits trains int8, int4, int2); add +weights.int4=1.0"),
+        (["+weights.int5=1"], "weights.int5=1, but int5 is not trained"),
         (["bits.widths=[two]"], "'two' is not a slice"),
         (["bits.widths=[]"], "at least one term"),
         (["readout.limit=0"], "readout.limit=0: Input should be greater than 0"),
         (["readout.plans=[int5,best]"], "'best' is not a read-out plan"),
-        (["readout.source=folder"], "readout.data_dir goes with readout.source=folder"),
+        (["readout.source=folder"], "readout.data_dir and readout.source=folder go together"),
         (["base.loss=l3"], "base.loss=l3: Input should be 'l2' or 'relative_l2'"),
         (["base.clipping_lr=fast"], "base.clipping_lr=fast: Input should be a valid number"),
         (["base.batch_size=999"], "base.batch_size=999 exceeds data.num_sequences"),
         (["bits.widths=[int8,int2]", "distill=8to4_and_2"], "distill has a term 8->4, but int4 is not trained"),
         (["bits=int2,int4"], "needs --multirun"),
         (["model=hub"], "model.name is required"),
+        (["experiment=smoke", "+only.modle=[tiny]"], "only.modle: no cell has this axis; choose one of base, "),
+        (["experiment=smoke", "+only.base=[qat]"], "leaves no cell; choose among base=minmax,none,omniquant"),
+        (
+            ["base=gptq", "base.num_steps=3"],
+            "there is no key base.num_steps in this configuration; did you mean data.num_seq",
+        ),
+        (["weights={int8:1}"], "weights holds values of its own; set one of them with +weights.NAME=VALUE"),
         (["experiment=dmeo"], "experiment=dmeo does not exist; did you mean demo"),
         (["tracking=mlflow"], "choices: none, wandb"),
         (["bits=[int2"], "'bits=[int2' cannot be read"),
@@ -212,6 +255,33 @@ def test_a_mistake_is_one_sentence_that_names_the_value(overrides, message):
         load_study(overrides)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedies"),
+    [
+        (["+weights.int8=1"], ["+weights.int4=1.0 +weights.int2=1.0"]),
+        (["weights=gemma2", "bits=int2"], ["weights=uniform"]),
+        (["bits.widths=[int8,int2]", "distill=8to4_and_2"], ["distill=none", "bits.widths=[int8,int2,int4]"]),
+        (["bits=int2", "bits.widths=[int4]"], ["bits.parent_bits=4"]),
+        (["cluster=slurm", "cluster.time_min=1"], ["cluster.signal_delay_s=30"]),
+        (["base=gptq", "distill=8to2"], ["distill=none"]),
+        (["base=gptq", "bits=int4", "base.student_input=int8"], ["base.student_input=parent"]),
+        (
+            ["base=gptq", "base.true_sequential=true", "base.student_input=full"],
+            ["base.true_sequential=false", "base.student_input=parent"],
+        ),
+    ],
+    ids=lambda value: "_".join(value),
+)
+def test_the_remedy_of_a_mistake_works_when_it_is_typed(overrides: list[str], remedies: list[str]):
+    with pytest.raises(UserError) as raised:
+        load_study(overrides)
+    for remedy in remedies:
+        assert remedy in str(raised.value)
+        typed = remedy.split()
+        kept = [override for override in overrides if key_of(override) not in map(key_of, typed)]
+        assert load_study([*kept, *typed]).cells
 
 
 def test_choices_are_the_files_of_an_axis():

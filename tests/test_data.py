@@ -65,7 +65,7 @@ def test_every_block_starts_with_the_begin_of_text_token_where_the_model_wants_i
 
 
 def test_too_little_text_is_refused_with_both_numbers(tmp_path):
-    with pytest.raises(UserError, match=r"text_files has \d+ tokens and 2 x 900 = 1,800 are asked for"):
+    with pytest.raises(UserError, match=r"text_files has \d+ tokens, but 2 x 900 = 1,800 are needed"):
         token_blocks(
             files(tmp_path, "short\n\n\ntext", sequence_length=900), byte_tokenizer(), "train", seed=0, add_bos=False
         )

@@ -109,7 +109,7 @@ def test_effective_bits_are_those_of_the_slices_that_are_read(label):
 
 @pytest.mark.parametrize("text", ["pyramid@1.5", "pyramid@9", "cone@3", "pyramid@", "pyramid"])
 def test_a_plan_that_cannot_be_is_refused(text):
-    with pytest.raises(ValueError, match=r"cannot average|is not a read-out plan"):
+    with pytest.raises(ValueError, match=r"choose a budget from 2 to 8|is not a read-out plan"):
         Plan.parse(text)
 
 
@@ -198,5 +198,5 @@ def test_what_is_not_a_plan_file_is_refused_with_its_path(tmp_path, content):
 
 def test_a_plan_for_other_layers_is_refused_by_name(tmp_path):
     plan = Plan.parse(str(plan_file(tmp_path, {"a.0.b": "int4"})))
-    with pytest.raises(UserError, match=r"has 1 layers and the checkpoint 2; a\.1\.b is in only one of them"):
+    with pytest.raises(UserError, match=r"has 1 layers, the checkpoint 2, and a\.1\.b is in only one of them"):
         slices_of(plan, ["a.0.b", "a.1.b"])

@@ -12,7 +12,7 @@ from matquant.codes.nested import NestedWeight, materialize, nest, read_slices
 from matquant.codes.quantizers import Grid, LearnableClipping
 from matquant.config.cell import GridSpec
 from matquant.notation import Plan, Slice
-from tests.reference.nested_reference import read_slice
+from reference.nested_reference import read_slice
 
 SLICES = [Slice(8), Slice(6), Slice(4), Slice(3), Slice(2), Slice(2, extra_precision=True)]
 

@@ -41,13 +41,13 @@ def test_an_objective_reads_what_it_dumps():
     ("parent_bits", "terms", "message"),
     [
         (4, {"int8": 1}, "int8 is wider than its int4 parent"),
-        (8, {"2->8": 1}, "a teacher is wider than its student"),
+        (8, {"2->8": 1}, "a teacher that is not wider than its student"),
         (4, {"8->2": 1}, "int8 is wider than its int4 parent"),
         (8, {}, "at least one term"),
         (8, {"int2": 0}, "weights are positive"),
         (8, {"int2": float("nan")}, "weights are positive"),
         (8, {"int8+ep": 1}, "no overflow bucket"),
-        (8, {"int2": 1, "2": 1}, "given twice"),
+        (8, {"int2": 1, "2": 1}, "give it once, with the sum of both weights"),
     ],
 )
 def test_an_objective_that_makes_no_sense_is_refused(parent_bits, terms, message):

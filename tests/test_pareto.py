@@ -20,8 +20,8 @@ from analysis.figures.style import readable_ticks, save_figure
 from analysis.load import load_frame
 from analysis.summary import CHANCE, summary
 from evaluation.results import ResultStore
+from reference import pareto_reference
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
-from tests.reference import pareto_reference
 
 if TYPE_CHECKING:
     from matquant.config.study import Study

@@ -10,7 +10,7 @@ import torch
 
 from matquant.codes.slicing import slice_codes
 from matquant.notation import Slice
-from tests.reference.slicing_reference import slice_code
+from reference.slicing_reference import slice_code
 
 CODES = torch.arange(256, dtype=torch.uint8)
 WIDTHS = [Slice(bits, extra) for bits in range(1, 9) for extra in (False, True) if not (extra and bits == 8)]

@@ -1,4 +1,4 @@
-"""Activations, block by block: what each transformer block receives, without ever running the whole model.
+"""Activations, block by block: the input of each transformer block, without ever running the whole model.
 
 Block-wise algorithms walk through a model once.  At every block they hold the hidden states of all calibration
 sequences, [sequences, tokens, hidden], for the unquantized model (the teacher's chain) and for each quantized read-out
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +27,7 @@ Hidden = Float[Tensor, "sequences tokens hidden"]
 
 @dataclass(frozen=True)
 class Activations:
-    """The hidden states of all sequences, wherever they are kept; batches come back where they are computed with."""
+    """The hidden states of all sequences, kept anywhere; batches come back on the computing device."""
 
     states: Hidden
     device: torch.device
@@ -48,7 +48,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where activations are kept, and in which dtype: at most `dtype`, or their own where that is narrower.
+    """A place for activations, in `dtype` or in their own dtype where that is narrower.
 
     The place changes nothing but time; the dtype rounds what one block hands to the next.
     """
@@ -72,12 +72,19 @@ class Shelf:
 
     def _empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         dtype = min(like.dtype, self.dtype, key=lambda dtype: dtype.itemsize)
-        if self.place != "disk":
-            return torch.empty(shape, dtype=dtype, device=like.device if self.place == "device" else "cpu")
-        # A mapped file without a name: the system takes it back when the tensor goes, even if the process is killed.
-        with tempfile.NamedTemporaryFile(dir=self.folder) as file:
-            num_elements = torch.Size(shape).numel()
-            return torch.from_file(file.name, shared=True, size=num_elements, dtype=dtype).view(shape)
+        match self.place:
+            case "device":
+                return torch.empty(shape, dtype=dtype, device=like.device)
+            case "host":
+                return torch.empty(shape, dtype=dtype, device="cpu")
+            case "disk":
+                # A mapped file without a name: the system takes it back when the tensor goes, even if the process is
+                # killed.
+                with tempfile.NamedTemporaryFile(dir=self.folder) as file:
+                    num_elements = torch.Size(shape).numel()
+                    return torch.from_file(file.name, shared=True, size=num_elements, dtype=dtype).view(shape)
+            case _:
+                assert_never(self.place)
 
 
 @contextmanager
@@ -99,7 +106,7 @@ def suited_to(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 class BlockInputs(NamedTuple):
-    """What the first block receives, and the keyword arguments of every block.
+    """The input of the first block, and the keyword arguments of every block.
 
     The arguments are kept per block: Gemma-2 alternates sliding and full attention masks.
     """
@@ -171,7 +178,7 @@ def block_outputs(
 
 
 class ChainBatch(NamedTuple):
-    """What enters a block for some sequences under one read-out."""
+    """The input of a block for some sequences under one read-out."""
 
     hidden: Hidden
     attended: Hidden | None = None

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from jaxtyping import Float, Int
@@ -35,7 +35,7 @@ from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.column_solve import Solution, solve
 from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import DTYPES, Grid
-from matquant.config.cell import GPTQBase, GridSpec
+from matquant.config.cell import GPTQBase, GridSpec, Scope
 from matquant.models.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
 
@@ -44,11 +44,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a GPTQ fit is told."""
+    """The settings of a GPTQ fit."""
 
     base: GPTQBase
     objective: Objective
-    scope: str
+    scope: Scope
     grid: GridSpec
     shelf: Shelf = field(default_factory=Shelf)
 
@@ -68,10 +68,15 @@ class Settings:
                 return Slice.parse(text)
 
     def chain(self, block: nn.Module, hidden: Activations, arguments: Mapping[str, Any]) -> Chain:
-        """What enters a block; its attention is computed once where nothing in it is quantized."""
-        if self.scope != "ffn":
-            return Chain(hidden)
-        return attend(block, hidden, arguments, batch_size=self.base.batch_size, dtype=self.dtype, shelf=self.shelf)
+        """The input of a block; its attention is computed once where nothing in it is quantized."""
+        match self.scope:
+            case "ffn":
+                size = self.base.batch_size
+                return attend(block, hidden, arguments, batch_size=size, dtype=self.dtype, shelf=self.shelf)
+            case "ffn_attention":
+                return Chain(hidden)
+            case _:
+                assert_never(self.scope)
 
 
 @torch.no_grad()
@@ -94,7 +99,7 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     return layers
 
 
-def warn_of_few_tokens(model: nn.Module, scope: str, *, num_tokens: int) -> None:
+def warn_of_few_tokens(model: nn.Module, scope: Scope, *, num_tokens: int) -> None:
     """Says how many layers have more inputs than there are tokens: their Hessians are singular but for the damping."""
     features = [linear.in_features for block in blocks(model) for linear in linears(block, scope).values()]
     starved = [number for number in features if number > num_tokens]
@@ -148,7 +153,7 @@ class BlockSolve:
         return [total.mul_(2 / num_tokens) for total in sums]
 
     def outputs(self, layers: Layers) -> Iterator[Hidden]:
-        """What the block gives for every batch, with these layers of it read at the slice that feeds the next."""
+        """The block's output for every batch, with these layers read at the slice that feeds the next block."""
         student = self.settings.student
         weights = {} if student is None else {f"{path}.weight": one.at(student).weight for path, one in layers.items()}
         for batch in self._batches():

@@ -7,11 +7,11 @@ from torch import nn
 from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import nest
 from matquant.codes.quantizers import minmax_grid
-from matquant.config.cell import GridSpec
+from matquant.config.cell import GridSpec, Scope
 from matquant.models.families import block_name, blocks, linears
 
 
-def fit(model: nn.Module, *, parent_bits: int, scope: str, grid: GridSpec, progress: Progress) -> Layers:
+def fit(model: nn.Module, *, parent_bits: int, scope: Scope, grid: GridSpec, progress: Progress) -> Layers:
     """Q(w, c) of Eq. 1 for every linear layer in scope."""
     layers = {}
     found = blocks(model)

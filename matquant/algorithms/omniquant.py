@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from jaxtyping import Float, Int
@@ -35,7 +35,7 @@ from matquant.algorithms.objective import Losses, nested_loss
 from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
 from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_range
-from matquant.config.cell import GridSpec, OmniQuantBase
+from matquant.config.cell import GridSpec, OmniQuantBase, Scope
 from matquant.models.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
 
@@ -44,11 +44,11 @@ DIAGNOSED_EVERY = 4  # steps; measuring gradients and clipping costs 5 % of the 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an OmniQuant fit is told."""
+    """The settings of an OmniQuant fit."""
 
     base: OmniQuantBase
     objective: Objective
-    scope: str
+    scope: Scope
     grid: GridSpec
     seed: int
     shelf: Shelf = field(default_factory=Shelf)
@@ -58,14 +58,25 @@ class Settings:
         return DTYPES[self.base.compute_dtype]
 
     def input_of(self, part: Slice) -> Slice:
-        """Whose chain a slice is trained on: its own, or the parent's (the cheap choice; the paper does not say)."""
-        return part if self.base.student_input == "own_slice" else Slice(self.objective.parent_bits)
+        """The slice whose chain a slice is trained on: its own, or the parent (cheaper; the paper does not say)."""
+        match self.base.student_input:
+            case "own_slice":
+                return part
+            case "parent":
+                return Slice(self.objective.parent_bits)
+            case _:
+                assert_never(self.base.student_input)
 
     def chain(self, block: nn.Module, hidden: Activations, arguments: Mapping[str, Any]) -> Chain:
-        """What enters a block; its attention is computed once where nothing in it is quantized."""
-        if self.scope != "ffn":
-            return Chain(hidden)
-        return attend(block, hidden, arguments, batch_size=self.base.batch_size, dtype=self.dtype, shelf=self.shelf)
+        """The input of a block; its attention is computed once where nothing in it is quantized."""
+        match self.scope:
+            case "ffn":
+                size = self.base.batch_size
+                return attend(block, hidden, arguments, batch_size=size, dtype=self.dtype, shelf=self.shelf)
+            case "ffn_attention":
+                return Chain(hidden)
+            case _:
+                assert_never(self.scope)
 
     @property
     def inputs(self) -> tuple[Slice, ...]:
@@ -240,20 +251,24 @@ class BlockFit:
         and nothing else.
         """
         error = (output - target).square()
-        if self.settings.base.loss == "l2":
-            return error.mean()
-        return (error.sum(-1) / target.square().sum(-1).clamp_min(1e-12)).mean()
+        match self.settings.base.loss:
+            case "l2":
+                return error.mean()
+            case "relative_l2":
+                return (error.sum(-1) / target.square().sum(-1).clamp_min(1e-12)).mean()
+            case _:
+                assert_never(self.settings.base.loss)
 
     @torch.no_grad()
     def advance(self, layers: Layers, part: Slice) -> Activations:
-        """What the next block receives under one read-out of this one."""
+        """The input of the next block under one read-out of this one."""
         read = {path: nested.at(part) for path, nested in layers.items()}
         batches = torch.arange(len(self.target)).split(self.settings.base.batch_size)
         return self.settings.shelf.keep((self._run(read, part, batch) for batch in batches), len(self.target))
 
 
 def clipping_factors(layers: Mapping[str, LearnableLayer]) -> dict[str, float]:
-    """How much of the range between the extreme weights the grids keep on average, at their upper and lower ends."""
+    """The share of the range between the extreme weights that grids keep on average, at their upper and lower ends."""
     with torch.no_grad():
         high = torch.cat([torch.sigmoid(layer.clipping.high_logit).flatten() for layer in layers.values()]).mean()
         low = torch.cat([torch.sigmoid(layer.clipping.low_logit).flatten() for layer in layers.values()]).mean()

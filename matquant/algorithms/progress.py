@@ -14,7 +14,7 @@ Layers = Mapping[str, NestedWeight]
 
 @runtime_checkable
 class Progress(Protocol):
-    """Where a resumable piece of work is kept, and where losses go.
+    """The keeper of resumable pieces of work, and the receiver of losses.
 
     Several ranks call it together, each with its shards; one of them writes the losses.
     """
@@ -38,7 +38,7 @@ class Progress(Protocol):
         ...
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """One step: losses per term, learning rates, whatever is worth a curve."""
+        """Takes the numbers of one step: losses per term, learning rates, anything worth a curve."""
         ...
 
     def tick(self, done: int, total: int, note: str) -> None:

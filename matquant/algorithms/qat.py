@@ -25,7 +25,7 @@ from matquant.algorithms.objective import backward_per_slice
 from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
 from matquant.codes.quantizers import DTYPES, LearnableClipping
-from matquant.config.cell import GridSpec, QATBase
+from matquant.config.cell import GridSpec, QATBase, Scope
 from matquant.models.families import block_name, blocks, linears
 from matquant.notation import Objective
 from matquant.parallel.distributed import ALONE, World
@@ -38,16 +38,16 @@ CLIPS_NOTHING = 40.0  # the sigmoid of it is 1.0 in float32
 
 @dataclass(frozen=True)
 class Settings:
-    """What a QAT fit is told."""
+    """The settings of a QAT fit."""
 
     base: QATBase
     objective: Objective
-    scope: str
+    scope: Scope
     grid: GridSpec
     seed: int
     world: World = ALONE
     device_type: str = "cpu"
-    """Where each of several ranks keeps its shards; one process alone leaves the model where it is."""
+    """The device on which each of several ranks keeps its shards; one process alone does not move the model."""
 
 
 def fit(
@@ -218,7 +218,7 @@ class Training:
             )
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside its cell: the live tensors themselves, sharded where the model is."""
+        """The state that a resumed run needs: the live tensors themselves, sharded where the model is."""
         state = {"step": torch.tensor(self.step), "skipped": torch.tensor(self.skipped)}
         for name, parameter in self._trained().items():
             state[f"{name}/value"] = parameter.detach()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from jaxtyping import Float, Integer, Shaped, UInt8
@@ -62,7 +62,7 @@ class CodeChoice:
         return torch.empty_like(position, dtype=torch.float32 if self.is_rounding else torch.int32)
 
     def place(self, position: Float[Tensor, " weights"], out: Shaped[Tensor, " weights"]) -> Tensor:
-        """Where every weight lies on the envelope, given its position on the grid."""
+        """The place of every weight on the envelope, from its position on the grid."""
         if self.is_rounding:
             return torch.round(position, out=out).clamp_(0, self.top)
         position = position.clamp(0, self.top + 0.5)
@@ -71,7 +71,7 @@ class CodeChoice:
         return torch.add(unit, position > self.breaks.index_select(0, unit), out=out)
 
     def value(self, place: Shaped[Tensor, " weights"]) -> Float[Tensor, " weights"]:
-        """What the trained slices of the best code read on average."""
+        """The average that the trained slices of the best code read."""
         return place if self.is_rounding else self.values.index_select(0, place)
 
     def codes(self, place: Shaped[Tensor, "*shape"], position: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
@@ -162,7 +162,13 @@ def _slices(codes: Integer[Tensor, " codes"], part: Slice, parent_bits: int) -> 
 
 def _average_of(terms: Sequence[Term], residual: Residual) -> Callable[[Sequence[int]], Fraction]:
     """The average of a code's slices: each counts once, or as much as its term weighs."""
-    counts = [Fraction(1) if residual == "mean" else Fraction(term.weight) for term in terms]
+    match residual:
+        case "mean":
+            counts = [Fraction(1)] * len(terms)
+        case "weighted":
+            counts = [Fraction(term.weight) for term in terms]
+        case _:
+            assert_never(residual)
     return lambda slices: (
         sum((count * value for count, value in zip(counts, slices, strict=True)), Fraction(0)) / sum(counts)
     )

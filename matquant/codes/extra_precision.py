@@ -1,4 +1,4 @@
-"""What a read-out costs: the paper's effective bits, and beside them everything that the count leaves out."""
+"""The cost of a read-out: the paper's effective bits, and beside them everything that the count leaves out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _num_bytes(nested: NestedWeight) -> int:
 
 
 def code_histogram(layers: Mapping[str, NestedWeight]) -> list[int]:
-    """How many weights have each parent code: the data of Figures 1c and 4."""
+    """The number of weights with each parent code: the data of Figures 1c and 4."""
     parent_bits = max(nested.parent_bits for nested in layers.values())
     counts = sum(torch.bincount(nested.codes.flatten(), minlength=2**parent_bits) for nested in layers.values())
     return torch.as_tensor(counts).tolist()
@@ -78,7 +78,7 @@ def overflow_shares(layers: Mapping[str, NestedWeight]) -> dict[str, float]:
 
 
 def code_statistics(layers: Mapping[str, NestedWeight]) -> dict[str, Any]:
-    """What training did to the codes, small enough to keep beside results.
+    """A summary of the codes after training, small enough to keep beside results.
 
     `histogram`: weights per parent code, all layers together.  `layers`: for each, its number of weights and its
     effective bits with extra precision at every narrower width.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import assert_never
 
 from matquant.errors import UserError
-from matquant.notation import MAX_BITS, MIXED_WIDTHS, Plan, Slice
+from matquant.notation import MAX_BITS, MIXED_WIDTHS, Layout, Plan, Slice
 
 
 def slices_of(plan: Plan, layers: Iterable[str]) -> dict[str, Slice]:
@@ -32,13 +33,14 @@ def _listed(plan: Plan, names: Sequence[str]) -> dict[str, Slice]:
     listed = dict(plan.layers or ())
     if odd := sorted(listed.keys() ^ set(names)):
         raise UserError(
-            f"plan {plan} has {len(listed)} layers and the checkpoint {len(names)}; {odd[0]} is in only one of them"
+            f"plan {plan} has {len(listed)} layers, the checkpoint {len(names)}, and {odd[0]} is in only one of them; "
+            "give a plan with every quantized layer of this checkpoint"
         )
     return {name: listed[name] for name in names}
 
 
 def counts(budget: float, num_blocks: int, widths: Sequence[int] = MIXED_WIDTHS) -> dict[int, int]:
-    """How many blocks get each width so that their average is as close to the budget as whole blocks allow.
+    """The number of blocks of each width, for an average as close to the budget as whole blocks allow.
 
     Among equally close counts the one nearest to equal shares is taken, so that all three widths take part where the
     budget is wide enough (of 30 blocks none is wide at 2.5 bits, one at 3, six at 4); between an average just above and
@@ -57,7 +59,7 @@ def counts(budget: float, num_blocks: int, widths: Sequence[int] = MIXED_WIDTHS)
     return {narrow: num_blocks - wide_blocks - middle_blocks, middle: middle_blocks, wide: wide_blocks}
 
 
-def arrange(layout: str, counted: dict[int, int]) -> list[int]:
+def arrange(layout: Layout, counted: dict[int, int]) -> list[int]:
     """The width of every block, first to last.
 
     `increasing` goes from int2 to int8, `decreasing` back; `pyramid` has int2 at both ends and int8 in the middle,
@@ -73,7 +75,8 @@ def arrange(layout: str, counted: dict[int, int]) -> list[int]:
             return _ends_first(ascending)
         case "reverse_pyramid":
             return _ends_first(ascending[::-1])
-    raise AssertionError(layout)
+        case _:
+            assert_never(layout)
 
 
 def _ends_first(widths: Sequence[int]) -> list[int]:

@@ -98,7 +98,7 @@ class _ReadSlices(torch.autograd.Function):
         dv/dw = m        dv/da = S - z - m * w / a        dv/dz = -a * (1 - m)
 
     Written out, and for all slices at once, because autograd would keep a dozen copies of the weight matrix for each
-    slice: tests/reference/nested_reference.py is the same thing spelled with autograd.
+    slice: reference/nested_reference.py is the same thing spelled with autograd.
     """
 
     @staticmethod

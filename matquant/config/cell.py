@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
@@ -18,6 +18,7 @@ from matquant.notation import Objective, Slice
 DType = Literal["float32", "bfloat16", "float16"]
 Place = Literal["device", "host", "disk"]
 Residual = Literal["mean", "weighted"]
+Scope = Literal["ffn", "ffn_attention"]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -81,12 +82,12 @@ ModelSpec = Annotated[HubModel | FolderModel | EmbeddedModel | RandomModel, Fiel
 
 
 class Text(Spec):
-    """How much text is taken: `num_sequences` blocks of `sequence_length` tokens, packed from document to document."""
+    """An amount of text: `num_sequences` blocks of `sequence_length` tokens, packed from document to document."""
 
     num_sequences: Positive
     sequence_length: Positive
     tokens_per_document: Positive | None = None
-    """A document gives its first so many tokens at most, lest a long one be most of the text; None: all of them."""
+    """The most tokens that one document gives, so that a long one is not most of the text; None: no limit."""
 
 
 class EmbeddedText(Text):
@@ -113,7 +114,7 @@ class HubText(Text):
     column: str = "text"
     revision: str = "main"
     separator: str | None = None
-    """Where rows are not documents but pieces of one text, in order, as WikiText's lines are: what joins them."""
+    """Joins rows that are pieces of one text in order, such as WikiText's lines; None: every row is a document."""
 
 
 TextSpec = Annotated[EmbeddedText | FilesText | HubText, Field(discriminator="kind")]
@@ -134,7 +135,7 @@ class MinMaxBase(Spec):
 
 
 class OmniQuantBase(Spec):
-    """Block-wise OmniQuant (arXiv:2308.13137): weights are frozen, what is learned is how they are quantized."""
+    """Block-wise OmniQuant (arXiv:2308.13137): weights are frozen, and their quantization is learned."""
 
     kind: Literal["omniquant"]
     num_steps: Positive
@@ -143,7 +144,7 @@ class OmniQuantBase(Spec):
     clipping_init: float = 4.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     transformation: bool = False
-    """Learn an equivalent transformation too: a scale and a shift of every input channel."""
+    """Learns an equivalent transformation too: a scale and a shift of every input channel."""
     transformation_lr: Annotated[float, Field(gt=0)] = 5e-3
     loss: Literal["l2", "relative_l2"] = "l2"
     student_input: Literal["own_slice", "parent"] = "own_slice"
@@ -151,7 +152,7 @@ class OmniQuantBase(Spec):
     """Steps of one block whose loss or gradient is not finite; one more ends the run."""
     compute_dtype: DType = "float32"
     activation_dtype: DType = "float32"
-    """What one block hands to the next is kept in; `Setup.activations` says where."""
+    """The dtype of the activations between blocks; `Setup.activations` says where they are kept."""
 
 
 class QATBase(Spec):
@@ -161,7 +162,7 @@ class QATBase(Spec):
     num_steps: Positive
     batch_size: Positive
     micro_batch_size: Positive | None = None
-    """Sequences that are in memory at once; the gradient is accumulated over the batch."""
+    """Sequences in memory at once; the gradient is accumulated over the batch."""
     lr: Annotated[float, Field(gt=0)]
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -178,14 +179,14 @@ class QATBase(Spec):
     @model_validator(mode="after")
     def _trains_something(self) -> QATBase:
         if not (self.train_weights or self.train_scales):
-            raise ValueError("train_weights and train_scales are both false; use base=minmax to train nothing")
+            raise ValueError("train_weights and train_scales are both false; choose base=minmax to train nothing")
         return self
 
 
 class GPTQBase(Spec):
     """GPTQ (arXiv:2210.17323), column by column with errors carried on; with several terms MatGPTQ (arXiv:2602.03537).
 
-    Nothing is learned: the codes of a layer are one pass over its input channels, given the second moments of its
+    Nothing is learned.  One pass over the input channels of a layer gives its codes, from the second moments of its
     inputs.
     """
 
@@ -195,21 +196,21 @@ class GPTQBase(Spec):
     damping: Annotated[float, Field(gt=0)] = 0.01
     """Share of its mean diagonal that is added to a Hessian's diagonal."""
     max_damping_retries: Annotated[int, Field(ge=0)] = 3
-    """How often the damping is raised tenfold for a Hessian that is singular all the same; then the run ends."""
+    """Tenfold raises of the damping for a Hessian that is still singular; one more ends the run."""
     act_order: bool = False
-    """Solve the input channels with the largest activations first, on grids of the unchanged weights."""
+    """Solves the input channels with the largest activations first, on grids of the unchanged weights."""
     true_sequential: bool = False
-    """Layers of a block see what the quantized layers before them in the block give, at one forward pass for each."""
+    """Gives a layer the outputs of the quantized layers before it in its block: one forward pass a layer."""
     residual: Residual = "mean"
-    """What is carried on to later columns: the mean error of the slices, each alike or as its term weighs."""
+    """The error that later columns receive: the mean over slices, all alike or as their terms weigh."""
     block_size: Positive = 128
-    """Columns whose errors are carried on together to those behind them; changes rounding errors and time only."""
+    """Columns whose errors are carried on together; changes rounding errors and time only."""
     student_input: str = "parent"
-    """What the next block receives: outputs of the `parent`, of a slice such as `int4`, or of the `full` weights."""
+    """The outputs that the next block receives: those of `parent`, of a slice such as `int4`, or of `full` weights."""
     compute_dtype: DType = "float32"
-    """Of the blocks' matrix products; Hessians and solves are in float32."""
+    """The dtype of the blocks' matrix products; Hessians and solves are in float32."""
     activation_dtype: DType = "float32"
-    """What one block hands to the next is kept in; `Setup.activations` says where."""
+    """The dtype of the activations between blocks; `Setup.activations` says where they are kept."""
 
     @model_validator(mode="after")
     def _feeds_something(self) -> GPTQBase:
@@ -220,8 +221,8 @@ class GPTQBase(Spec):
                 raise ValueError(f"student_input is parent, full or a slice: {error}") from error
         if self.true_sequential and self.student_input == "full":
             raise ValueError(
-                "true_sequential=true and student_input=full contradict each other: the one feeds quantized layers to "
-                "the next, the other never does; choose one"
+                "true_sequential=true feeds quantized layers to the next, student_input=full never does; "
+                "set base.true_sequential=false or base.student_input=parent"
             )
         return self
 
@@ -246,18 +247,34 @@ def _objective(value: Any) -> Objective:
 ObjectiveSpec = Annotated[Objective, BeforeValidator(_objective), PlainSerializer(lambda value: value.dump())]
 
 
+def _check_round_to_nearest(objective: Objective | None) -> None:
+    """Refuses an objective that needs training."""
+    if objective is not None and objective.is_nested:
+        raise ValueError(
+            "base=minmax trains nothing, so it has no objective of several widths; "
+            "choose bits=int8, which is read at any width, or base=omniquant"
+        )
+
+
 def _check_column_solve(base: GPTQBase, objective: Objective | None) -> None:
-    """Refuses an objective that a column solve has no meaning for."""
+    """Refuses an objective that a column solve cannot serve."""
     assert objective is not None
     if taught := [term for term in objective.terms if term.teacher is not None]:
-        raise ValueError(
-            f"base=gptq compares weights with weights and runs no teacher, so it cannot serve the term {taught[0]}; "
-            "choose distill=none"
-        )
+        raise ValueError(f"base=gptq has no teacher for the term {taught[0]}; choose distill=none")
     if base.student_input not in ("parent", "full") and Slice.parse(base.student_input).bits > objective.parent_bits:
         raise ValueError(
             f"base.student_input={base.student_input} is wider than the int{objective.parent_bits} parent; "
-            "choose parent, full or a narrower slice"
+            "set base.student_input=parent, full or a narrower slice"
+        )
+
+
+def _check_text(base: OmniQuantBase | QATBase | GPTQBase, data: TextSpec | None) -> None:
+    """Refuses text that is missing or too short for a single batch."""
+    if data is None:
+        raise ValueError(f"base={base.kind} needs text; choose data=embedded or another data set")
+    if base.batch_size > data.num_sequences:
+        raise ValueError(
+            f"base.batch_size={base.batch_size} exceeds data.num_sequences={data.num_sequences}; lower base.batch_size"
         )
 
 
@@ -268,28 +285,27 @@ class Cell(Spec):
     base: BaseSpec
     objective: ObjectiveSpec | None = None
     grid: GridSpec | None = None
-    scope: Literal["ffn", "ffn_attention"] | None = None
+    scope: Scope | None = None
     data: TextSpec | None = None
     seed: int = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:
-        quantized = self.base.kind != "none"
-        if quantized and (self.objective is None or self.grid is None or self.scope is None):
-            raise ValueError(f"base={self.base.kind} needs bits, grid and scope")
-        if self.base.kind == "minmax" and self.objective is not None and self.objective.is_nested:
-            raise ValueError(
-                "base=minmax trains nothing, so several widths cannot be traded against each other; "
-                "use bits=int8 and read it at any width, or base=omniquant"
-            )
-        if isinstance(self.base, GPTQBase):
-            _check_column_solve(self.base, self.objective)
-        if isinstance(self.base, OmniQuantBase | QATBase | GPTQBase):
-            if self.data is None:
-                raise ValueError(f"base={self.base.kind} needs text; choose data=embedded or another data set")
-            batch_size, num_sequences = self.base.batch_size, self.data.num_sequences
-            if batch_size > num_sequences:
-                raise ValueError(f"base.batch_size={batch_size} exceeds data.num_sequences={num_sequences}; lower it")
+        base = self.base
+        if base.kind != "none" and (self.objective is None or self.grid is None or self.scope is None):
+            raise ValueError(f"base={base.kind} needs bits, grid and scope")
+        match base:
+            case NoBase():
+                pass
+            case MinMaxBase():
+                _check_round_to_nearest(self.objective)
+            case OmniQuantBase() | QATBase():
+                _check_text(base, self.data)
+            case GPTQBase():
+                _check_column_solve(base, self.objective)
+                _check_text(base, self.data)
+            case _:
+                assert_never(base)
         return self
 
     @property

@@ -35,12 +35,12 @@ def compose(overrides: Sequence[str]) -> Mapping[str, Any]:
 class _Composed(NamedTuple):
     values: Mapping[str, Any]
     refers: bool
-    """Whether a value is taken from another place of the configuration."""
+    """True if a value is taken from another place of the configuration."""
 
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> _Composed:
-    """One composition by Hydra, about 0.1 s; files under conf/ are taken as they are when first read."""
+    """One composition by Hydra, about 0.1 s; a file under conf/ is read once."""
     try:
         if GlobalHydra.instance().is_initialized():
             config = hydra.compose("config", overrides=list(overrides))
@@ -50,9 +50,9 @@ def _composed(overrides: tuple[str, ...]) -> _Composed:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         unresolved = OmegaConf.to_container(config, resolve=False)
     except OverrideParseException as error:
-        raise UserError(f"'{error.override}' cannot be read: {_one_line(error)}") from error
+        raise UserError(f"'{error.override}' cannot be read: {_one_line(error, overrides)}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(_one_line(error, overrides)) from error
     assert isinstance(values, dict)
     return _Composed({str(key): value for key, value in values.items()}, "${" in json.dumps(unresolved))
 
@@ -61,8 +61,8 @@ def compose_points(overrides: Sequence[str], points: Sequence[Sequence[str]]) ->
     """Every point of an experiment's product, put together from one composition for each value of each axis.
 
     Hydra takes a tenth of a second to compose and a study can have thousands of points, but few values on each axis.
-    What is set below one key (`base`, `base.num_steps`) is composed together; where two axes change the same key, or
-    anything refers to something else, the whole point is composed.
+    Values below one key (`base`, `base.num_steps`) are composed together.  The whole point is composed if two axes
+    change the same key, or if a value refers to another one.
     """
     by_axis = [_by_axis(point) for point in points]
     num_values = len({(axis, tuple(values)) for axes in by_axis for axis, values in axes.items()})
@@ -88,7 +88,7 @@ def _by_axis(point: Sequence[str]) -> dict[str, list[str]]:
 
 @cache
 def _changes(overrides: tuple[str, ...], axis: str, values: tuple[str, ...]) -> _Composed:
-    """What one value of an axis changes: the top-level keys that differ, and the axis's own in any case.
+    """The changes by one value of an axis: the top-level keys that differ, and the axis's own in any case.
 
     Only choices of files are composed; a single value, of which there may be hundreds, is put in its place.
     """
@@ -122,25 +122,46 @@ def _assign(values: dict[str, Any], override: str) -> bool:
     return True
 
 
-def points_of(cells: Sequence[Mapping[str, Any]], typed: set[str]) -> Iterable[list[str]]:
-    """The override lists of a union of products: each entry of `cells` is the product over its lists."""
+def points_of(cells: Sequence[Mapping[str, Any]], typed: set[str], only: Mapping[str, Any]) -> Iterable[list[str]]:
+    """The override lists of a union of products: each entry of `cells` is the product over its lists.
+
+    Of an axis that `only` names, its choices alone are kept.  An axis that the user typed is not swept.
+    """
     for product in cells:
-        axes = {
-            axis: value if isinstance(value, list) else [value] for axis, value in product.items() if axis not in typed
+        axes = {axis: _listed(value) for axis, value in product.items()}
+        kept = {
+            axis: [value for value in values if value in _listed(only.get(axis, values))]
+            for axis, values in axes.items()
         }
-        for values in itertools.product(*axes.values()):
-            yield [f"{axis}={value}" for axis, value in zip(axes, values, strict=True)]
+        if not all(kept.values()):
+            continue
+        swept = {axis: values for axis, values in kept.items() if axis not in typed}
+        for values in itertools.product(*swept.values()):
+            yield [f"{axis}={value}" for axis, value in zip(swept, values, strict=True)]
+
+
+def choices_of(cells: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """All choices of each axis of an experiment's cells."""
+    choices: dict[str, set[str]] = {}
+    for product in cells:
+        for axis, value in product.items():
+            choices.setdefault(axis, set()).update(map(str, _listed(value)))
+    return choices
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's several lines as one sentence with a remedy."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1])
+        return _unknown_key(match[1], overrides)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, name = match.groups()
         near = difflib.get_close_matches(name, choices(group), n=3, cutoff=0.4)
@@ -153,8 +174,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split()).partition(" See https")[0]
 
 
-def _unknown_key(key: str) -> str:
-    known = [*_leaves(compose([])), *(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")]
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """A sentence about a key that the choices of a command line do not have."""
+    chosen = [override for override in overrides if (CONF / key_of(override)).is_dir() and key_of(override) != key]
+    values = compose(chosen)
+    if isinstance(values.get(key), Mapping):
+        return f"{key} holds values of its own; set one of them with +{key}.NAME=VALUE"
+    known = [*_leaves(values), *(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"there is no key {key} in this configuration{hint} (python run.py --cfg job prints all keys)"
@@ -174,7 +200,7 @@ def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(_one_line(error, overrides)) from error
     return [list(point) for point in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
 
 

@@ -1,4 +1,4 @@
-"""Everything about a run that cannot change a checkpoint: how it is read and tracked, and where it runs."""
+"""Everything about a run that cannot change a checkpoint: its read-outs, its tracking, its machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
 
 
 class SearchSpec(Spec):
-    """How the widths of plans such as `evolution@3` are searched for: on what text, and how long."""
+    """Settings of the search for the widths of plans such as `evolution@3`: its text and its length."""
 
     num_sequences: Positive = 32
-    """Of the cell's calibration text."""
+    """Sequences of the cell's calibration text."""
     batch_size: Positive = 4
     top_k: Positive = 64
-    """How many of the unquantized model's most likely next tokens are told apart."""
+    """The number of most likely next tokens, by the unquantized model, that are told apart."""
     generations: Positive = 100
     offspring: Positive = 64
     seed: int = 0
@@ -33,11 +33,11 @@ class SearchSpec(Spec):
 
 
 class Readout(Spec):
-    """Which slices are read from every checkpoint, on which tasks, under which protocol."""
+    """The read-outs of every checkpoint: slices, tasks and protocol."""
 
     plans: tuple[str, ...]
     sliced_parents: tuple[int, ...] = (8,)
-    """Explicit baselines with these parents are also read narrower (Sliced int8); others only at their own width."""
+    """Parents whose explicit baselines are also read narrower (Sliced int8); others are read at their own width."""
     tasks: tuple[str, ...]
     limit: Positive | None = None
     batch_size: Positive
@@ -56,7 +56,7 @@ class Readout(Spec):
     @model_validator(mode="after")
     def _folder_is_named(self) -> Readout:
         if (self.source == "folder") != (self.data_dir is not None):
-            raise ValueError("readout.data_dir goes with readout.source=folder: give both or neither")
+            raise ValueError("readout.data_dir and readout.source=folder go together; give both or neither")
         return self
 
     def plans_of(self, cell: Cell) -> tuple[Plan, ...]:
@@ -110,7 +110,7 @@ class DebugCluster(Spec):
 
     kind: Literal["debug"]
     tflops: Annotated[float, Field(gt=0)] = 0.2
-    """What one GPU, or this machine, reaches in training, in 1e12 operations a second: for estimates only."""
+    """The training speed of one GPU, or of this machine, in 1e12 operations a second; for estimates only."""
     evaluate_jobs: Positive = 1
 
 
@@ -137,10 +137,10 @@ class SlurmCluster(Spec):
     qos: str | None = None
     constraint: str | None = None
     nodes: Positive = 1
-    """Of one base=qat training job; everything else runs on one GPU."""
+    """Nodes of one base=qat training job; everything else runs on one GPU."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
     gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
-    """Of one GPU: a plan warns of cells that are estimated to need more."""
+    """The memory of one GPU; a plan warns of cells that are estimated to need more."""
     tflops: Annotated[float, Field(gt=0)] = 400.0
     cpus_per_task: Positive = 8
     mem_gb_per_task: Annotated[float, Field(gt=0)] = 64.0
@@ -151,7 +151,7 @@ class SlurmCluster(Spec):
     array_parallelism: Positive = 64
     max_array_size: Positive = 1000
     max_requeues: Annotated[int, Field(ge=0)] = 20
-    """How often one job may start again, after preemptions, time limits and lost nodes together."""
+    """The most restarts of one job, after preemptions, time limits and lost nodes together."""
     evaluate_jobs: Positive = 1
     """Jobs that the plans of one cell are divided over."""
     setup: tuple[str, ...] = ()
@@ -163,8 +163,8 @@ class SlurmCluster(Spec):
             minutes = getattr(self, name)
             if minutes is not None and self.signal_delay_s > 30 * minutes:
                 raise ValueError(
-                    f"signal_delay_s={self.signal_delay_s} is more than half of {name}={minutes}: a job would save and "
-                    "requeue itself as soon as it starts; lower signal_delay_s or raise the time limit"
+                    f"signal_delay_s={self.signal_delay_s} is more than half of {name}={minutes}, so a job would "
+                    f"requeue itself at its start; set cluster.signal_delay_s={30 * minutes} or raise cluster.{name}"
                 )
         return self
 
@@ -173,7 +173,7 @@ ClusterSpec = Annotated[DebugCluster | LocalCluster | SlurmCluster, Field(discri
 
 
 class Setup(Spec):
-    """How cells are read and tracked, where files go and jobs run; nothing here can change a checkpoint."""
+    """The read-outs, tracking, folders and machines of a run; nothing here can change a checkpoint."""
 
     readout: Readout
     tracking: Tracking
@@ -181,7 +181,7 @@ class Setup(Spec):
     paths: Paths = Paths()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     activations: Place = "device"
-    """Where calibration activations are kept: beside the model, in host memory, or in a file of the run's folder."""
+    """The place of calibration activations: beside the model, in host memory, or in a file of the run's folder."""
     save_every_min: Annotated[float, Field(ge=0)] = 5.0
-    """Minutes between two saves of a training state: what a killed run may lose."""
+    """Minutes between two saves of a training state: the most that a killed run loses."""
     experiment: str = "cell"

@@ -1,18 +1,18 @@
 """The one crossing from configuration to typed values: overrides -> Cell and Setup, an experiment -> its list of cells.
 
-YAML holds values; `cell.py` and `setup.py` hold their meaning.  Every mistake in a command line or a config file ends
-here, as one sentence, before anything is computed."""
+YAML holds values; `cell.py` and `setup.py` hold their meaning.  Every mistake in a command line or a config file is
+found here, before anything is computed, and becomes one sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from matquant.config.cell import Cell
-from matquant.config.compose import compose, compose_points, key_of, points_of
+from matquant.config.compose import choices_of, compose, compose_points, key_of, points_of
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.notation import Slice, Term
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Study:
-    """What a command line asks for: a name, the cells, and how they are read."""
+    """The meaning of a command line: a name, the cells and their read-outs."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -37,9 +37,25 @@ def load_study(overrides: Sequence[str]) -> Study:
     """
     config = compose(overrides)
     typed = {key_of(override) for override in overrides}
-    points = list(points_of(config.get("cells") or [], typed)) or [[]]
+    points = _points(config, typed)
     cells = [_cell(point) for point in compose_points(overrides, points)]
     return Study(config["name"], tuple({cell.id: cell for cell in cells}.values()), _setup(config))
+
+
+def _points(config: Mapping[str, Any], typed: set[str]) -> list[list[str]]:
+    """The override lists of an experiment's cells; a single empty one for a command line that names no experiment."""
+    cells, only = config["cells"] or [], config["only"] or {}
+    if not cells:
+        return [[]]
+    choices = choices_of(cells)
+    for axis in only:
+        if axis not in choices:
+            raise UserError(f"only.{axis}: no cell has this axis; choose one of {', '.join(sorted(choices))}")
+    points = list(points_of(cells, typed, only))
+    if not points:
+        among = " ".join(f"{axis}={','.join(sorted(choices[axis]))}" for axis in only)
+        raise UserError(f"only={only} leaves no cell; choose among {among}")
+    return points
 
 
 def _cell(config: Mapping[str, Any]) -> Cell:
@@ -73,20 +89,22 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
     for width in weights:
         if width not in widths:
             raise UserError(
-                f"weights.{width}={weights[width]} weighs a width that is not trained (bits trains {trained}); "
-                "drop it, or choose weights=uniform"
+                f"weights.{width}={weights[width]}, but {width} is not trained (bits trains {trained}); "
+                "leave it out, or choose weights=uniform"
             )
     if weights and (forgotten := [width for width in widths if width not in weights]):
-        raise UserError(
-            f"weights give nothing for {forgotten[0]}, which bits trains ({trained}); add weights.{forgotten[0]}"
-        )
+        remedy = " ".join(f"+weights.{width}=1.0" for width in forgotten)
+        raise UserError(f"no weight for {', '.join(map(str, forgotten))} (bits trains {trained}); add {remedy}")
     extra = bool(config["extra_bit"])
     terms = {str(_keeping(width, parent_bits, extra=extra)): weights.get(width, 1.0) for width in widths}
     for text in config["distill"]["terms"] if len(widths) > 1 else []:
         term = Term.parse(text)
         for part in (term.slice, term.teacher):
             if part not in widths:
-                raise UserError(f"distill has a term {text}, but {part} is not trained (bits trains {trained})")
+                raise UserError(
+                    f"distill has a term {text}, but {part} is not trained (bits trains {trained}); "
+                    f"choose distill=none, or train it with bits.widths=[{','.join(map(str, [*widths, part]))}]"
+                )
         student = _keeping(term.slice, parent_bits, extra=extra)
         assert term.teacher is not None
         # Equally weighted with the ground truth of the same width (Section 5.2).
@@ -97,7 +115,7 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keeping(width: Slice, parent_bits: int, *, extra: bool) -> Slice:
-    """The slice with its overflow bucket, where the extra bit is on and the slice is narrower than its parent."""
+    """The slice with its overflow bucket, if the extra bit is on and the slice is narrower than its parent."""
     return Slice(width.bits, extra_precision=extra and width.bits < parent_bits)
 
 
@@ -120,14 +138,25 @@ def _typed(kind: type[Model], facts: Mapping[str, Any]) -> Model:
         return kind.model_validate(dict(facts))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if not _is_tag(str(part), facts))
+        place = ".".join(_keys(first["loc"], facts))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             raise UserError(f"there is no key {place}; remove it") from error
+        if first["type"] == "union_tag_invalid":
+            context = first.get("ctx", {})
+            kinds = f"{place}.kind={context.get('tag')} does not exist; choose one of {context.get('expected_tags')}"
+            raise UserError(kinds) from error
         given = "" if isinstance(first["input"], (dict, list, tuple)) or not place else f"={first['input']}"
         raise UserError(f"{place}{given}: {message}" if place else message) from error
 
 
-def _is_tag(part: str, facts: Mapping[str, Any]) -> bool:
-    """pydantic names the chosen member of a union in an error's place; a user typed no such word."""
-    return any(isinstance(value, Mapping) and value.get("kind") == part for value in facts.values())
+def _keys(place: tuple[int | str, ...], value: Any) -> Iterator[str]:
+    """The keys that lead to an error's place, as a user types them.
+
+    pydantic names the chosen member of a union among them; no user typed that word.
+    """
+    for part in place:
+        if isinstance(value, Mapping) and part not in value and value.get("kind") == part:
+            continue
+        value = value.get(part) if isinstance(value, Mapping) else None
+        yield str(part)

@@ -1,4 +1,4 @@
-"""Where a cell is computed, and what a dtype costs there."""
+"""The device of a cell, and the cost of a dtype there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 import torch
 
@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SHAPE = (1024, 576, 1536)
-"""Of the product that is timed: 1024 tokens through a linear layer of SmolLM2."""
+"""The shape of the product that is timed: 1024 tokens through a linear layer of SmolLM2."""
 WARM_UP_S, TIMED_S = 0.1, 0.4
 """Threads start and caches fill first; one product alone takes as long as the scheduler makes it."""
 WORTH_A_WORD = 1.5
-"""How many times as long as in float32 a product must take before somebody is told."""
+"""The ratio of a product's time to its time in float32 that is worth a warning."""
 
 
 def pick_device(setup: Setup) -> torch.device:
     """`auto` is the GPU where there is one."""
-    if setup.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(setup.device)
+    match setup.device:
+        case "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        case "cpu" | "cuda":
+            return torch.device(setup.device)
+        case _:
+            assert_never(setup.device)
 
 
 class Cost(NamedTuple):
@@ -51,7 +55,7 @@ def product_cost(dtype: str) -> Cost:
 
 @cache
 def product_seconds(dtype: str) -> float:
-    """The mean time of products on this CPU, after some that are not timed: what others do here meanwhile is in it.
+    """The mean time of products on this CPU, after some that are not timed; the load by other processes is in it.
 
     Measured and not looked up: libraries emulate a dtype on one machine and have instructions for it on the next.
     """
@@ -62,7 +66,7 @@ def product_seconds(dtype: str) -> float:
 
 
 def _repeat(act: Callable[[], object], at_least_s: float) -> float:
-    """Seconds of one of several calls, which together take so long at least."""
+    """Seconds of one call, averaged over as many as take `at_least_s` together."""
     start, number = time.perf_counter(), 0
     while number == 0 or time.perf_counter() - start < at_least_s:
         act()
@@ -71,7 +75,7 @@ def _repeat(act: Callable[[], object], at_least_s: float) -> float:
 
 
 def say_what_it_costs(dtype: str, device: torch.device, option: str, whose: str) -> None:
-    """Warns who computes in a narrow dtype on a CPU that emulates it; `whose` says what another dtype would be.
+    """Warns of a narrow dtype on a CPU that emulates it; `whose` names the result of another dtype.
 
     Says nothing on a GPU, and nothing where the dtype is about as fast as float32.
     """

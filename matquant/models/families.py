@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, assert_never
 
 from torch import nn
 
+from matquant.config.cell import Scope
 from matquant.errors import UserError
 
 
@@ -32,13 +33,19 @@ def block_name(index: int) -> str:
     return f"model.layers.{index}"
 
 
-def linears(block: nn.Module, scope: str) -> dict[str, nn.Linear]:
+def linears(block: nn.Module, scope: Scope) -> dict[str, nn.Linear]:
     """The linear layers of one block that are quantized, by their path inside the block.
 
     `ffn` is every linear of the feed-forward network, the scope of most of the paper; `ffn_attention` adds those of the
     attention (Table 6).  Fused projections (Phi-3's gate_up_proj and qkv_proj) are one layer here, as they are there.
     """
-    parts = {"ffn": ("mlp",), "ffn_attention": ("self_attn", "mlp")}[scope]
+    match scope:
+        case "ffn":
+            parts = ("mlp",)
+        case "ffn_attention":
+            parts = ("self_attn", "mlp")
+        case _:
+            assert_never(scope)
     found = {
         name: module
         for name, module in block.named_modules()

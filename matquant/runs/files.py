@@ -19,7 +19,7 @@ from matquant.runs.status import process_started
 
 HOST = socket.gethostname().partition(".")[0]
 ABANDONED_S = 600.0
-"""How old a temporary file of another machine must be to count as left by a killed process."""
+"""The age at which a temporary file of another machine counts as left by a killed process."""
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:

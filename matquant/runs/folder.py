@@ -35,11 +35,11 @@ class RunDir:
         self.checkpoint = self.path / "checkpoint"
 
     def status(self, stage: str) -> Path:
-        """How a stage stands, by the process that runs it (`matquant.runs.status`)."""
+        """The status of a stage, by the process that runs it (`matquant.runs.status`)."""
         return self.path / f"{stage}.status.json"
 
     def job(self, stage: str) -> Path:
-        """Which job was submitted for a stage, by the launcher."""
+        """The job that the launcher submitted for a stage."""
         return self.path / f"{stage}.job.json"
 
     def plan(self, label: str) -> Path:
@@ -47,7 +47,7 @@ class RunDir:
         return self.path / "plans" / f"{label}.json"
 
     def search(self, name: str) -> Path:
-        """What a search for a plan has measured or found so far."""
+        """The measurements and findings of a search for a plan, so far."""
         return self.path / "search" / f"{name}.json"
 
     @contextmanager

@@ -48,7 +48,7 @@ def source_commit() -> dict[str, Any]:
 
 
 def provenance(*, device: str, seconds: float) -> dict[str, Any]:
-    """Who measured this: commit, versions, device, wall-clock seconds and the time of day (UTC)."""
+    """The origin of a measurement: commit, versions, device, wall-clock seconds and the time of day (UTC)."""
     return {
         **source_commit(),
         "versions": library_versions(),

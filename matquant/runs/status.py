@@ -1,4 +1,4 @@
-"""How a stage of a cell stands: a small file, kept true by the process that does the work, and read by everybody else.
+"""The status of a stage of a cell: a small file that the working process keeps true and all others read.
 
 A scheduler's own states lie or lag: a job that was requeued, that ran out of memory or met a NaN is FAILED or nothing
 at all there.  Here it is one word and one sentence.
@@ -38,7 +38,7 @@ SILENT_S = 1800.0
 
 @dataclass(frozen=True)
 class Status:
-    """What a stage last said about itself.  Times are seconds since 1970, `done` of `total` whatever it counts."""
+    """The last report of a stage.  Times are seconds since 1970; `done` and `total` are in the stage's own unit."""
 
     state: State
     started: float
@@ -52,7 +52,7 @@ class Status:
     slurm_job: str | None = None
     """SLURM's number of the job, with its index in an array, where it is one."""
     first: int | None = None
-    """How many of `total` were done when this process first said so."""
+    """The part of `total` that was done at this process's first report."""
     since: float | None = None
     """When it first said so: what it counts may change, from a search's steps to a read-out's."""
     done: int = 0

@@ -26,7 +26,7 @@ def request() -> None:
 
 
 def requested() -> bool:
-    """Whether this process has been asked to stop."""
+    """True if this process has been asked to stop."""
     return _asked
 
 
@@ -43,7 +43,7 @@ def hurry() -> None:
 
 
 def hurried() -> bool:
-    """Whether this process has been asked to save since this was last asked."""
+    """True if this process has been asked to save since the last call."""
     global _hurried
     was, _hurried = _hurried, False
     return was
@@ -77,7 +77,7 @@ def interrupts_win() -> Iterator[None]:
     """Raises KeyboardInterrupt in the place of an error that came of one.
 
     A library may make another error of it: torch makes a ValueError of a KeyboardInterrupt that comes while safetensors
-    reads a tensor.  To go on after that, as after other errors, would be not to hear the user.
+    reads a tensor.  Ctrl-C must always end the program.
     """
     try:
         yield

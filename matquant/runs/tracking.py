@@ -17,13 +17,13 @@ from matquant.config.setup import Setup
 
 log = logging.getLogger(__name__)
 JobType = Literal["train", "evaluate", "cell"]
-"""What one process did for a cell: a stage of it, or all."""
+"""The work of one process for a cell: a stage of it, or all."""
 Mode = Literal["online", "offline", "disabled", "shared"]
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where curves and final numbers of one cell go."""
+    """The receiver of the curves and final numbers of one cell."""
 
     def log(self, metrics: Mapping[str, Any]) -> None: ...
 
@@ -105,7 +105,7 @@ def wandb_mode() -> Mode:
 
 @contextmanager
 def tracking(cell: Cell, setup: Setup, job_type: JobType) -> Iterator[Tracker]:
-    """A cell's tracker for as long as a stage runs; finished whatever becomes of it."""
+    """A cell's tracker for as long as a stage runs; it is finished in any case."""
     tracker = _tracker_for(cell, setup, job_type)
     try:
         yield tracker

@@ -53,7 +53,7 @@ def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
 
 
 def to_train(cell: Cell, setup: Setup) -> bool:
-    """Whether the cell is to have a checkpoint and has none yet."""
+    """True if the cell needs a checkpoint and has none yet."""
     return cell.base.kind != "none" and not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint)
 
 
@@ -95,7 +95,7 @@ def _tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def _shelf(base: OmniQuantBase | GPTQBase, cell: Cell, setup: Setup) -> Shelf:
-    """Where a block-wise algorithm keeps activations."""
+    """The place where a block-wise algorithm keeps activations."""
     state = RunDir(setup.paths.runs, cell.id).state
     state.mkdir(parents=True, exist_ok=True)
     return Shelf(DTYPES[base.activation_dtype], setup.activations, state)

@@ -12,7 +12,7 @@ from matquant.config.compose import CONF
 from matquant.config.setup import Paths, Readout, Tracking
 from matquant.config.study import Study, load_study
 from matquant.notation import Slice
-from tests.reference.slicing_reference import slice_code
+from reference.slicing_reference import slice_code
 
 FOLDER = Path(__file__).parent
 EXPERIMENTS = list((CONF / "experiment").rglob("*.yaml"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from matquant.notation import Objective, Slice
-from tests.reference.slicing_reference import slice_code
+from reference.slicing_reference import slice_code
 
 
 def cost_of(code: int, position: float, objective: Objective) -> int:
