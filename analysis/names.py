@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.significance import TASK_AVG
 from evaluation.results import LOG_PPLX
+from evaluation.sources.table import PAPER_TASKS
 
 if TYPE_CHECKING:
     from matquant.config.cell import Cell
@@ -26,12 +27,7 @@ MODEL_NAMES = {
 }
 """The models of the paper and the embedded one, as they are printed; any other is called by its own name."""
 TASK_NAMES = {
-    "arc_challenge": "ARC-c",
-    "arc_easy": "ARC-e",
-    "boolq": "BoolQ",
-    "hellaswag": "HellaSwag",
-    "piqa": "PIQA",
-    "winogrande": "WinoGrande",
+    **{name: task.printed for name, task in PAPER_TASKS.items()},
     TASK_AVG: "Task Avg",
     LOG_PPLX: "log pplx",
 }

@@ -12,6 +12,7 @@ from analysis.load import COST_COLUMNS
 from analysis.names import IDENTITY_COLUMNS, TASK_NAMES
 from analysis.significance import TASK_AVG
 from evaluation.results import HEADLINE_METRICS, LOG_PPLX
+from evaluation.sources.table import PAPER_TASKS
 
 if TYPE_CHECKING:
     from analysis.load import LoadedResults
@@ -20,8 +21,8 @@ Row = Mapping[Any, Any]
 """A row of `summary`, by column name."""
 
 METHOD_ORDER = ("Sliced", "Baseline", "Single Precision", "MatQuant")
-CHANCE = {"arc_challenge": 0.25, "arc_easy": 0.25, "boolq": 0.5, "hellaswag": 0.25, "piqa": 0.5, "winogrande": 0.5}
-"""Accuracy of a guess: one over the number of answers (a few ARC questions have three or five)."""
+CHANCE = {name: task.chance for name, task in PAPER_TASKS.items()}
+"""Accuracy of a guess."""
 
 
 def summary(loaded: LoadedResults) -> pd.DataFrame:

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from benchmarks.timing import print_ratios
 from evaluation.export import PREFIX, export
-from evaluation.harness import language_model, num_answers
+from evaluation.lm_eval_patches import offline_environment, quiet_lm_eval
 from evaluation.protocol import task_source
 from evaluation.results import ResultStore
-from evaluation.tasks import load_tasks, quiet_lm_eval
+from evaluation.scoring import language_model, num_answers
+from evaluation.sources.loading import load_tasks
 from matquant.checkout import PROJECT
 from matquant.config.study import Study, load_study
 from matquant.models.loading import load_model
@@ -46,9 +47,7 @@ def timed(command: Sequence[str]) -> tuple[float, float]:
     """Wall time in seconds and peak memory in MiB of a process."""
     start = time.monotonic()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=PROJECT, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
+        process = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, env=offline_environment())
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from evaluation.protocol import missing, protocols
 from evaluation.results import Result, ResultStore
+from evaluation.sources.table import PAPER_TASKS
 from matquant.checkout import PROJECT
 from matquant.config.compose import compose
 from matquant.config.study import load_study
@@ -28,13 +29,12 @@ from matquant.config.study import load_study
 NUM_SEEDS, SAMPLE, NUM_JOBS = 250, 10, 200
 WIDTHS = [f"int{bits}" for bits in range(8, 1, -1)]
 PLANS = [*WIDTHS, *(f"pyramid@{2 + number / 2:.1f}" for number in range(13))]
-TASKS = ["arc_challenge", "arc_easy", "boolq", "hellaswag", "piqa", "winogrande"]  # and log perplexity
 
 
 def overrides(folder: Path, num_seeds: int) -> list[str]:
     cells = f"cells=[{{grid:[group_32,per_channel],scope:[ffn,ffn_attention],seed:{list(range(num_seeds))}}}]"
     paths = [f"paths.{name}={folder / name}" for name in ("runs", "results", "out")]
-    readout = [f"readout.plans=[{','.join(PLANS)}]", f"readout.tasks=[{','.join(TASKS)}]"]
+    readout = [f"readout.plans=[{','.join(PLANS)}]", f"readout.tasks=[{','.join(PAPER_TASKS)}]"]
     study = ["name=large", "model=tiny", "base=omniquant", "bits=matquant", "readout=smoke", "tracking=none"]
     return [*study, *paths, *readout, cells.replace(" ", "")]
 

@@ -1,4 +1,4 @@
-"""What a person watches while a cell is evaluated: a bar with the time left, and a table that grows plan by plan."""
+"""The progress of an evaluation, for a person who watches: a bar with the time left, and a table that grows by plan."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-class Line:
-    """One plan: its bar, and what has been measured of it."""
+class PlanLine:
+    """The line of one plan: its bar, and its measured values."""
 
     def __init__(self, bar: tqdm, overall: tqdm, beat: Callable[[int, int], None]) -> None:
         self._bar, self._overall, self._beat = bar, overall, beat
@@ -69,12 +69,12 @@ class Board:
         self._overall.close()
 
     @contextmanager
-    def plan(self, name: str) -> Iterator[Line]:
+    def plan(self, name: str) -> Iterator[PlanLine]:
         """The bar of one plan; its row is written when it is done."""
         start = time.monotonic()
         options = {"position": 1, "leave": False, "disable": not self._watched, **self._options}
         with tqdm(total=self.sizes[name], desc=f"  {name}", **options) as bar:
-            line = Line(bar, self._overall, self.beat)
+            line = PlanLine(bar, self._overall, self.beat)
             yield line
         self._write(name, line.measured, time.monotonic() - start)
 

@@ -18,8 +18,11 @@ from typing import Any
 import transformers
 import yaml
 
+from evaluation.lm_eval_patches import no_dataset_bars
 from evaluation.protocol import task_source
-from evaluation.tasks import TaskSource, local_documents, no_progress_bars, only_split, yaml_of
+from evaluation.sources.hub import HubSource
+from evaluation.sources.index import yaml_of
+from evaluation.sources.loading import TaskSource, only_split
 from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
@@ -86,12 +89,12 @@ def export_tasks(folder: Path, names: Sequence[str], source: TaskSource) -> tupl
     Tasks from the hub need no files and keep their names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if source.kind == "hub":
+    if isinstance(source, HubSource):
         return tuple(names)
     for name in names:
         split, documents = source.split(name), folder / f"{name}.parquet"
-        with no_progress_bars():
-            local_documents(name, source).to_parquet(documents)
+        with no_dataset_bars():
+            source.documents(name).to_parquet(documents)
         description: dict[str, Any] = {
             "include": str(yaml_of(name)),
             "task": PREFIX + name,

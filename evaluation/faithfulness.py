@@ -1,10 +1,10 @@
-"""Holds the harness against lm-eval's command line: same weights, same documents, same batch size, same numbers.
+"""Holds our scores against lm-eval's command line: same weights, same documents, same batch size, same numbers.
 
     python -m evaluation.faithfulness base=minmax bits=int8 readout.limit=10 readout.dtype=float32 --plans int8 int2
 
-Every read-out is measured by the harness, exported as a Hugging Face folder, and measured by lm-eval in a process of
-its own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats; otherwise the
-exit status is 1.  In bfloat16 neither lm-eval with another batch size nor the harness gives the same bits, so there it
+Every read-out is scored here, exported as a Hugging Face folder, and scored by lm-eval in a process of its
+own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats; otherwise the
+exit status is 1.  In bfloat16 neither lm-eval with another batch size nor our scoring gives the same bits, so there it
 counts the documents that differ, no more.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.export import PREFIX, Exported, export, one_cell
-from evaluation.harness import language_model, num_answers, score_tasks
+from evaluation.lm_eval_patches import offline_environment
 from evaluation.protocol import task_source
-from evaluation.tasks import load_tasks
+from evaluation.scoring import language_model, num_answers, score_tasks
+from evaluation.sources.loading import load_tasks
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.config.study import load_study
@@ -52,13 +52,13 @@ class TaskOutcome:
     log_likelihoods: Sequence[float]
 
 
-Measured = Mapping[str, TaskOutcome]
+ReadoutOutcomes = Mapping[str, TaskOutcome]
 """All tasks of one read-out."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One task measured twice."""
+class TaskPair:
+    """One task measured twice, by us and by lm-eval."""
 
     task: str
     ours: TaskOutcome
@@ -74,7 +74,7 @@ class Comparison:
 
     @property
     def num_different(self) -> int:
-        """Documents whose outcome differs in any metric."""
+        """The number of documents whose outcome differs in any metric."""
         pairs = [zip(self.ours.outcomes[name], self.theirs.outcomes[name], strict=True) for name in self.metrics]
         return sum(any(a != b for a, b in document) for document in zip(*pairs, strict=True))
 
@@ -92,13 +92,11 @@ class Comparison:
         return list(zip(self.ours.log_likelihoods, self.theirs.log_likelihoods, strict=True))
 
 
-def run_lm_eval(exported: Exported, setup: Setup, *, add_bos: bool) -> Measured:
+def run_lm_eval(exported: Exported, setup: Setup, *, add_bos: bool) -> ReadoutOutcomes:
     """lm-eval's command line on an exported read-out, offline, in a process of its own."""
     command = exported.command(setup.readout, add_bos=add_bos)
     command[:1] = [sys.executable, "-m", "lm_eval"]
-    done = subprocess.run(
-        command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=offline_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"lm-eval ended with status {done.returncode}:\n{done.stderr[-4000:]}")
     (path,) = exported.output.rglob("results_*.json")
@@ -118,7 +116,7 @@ def _theirs(results: Mapping[str, Any], exported: Exported, name: str) -> TaskOu
 
 
 class OurMeasurement:
-    """The harness on one model in memory, plan after plan."""
+    """Our scoring on one model in memory, plan after plan."""
 
     def __init__(self, cell: Cell, setup: Setup) -> None:
         self.cell, self.setup, readout = cell, setup, setup.readout
@@ -131,7 +129,7 @@ class OurMeasurement:
             add_bos=cell.model.add_bos,
         )
 
-    def measure(self) -> Measured:
+    def measure(self) -> ReadoutOutcomes:
         """The tasks, on what is in the model now."""
         found = {}
         for name, score in score_tasks(
@@ -148,14 +146,15 @@ class _NoBar:
         pass
 
 
-def compare(ours: Measured, theirs: Measured) -> list[Comparison]:
-    return [Comparison(task, outcome, theirs[task]) for task, outcome in ours.items()]
+def pair_tasks(ours: ReadoutOutcomes, theirs: ReadoutOutcomes) -> list[TaskPair]:
+    """The tasks of one read-out, each with both of its measurements."""
+    return [TaskPair(task, outcome, theirs[task]) for task, outcome in ours.items()]
 
 
-def report(plan: Plan, comparisons: Sequence[Comparison], *, exact: bool) -> bool:
+def report(plan: Plan, pairs: Sequence[TaskPair], *, exact: bool) -> bool:
     """Prints a line for each task; True if everything agrees as it should."""
     agree = True
-    for one in comparisons:
+    for one in pairs:
         good = one.same_metrics and (not exact or one.same_log_likelihoods)
         agree &= good
         values = "  ".join(
@@ -183,7 +182,7 @@ def main() -> None:
 
 
 def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:
-    """Trains what is not on disk, measures every plan in both ways, and says whether they agree."""
+    """Trains a missing checkpoint and measures every plan in both ways; True if they agree."""
     if cell.objective is not None and FULL in map(str, plans):
         raise UserError("full is the unquantized model; compare it with base=none --plans full")
     train(cell, setup, NoTracker())
@@ -193,8 +192,8 @@ def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:
     for plan in plans:
         with tempfile.TemporaryDirectory() as folder:
             exported = export(cell, setup, plan, Path(folder), loaded=ours.loaded)
-            comparisons = compare(ours.measure(), run_lm_eval(exported, setup, add_bos=cell.model.add_bos))
-        agree &= report(plan, comparisons, exact=exact)
+            pairs = pair_tasks(ours.measure(), run_lm_eval(exported, setup, add_bos=cell.model.add_bos))
+        agree &= report(plan, pairs, exact=exact)
     return agree or not exact
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from evaluation.lm_eval_patches import SHARED_CONTEXTS
 from matquant.errors import UserError
 from matquant.models.families import backbone, forward_replaced
 
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PADDING = -1
-"""The branch of what fills a row up; 0 is the shared text."""
+"""The branch of the tokens that fill a row up; 0 is the shared text."""
 LONGEST_ROW = 1024
-"""Tokens; answers are put into one row up to here, because attention is quadratic in its length."""
+"""The most tokens of several answers in one row; attention is quadratic in its length."""
 WORTH_SHARING = 0.1
 """The share of tokens that has to be saved for answers to be put into one row."""
 SHORTEST_IN_BATCH = 0.8
-"""Of the longest row of a batch; what is shorter waits for the next one."""
+"""The share of a batch's longest row that its others reach at least; a shorter row waits for the next batch."""
 POSITIONS_AT_ONCE = 1024
-"""Scored positions that have logits at the same time: 0.5 GB for Gemma's 256 thousand tokens in bfloat16."""
+"""The scored positions that have logits at the same time: 0.5 GB for Gemma's 256 thousand tokens in bfloat16."""
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would produce it."""
@@ -70,7 +71,7 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """Requests in one sequence: `branches` is 0 where text is shared, then 1, 2, ... for each request's own.
 
     `scored`: for each request, by its number, the places in the row whose next token is a target.
@@ -86,12 +87,12 @@ class Row:
 
 
 def shared_length(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all sequences have in common at their start."""
+    """The number of tokens that all sequences have in common at their start."""
     first, last = min(sequences), max(sequences)  # all others lie between these two
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
-def row_of(requests: Mapping[int, Request]) -> Row:
+def row_of(requests: Mapping[int, Request]) -> PackedRow:
     """All requests in one row."""
     shared = shared_length([request.inputs for request in requests.values()])
     some = next(iter(requests.values()))
@@ -104,10 +105,10 @@ def row_of(requests: Mapping[int, Request]) -> Row:
         branches += [branch] * (length - shared)
         places = range(request.first_scored, length)
         scored[number] = tuple(place if place < shared else place + offset for place in places)
-    return Row(tuple(tokens), tuple(positions), tuple(branches), scored)
+    return PackedRow(tuple(tokens), tuple(positions), tuple(branches), scored)
 
 
-def pack(requests: Sequence[Request], documents: Sequence[Hashable]) -> list[Row]:
+def pack(requests: Sequence[Request], documents: Sequence[Hashable]) -> list[PackedRow]:
     """Rows that hold every request once, those of a document together where that saves tokens."""
     by_document: dict[Hashable, dict[int, Request]] = {}
     for number, (request, document) in enumerate(zip(requests, documents, strict=True)):
@@ -115,7 +116,7 @@ def pack(requests: Sequence[Request], documents: Sequence[Hashable]) -> list[Row
     return [row for together in by_document.values() for row in _rows_of_document(together)]
 
 
-def _rows_of_document(requests: Mapping[int, Request]) -> Iterator[Row]:
+def _rows_of_document(requests: Mapping[int, Request]) -> Iterator[PackedRow]:
     one_by_one = sum(len(request.inputs) for request in requests.values())
     together: dict[int, Request] = {}
     rows = []
@@ -132,12 +133,12 @@ def _rows_of_document(requests: Mapping[int, Request]) -> Iterator[Row]:
         yield from (row_of({number: request}) for number, request in requests.items())
 
 
-def batches_of(rows: Iterable[Row], *, batch_size: int) -> Iterator[list[Row]]:
+def batches_of(rows: Iterable[PackedRow], *, batch_size: int) -> Iterator[list[PackedRow]]:
     """Rows of similar length, longest first, with at most `batch_size` requests in a batch (or a single row).
 
     A batch also ends where filling its next row up to its longest would waste too much.
     """
-    batch: list[Row] = []
+    batch: list[PackedRow] = []
     size = 0
     for row in sorted(rows, key=lambda row: (-len(row), row.tokens)):
         if batch and (size + len(row.scored) > batch_size or len(row) < SHORTEST_IN_BATCH * len(batch[0])):
@@ -175,6 +176,7 @@ class SharedContextLM(_HFLM):
     """
 
     def __init__(self, **arguments: Any) -> None:
+        SHARED_CONTEXTS.require()
         super().__init__(**arguments)
         self._encoded: dict[tuple[str, str], Any] = {}
         self.micro_batch_size = int(self.batch_size)
@@ -209,7 +211,7 @@ class SharedContextLM(_HFLM):
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 
-    def _score(self, requests: Sequence[Request], rows: Iterable[Row]) -> list[Answer]:
+    def _score(self, requests: Sequence[Request], rows: Iterable[PackedRow]) -> list[Answer]:
         answers: dict[int, Answer] = {}
         waiting = list(batches_of(rows, batch_size=self.micro_batch_size))[::-1]
         while waiting:
@@ -231,7 +233,7 @@ class SharedContextLM(_HFLM):
     def on_scored(self, num_answers: int, /) -> None:
         """Called after every batch; a progress bar is hung in here."""
 
-    def _remember_smaller(self, batch: Sequence[Row]) -> None:
+    def _remember_smaller(self, batch: Sequence[PackedRow]) -> None:
         size = max(1, sum(len(row.scored) for row in batch) // 2)
         if size < self.micro_batch_size:
             log.warning("out of memory: going on with %d requests at a time; scores do not depend on it", size)
@@ -240,7 +242,7 @@ class SharedContextLM(_HFLM):
             torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def _score_batch(self, requests: Sequence[Request], rows: Sequence[Row]) -> dict[int, Answer]:
+    def _score_batch(self, requests: Sequence[Request], rows: Sequence[PackedRow]) -> dict[int, Answer]:
         hidden = self._hidden_states(rows)
         spans = [(number, row, places) for row, of_row in enumerate(rows) for number, places in of_row.scored.items()]
         where = torch.tensor(
@@ -257,8 +259,8 @@ class SharedContextLM(_HFLM):
             )
         }
 
-    def _hidden_states(self, rows: Sequence[Row]) -> Tensor:
-        """What the language-model head receives, [rows, tokens, hidden]."""
+    def _hidden_states(self, rows: Sequence[PackedRow]) -> Tensor:
+        """The input of the language-model head, [rows, tokens, hidden]."""
         tokens = self._padded([row.tokens for row in rows], 0)
         if all(len(row.scored) == 1 for row in rows):
             # Padding stands on the right, where causal attention does not look.
@@ -295,7 +297,7 @@ class SharedContextLM(_HFLM):
         return torch.zeros_like(visible, dtype=self.model.dtype).masked_fill_(~visible, lowest)
 
     def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each target, and whether no other token is likelier: [positions] each."""
+        """The log probability of each target, and True where no other token is likelier: [positions] each."""
         scores, greedy = [], []
         for some, wanted in zip(hidden.split(POSITIONS_AT_ONCE), targets.split(POSITIONS_AT_ONCE), strict=True):
             logits = F.log_softmax(self._head(some), dim=-1, dtype=self.softmax_dtype)

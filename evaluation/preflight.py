@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from evaluation.protocol import is_complete, task_source
 from evaluation.results import ResultStore
-from evaluation.tasks import check_task_names
+from evaluation.sources.loading import check_task_names
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.config.study import Study

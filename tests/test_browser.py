@@ -14,18 +14,18 @@ from analysis.papers import paper_table
 from analysis.report import build_report
 from analysis.summary import summary
 from evaluation.results import ResultStore
+from evaluation.sources.table import PAPER_TASKS
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium installed: the page is NOT opened in a browser")
-TASKS = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
 
 
 @pytest.fixture
 def made(tmp_path):
     cells = (*paper_cells(), quantized({**MATQUANT, "8->2": 1.0}), quantized(MATQUANT, num_steps=9))
     plans = ("int8", "int6", "int4", "int3", "int2", "pyramid@4")
-    made = study(tmp_path, cells, name="table01", plans=plans, tasks=TASKS)
+    made = study(tmp_path, cells, name="table01", plans=plans, tasks=tuple(PAPER_TASKS))
     measure(made)
     store = ResultStore(made.setup.paths.results)
     for cell in made.cells[1:4]:

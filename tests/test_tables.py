@@ -19,6 +19,7 @@ from analysis.summary import stderr_of_mean, summary
 from analysis.tables import summary_table
 from analysis.typeset import MISSING
 from evaluation.results import ResultStore
+from evaluation.sources.table import PAPER_TASKS
 from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized
 
 if TYPE_CHECKING:
@@ -138,13 +139,12 @@ def test_the_lower_log_perplexity_is_the_better_one(made):
 
 
 def test_a_terminal_of_130_columns_holds_the_table_of_six_tasks(tmp_path):
-    tasks = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
     cells = (
         *paper_cells(),
         quantized({**MATQUANT, "8->2": 1.0}),
         quantized({"int8": 1.0, "int4": 1.0, "int2+ep": 1.0}),
     )
-    made = study(tmp_path, (*cells, quantized({**MATQUANT, "int8": 0.4})), tasks=tasks)
+    made = study(tmp_path, (*cells, quantized({**MATQUANT, "int8": 0.4})), tasks=tuple(PAPER_TASKS))
     measure(made)
     assert max(len(line) for line in text_of(load(made)).splitlines()) <= 130
 

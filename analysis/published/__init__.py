@@ -17,12 +17,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from evaluation.sources.table import PAPER_TASKS
+
 FOLDER = Path(__file__).parent
 KNOWN_ERRORS = FOLDER / "known_errors.csv"
 RUN = ("model", "base", "scope", "method", "weights", "width")
 """What a row is a row of: the same run in another table has the same values here."""
 COLUMNS = ("paper", "version", "table", *RUN, "metric", "value")
-TASKS = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "piqa", "winogrande")
+TASKS = tuple(PAPER_TASKS)
 TASK_AVG = "task_avg"
 NUM_TABLES = 30
 ROUNDING = 0.01 + 1e-9

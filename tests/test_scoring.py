@@ -22,8 +22,9 @@ from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evaluation.harness import TaskScore, document_columns, language_model, num_answers, scalar_metrics, score_tasks
-from evaluation.tasks import TaskSource, load_tasks
+from evaluation.scoring import TaskScore, document_columns, language_model, num_answers, scalar_metrics, score_tasks
+from evaluation.sources.folder import FolderSource
+from evaluation.sources.loading import load_tasks
 
 NAMES = ("arc_easy", "boolq", "piqa", "winogrande")
 LIMIT = 16
@@ -84,13 +85,13 @@ def documents(name: str, index: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> TaskSource:
+def source(tmp_path_factory) -> FolderSource:
     root = tmp_path_factory.mktemp("mirror")
     for name in NAMES:
         (root / name).mkdir()
         lines = [json.dumps(documents(name, index)) for index in range(24)]
         (root / name / "data.jsonl").write_text("\n".join(lines))
-    return TaskSource("folder", root)
+    return FolderSource(root)
 
 
 @pytest.fixture

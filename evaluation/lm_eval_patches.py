@@ -1,0 +1,223 @@
+"""Every line that patches, silences or works around lm-eval, and for each the version that it is for and the reason.
+
+lm-eval has no switch for these things.  A patch rests on lines of lm-eval's own source: it quotes them, refuses to work
+with another version, and `tests/test_lm_eval_patches.py` fails with its name where a quoted line is gone.  To move to a
+new version: change the pin in pyproject.toml, run that test, read what it names, then raise the versions here.
+
+lm_eval takes seconds to import and is imported by the functions that need it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from matquant.errors import UserError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One thing that is changed in lm-eval.  `quotes`: for each of its modules, the lines on which the patch rests."""
+
+    name: str
+    version: str
+    why: str
+    quotes: Mapping[str, tuple[str, ...]]
+
+    def require(self) -> None:
+        """Refuses another version of lm-eval than the one that the patch is for."""
+        installed = metadata.version("lm_eval")
+        if installed != self.version:
+            raise UserError(
+                f"lm-eval {installed} is installed, and evaluation/lm_eval_patches.py ({self.name}) is for "
+                f"{self.version}; run: pip install lm-eval=={self.version}"
+            )
+
+
+QUIET = Patch(
+    name="quiet loggers",
+    version="0.4.13",
+    why="Loading and scoring a task logs a dozen lines, and warns of things that are meant.",
+    quotes={
+        "lm_eval.api.task": (
+            "Custom kwargs can be passed",  # advice on --metadata, given for every dataset that is a function
+            "is defined, but aggregation is not",  # boolq's yaml leaves it to the default, the mean
+            "is defined, but higher_is_better is not",  # the same
+        ),
+        "lm_eval.models.huggingface": (
+            "`pretrained` model kwarg is not of type `str`",  # the model is in memory on purpose
+            "Passed an already-initialized model",  # the same
+        ),
+    },
+)
+"""The quoted lines are the warnings that are dropped."""
+NO_BARS = Patch(
+    name="no bars of lm-eval's",
+    version="0.4.13",
+    why="lm-eval shows three bars without a label for a task; each of its modules has a `tqdm` of its own.",
+    quotes=dict.fromkeys(
+        ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface"), ("from tqdm import tqdm",)
+    ),
+)
+NO_DATASET_BARS = Patch(
+    name="no bars of datasets",
+    version="0.4.13",
+    why="A task's `process_docs` maps its documents with datasets, which shows a bar, however few they are.",
+    quotes={"lm_eval.tasks.hellaswag.utils": ("dataset.map(",)},
+)
+ONE_TASK = Patch(
+    name="a task with other fields",
+    version="0.4.13",
+    why="`load([{'task': name, ...}])` does not look the name up and builds a task without its yaml; a group does.",
+    quotes={"lm_eval.tasks._factory": ('base_name = item["task"]', "if base_name not in registry:")},
+)
+PROCESSED_ONCE = Patch(
+    name="documents processed once",
+    version="0.4.13",
+    why="`process_docs` is applied on every pass over the documents, three times an evaluation whatever the limit. "
+    "For documents in memory it is not cached (HellaSwag: 1 s a pass).",
+    quotes={
+        "lm_eval.api.task": (
+            "return self.config.process_docs(self.dataset[self.config.test_split])",
+            "return self.dataset[self.config.test_split]",
+        )
+    },
+)
+REQUESTS_ONCE = Patch(
+    name="requests built once",
+    version="0.4.13",
+    why="`evaluate` builds the requests of a task anew for every model; they are the same for all read-outs.",
+    quotes={
+        "lm_eval.evaluator": ("task.build_all_requests(", "for instance in task.instances:"),
+        "lm_eval.api.instance": ("resps: list = field", "filtered_resps: dict = field"),
+    },
+)
+SHARED_CONTEXTS = Patch(
+    name="shared contexts",
+    version="0.4.13",
+    why="`language_model.SharedContextLM` overrides two private methods of HFLM: `_encode_pair` remembers the tokens "
+    "of a pair, `_loglikelihood_tokens` puts the answers of a document into one row.",
+    quotes={
+        "lm_eval.api.model": (
+            "context_enc, continuation_enc = self._encode_pair(context, continuation)",
+            "new_reqs.append(((context, continuation), context_enc, continuation_enc))",
+            "return self._loglikelihood_tokens(new_reqs, disable_tqdm=disable_tqdm)",
+        ),
+        "lm_eval.models.huggingface": ("def _loglikelihood_tokens(", "self.softmax_dtype = ("),
+    },
+)
+PATCHES = (QUIET, NO_BARS, NO_DATASET_BARS, ONE_TASK, PROCESSED_ONCE, REQUESTS_ONCE, SHARED_CONTEXTS)
+
+
+@contextmanager
+def quiet_lm_eval() -> Iterator[None]:
+    """Holds lm-eval's loggers at WARNING, and drops the warnings that QUIET quotes."""
+    QUIET.require()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not any(part in record.getMessage() for part in QUIET.quotes[record.name])
+
+    everything, level = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level
+    everything.setLevel(logging.WARNING)
+    for name in QUIET.quotes:
+        logging.getLogger(name).addFilter(keep)
+    try:
+        yield
+    finally:
+        everything.setLevel(level)
+        for name in QUIET.quotes:
+            logging.getLogger(name).removeFilter(keep)
+
+
+def _silent(iterable: Iterable[Any] | None = None, **_: Any) -> Any:
+    """Stands in for `tqdm` inside lm-eval."""
+    return tqdm(disable=True) if iterable is None else iterable
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Takes `tqdm` away from lm-eval."""
+    NO_BARS.require()
+    modules = [vars(import_module(name)) for name in NO_BARS.quotes]
+    for module in modules:
+        module["tqdm"] = _silent
+    try:
+        yield
+    finally:
+        for module in modules:
+            module["tqdm"] = tqdm
+
+
+@contextmanager
+def no_dataset_bars() -> Iterator[None]:
+    """Keeps datasets from showing a bar for whatever it maps or writes."""
+    import datasets
+
+    NO_DATASET_BARS.require()
+    were_disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            datasets.enable_progress_bars()
+
+
+def build_task(index: TaskManager, name: str, overrides: Mapping[str, Any]) -> Task:
+    """lm-eval's own task with some fields of its yaml replaced, as the only member of a group."""
+    ONE_TASK.require()
+    group = {"group": "one_task", "task": [{"task": name, **overrides}]}
+    return index.load([group])["tasks"][name]
+
+
+def keep_processed_documents(task: Task, split: str) -> None:
+    """Gives a task its processed documents for good, as its only split."""
+    from lm_eval.api.task import ConfigurableTask
+
+    PROCESSED_ONCE.require()
+    assert isinstance(task, ConfigurableTask)
+    task.dataset = {split: task.task_docs}
+    task.set_config("process_docs", None)
+
+
+class _Built:
+    """Stands in for a task's `build_all_requests` once they are built: empties the answers of the last model."""
+
+    def __init__(self, task: Task, limit: int | None) -> None:
+        self.task, self.limit = task, limit
+
+    def __call__(self, **_: Any) -> None:
+        for instance in self.task.instances:
+            instance.resps, instance.filtered_resps = [], {}
+
+
+def build_requests_once(task: Task, *, limit: int | None) -> None:
+    """Builds the zero-shot requests of a task, unless they are built for this limit."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    REQUESTS_ONCE.require()
+    built = vars(task).get("build_all_requests")
+    if isinstance(built, _Built) and built.limit == limit:
+        return
+    vars(task).pop("build_all_requests", None)
+    task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+    with quiet_lm_eval(), no_bars():
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+    vars(task)["build_all_requests"] = _Built(task, limit)
+
+
+def offline_environment() -> dict[str, str]:
+    """The environment of an lm-eval process that must not ask the hub."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}

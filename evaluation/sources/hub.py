@@ -1,0 +1,50 @@
+"""Documents from the Hugging Face hub, or its local cache, as lm-eval loads them itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+from evaluation.sources.index import whole_index
+from evaluation.sources.table import PAPER_TASKS, ArcSplit, scored_split
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Any task of lm-eval, over the documents that its yaml names."""
+
+    arc_split: ArcSplit = "test"
+    kind: ClassVar[str] = "hub"
+
+    def split(self, task_name: str) -> str:
+        return scored_split(task_name, self.arc_split)
+
+    def revision(self, task_name: str) -> str:
+        """`path/name@commit/split`; a task written in Python keeps its dataset to itself and is called `hub`."""
+        if (known := PAPER_TASKS.get(task_name)) is not None:
+            path, subset = known.dataset, known.subset
+        else:
+            entry = whole_index().task_index.get(task_name)
+            config = (entry.cfg if entry else None) or {}
+            path, subset = config.get("dataset_path"), config.get("dataset_name")
+        if path is None:
+            return "hub"
+        dataset = "/".join(part for part in (path, subset) if part)
+        split = f"/{self.split(task_name)}" if known is not None else ""
+        return f"{dataset}@{commit_of(path)}{split}"
+
+
+@cache
+def commit_of(path: str) -> str:
+    """The commit that `main` of a dataset stands for: as the hub says, else as the local cache says, else `main`."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    try:
+        commit = huggingface_hub.HfApi().dataset_info(path, timeout=5).sha
+    except Exception:  # whatever keeps the hub from answering (offline, proxy, gated), the cache is the next to ask
+        main = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "refs" / "main"
+        commit = main.read_text().strip() if main.is_file() else None
+    return commit or "main"
