@@ -12,26 +12,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from matquant.config.cell import Cell
+from evaluation.stages import run_cell, untimed
 from matquant.config.compose import sweep_points
-from matquant.config.setup import Setup
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from matquant.parallel.ranks import num_ranks
-from matquant.runs.files import remove_leftovers
-from matquant.runs.folder import RunDir
+from matquant.runs.stage_runner import is_main
 from matquant.runs.stopping import at_safe_points, interrupts_win, remember_interrupts
 
 if TYPE_CHECKING:
-    from evaluation.forecast import Forecast, Stage
+    from evaluation.forecast import Forecast
 
 log = logging.getLogger("matquant")
 PATIENCE_S = 100.0
@@ -138,7 +136,7 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
         log.info("cell %d/%d: %s%s", number, len(study.cells), cell.id, outlook or "")
         try:
             with interrupts_win():
-                run_cell(cell, study.setup, outlook)
+                run_cell(cell, study.setup, partial(outlook.stage, cell.id) if outlook is not None else untimed)
         except Exception as error:  # of any kind: what can still be measured is measured
             if num_ranks() > 1:
                 raise  # the other ranks may not know of it, and would wait for this one in another place
@@ -169,68 +167,6 @@ def _outlook(study: Study) -> Forecast | None:
         return forecast(study)
     except UserError:  # of a cell that cannot be run, which is said when it is its turn
         return None
-
-
-def run_cell(cell: Cell, setup: Setup, outlook: Forecast | None = None) -> None:
-    """One cell from end to end; what is on disk already is not computed again."""
-
-    def timed(stage: Stage) -> AbstractContextManager[None]:
-        return nullcontext() if outlook is None else outlook.stage(cell.id, stage)
-
-    if not is_main():
-        if agreed(False):  # the main rank knows
-            from matquant.runs.tracking import NoTracker
-            from matquant.training.train import train
-
-            train(cell, setup, NoTracker())
-        return
-    with claimed(cell, setup) as to_do:
-        if not agreed(to_do):
-            return
-        # Imported here: torch and lm_eval take seconds, and a cell whose results are all there needs neither.
-        from evaluation.evaluate import evaluate
-        from matquant.runs.tracking import tracking
-        from matquant.training.train import train
-
-        remove_leftovers(setup.paths.runs / cell.id)
-        remove_leftovers(setup.paths.results / cell.id)
-        with tracking(cell, setup, "cell") as tracker:
-            with timed("train"):
-                train(cell, setup, tracker)
-            with timed("evaluate"):
-                evaluate(cell, setup, tracker)
-
-
-def is_main() -> bool:
-    """True for the process that writes and prints: the only one, or the main one of several ranks."""
-    if num_ranks() == 1:
-        return True
-    from matquant.parallel.distributed import world
-
-    return world().is_main
-
-
-def agreed(to_do: bool) -> bool:
-    """What the main one of several ranks says."""
-    if num_ranks() == 1:
-        return to_do
-    from matquant.parallel.distributed import world
-
-    return world().broadcast(to_do)
-
-
-@contextmanager
-def claimed(cell: Cell, setup: Setup) -> Iterator[bool]:
-    """Keeps other processes off a cell that has results missing; says whether it still has, having waited for them."""
-    from evaluation.protocol import missing
-    from evaluation.results import ResultStore
-
-    store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
-    if not missing(cell, setup.readout, store):
-        yield False
-        return
-    with run.alone("train"), run.alone("evaluate"):
-        yield bool(missing(cell, setup.readout, store))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.results import headline_metric
+from matquant.runs.status import Beat
 
 WIDTH = 9
 
@@ -25,7 +26,7 @@ def duration(seconds: float) -> str:
 class PlanLine:
     """The line of one plan: its bar, and its measured values."""
 
-    def __init__(self, bar: tqdm, overall: tqdm, beat: Callable[[int, int], None]) -> None:
+    def __init__(self, bar: tqdm, overall: tqdm, beat: Beat) -> None:
         self._bar, self._overall, self._beat = bar, overall, beat
         self.measured: dict[str, str] = {}
 
@@ -49,7 +50,7 @@ class Board:
     Written to stderr: a bar for all plans and, where somebody watches, one for the plan at work.
     """
 
-    def __init__(self, title: str, sizes: Mapping[str, int], beat: Callable[[int, int], None]) -> None:
+    def __init__(self, title: str, sizes: Mapping[str, int], beat: Beat) -> None:
         self.title, self.sizes, self.beat = title, sizes, beat
         self.head: list[str] = []
 

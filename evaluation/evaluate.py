@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from lm_eval.api.task import Task
 from evaluation.board import Board
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
-from evaluation.protocol import WHOLE, Part, missing, protocols, task_source
+from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.readouts import readout_point, readout_rows
 from evaluation.results import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks
@@ -34,72 +34,72 @@ from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import LoadedModel, load_model
 from matquant.models.tokens import token_blocks
 from matquant.notation import FULL_BITS, Plan
-from matquant.plan_search import run_search
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
-from matquant.runs.files import read_json
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import provenance
-from matquant.runs.status import Reporter
+from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
 from matquant.runs.tracking import Tracker
+from matquant.search.request import found_plan
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(cell: Cell, setup: Setup, tracker: Tracker, part: Part = WHOLE) -> None:
-    """Measures what is missing, or one part of it, and stores every result as soon as it is there."""
+def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOLE, beat: Beat = silent) -> None:
+    """Measures what is missing, or a share of it, and stores every result as soon as it is there."""
     store = ResultStore(setup.paths.results)
-    mine = part.of(setup.readout.plans_of(cell))
+    mine = share.of(setup.readout.plans_of(cell))
     gaps = {plan: tasks for plan, tasks in missing(cell, setup.readout, store).items() if plan in mine}
     if not gaps:
         return
     store.put_cell(cell.id, cell.model_dump(mode="json"))
-    run = RunDir(setup.paths.runs, cell.id)
-    with run.stage(part.stage) as reporter:
-        found, refused = _found(cell, setup, gaps, store, reporter)
-        gaps = {plan: gaps[searched] for searched, plan in found.items()}
-        bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
-        if (checkpoint := bench.checkpoint) is not None:
-            store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
-        sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
-        with Board(cell.id, sizes, reporter.beat) as board:
-            for plan, tasks in gaps.items():
-                measured: dict[str, float] = {}
-                with board.plan(str(plan)) as line:
-                    for result, documents in bench.results(plan, tasks, line):
-                        store.put(result, documents)
-                        line.add(result.task, result.metrics)
-                        give_way(f"evaluating {cell.id} at {plan} after {result.task}")
-                        measured |= _named(result)
-                tracker.log(measured | readout_point(readout_rows(store, cell.id), str(plan)))
-        if refused:
-            raise refused[0]
+    found, lacking = _found(cell, setup, gaps, store)
+    gaps = {plan: gaps[searched] for searched, plan in found.items()}
+    if not gaps:
+        raise _not_found(cell, lacking)
+    bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
+    if (checkpoint := bench.checkpoint) is not None:
+        store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
+    sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
+    with Board(cell.id, sizes, beat) as board:
+        for plan, tasks in gaps.items():
+            measured: dict[str, float] = {}
+            with board.plan(str(plan)) as line:
+                for result, documents in bench.results(plan, tasks, line):
+                    store.put(result, documents)
+                    line.add(result.task, result.metrics)
+                    give_way(f"evaluating {cell.id} at {plan} after {result.task}")
+                    measured |= _named(result)
+            tracker.log(measured | readout_point(readout_rows(store, cell.id), str(plan)))
+    if lacking:
+        raise _not_found(cell, lacking)
     publish(cell, setup.readout, store, tracker)
 
 
-def _found(
-    cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore, reporter: Reporter
-) -> tuple[dict[Plan, Plan], list[UserError]]:
-    """Plans with their widths, which are searched for where one names a search, and kept with the results.
+def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) -> tuple[dict[Plan, Plan], list[Plan]]:
+    """Plans with the widths that a search has found, which are kept with the results; and those that have none.
 
-    Before the model is loaded to be read, since a search needs it unquantized.  Also the reasons why others have none,
-    which are no reason not to measure the rest.
+    The latter are no reason not to measure the rest.
     """
-    found, refused = {}, []
+    run, found, lacking = RunDir(setup.paths.runs, cell.id), dict[Plan, Plan](), list[Plan]()
     for plan in plans:
-        found[plan] = plan
         if plan.strategy is None:
-            continue
-        try:
-            facts = read_json(run_search(cell, setup, plan, partial(reporter.beat, doing=f"searching for {plan}")))
-        except UserError as error:
-            refused.append(error)
-            del found[plan]
-            continue
-        store.put_plan(cell.id, str(plan), facts)
-        found[plan] = store.plan(cell.id, plan)
-        give_way(f"searching for {plan} of {cell.id}")
-    return found, refused
+            found[plan] = plan
+        elif (facts := found_plan(run, setup.readout, plan)) is not None:
+            store.put_plan(cell.id, str(plan), facts)
+            found[plan] = store.plan(cell.id, plan)
+        else:
+            lacking.append(plan)
+    return found, lacking
+
+
+def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
+    # As they are typed: what stands behind a dash follows from readout.search.
+    typed = " ".join(str(plan).partition("-")[0] for plan in plans)
+    return UserError(
+        f"no widths were found yet for {', '.join(map(str, plans))} of {cell.id}; search for them with "
+        f"`python -m matquant.search {typed}` and the overrides of this cell, then evaluate again"
+    )
 
 
 def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:

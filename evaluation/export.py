@@ -31,9 +31,9 @@ from matquant.errors import UserError
 from matquant.models.devices import pick_device
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import FULL, Plan
-from matquant.plan_search import found
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.folder import RunDir
+from matquant.search.stage import find_plan
 
 PREFIX = "local_"
 """Exported tasks have names of their own: lm-eval knows the plain ones already."""
@@ -75,7 +75,7 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
     )
     if str(plan) != FULL:
         checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
-        materialize(model, checkpoint.layers, found(cell, setup, plan))
+        materialize(model, checkpoint.layers, find_plan(cell, setup, plan))
     exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
     transformers.logging.disable_progress_bar()
     model.save_pretrained(exported.model)

@@ -6,12 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from evaluation.board import duration
 from evaluation.protocol import missing
 from evaluation.results import ResultStore
-from evaluation.work import Size, reading_operations, size_of, tokens_of_plan, tokens_of_task, training_operations
+from evaluation.stages import Kind, to_search
+from evaluation.work import (
+    Size,
+    reading_operations,
+    searching_operations,
+    size_of,
+    tokens_of_plan,
+    tokens_of_task,
+    training_operations,
+)
 from matquant.config.cell import Cell, GPTQBase, OmniQuantBase, QATBase
 from matquant.config.setup import Setup
 from matquant.config.study import Study
@@ -29,8 +37,7 @@ START_S = 4.0
 """Of a stage: loading the model, the text and the tasks."""
 REPORT_S = 10.0
 
-Stage = Literal["train", "evaluate"]
-Key = tuple[str, Stage]
+Key = tuple[str, Kind]
 
 
 @dataclass
@@ -47,7 +54,7 @@ class Forecast:
     _taken: float = field(default=0.0, init=False)
 
     @contextmanager
-    def stage(self, cell_id: str, stage: Stage) -> Iterator[None]:
+    def stage(self, cell_id: str, stage: Kind) -> Iterator[None]:
         """Times a stage; one that fails is no longer to come, and says nothing about speed."""
         start, expected = time.monotonic(), self.predicted.get((cell_id, stage), 0.0)
         try:
@@ -87,8 +94,10 @@ def forecast(study: Study) -> Forecast:
             predicted[cell.id, "train"] = START_S + share * training_operations(cell, size) / speed
         asked = sum(tokens_of_task(setup.readout, task) for tasks in gaps.values() for task in tasks)
         num_plans = asked / max(1, tokens_of_plan(setup.readout))
-        operations = reading_operations(cell, setup.readout, size, num_plans)
-        predicted[cell.id, "evaluate"] = START_S + operations / _speed(setup.readout.dtype, on_cpu=on_cpu)
+        speed = _speed(setup.readout.dtype, on_cpu=on_cpu)
+        if plans := to_search(cell, setup, gaps):
+            predicted[cell.id, "search"] = START_S + searching_operations(cell, setup.readout, size, plans) / speed
+        predicted[cell.id, "evaluate"] = START_S + reading_operations(setup.readout, size, num_plans) / speed
     return Forecast(predicted, is_guess=not on_cpu)
 
 

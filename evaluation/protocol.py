@@ -23,22 +23,20 @@ from matquant.notation import Plan
 
 
 @dataclass(frozen=True)
-class Part:
+class PlanShare:
     """The plans that one of several evaluation jobs of a cell measures: every `count`-th, from the `index`-th on."""
 
     index: int = 0
     count: int = 1
 
-    @property
-    def stage(self) -> str:
-        """The name of the stage: evaluate, or evaluate-2of3."""
-        return "evaluate" if self.count == 1 else f"evaluate-{self.index + 1}of{self.count}"
+    def __str__(self) -> str:
+        return f"{self.index + 1}of{self.count}"
 
     def of(self, plans: Sequence[Plan]) -> Sequence[Plan]:
         return plans[self.index :: self.count]
 
 
-WHOLE = Part()
+WHOLE = PlanShare()
 
 
 def task_source(readout: Readout) -> TaskSource:

@@ -5,6 +5,7 @@ Good to a factor of two on a machine that nobody has measured, and to a third on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -12,10 +13,11 @@ from typing import assert_never
 from evaluation.results import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
-from matquant.config.setup import Readout
+from matquant.config.setup import Readout, SearchSpec
 from matquant.models.families import blocks, linears
 from matquant.models.loading import skeleton
-from matquant.widths import TOURNAMENT
+from matquant.notation import Plan
+from matquant.search.strategies import TOURNAMENT
 
 DOCUMENTS_OF_ANOTHER_TASK = 5000
 TOKENS_OF_ANOTHER_TASK = 150
@@ -81,13 +83,17 @@ def training_operations(cell: Cell, size: Size) -> float:
             assert_never(cell.base)
 
 
-def reading_operations(cell: Cell, readout: Readout, size: Size, num_plans: float) -> float:
-    """The operations that read a cell at so many plans: all tasks, the held-out text, searches for such plans."""
-    tokens: float = num_plans * tokens_of_plan(readout)
-    if cell.data is not None:
-        passes = passes_of_searches(cell, readout, size, num_plans)
-        tokens += passes * readout.search.num_sequences * cell.data.sequence_length
-    return 2 * size.weights * tokens
+def reading_operations(readout: Readout, size: Size, num_plans: float) -> float:
+    """The operations that read a cell at so many plans: all tasks, and the held-out text."""
+    return 2 * size.weights * num_plans * tokens_of_plan(readout)
+
+
+def searching_operations(cell: Cell, readout: Readout, size: Size, plans: Sequence[Plan]) -> float:
+    """The operations of the searches for some plans; the unquantized model reads the text once for all."""
+    if not plans or cell.data is None:
+        return 0.0
+    tokens = readout.search.num_sequences * cell.data.sequence_length
+    return 2 * size.weights * tokens * (1 + passes_of_searches(readout.search, size, plans))
 
 
 def tokens_of_plan(readout: Readout) -> int:
@@ -107,9 +113,8 @@ def tokens_of_task(readout: Readout, task: str) -> int:
     return min(readout.limit or documents, documents) * tokens
 
 
-def passes_of_searches(cell: Cell, readout: Readout, size: Size, num_plans: float) -> float:
-    """The passes of searches for plans over their text, if as many of them are missing as of other plans."""
-    plans, spec = readout.plans_of(cell), readout.search
+def passes_of_searches(spec: SearchSpec, size: Size, plans: Sequence[Plan]) -> float:
+    """The number of times that searches for some plans read their text."""
     evolution = 1 + spec.generations * sum(
         survivors * share for survivors, (_, share) in zip((spec.offspring, 16, 4), TOURNAMENT, strict=True)
     )
@@ -117,7 +122,7 @@ def passes_of_searches(cell: Cell, readout: Readout, size: Size, num_plans: floa
     passes = sum(evolution for name in names if name.startswith("evolution"))
     # Every unit at every width below int8, once for all budgets; two units of fused layers in each network, about.
     passes += sum(4 * size.layers * (2 if name.endswith("linear") else 1) for name in {*names} if "dynamic" in name)
-    return passes * num_plans / max(1, len(plans))
+    return passes
 
 
 def num_slices(cell: Cell) -> int:

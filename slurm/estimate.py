@@ -6,12 +6,22 @@ Good to a factor of two: enough to ask for the right partition, and to see that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from evaluation.work import Size, calibration_tokens, num_slices, reading_operations, size_of, training_operations
+from evaluation.work import (
+    Size,
+    calibration_tokens,
+    num_slices,
+    reading_operations,
+    searching_operations,
+    size_of,
+    training_operations,
+)
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.config.setup import Setup
+from matquant.notation import Plan
 from slurm.jobs import Job
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,12 +40,22 @@ class Cost:
     disk_gb: float
 
 
-def cost_of(job: Job, num_plans: int) -> Cost:
-    """What a job takes on the cluster that its setup names; `num_plans` is how many an evaluation still reads."""
+def cost_of(job: Job, plans: Sequence[Plan]) -> Cost:
+    """The cost of a job on the cluster that its setup names; `plans` are those that it still finds or reads."""
     cell, setup = job.cell, job.setup
     size = size_of(cell, setup.paths.cache)
-    if job.part is not None:
-        return _evaluation(cell, setup, size, num_plans)
+    match job.stage.kind:
+        case "train":
+            return _training(cell, setup, size)
+        case "search":
+            return _search(cell, setup, size, plans)
+        case "evaluate":
+            return _evaluation(cell, setup, size, len(plans))
+        case _:
+            assert_never(job.stage.kind)
+
+
+def _training(cell: Cell, setup: Setup, size: Size) -> Cost:
     match cell.base:
         case NoBase() | MinMaxBase():
             return Cost(START_S / 3600, size.weights * BYTES[cell.model.dtype] / GB, _checkpoint_gb(cell, size))
@@ -89,10 +109,20 @@ def _qat(cell: Cell, base: QATBase, setup: Setup, size: Size) -> Cost:
     return Cost((ranks * START_S + _training_seconds(cell, setup, size)) / 3600, memory / GB, disk)
 
 
+def _search(cell: Cell, setup: Setup, size: Size, plans: Sequence[Plan]) -> Cost:
+    assert cell.data is not None
+    readout, spec = setup.readout, setup.readout.search
+    seconds = START_S + searching_operations(cell, readout, size, plans) / _speed(setup)
+    # Beside the model and the codes: the logits of a batch, and twice those of a sequence in float32.
+    logits = (spec.batch_size * BYTES[readout.dtype] + 8) * cell.data.sequence_length * size.vocabulary
+    memory = size.weights * BYTES[readout.dtype] + 1.2 * size.in_scope + logits
+    return Cost(seconds / 3600, memory / GB, 1e-4 * len(plans))
+
+
 def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
     readout = setup.readout
     # Twice: short sequences keep no GPU busy.
-    seconds = START_S + 2 * reading_operations(cell, readout, size, num_plans) / _speed(setup)
+    seconds = START_S + 2 * reading_operations(readout, size, num_plans) / _speed(setup)
     logits = readout.batch_size * TOKENS_AT_ONCE * size.vocabulary * 4
     codes = 0 if cell.objective is None else 1.2 * size.in_scope
     return Cost(seconds / 3600, (size.weights * BYTES[readout.dtype] + codes + logits) / GB, 1e-3 * num_plans)

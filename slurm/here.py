@@ -37,7 +37,7 @@ Key = tuple[str, str]
 
 
 def _key(item: Item) -> Key:
-    return item.cell_id, item.stage
+    return item.cell_id, item.stage.name
 
 
 class Workers:
@@ -56,7 +56,8 @@ class Workers:
 
     def start(self, number: int, item: Item) -> None:
         """Lets a free worker do one job."""
-        job, path = Job(item.cell, self.setup, item.part), RunDir(self.setup.paths.runs, item.cell_id).job(item.stage)
+        job = Job(item.cell, self.setup, item.stage)
+        path = RunDir(self.setup.paths.runs, item.cell_id).job(item.stage.name)
         submission = Submission(self.name, "local", self.name)
         write_submission(path, submission)
         executor = submitit.LocalExecutor(self.folder, max_num_timeout=self.cluster.max_requeues)
@@ -146,11 +147,11 @@ def run_debug(observe: Observe, choose: Choose) -> None:
             return
         item = ready[0]
         tried.add(_key(item))
-        log.info("%s %s", item.stage, item.cell_id)
+        log.info("%s %s", item.stage.name, item.cell_id)
         try:
-            Job(item.cell, sweep.study.setup, item.part).work()
+            Job(item.cell, sweep.study.setup, item.stage).work()
         except Exception as error:  # of any kind: its status is on disk, and the other jobs are still worth doing
-            log.exception("%s %s failed: %s", item.stage, item.cell_id, error)
+            log.exception("%s %s failed: %s", item.stage.name, item.cell_id, error)
 
 
 def _visible_gpus() -> tuple[int, ...]:
@@ -167,7 +168,7 @@ def _now(sweep: Sweep, item: Item) -> Item:
 
 def _tell(bar: tqdm, item: Item, seconds: float) -> None:
     bar.update()
-    what = f"{item.stage} {item.cell_id}"
+    what = f"{item.stage.name} {item.cell_id}"
     if item.state == "done":
         bar.write(f"done    {what} in {duration(seconds)}")
     else:

@@ -14,12 +14,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.protocol import WHOLE, Part, missing
-from evaluation.results import ResultStore
+from evaluation.stages import TRAIN, Stage, run_stage
 from matquant.config.cell import Cell, QATBase
 from matquant.config.setup import LocalCluster, Setup, SlurmCluster
+from matquant.errors import UserError
 from matquant.parallel.ranks import num_ranks
-from matquant.runs.files import remove_leftovers
 from matquant.runs.folder import RunDir
 from matquant.runs.status import Reason, Reporter, State
 from matquant.runs.stopping import Stopped, at_safe_points
@@ -32,15 +31,11 @@ log = logging.getLogger("matquant")
 
 @dataclass(frozen=True)
 class Job:
-    """Training, or the evaluation of a part of the plans."""
+    """One stage of a cell, and everything it has to know."""
 
     cell: Cell
     setup: Setup
-    part: Part | None = None
-
-    @property
-    def stage(self) -> str:
-        return "train" if self.part is None else self.part.stage
+    stage: Stage = TRAIN
 
     @property
     def num_gpus(self) -> int:
@@ -53,7 +48,7 @@ class Job:
 
     @property
     def is_distributed(self) -> bool:
-        return self.part is None and isinstance(self.cell.base, QATBase)
+        return self.stage.kind == "train" and isinstance(self.cell.base, QATBase)
 
     def __call__(self) -> None:
         """Runs inside a submitit job."""
@@ -70,6 +65,11 @@ class Job:
             self._refuse_endless_requeues()
             with at_safe_points(self._patience_s()):
                 self.work()
+        except UserError as error:
+            if self.stage.kind != "search":
+                raise
+            # The evaluation waits for this job to succeed, and has other plans to read.
+            log.error("%s", error)
         except Stopped:
             time.sleep(3600)  # not the main rank, which requeues the whole job: that ends this process
         except UncompletedJobError as error:
@@ -80,48 +80,12 @@ class Job:
             raise
 
     def work(self) -> None:
-        """What the job is for; a second job on the same stage waits for the first and finds nothing to do."""
+        """The work of the job; a second job on the same stage waits for the first and finds nothing to do."""
+        run_stage(self.cell, self.setup, self.stage)
         if num_ranks() > 1:
-            from matquant.parallel.distributed import world
+            from matquant.parallel.distributed import leave, world
 
-            if not world().is_main:
-                self._train()
-                return
-        run = RunDir(self.setup.paths.runs, self.cell.id)
-        with run.alone(self.stage), run.stage(self.stage):
-            if self.part is None:
-                remove_leftovers(self.setup.paths.runs / self.cell.id)
-                self._train()
-            else:
-                self._evaluate(self.part)
-
-    def _train(self) -> None:
-        from matquant.parallel.distributed import leave, world
-        from matquant.runs.tracking import NoTracker, tracking
-        from matquant.training.train import train
-
-        if world().is_main:
-            with tracking(self.cell, self.setup, "train") as tracker:
-                train(self.cell, self.setup, tracker)
-        else:
-            train(self.cell, self.setup, NoTracker())
-        leave(world())
-
-    def _evaluate(self, part: Part) -> None:
-        from evaluation.evaluate import evaluate, publish
-        from matquant.runs.tracking import NoTracker, tracking
-
-        store = ResultStore(self.setup.paths.results)
-        remove_leftovers(store.folder / self.cell.id)
-        if part == WHOLE:
-            with tracking(self.cell, self.setup, "evaluate") as tracker:
-                evaluate(self.cell, self.setup, tracker)
-            return
-        # Several jobs cannot write one W&B run at a time: the last one to finish tells it everything.
-        evaluate(self.cell, self.setup, NoTracker(), part)
-        if not missing(self.cell, self.setup.readout, store):
-            with tracking(self.cell, self.setup, "evaluate") as tracker:
-                publish(self.cell, self.setup.readout, store, tracker)
+            leave(world())
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit when the job is requeued: everything that matters is on disk, so it is the job itself."""
@@ -146,7 +110,7 @@ class Job:
             )
 
     def _end(self, state: State, reason: Reason, message: str) -> None:
-        Reporter(RunDir(self.setup.paths.runs, self.cell.id).status(self.stage)).end(state, reason, message)
+        Reporter(RunDir(self.setup.paths.runs, self.cell.id).status(self.stage.name)).end(state, reason, message)
 
 
 def _log_to_stderr() -> None:

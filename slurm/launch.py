@@ -20,7 +20,7 @@ from evaluation import preflight
 from matquant.config.setup import Setup
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
-from slurm import queue, show, snapshot
+from slurm import queue, snapshot, wording
 from slurm.jobs import Job
 from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look
 
@@ -140,7 +140,7 @@ def cancel(study: Study, options: Options) -> int:
 
 def show_plan(sweep: Sweep, options: Options) -> list[Item]:
     """Prints what is there, what will be submitted and what it costs, and what is refused; returns what to submit."""
-    print(show.overview(sweep))
+    print(wording.overview(sweep))
     chosen = [item for item in sweep.items if options.wants(item)]
     refused = dict[str, str]()
     if chosen:
@@ -155,26 +155,25 @@ def show_plan(sweep: Sweep, options: Options) -> list[Item]:
         for cell_id, reason in refused.items():
             print(f"{cell_id}: {reason}")
         if left:
-            print(show.failures(left, whole=options.show_all))
+            print(wording.failures(left, whole=options.show_all))
     if not chosen:
         print("\nnothing to submit")
     return chosen
 
 
 def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
-    """Without evaluations that nothing leads up to: a later launch finds what they need.
+    """Without items that nothing leads up to: a later launch finds what they need.
 
-    Their training has failed; or, on SLURM, is done by a process that no job can wait for.
+    The stage before them has failed; or, on SLURM, is done by a process that no job can wait for.
     """
-    trained = {item.cell_id for item in chosen if item.part is None}
+    kept: dict[tuple[str, str], Item] = {}
     waits = sweep.study.setup.cluster.kind != "slurm"  # the launcher stays and waits for whoever is at work
-
-    def is_led_up_to(item: Item) -> bool:
-        training = sweep.training_of(item.cell_id)
-        under_way = waits and training is not None and training.state == "running"
-        return sweep.is_ready(item) or item.cell_id in trained or under_way or sweep.job_that_trains(item) is not None
-
-    return [item for item in chosen if is_led_up_to(item)]
+    for item in chosen:  # of each cell in the order of its stages
+        before = sweep.leads_to(item)
+        under_way = before is not None and ((waits and before.state == "running") or sweep.job_before(item) is not None)
+        if before is None or under_way or (before.cell_id, before.stage.name) in kept:
+            kept[item.cell_id, item.stage.name] = item
+    return list(kept.values())
 
 
 def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
@@ -185,16 +184,23 @@ def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
     hours = disk = 0.0
     room = setup.cluster.gpu_memory_gb if setup.cluster.kind == "slurm" else None
     for item in chosen:
-        cost = cost_of(Job(item.cell, setup, item.part), len(item.gaps))
+        cost = cost_of(Job(item.cell, setup, item.stage), item.plans or tuple(item.gaps))
         hours, disk = hours + cost.gpu_hours, disk + cost.disk_gb
         warning = f"more than cluster.gpu_memory_gb={room:g}" if room and cost.memory_gb > room else ""
         note = warning or (f"again after: {item.reason}" if item.state == "failed" else "")
         rows.append(
-            [item.cell_id, item.stage, f"{cost.gpu_hours:.2f}", f"{cost.memory_gb:.1f}", f"{cost.disk_gb:.2f}", note]
+            [
+                item.cell_id,
+                item.stage.name,
+                f"{cost.gpu_hours:.2f}",
+                f"{cost.memory_gb:.1f}",
+                f"{cost.disk_gb:.2f}",
+                note,
+            ]
         )
     unit = "GPU-hours" if setup.cluster.kind == "slurm" else "hours of a worker"
     total = f"{len(chosen)} jobs, about {hours:.1f} {unit} at cluster.tflops={setup.cluster.tflops:g}, {disk:.1f} GB"
-    return f"{show.table(rows, whole=whole)}\n\n{total} (estimates, good to a factor of two)"
+    return f"{wording.table(rows, whole=whole)}\n\n{total} (estimates, good to a factor of two)"
 
 
 def _work_here(study: Study, options: Options, cell_ids: set[str]) -> int:
@@ -229,9 +235,9 @@ def _wait(study: Study, options: Options) -> int:
 
 def _conclude(sweep: Sweep, options: Options) -> int:
     """Says how a sweep has ended; 0 if everything is there."""
-    print(f"\n{show.overview(sweep)}")
+    print(f"\n{wording.overview(sweep)}")
     if failed := sweep.of("failed"):
-        print(f"\n{show.failures(failed, whole=options.show_all)}")
+        print(f"\n{wording.failures(failed, whole=options.show_all)}")
     if len(sweep.of("done")) < len(sweep.items):
         return 1
     print(f"\nthe report: python -m analysis.report {shlex.join(_without_cluster(options.overrides))}")

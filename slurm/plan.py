@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never, get_args
 
-from evaluation.protocol import Part, survey
+from evaluation.protocol import PlanShare, survey
 from evaluation.results import ResultStore
+from evaluation.stages import SEARCH, TRAIN, Kind, Stage, has_searches, to_search
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.config.study import Study
@@ -26,6 +27,7 @@ from matquant.runs.status import Reason, Status, read_status
 from slurm.queue import QueuedJob, how_jobs_ended, jobs_in_queue
 from slurm.records import Submission, read_submission
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
 ItemState = Literal["done", "running", "queued", "failed", "missing"]
 STATES: tuple[ItemState, ...] = ("done", "running", "queued", "failed", "missing")
 RESUMABLE: tuple[Reason, ...] = ("killed", "cancelled", "interrupted")
@@ -43,12 +45,14 @@ STUBBORN: tuple[Reason, ...] = ("out of memory", "non-finite")
 
 @dataclass(frozen=True)
 class Item:
-    """One stage of one cell.  `note` says why it is as it is; `gaps` are the results an evaluation still owes."""
+    """One stage of one cell.  `note` says why it is as it is.
+
+    `gaps` are the results that an evaluation still owes, `plans` those that a search has still to find.
+    """
 
     cell: Cell
     cell_id: str
-    stage: str
-    part: Part | None
+    stage: Stage
     state: ItemState
     reason: Reason | None = None
     note: str = ""
@@ -59,16 +63,27 @@ class Item:
     explained: bool = True
     """False where nobody has said why it failed: SLURM's accounts may know."""
     gaps: Mapping[Plan, tuple[str, ...]] = field(default_factory=dict)
+    plans: tuple[Plan, ...] = ()
 
     @property
     def num_results(self) -> int:
-        """How many results are missing."""
+        """The number of results that are missing."""
         return sum(len(tasks) for tasks in self.gaps.values())
+
+    @property
+    def is_over(self) -> bool:
+        """True if the stages behind it can start: a search that refuses some plans has found the others."""
+        return self.state == "done" or (self.stage == SEARCH and self.state == "failed" and self.reason == "bad input")
+
+    @property
+    def place(self) -> int:
+        """Its place in the order of stages."""
+        return KINDS.index(self.stage.kind)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All items of a study: for each cell its training, if it has one, then its evaluations."""
+    """All items of a study: for each cell its training and its search, if it has them, then its evaluations."""
 
     study: Study
     items: tuple[Item, ...]
@@ -77,22 +92,26 @@ class Sweep:
         return [item for item in self.items if item.state in states]
 
     @cached_property
-    def _trainings(self) -> Mapping[str, Item]:
-        return {item.cell_id: item for item in self.items if item.part is None}
+    def _cells(self) -> Mapping[str, list[Item]]:
+        cells: dict[str, list[Item]] = {}
+        for item in self.items:
+            cells.setdefault(item.cell_id, []).append(item)
+        return cells
 
-    def training_of(self, cell_id: str) -> Item | None:
-        """The training of a cell, if it has one."""
-        return self._trainings.get(cell_id)
+    def leads_to(self, item: Item) -> Item | None:
+        """The stage that has to end before an item can start; None if it can start now."""
+        return _last_not_over(other for other in self._cells[item.cell_id] if other.place < item.place)
 
     def is_ready(self, item: Item) -> bool:
-        """True if nothing has to happen before an item: an evaluation needs its cell's checkpoint."""
-        training = None if item.part is None else self.training_of(item.cell_id)
-        return training is None or training.state == "done"
+        """True if nothing has to happen before an item: an evaluation needs its cell's checkpoint and its plans."""
+        return self.leads_to(item) is None
 
-    def job_that_trains(self, item: Item) -> str | None:
-        """The job, if it is one, that is training or will train the cell of an evaluation."""
-        training = None if item.part is None else self.training_of(item.cell_id)
-        return None if training is None or training.job is None else training.job.job_id
+    def job_before(self, item: Item) -> str | None:
+        """The job, if it is one, whose end an item waits for."""
+        before = self.leads_to(item)
+        if before is None or before.job is None or before.state not in ("running", "queued"):
+            return None
+        return before.job.job_id
 
     def only(self, wanted: Callable[[str], bool]) -> Sweep:
         """The cells whose id is wanted."""
@@ -145,34 +164,46 @@ def observe(study: Study, queue: Mapping[str, QueuedJob] | None = None) -> Sweep
 
 def _items(
     cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
-) -> Iterable[Item]:
-    trained = cell.base.kind == "none" or not gaps
-    run, training = RunDir(setup.paths.runs, cell_id), None
+) -> list[Item]:
+    run, before = RunDir(setup.paths.runs, cell_id), list[Item]()
     if cell.base.kind != "none":
-        if trained or (run.checkpoint / "nested.json").exists():
-            training = Item(cell, cell_id, "train", None, "done")
-        else:
-            training = _observed(Item(cell, cell_id, "train", None, "missing"), run, queue)
-        yield training
-    plans, count = setup.readout.plans_of(cell), setup.cluster.evaluate_jobs
-    parts = [Part(index, count) for index in range(min(count, len(plans)))]
-    elsewhere = _evaluated_elsewhere(run, {part.stage for part in parts}, queue) if gaps else None
-    for part in parts:
-        owed = {plan: gaps[plan] for plan in part.of(plans) if plan in gaps}
-        item = Item(cell, cell_id, part.stage, part, "missing" if owed else "done", gaps=owed)
+        is_there = not gaps or run.description.exists()
+        before.append(_observed(Item(cell, cell_id, TRAIN, "done" if is_there else "missing"), run, queue))
+    if has_searches(cell, setup.readout):
+        plans = to_search(cell, setup, gaps)
+        searching = _observed(Item(cell, cell_id, SEARCH, "missing" if plans else "done", plans=plans), run, queue)
+        before.append(_led_up_to(searching, before))
+    return [*before, *(_led_up_to(item, before) for item in _evaluations(cell, cell_id, gaps, setup, queue))]
+
+
+def _evaluations(
+    cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
+) -> Iterable[Item]:
+    run, plans, count = RunDir(setup.paths.runs, cell_id), setup.readout.plans_of(cell), setup.cluster.evaluate_jobs
+    stages = [Stage("evaluate", PlanShare(index, count)) for index in range(min(count, len(plans)))]
+    elsewhere = _evaluated_elsewhere(run, {stage.name for stage in stages}, queue) if gaps else None
+    for stage in stages:
+        owed = {plan: gaps[plan] for plan in stage.share.of(plans) if plan in gaps}
+        item = Item(cell, cell_id, stage, "missing" if owed else "done", gaps=owed)
         if owed and elsewhere is not None:
             note = f"its plans are divided otherwise by a job that is at work: {elsewhere}"
             yield replace(item, state="running", note=note)
         else:
-            yield _led_up_to(_observed(item, run, queue), training) if owed else item
+            yield _observed(item, run, queue)
 
 
-def _led_up_to(item: Item, training: Item | None) -> Item:
-    """An evaluation, which is missing if the training that its job waits for is over and has left nothing.
+def _last_not_over(items: Iterable[Item]) -> Item | None:
+    """The last of some stages that keeps those behind it from starting."""
+    return next((item for item in reversed(list(items)) if not item.is_over), None)
+
+
+def _led_up_to(item: Item, before: Sequence[Item]) -> Item:
+    """An item, which is missing if the stage that its job waits for has ended and has left nothing.
 
     SLURM takes a while to notice that, and some clusters keep such a job for ever.
     """
-    if training is None or item.state != "queued" or training.state not in ("failed", "missing"):
+    waits_for = _last_not_over(before)
+    if waits_for is None or item.state != "queued" or waits_for.state not in ("failed", "missing"):
         return item
     return replace(item, state="missing", note="its job waits for one that has failed")
 
@@ -187,8 +218,10 @@ def _evaluated_elsewhere(run: RunDir, stages: set[str], queue: Mapping[str, Queu
 
 
 def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
-    """The state of an item whose output is not there."""
-    submission, status = read_submission(run.job(item.stage)), read_status(run.status(item.stage))
+    """The state of an item; what is done has its output on disk, and nothing else is asked."""
+    if item.state == "done":
+        return item
+    submission, status = read_submission(run.job(item.stage.name)), read_status(run.status(item.stage.name))
     item = replace(item, submission=submission, status=status)
     if (followed := _follow(submission, status, queue)) is not None:
         state, note = followed
@@ -213,6 +246,8 @@ def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
             return replace(item, state="failed", reason="interrupted", note=status.message or "")
         case "done":  # and its output is not there: deleted, or something else is asked for now
             return item
+        case _:
+            assert_never(status.state)
 
 
 def _has_reported(submission: Submission, status: Status | None) -> bool:

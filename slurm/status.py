@@ -12,7 +12,7 @@ from typing import Any
 
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
-from slurm import show
+from slurm import wording
 from slurm.plan import Item, Sweep, absolute, look
 
 DESCRIPTION = "Shows how the jobs of a study are getting on, from what is on disk and what the scheduler says."
@@ -75,12 +75,12 @@ def watch(study: Study, *, whole: bool) -> None:
 
 def text(sweep: Sweep, *, whole: bool) -> str:
     """Everything that a person wants to know at a glance."""
-    parts = [show.overview(sweep)]
-    rows = show.states(sweep)
+    parts = [wording.overview(sweep)]
+    rows = wording.states(sweep)
     if len(rows) > 1:
-        parts.append(show.table(rows, whole=whole))
+        parts.append(wording.table(rows, whole=whole))
     if failed := sweep.of("failed"):
-        parts.append(show.failures(failed, whole=whole))
+        parts.append(wording.failures(failed, whole=whole))
     return "\n\n".join(parts)
 
 
@@ -88,7 +88,7 @@ def facts(item: Item) -> dict[str, Any]:
     """An item for a program to read."""
     return {
         "cell": item.cell_id,
-        "stage": item.stage,
+        "stage": item.stage.name,
         "state": item.state,
         "reason": item.reason,
         "note": item.note,

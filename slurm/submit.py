@@ -1,4 +1,4 @@
-"""Jobs to SLURM: arrays of trainings, and arrays of evaluations whose elements wait each for its own training.
+"""Jobs to SLURM: an array for each stage, whose elements wait each for the stage before it of its own cell.
 
 Every job is recorded before it is submitted and completed with its number afterwards; what SLURM refuses is taken out
 of the records again.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from tqdm import tqdm
 
+from evaluation.stages import SEARCH, TRAIN, Kind
 from matquant.config.setup import SlurmCluster
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
@@ -26,17 +27,24 @@ from matquant.runs.status import LAUNCH
 from slurm import snapshot
 from slurm.estimate import ranks_of
 from slurm.jobs import Job
-from slurm.plan import Item, Sweep
+from slurm.plan import KINDS, Item, Sweep
 from slurm.records import Submission, new_launch, read_submission, write_submission
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that are submitted together: of one shape, and each waiting for nothing, or for its own training."""
+    """Jobs that are submitted together: of one shape, and each waiting for nothing, or for the stage before it."""
 
     items: tuple[Item, ...]
     jobs: tuple[Job, ...]
     dependency: str | None = None
+
+
+class Place(NamedTuple):
+    """The array, or the job if it has but one element, that does the latest stage of some cells."""
+
+    array: str
+    cell_ids: tuple[str, ...]
 
 
 class Launch:
@@ -54,48 +62,58 @@ class Launch:
     def submit(self, items: Sequence[Item]) -> int:
         """Submits items and returns how many jobs there are now; UserError, in SLURM's words, if it refuses."""
         with self._bar:
-            trained: dict[str, tuple[str, ...]] = {}
-            for batch in self._batches([item for item in items if item.part is None]):
-                trained[self._submit(batch)] = tuple(item.cell_id for item in batch.items)
-            for batch in self._waiting_batches([item for item in items if item.part is not None], trained):
-                self._submit(batch)
+            latest: dict[str, Place] = {}
+            for kind in KINDS:
+                mine = [item for item in items if item.stage.kind == kind]
+                searched = {item.cell_id for item in items if item.stage == SEARCH} if kind == "train" else set[str]()
+                placed: dict[str, Place] = {}
+                for batch in self._waiting_batches(mine, latest, searched):
+                    array, cell_ids = self._submit(batch), tuple(item.cell_id for item in batch.items)
+                    placed |= {cell_id: Place(array, cell_ids) for cell_id in cell_ids}
+                latest |= placed
         return self.num_submitted
 
     def _job(self, item: Item) -> Job:
-        return Job(item.cell, self.setup, item.part)
+        return Job(item.cell, self.setup, item.stage)
 
-    def _batches(self, items: Iterable[Item], dependency: str | None = None) -> Iterator[Batch]:
-        """Items that ask for the same resources, as arrays no larger than the cluster takes."""
-        shapes: dict[tuple[bool, int], list[Item]] = {}
+    def _batches(
+        self, items: Iterable[Item], dependency: str | None = None, apart: Collection[str] = ()
+    ) -> Iterator[Batch]:
+        """Items that ask for the same resources, as arrays no larger than the cluster takes.
+
+        The cells in `apart` have arrays of their own, so that an array of their next stage can follow them whole.
+        """
+        shapes: dict[tuple[Kind, int, bool], list[Item]] = {}
         for item in items:
             job = self._job(item)
-            shapes.setdefault((job.part is None, ranks_of(job)), []).append(item)
+            shapes.setdefault((job.stage.kind, ranks_of(job), item.cell_id in apart), []).append(item)
         for alike in shapes.values():
             for start in range(0, len(alike), self.cluster.max_array_size):
                 portion = alike[start : start + self.cluster.max_array_size]
                 yield Batch(tuple(portion), tuple(map(self._job, portion)), dependency)
 
-    def _waiting_batches(self, items: Sequence[Item], trained: Mapping[str, Sequence[str]]) -> Iterator[Batch]:
-        """Evaluations: element by element behind the array that trains their cells, one by one, or at once."""
-        array_of = {cell_id: array for array, cell_ids in trained.items() for cell_id in cell_ids}
+    def _waiting_batches(
+        self, items: Sequence[Item], latest: Mapping[str, Place], apart: Collection[str]
+    ) -> Iterator[Batch]:
+        """Items of one stage: element by element behind the array of the stage before it, one by one, or at once."""
         at_once: list[Item] = []
-        behind: dict[tuple[str, str], list[Item]] = {}
+        behind: dict[tuple[Place, str], list[Item]] = {}
         for item in items:
-            if item.cell_id in array_of:
-                behind.setdefault((array_of[item.cell_id], item.stage), []).append(item)
-            elif (waits_for := self.sweep.job_that_trains(item)) is not None:
+            if item.cell_id in latest:
+                behind.setdefault((latest[item.cell_id], item.stage.name), []).append(item)
+            elif (waits_for := self.sweep.job_before(item)) is not None:
                 yield from self._batches([item], f"afterok:{waits_for}")
             else:
                 at_once.append(item)
-        yield from self._batches(at_once)
-        for (array, _), together in behind.items():
-            cell_ids = trained[array]
+        yield from self._batches(at_once, apart=apart)
+        for (place, _), together in behind.items():
+            cell_ids = place.cell_ids
             if len(cell_ids) > 1 and [item.cell_id for item in together] == list(cell_ids):
-                yield from self._batches(together, f"aftercorr:{array}")
+                yield from self._batches(together, f"aftercorr:{place.array}")
                 continue
             for item in together:
                 element = f"_{cell_ids.index(item.cell_id)}" if len(cell_ids) > 1 else ""
-                yield from self._batches([item], f"afterok:{array}{element}")
+                yield from self._batches([item], f"afterok:{place.array}{element}")
 
     def _submit(self, batch: Batch) -> str:
         """Records, submits, completes the records; the number of the array, or of the job if there is but one."""
@@ -103,7 +121,7 @@ class Launch:
         recorded: list[tuple[Path, Submission]] = []
         for index, item in enumerate(batch.items):
             submission = Submission(self.name, "slurm", name, index if len(batch.items) > 1 else None)
-            recorded.append((RunDir(self.setup.paths.runs, item.cell_id).job(item.stage), submission))
+            recorded.append((RunDir(self.setup.paths.runs, item.cell_id).job(item.stage.name), submission))
         already = f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
         before = {path: read_submission(path) for path, _ in recorded}
         try:
@@ -147,9 +165,9 @@ def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Seq
     tasks = max(1, job.num_gpus)
     extra: dict[str, Any] = {"requeue": True, **cluster.sbatch}
     if batch.dependency is not None:
-        # An evaluation whose training has failed goes away instead of waiting for ever.
+        # A job goes away, if the stage before it has failed, instead of waiting for ever.
         extra |= {"dependency": batch.dependency, "kill-on-invalid-dep": "yes"}
-    time_min = cluster.time_min if job.part is None else cluster.evaluate_time_min or cluster.time_min
+    time_min = cluster.time_min if job.stage == TRAIN else cluster.evaluate_time_min or cluster.time_min
     optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
     return {
         **{key: value for key, value in optional.items() if value is not None},

@@ -22,9 +22,9 @@ import torch
 import analysis.report
 import evaluation.evaluate  # noqa: F401
 import matquant.training.train  # noqa: F401
-import slurm.show
 import slurm.snapshot
-import slurm.submit  # noqa: F401
+import slurm.submit
+import slurm.wording  # noqa: F401
 from tests.hooked.sitecustomize import listen
 
 

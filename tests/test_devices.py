@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from matquant import search
 from matquant.models import devices
 from matquant.models.devices import Cost, pick_device, product_cost, product_speed, say_what_it_costs
+from matquant.search import __main__ as command
 from tests.tiny import tiny_overrides
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -69,5 +69,5 @@ def test_a_search_in_bfloat16_says_it_before_it_looks_for_a_checkpoint(tmp_path,
     overrides = [*tiny_overrides(tmp_path), "base=gptq", "base.batch_size=2", "readout.dtype=bfloat16"]
     monkeypatch.setattr("sys.argv", ["matquant.search", "evolution@3", *overrides])
     with pytest.raises(SystemExit):
-        search.main()
+        command.main()
     assert any(line.startswith("readout.dtype=bfloat16: this CPU emulates") for line in caplog.messages)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.protocol import WHOLE
+from evaluation.stages import EVALUATE, SEARCH
+from matquant.notation import Plan
 from slurm.estimate import cost_of, ranks_of
 from slurm.jobs import Job
 
@@ -28,7 +29,7 @@ def job(tiny_study, *overrides: str) -> Job:
 
 def test_omniquant_of_gemma_9b_takes_the_documented_hours_and_fits_one_gpu(tiny_study):
     data = ("data.num_sequences=128", "data.sequence_length=2048")
-    cost = cost_of(job(tiny_study, "base=omniquant_paper", "base.num_steps=1221", *data), 0)
+    cost = cost_of(job(tiny_study, "base=omniquant_paper", "base.num_steps=1221", *data), ())
     assert cost.gpu_hours == pytest.approx(0.8, rel=0.15)
     assert cost.memory_gb == pytest.approx(54, rel=0.15)
     assert cost.disk_gb == pytest.approx(2 * 6.47, rel=0.1)
@@ -40,25 +41,25 @@ def test_qat_of_gemma_9b_needs_the_documented_memory(tiny_study, gpus, memory_gb
     asked = ("base=qat_paper", *shape, "base.activation_checkpointing=true", f"cluster.gpus_per_node={gpus}")
     made = job(tiny_study, *asked)
     assert ranks_of(made) == gpus
-    assert cost_of(made, 0).memory_gb == pytest.approx(memory_gb, rel=0.1)
+    assert cost_of(made, ()).memory_gb == pytest.approx(memory_gb, rel=0.1)
 
 
 def test_a_read_out_costs_as_much_as_its_documents(tiny_study):
     study = tiny_study(*GEMMA_9B, "readout.tasks=[piqa,winogrande]", "readout.limit=1000")
-    few, many = (cost_of(Job(study.cells[0], study.setup, WHOLE), plans).gpu_hours for plans in (1, 5))
-    start = cost_of(Job(study.cells[0], study.setup, WHOLE), 0).gpu_hours
+    job, plan = Job(study.cells[0], study.setup, EVALUATE), Plan.parse("int4")
+    start, few, many = (cost_of(job, [plan] * number).gpu_hours for number in (0, 1, 5))
     assert many - start == pytest.approx(5 * (few - start))
     assert many > start > 0
 
 
 def test_a_search_costs_what_it_reads_and_a_dynamic_program_once_for_all_budgets(tiny_study):
     def hours(*plans: str) -> float:
-        study = tiny_study(*GEMMA_9B, "base=gptq", "readout.tasks=[]", f"readout.plans=[{','.join(plans)}]")
-        return cost_of(Job(study.cells[0], study.setup, WHOLE), len(plans)).gpu_hours
+        study = tiny_study(*GEMMA_9B, "base=gptq")
+        return cost_of(Job(study.cells[0], study.setup, SEARCH), [Plan.parse(plan) for plan in plans]).gpu_hours
 
-    none, one, two = (hours("int4", *more) for more in ((), ("evolution@3",), ("evolution@3", "evolution@4")))
+    none, one, two = (hours(*plans) for plans in ((), ("evolution@3",), ("evolution@3", "evolution@4")))
     assert one > none
     assert two - one == pytest.approx(one - none, rel=0.05)
-    once = hours("int4", "dynamic_program@3") - none
-    assert hours("int4", "dynamic_program@3", "dynamic_program@4") - none == pytest.approx(once, rel=0.1)
-    assert hours("int4", "dynamic_program_linear@3") - none == pytest.approx(2 * once, rel=0.1)
+    once = hours("dynamic_program@3") - none
+    assert hours("dynamic_program@3", "dynamic_program@4") - none == pytest.approx(once)
+    assert hours("dynamic_program_linear@3") - none == pytest.approx(2 * once, rel=0.1)

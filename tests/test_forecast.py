@@ -10,7 +10,12 @@ import run
 from evaluation import forecast as module
 from evaluation.board import duration
 from evaluation.forecast import REPORT_S, START_S, Forecast, forecast
+from matquant.notation import Plan
 from matquant.runs.stopping import Stopped
+from matquant.runs.tracking import NoTracker
+from matquant.search.stage import search
+from matquant.training.train import train
+from tests.tiny import TINY_GPTQ
 
 
 @pytest.fixture
@@ -97,6 +102,15 @@ def test_an_interrupted_training_counts_for_what_is_left_of_it(study):
     state.mkdir(parents=True)
     (state / "model.layers.0.safetensors").touch()
     assert forecast(study).predicted[omniquant.id, "train"] - START_S == pytest.approx(whole / 2)
+
+
+def test_searches_are_a_stage_until_their_plans_are_found(study, tiny_study):
+    searched = tiny_study(*TINY_GPTQ, "readout.tasks=[]", "readout.plans=[int4, dynamic_program@3]")
+    (cell,), keys = searched.cells, {"train", "search", "evaluate"}
+    assert {stage for _, stage in forecast(searched).predicted} == keys
+    train(cell, searched.setup, NoTracker())
+    search(cell, searched.setup, [Plan.parse("dynamic_program@3")])
+    assert {stage for _, stage in forecast(searched).predicted} == {"evaluate"}
 
 
 def test_a_dtype_that_is_emulated_takes_as_much_longer(study):

@@ -8,15 +8,15 @@ import pytest
 import submitit
 from submitit.core.utils import UncompletedJobError
 
-from evaluation.protocol import WHOLE
+from evaluation.stages import EVALUATE, TRAIN
 from matquant.runs.folder import RunDir
 from matquant.runs.status import read_status
 from slurm.jobs import Job
 
 
-def made(tiny_study, *overrides: str, part=None) -> Job:
+def made(tiny_study, *overrides: str, stage=TRAIN) -> Job:
     study = tiny_study("cluster=slurm", *overrides)
-    return Job(study.cells[0], study.setup, part)
+    return Job(study.cells[0], study.setup, stage)
 
 
 def test_a_job_that_has_started_too_often_ends_as_a_time_limit(tiny_study, monkeypatch):
@@ -37,16 +37,16 @@ def test_a_job_that_has_started_too_often_ends_as_a_time_limit(tiny_study, monke
 
 
 @pytest.mark.parametrize(
-    ("overrides", "part", "num_gpus"),
+    ("overrides", "stage", "num_gpus"),
     [
-        (("base=qat", "base.batch_size=4"), None, 4),
-        (("base=qat", "base.batch_size=4"), WHOLE, 1),
-        (("base=omniquant", "base.batch_size=2"), None, 1),
-        (("base=omniquant", "base.batch_size=2", "cluster.gpus_per_node=0"), None, 0),
+        (("base=qat", "base.batch_size=4"), TRAIN, 4),
+        (("base=qat", "base.batch_size=4"), EVALUATE, 1),
+        (("base=omniquant", "base.batch_size=2"), TRAIN, 1),
+        (("base=omniquant", "base.batch_size=2", "cluster.gpus_per_node=0"), TRAIN, 0),
     ],
 )
-def test_qat_is_spread_over_the_gpus_of_a_node_and_everything_else_takes_one(tiny_study, overrides, part, num_gpus):
-    assert made(tiny_study, "cluster.gpus_per_node=4", *overrides, part=part).num_gpus == num_gpus
+def test_qat_is_spread_over_the_gpus_of_a_node_and_everything_else_takes_one(tiny_study, overrides, stage, num_gpus):
+    assert made(tiny_study, "cluster.gpus_per_node=4", *overrides, stage=stage).num_gpus == num_gpus
 
 
 def test_a_job_that_is_requeued_is_the_job_itself(tiny_study):

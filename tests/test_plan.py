@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.protocol import Part, missing, survey
+from evaluation.protocol import PlanShare, missing, survey
 from evaluation.results import Result, ResultStore
+from evaluation.stages import EVALUATE, TRAIN, Stage
 from matquant.errors import UserError
 from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.status import Status, process_started
-from slurm import plan, show
+from slurm import plan, wording
 from slurm.launch import Options
 from slurm.plan import Item, observe
 from slurm.queue import QueuedJob
@@ -31,7 +32,7 @@ RUNNING = replace(PENDING, state="RUNNING", reason="None")
 
 def cell_item(study, stage: str = "train", queue: list[QueuedJob] | None = None) -> Item:
     sweep = observe(study, None if queue is None else {job.job_id: job for job in queue})
-    (item,) = [item for item in sweep.items if item.stage == stage]
+    (item,) = [item for item in sweep.items if item.stage.name == stage]
     return item
 
 
@@ -156,7 +157,7 @@ def test_a_job_that_ended_before_it_could_say_why_has_failed_with_its_log(study,
     put(study, None, replace(JOB, log=str(log)))
     item = cell_item(study, queue=[])
     assert (item.state, item.reason) == ("failed", "error")
-    assert f"log: {log}" in show.failures([item])
+    assert f"log: {log}" in wording.failures([item])
     monkeypatch.setattr(plan, "how_jobs_ended", lambda _: {"7": "CANCELLED"})
     assert cell_item(study, queue=[]).reason == "cancelled"
 
@@ -197,7 +198,7 @@ def test_a_cell_whose_results_are_there_needs_neither_training_nor_checkpoint(st
     put_results(study)
     sweep = observe(study)
     assert {item.state for item in sweep.items} == {"done"}
-    assert "every result is there" in show.overview(sweep)
+    assert "every result is there" in wording.overview(sweep)
 
 
 def test_a_survey_by_name_finds_what_reading_finds(tiny_study):
@@ -217,16 +218,16 @@ def test_a_survey_by_name_finds_what_reading_finds(tiny_study):
 
 def test_plans_are_divided_over_the_jobs_of_a_cell(tiny_study):
     study = tiny_study("base=omniquant", "bits=matquant", "cluster.evaluate_jobs=2", "readout.plans=[int8,int4,int2]")
-    evaluations = [item for item in observe(study).items if item.part]
-    assert [item.stage for item in evaluations] == ["evaluate-1of2", "evaluate-2of2"]
+    evaluations = [item for item in observe(study).items if item.stage.kind == "evaluate"]
+    assert [item.stage.name for item in evaluations] == ["evaluate-1of2", "evaluate-2of2"]
     assert [[str(plan) for plan in item.gaps] for item in evaluations] == [["int8", "int2"], ["int4"]]
-    assert Part(0, 1).stage == "evaluate"
+    assert Stage("evaluate", PlanShare(0, 1)).name == EVALUATE.name == "evaluate"
 
 
 def test_plans_divided_otherwise_are_not_evaluated_twice(tiny_study):
     study = tiny_study("base=omniquant", "bits=matquant")
     put(study, ALIVE, stage="evaluate-1of3")
-    (item,) = [item for item in observe(study).items if item.part]
+    (item,) = [item for item in observe(study).items if item.stage.kind == "evaluate"]
     assert item.state == "running"
     assert "evaluate-1of3" in item.note
 
@@ -255,13 +256,13 @@ OPTIONS = Options((), False, None, (), False, False, False)
     ],
 )
 def test_what_is_submitted(study, state, reason, asked, expected):
-    item = Item(study.cells[0], study.cells[0].id, "train", None, state, reason)
+    item = Item(study.cells[0], study.cells[0].id, TRAIN, state, reason)
     assert replace(OPTIONS, retry_failed=asked).wants(item) is expected
 
 
 def test_every_reason_has_a_remedy_and_every_failure_is_shown_with_its_log(study):
     put(study, replace(GONE, state="failed", reason="disk full", message="no room"), replace(JOB, log="/x/7_0_log.out"))
-    text = show.failures([cell_item(study)])
+    text = wording.failures([cell_item(study)])
     assert "disk full" in text
     assert "no room" in text
     assert "log: /x/7_0_log.out" in text
@@ -270,23 +271,23 @@ def test_every_reason_has_a_remedy_and_every_failure_is_shown_with_its_log(study
 
 def test_progress_is_a_share_a_time_and_a_guess(study, monkeypatch):
     now = time.time()
-    monkeypatch.setattr(show.time, "time", lambda: now)
-    item = Item(study.cells[0], "cell", "train", None, "running", status=replace(ALIVE, done=25, total=100))
+    monkeypatch.setattr(wording.time, "time", lambda: now)
+    item = Item(study.cells[0], "cell", TRAIN, "running", status=replace(ALIVE, done=25, total=100))
     item = replace(item, status=replace(item.status, started=now - 60, first=0))
-    assert show.progress(item) == ("25 %", "60 s", "3 min")
+    assert wording.progress(item) == ("25 %", "60 s", "3 min")
     resumed = replace(item, status=replace(item.status, first=20))
-    assert show.progress(resumed) == ("25 %", "60 s", "15 min")
+    assert wording.progress(resumed) == ("25 %", "60 s", "15 min")
     searching = replace(resumed.status, since=now - 20, message="searching for evolution@3")
-    assert show.progress(replace(item, status=searching)) == ("25 %", "60 s", "5 min")
-    [_, row] = show.states(plan.Sweep(study, (replace(item, status=searching),)))
+    assert wording.progress(replace(item, status=searching)) == ("25 %", "60 s", "5 min")
+    [_, row] = wording.states(plan.Sweep(study, (replace(item, status=searching),)))
     assert row[-1] == "searching for evolution@3"
-    assert [show.duration(seconds) for seconds in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
+    assert [wording.duration(seconds) for seconds in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
 
 
 def test_long_tables_are_cut_unless_they_are_asked_for_whole():
     rows = [["cell", ""], *([str(number), ""] for number in range(100))]
-    assert show.table(rows, whole=False).splitlines()[-1] == "... and 60 more (--all shows them)"
-    assert len(show.table(rows, whole=True).splitlines()) == 101
+    assert wording.table(rows, whole=False).splitlines()[-1] == "... and 60 more (--all shows them)"
+    assert len(wording.table(rows, whole=True).splitlines()) == 101
 
 
 def test_a_path_that_is_relative_is_made_absolute(tiny_study):

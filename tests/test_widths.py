@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matquant.errors import UserError
-from matquant.widths import Choices, dynamic_program, evolve, fill, mutate, pyramid, uniform
+from matquant.search.strategies import Choices, dynamic_program, evolve, fill, mutate, pyramid, uniform
 
 WIDTHS = (2, 3, 4, 6, 8)
 

@@ -3,7 +3,8 @@
 runs/<cell id>/  cell.json  train.jsonl  state/ (until done: finished pieces, step-*/)
                  checkpoint/{nested.safetensors,nested.json}
                  plans/ (found by searches)  search/ (what searches go on from)
-                 <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, evaluate, evaluate-1of2 ...
+                 <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, search, evaluate,
+                                                                          evaluate-1of2 ...
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class RunDir:
         self.log = self.path / "train.jsonl"
         self.state = self.path / "state"
         self.checkpoint = self.path / "checkpoint"
+        self.description = self.checkpoint / "nested.json"
+        self.plans = self.path / "plans"
+        self.searches = self.path / "search"
 
     def status(self, stage: str) -> Path:
         """The status of a stage, by the process that runs it (`matquant.runs.status`)."""
@@ -44,11 +48,11 @@ class RunDir:
 
     def plan(self, label: str) -> Path:
         """The widths that a search has found, which a read-out can name by this path."""
-        return self.path / "plans" / f"{label}.json"
+        return self.plans / f"{label}.json"
 
     def search(self, name: str) -> Path:
         """The measurements and findings of a search for a plan, so far."""
-        return self.path / "search" / f"{name}.json"
+        return self.searches / f"{name}.json"
 
     @contextmanager
     def alone(self, stage: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import psutil
 
@@ -89,6 +89,17 @@ def read_status(path: Path) -> Status | None:
         except (OSError, ValueError, TypeError):
             time.sleep(0.01)
     return None
+
+
+@runtime_checkable
+class Beat(Protocol):
+    """Told how many steps are done, of how many; `doing`: what is counted, where it is not the stage itself."""
+
+    def __call__(self, done: int, total: int, doing: str | None = None) -> object: ...
+
+
+def silent(done: int, total: int, doing: str | None = None) -> None:
+    """The beat of a stage that nobody watches."""
 
 
 class Reporter:

@@ -20,7 +20,7 @@ from matquant.parallel.sharding import load_tensors, save_tensors
 from matquant.runs import stopping
 from matquant.runs.checkpoint import load_layers, save_layers
 from matquant.runs.folder import RunDir
-from matquant.runs.status import Reporter
+from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import Stopped
 from matquant.runs.tracking import Tracker
 
@@ -31,12 +31,10 @@ class DiskProgress:
     Of several ranks each writes its shards of a training state; everything else is the main one's, which reports.
     """
 
-    def __init__(
-        self, cell: Cell, setup: Setup, tracker: Tracker, reporter: Reporter | None = None, world: World = ALONE
-    ) -> None:
+    def __init__(self, cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent, world: World = ALONE) -> None:
         assert cell.grid is not None
         self.run, self.tracker, self.world = RunDir(setup.paths.runs, cell.id), tracker, world
-        self.reporter = reporter
+        self.beat = beat
         self.scale_dtype = cell.grid.scale_dtype
         # Several ranks train a model that leaves their GPUs little room, and their layers only go to the checkpoint.
         self.device = str(pick_device(setup)) if world.size == 1 else "cpu"
@@ -111,5 +109,4 @@ class DiskProgress:
         self.bar.total = total
         self.bar.update(done - self.bar.n)
         self.bar.set_postfix_str(note)
-        if self.reporter is not None:
-            self.reporter.beat(done, total)
+        self.beat(done, total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import assert_never
 
 import torch
@@ -23,11 +22,12 @@ from matquant.parallel.distributed import World, check_ranks
 from matquant.runs.checkpoint import has_checkpoint, save_checkpoint
 from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
+from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import Tracker
 from matquant.training.progress import DiskProgress
 
 
-def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
+def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> None:
     """Writes the cell's checkpoint, unless it exists or the cell is not quantized.
 
     Where several ranks train together all of them call this, and all return when the checkpoint is there.
@@ -39,15 +39,13 @@ def train(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     check_ranks(cell, world)
     if world.is_main:
         write_json(run.cell, cell.model_dump(mode="json"))
-    with run.stage("train") if world.is_main else nullcontext() as reporter:
-        progress = DiskProgress(cell, setup, tracker, reporter, world)
-        try:
-            layers = _fit(cell, setup, progress, world)
-        finally:
-            progress.bar.close()
-        if world.is_main:
-            save_checkpoint(run.checkpoint, cell, layers)
+    progress = DiskProgress(cell, setup, tracker, beat, world)
+    try:
+        layers = _fit(cell, setup, progress, world)
+    finally:
+        progress.bar.close()
     if world.is_main:
+        save_checkpoint(run.checkpoint, cell, layers)
         run.clear_state()
     world.barrier()
 

@@ -41,8 +41,11 @@ class Fitness:
         """`model` still has its own weights."""
         self.model, self.layers, self.text, self.batch_size = model, layers, text, batch_size
         self.written: dict[str, Slice] = {}
-        batches = [_most_likely(self._logits(batch), top_k) for batch in text.split(batch_size)]
-        self.teacher = Teacher(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        self.teacher = self._read_teacher(top_k)
+
+    def _read_teacher(self, top_k: int) -> Teacher:
+        batches = [_most_likely(self._logits(batch), top_k) for batch in self.text.split(self.batch_size)]
+        return Teacher(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
     def switch(self, slices: Mapping[str, Slice]) -> int:
         """Writes the layers whose slice is not the one in the model; returns how many."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 from evaluation.board import duration
+from evaluation.stages import Kind
 from matquant.runs.status import Reason
 from slurm.plan import STATES, Item, Sweep
 
@@ -27,10 +29,12 @@ MANY = 40  # rows that a person still reads
 def overview(sweep: Sweep) -> str:
     """How many stages are in which state."""
     study = sweep.study
-    stages = {"train": [i for i in sweep.items if i.part is None], "evaluate": [i for i in sweep.items if i.part]}
+    stages = {kind: [item for item in sweep.items if item.stage.kind == kind] for kind in get_args(Kind)}
     lines = [f"{study.name}: {len({item.cell_id for item in sweep.items})} cells, {_results(sweep)}", ""]
     lines.append(f"{'':10}" + "".join(f"{state:>9}" for state in STATES))
     for stage, items in stages.items():
+        if stage == "search" and not items:  # no plan names one
+            continue
         counts = [sum(item.state == state for item in items) for state in STATES]
         lines.append(f"{stage:10}" + "".join(f"{count or '-':>9}" for count in counts))
     return "\n".join(lines)
@@ -63,7 +67,7 @@ def states(sweep: Sweep) -> list[list[str]]:
     rows = [["cell", "stage", "state", "done", "elapsed", "left", ""]]
     for item in sweep.items:
         if item.state != "done":
-            rows.append([item.cell_id, item.stage, item.state, *progress(item), _remark(item)])
+            rows.append([item.cell_id, item.stage.name, item.state, *progress(item), _remark(item)])
     return rows
 
 
@@ -86,14 +90,16 @@ def _remark(item: Item) -> str:
         return f"{item.reason}"
     if item.state == "running" and item.status is not None and item.status.message:
         return item.status.message
-    return f"{item.num_results} results" if item.state == "missing" and item.part else item.note[:60]
+    if item.state == "missing" and item.plans:
+        return f"{len(item.plans)} plans"
+    return f"{item.num_results} results" if item.state == "missing" and item.gaps else item.note[:60]
 
 
 def failures(items: Sequence[Item], *, whole: bool = False) -> str:
     """Every failure with its message, its log and what to do about it."""
     blocks = []
     for item in items:
-        lines = [f"{item.cell_id} {item.stage}: {item.reason}", f"  {item.note}"]
+        lines = [f"{item.cell_id} {item.stage.name}: {item.reason}", f"  {item.note}"]
         if item.submission is not None and item.submission.log:
             lines.append(f"  log: {item.submission.log}")
         if item.reason is not None:

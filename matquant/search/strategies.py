@@ -1,4 +1,4 @@
-"""Which width for which layers, under a budget: the paper's pyramid, a dynamic program, and evolutionary search.
+"""Strategies that choose widths under a budget: the paper's pyramid, a dynamic program, and evolutionary search.
 
 The strategies know nothing of models.  They are given what can be chosen (`Choices`), and a loss: of each unit alone at
 each width (the dynamic program), or of a whole assignment (evolutionary search, arXiv:2410.14649).

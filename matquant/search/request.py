@@ -1,0 +1,85 @@
+"""The facts that decide what a search finds, and the plan on disk that answers them.
+
+Imports no torch: a sweep is planned by what has been found already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from matquant.config.cell import DType
+from matquant.config.setup import Readout, SearchSpec
+from matquant.errors import UserError
+from matquant.notation import STRATEGIES, Plan
+from matquant.runs.files import read_json
+from matquant.runs.folder import RunDir
+
+Strategy = Literal["pyramid", "dynamic_program", "evolution"]
+Granularity = Literal["block", "linear"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search is told."""
+
+    label: str
+    """The plan's, which names its file."""
+    strategy: Strategy
+    budget: float
+    granularity: Granularity = "block"
+    """A unit is all quantized layers of a block, or one of them, fused ones (q, k, v and gate, up) together."""
+    spec: SearchSpec = field(default_factory=SearchSpec)
+
+    @classmethod
+    def of(cls, plan: Plan, spec: SearchSpec) -> Search:
+        """The search that a plan such as `evolution_linear@3` asks for; UserError for one that asks for none."""
+        name = plan.strategy or plan.layout or ""
+        stem = name.removesuffix("_linear")
+        if stem not in get_args(Strategy) or plan.budget is None:
+            raise UserError(f"{plan} is not searched for; choose {', '.join((*STRATEGIES, 'pyramid'))} and @BITS")
+        return cls(plan.label, cast("Strategy", stem), plan.budget, "block" if name == stem else "linear", spec)
+
+    def facts(self, checksum: str, dtype: DType) -> dict[str, Any]:
+        """Everything that decides what is found."""
+        return {
+            "checksum": checksum,
+            "dtype": dtype,
+            "strategy": self.strategy,
+            "budget": self.budget,
+            "granularity": self.granularity,
+            **self.spec.model_dump(),
+        }
+
+    def state_of(self, facts: Mapping[str, Any]) -> str:
+        """A name for what is measured on the way: of the very same search, or for any budget where it is not asked."""
+        facts = dict(facts)
+        if self.strategy == "dynamic_program":
+            facts |= dict.fromkeys(("budget", "generations", "offspring", "seed"))
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.strategy}-{digest}"
+
+
+def found_plan(run: RunDir, readout: Readout, plan: Plan) -> Mapping[str, Any] | None:
+    """The facts of the plan that was found for a cell's checkpoint as it is now; None if there is no such plan."""
+    search = Search.of(plan, readout.search)
+    facts = _read(run.plan(search.label))
+    return facts if facts.get("search") == search.facts(recorded_checksum(run), readout.dtype) else None
+
+
+def recorded_checksum(run: RunDir) -> str:
+    """The checksum that stands in the description of a cell's checkpoint; empty where there is none."""
+    return _read(run.description).get("checksum", "")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The facts in a json file; none if it is not there, or is no such file."""
+    try:
+        facts = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
