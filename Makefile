@@ -62,6 +62,5 @@ lock: ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev --extra harness --constraint $(VENV)/pin.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv and the committed results
-	rm -rf runs out .pytest_cache .ruff_cache .hypothesis
-	@test ! -d results || find results -mindepth 1 -maxdepth 1 ! -name study_135m -exec rm -rf {} +
+clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv and the results of studies/
+	rm -rf runs results out .pytest_cache .ruff_cache .hypothesis

@@ -41,7 +41,7 @@ class Codes:
 def load_codes(store: ResultStore, cell_id: str) -> Codes | None:
     """The codes of a cell; None where they are not on disk or not what they should be."""
     try:
-        recorded = json.loads((store.folder / cell_id / "codes.json").read_text())
+        recorded = json.loads(store.text(cell_id, "codes.json"))
         histogram = np.asarray(recorded["histogram"], dtype=float)
         num_weights = {str(name): int(layer["num_weights"]) for name, layer in recorded["layers"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):

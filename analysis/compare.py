@@ -39,7 +39,7 @@ def measured(name: str, store: ResultStore) -> Measured:
             if values is not None:
                 found[result.task, protocol_id(result.protocol)] = values
     if not found:
-        there = sorted(f"{path.parent.name}:{path.name}" for path in store.folder.glob("*/*") if path.is_dir())
+        there = store.readouts()
         hint = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "there are none"
         raise UserError(f"no results of {name} in {store.folder}; write CELL:PLAN, {hint}")
     return found

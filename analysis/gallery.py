@@ -52,7 +52,7 @@ def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]
         *_widths(rows),
         *_mixed(study, loaded.store, rows, codes),
         *_histograms(rows, codes),
-        *_curves(study, rows),
+        *_curves(study, loaded.store, rows),
     ]
 
 
@@ -130,14 +130,14 @@ def _histograms(rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
         )
 
 
-def _curves(study: Study, rows: pd.DataFrame) -> Iterator[Plot]:
+def _curves(study: Study, store: ResultStore | None, rows: pd.DataFrame) -> Iterator[Plot]:
     labels: dict[str, str] = {}
     for cell_ids, label in zip(rows["cell_id"], rows["label"], strict=True):
         for cell_id in cell_ids.split(", "):
             labels.setdefault(
                 cell_id, label
             )  # of its widest read-out: an int8 parent is a Baseline before it is sliced
-    logs = {cell.id: read_log(RunDir(study.setup.paths.runs, cell.id).log) for cell in study.cells}
+    logs = {cell.id: read_log(_log_of(cell.id, study, store)) for cell in study.cells}
     shown = {
         f"{model_name(cell.model.name)}, {labels.get(cell.id, cell.id)}": logs[cell.id]
         for cell in study.cells
@@ -151,3 +151,16 @@ def _curves(study: Study, rows: pd.DataFrame) -> Iterator[Plot]:
             "Block by block: a line goes through the steps of a block, a marker stands at its last one.",
             lambda width: curves_figure(first, width=width),
         )
+
+
+def _log_of(cell_id: str, study: Study, store: ResultStore | None) -> str:
+    """The training log that came with the results of a cell, or that of its run; empty without one."""
+    try:
+        if store is not None:
+            return store.text(cell_id, "train.jsonl")
+    except FileNotFoundError:
+        pass
+    try:
+        return RunDir(study.setup.paths.runs, cell_id).log.read_text(encoding="utf-8")
+    except OSError:
+        return ""

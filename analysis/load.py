@@ -122,7 +122,7 @@ def _read_all(cells: Iterable[Cell], store: ResultStore) -> tuple[list[Result], 
     """Every sound result of the cells, and a sentence for every file that is not one."""
     results, problems = [], []
     for cell in cells:
-        for path in sorted((store.folder / cell.id).glob("*/*.json")):
+        for path in store.paths(cell.id):
             try:
                 results.append(_read_sound(path, store))
             except (OSError, ValueError) as error:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from matquant.config.study import Study
 
 
-MEASURED = ("paths.results=docs/measured/results", "paths.runs=docs/measured/training")
-"""The results that come with the source."""
+MEASURED = ("paths.results=studies/demo/results",)
+"""The results of `experiment=demo` and two more that come with the source (studies/demo/README.md)."""
 
 SCREEN_DPI = 150
 

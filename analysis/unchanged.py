@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from evaluation.results import ResultStore
 from matquant.checkout import PROJECT
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
@@ -90,11 +91,10 @@ def _facts(study: Study, overrides: Sequence[str] | None) -> Iterator[Any]:
 
 
 def _contents(study: Study) -> Iterator[Any]:
-    """Every file of the cells that a report may read: results, their documents, plans, codes, losses."""
-    paths = study.setup.paths
+    """Every file that a report may read: results of the cells, their documents, plans, codes, losses; packed ones."""
+    paths, store = study.setup.paths, ResultStore(study.setup.paths.results)
     for cell_id in dict.fromkeys(cell.id for cell in study.cells):
-        folder = paths.results / cell_id
-        for path in sorted((*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*.parquet"))):
+        for path in store.files(cell_id):
             yield [str(path.relative_to(paths.results)), _digest(path)]
         yield [cell_id, _digest(RunDir(paths.runs, cell_id).log)]
 

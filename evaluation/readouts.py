@@ -14,7 +14,7 @@ EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX = "readout/effective_bits", "reado
 def readout_rows(store: ResultStore, cell_id: str) -> list[dict[str, Any]]:
     """A row for each plan and task of a cell, of its headline metric; of several protocols the one measured last."""
     rows: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-    for path in sorted((store.folder / cell_id).glob("*/*.json")):
+    for path in store.paths(cell_id):
         try:
             result = store.read(path)
         except (OSError, ValueError):

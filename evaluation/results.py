@@ -5,6 +5,9 @@
     results/<cell id>/<plan>.plan.json   the widths that a search has found for a plan
     results/<cell id>/<plan>/<task>-<protocol id>.json        metrics, and how they were measured
     results/<cell id>/<plan>/<task>-<protocol id>.parquet     a row for each document
+    results/{facts,documents}.parquet     the packed form of all of them (`evaluation.packed`)
+
+These files are read loose or packed; a loose one wins over a packed one of the same name.  New files are always loose.
 
 The *protocol* is every fact that decides what a number means besides the weights: task, document limit, batch size,
 dtype, data revision, lm-eval version.  A result measured under another protocol is another file, so nothing is ever
@@ -23,6 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.packed import DOCUMENTS, FACTS, packed_documents, packed_facts, packed_table
+from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.files import write_beside, write_json
 
@@ -104,103 +109,183 @@ class Result:
         return Key(self.cell_id, self.plan, self.task, self.protocol)
 
 
-def _put(path: Path, facts: Mapping[str, Any]) -> None:
-    """Writes facts unless they are there already, so that a file's age says when they changed."""
+def write_documents(path: Path, documents: pa.Table) -> None:
+    """Writes the documents of a result, beside it."""
+    import pyarrow.parquet as pq
+
+    write_beside(documents_path(path), lambda beside: pq.write_table(documents, beside, compression="zstd"))
+
+
+def read_documents(path: Path) -> pa.Table:
+    """The loose documents of a result; ValueError if they are not there or cut short."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    documents = documents_path(path)
     try:
-        recorded = json.loads(path.read_text())
-    except (OSError, ValueError):
-        recorded = None
-    if recorded != facts:
-        write_json(path, facts)
+        # Not pq.read_table: it imports pandas, and looks for partitions first.
+        with pq.ParquetFile(documents) as file:
+            return file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{documents} cannot be read ({error}); delete the json beside it and evaluate again"
+        ) from error
 
 
 class ResultStore:
-    """A folder of results.  Reading never trusts a file that does not say what it is."""
+    """A folder of results, loose or packed.  Reading never trusts a file that does not say what it is."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
     def path(self, key: Key) -> Path:
+        """The place of a result while it is loose."""
         return self.folder / key.cell_id / key.plan / f"{key.task}-{protocol_id(key.protocol)}.json"
+
+    # --- what there is ---
 
     def names(self, cell_id: str, plan: str) -> frozenset[str]:
         """The names of the result files of one read-out: renamed into place whole, so never empty ones."""
+        loose: dict[str, int] = {}
         try:
             with os.scandir(self.folder / cell_id / plan) as entries:
-                return frozenset(entry.name for entry in entries if entry.stat().st_size)
+                loose = {entry.name: entry.stat().st_size for entry in entries}
         except OSError:
-            return frozenset()
+            pass
+        packed = self._packed_names(cell_id).get(plan, frozenset())
+        return frozenset(name for name in packed.union(loose) if loose.get(name, 1))
+
+    def paths(self, cell_id: str) -> list[Path]:
+        """The result files of a cell, in order; a packed one has the place that it would have loose."""
+        folder = self.folder / cell_id
+        packed = self._packed_names(cell_id).items()
+        return sorted(
+            {*folder.glob("*/*.json"), *(folder / plan / name for plan, names in packed if plan for name in names)}
+        )
+
+    def readouts(self) -> list[str]:
+        """Every read-out that has results, as CELL:PLAN."""
+        loose = {f"{path.parent.name}:{path.name}" for path in self.folder.glob("*/*") if path.is_dir()}
+        facts = packed_facts(self.folder)
+        packed = {} if facts is None else facts.names
+        return sorted(loose | {f"{cell_id}:{plan}" for cell_id, plans in packed.items() for plan in plans if plan})
+
+    def files(self, cell_id: str) -> list[Path]:
+        """Every file on disk that says something about a cell: its loose files, and the packed ones of all cells."""
+        patterns = ("*.json", "*.jsonl", "*/*.json", "*/*.parquet")
+        loose = sorted(path for pattern in patterns for path in (self.folder / cell_id).glob(pattern))
+        return [*loose, *(path for path in (self.folder / FACTS, self.folder / DOCUMENTS) if path.exists())]
 
     def has(self, key: Key) -> bool:
         """True if a whole result of exactly this key is on disk; a file cut short counts as missing."""
         path = self.path(key)
         try:
             result = self.read(path)
+            return result.key == key and self._num_documents(path) == result.num_documents
+        except UserError:
+            raise
         except (OSError, ValueError):
             return False
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        try:
-            num_rows = pq.read_metadata(documents_path(path)).num_rows
-        except (OSError, ValueError, pa.ArrowException):
-            return False
-        return result.key == key and num_rows == result.num_documents
+    # --- writing ---
 
     def put(self, result: Result, documents: Documents) -> None:
         """Writes a result and its documents; it counts as there once the json is, which comes last."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path = self.path(result.key)
-        table = pa.table({name: _compact(values) for name, values in documents.items()})
-        write_beside(documents_path(path), lambda beside: pq.write_table(table, beside, compression="zstd"))
+        write_documents(path, pa.table({name: _compact(values) for name, values in documents.items()}))
         write_json(path, asdict(result))
 
     def put_cell(self, cell_id: str, cell: Mapping[str, Any]) -> None:
         """Records what a cell is, once: tables are drawn without its checkpoint."""
         path = self.folder / cell_id / "cell.json"
-        if not path.exists():
+        if not (path.exists() or self._is_packed(path)):
             write_json(path, cell)
 
     def put_codes(self, cell_id: str, statistics: Mapping[str, Any]) -> None:
         """Records what the codes of a cell's checkpoint look like, unless that is what is recorded already."""
-        _put(self.folder / cell_id / "codes.json", statistics)
+        self._put(self.folder / cell_id / "codes.json", statistics)
 
     def put_plan(self, cell_id: str, plan: str, facts: Mapping[str, Any]) -> None:
         """Records the widths that a search has found, and what it was told."""
-        _put(self.folder / cell_id / f"{plan}.plan.json", facts)
+        self._put(self.folder / cell_id / f"{plan}.plan.json", facts)
+
+    def _put(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Writes facts unless they are there already, so that a file's age says when they changed."""
+        try:
+            recorded = json.loads(self._text(path))
+        except UserError:
+            raise
+        except (OSError, ValueError):
+            recorded = None
+        if recorded != facts:
+            write_json(path, facts)
+
+    # --- reading ---
 
     def plan(self, cell_id: str, plan: Plan) -> Plan:
         """A plan with the widths that its search has found, if it has one and that is recorded."""
-        path = self.folder / cell_id / f"{plan}.plan.json"
-        if plan.strategy is None or not path.exists():
+        if plan.strategy is None:
             return plan
-        return plan.found(json.loads(path.read_text())["layers"])
+        try:
+            text = self.text(cell_id, f"{plan}.plan.json")
+        except FileNotFoundError:
+            return plan
+        return plan.found(json.loads(text)["layers"])
+
+    def text(self, cell_id: str, name: str) -> str:
+        """The text of a file of a cell, such as codes.json; FileNotFoundError if there is none."""
+        return self._text(self.folder / cell_id / name)
 
     def read(self, path: Path) -> Result:
         """One result file; ValueError if it is not one."""
         try:
-            return Result(**json.loads(path.read_text()))
+            return Result(**json.loads(self._text(path)))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise ValueError(f"{path} is not a whole result file ({error}); delete it and evaluate again") from error
 
     def documents(self, key: Key) -> dict[str, list[Any]]:
         """The outcome of every document of a result; ValueError if they are not there or cut short."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = documents_path(self.path(key))
-        try:
-            # Not pq.read_table: it imports pandas, and looks for partitions first.
-            with pq.ParquetFile(path) as file:
-                return file.read().to_pydict()
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}); delete the json beside it and evaluate again"
-            ) from error
+        path = self.path(key)
+        if not self._is_packed(path):
+            return read_documents(path).to_pydict()
+        return packed_table(self.folder, self._name(path)).to_pydict()
 
     def results(self, cell_id: str) -> Iterator[Result]:
         """Every result of a cell."""
-        for path in sorted((self.folder / cell_id).glob("*/*.json")):
+        for path in self.paths(cell_id):
             yield self.read(path)
+
+    def _text(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            facts = packed_facts(self.folder)
+            if facts is None or self._name(path) not in facts:
+                raise
+            return facts.text(self._name(path))
+
+    def _num_documents(self, path: Path) -> int:
+        """The number of documents of a result, without reading them; ValueError if they cannot be read."""
+        if self._is_packed(path):
+            return packed_documents(self.folder).count(self._name(path))
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_metadata(documents_path(path)).num_rows
+        except pa.ArrowException as error:
+            raise ValueError(f"{documents_path(path)} cannot be read ({error})") from error
+
+    def _is_packed(self, path: Path) -> bool:
+        """True if a file is packed and not loose."""
+        facts = packed_facts(self.folder)
+        return facts is not None and self._name(path) in facts and not path.exists()
+
+    def _packed_names(self, cell_id: str) -> Mapping[str, frozenset[str]]:
+        facts = packed_facts(self.folder)
+        return {} if facts is None else facts.names.get(cell_id, {})
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()

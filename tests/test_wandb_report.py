@@ -90,7 +90,7 @@ def test_an_empty_results_folder_is_a_report_of_gaps(tmp_path):
 
 
 def overrides(folder):
-    return ["experiment=demo", f"paths.out={folder}", f"paths.results={PROJECT / 'docs/measured/results'}"]
+    return ["experiment=demo", f"paths.out={folder}", f"paths.results={PROJECT / 'studies/demo/results'}"]
 
 
 def test_without_publish_the_report_is_written_and_the_way_to_publish_it_said(tmp_path, capsys):

@@ -15,7 +15,6 @@ from analysis.figures.style import QUIET, RC, TEXT, Style, marker, new_figure, s
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -31,13 +30,9 @@ TERM = re.compile(r"(?:int(\d)(?:\+ep)?|\d(?:\+ep)?->(\d)(?:\+ep)?)")
 """What train.jsonl calls the loss of a term: `int2`, `int2+ep`, `8->2`."""
 
 
-def read_log(path: Path) -> pd.DataFrame:
+def read_log(text: str) -> pd.DataFrame:
     """The steps of a train.jsonl: `step`, `block` if there is one, and the loss of every term; empty without a log."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return pd.DataFrame(columns=["step"])
-    steps = [record for record in map(_record, lines) if "step" in record]
+    steps = [record for record in map(_record, text.splitlines()) if "step" in record]
     return pd.DataFrame(steps) if steps else pd.DataFrame(columns=["step"])
 
 

@@ -1,6 +1,6 @@
 """Notebooks: thin, each cell calls a function and shows what it returns; executed here, without a browser.
 
-python -m analysis.notebooks            executes all of them in place, on docs/measured and results/study_135m
+python -m analysis.notebooks            executes all of them in place, on studies/demo/results and studies/smollm2_135m/results
 python -m analysis.notebooks 5_study    executes one of them
 """
 
