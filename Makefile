@@ -27,12 +27,12 @@ $(READY): requirements.lock requirements-embedded.txt pyproject.toml hatch_build
 demo: $(READY) ## one real language model read at five precisions out of one checkpoint: table, Pareto plot, report
 	@$(BIN)/python run.py experiment=demo
 
-study: $(READY) ## measure what is missing of docs/study_135m.md, here: one experiment after the other, hours; may be interrupted
-	@for file in conf/experiment/study/*.yaml; do $(BIN)/python -m slurm.launch experiment=study/$$(basename $$file .yaml) || exit 1; done
+study: $(READY) ## measure what is missing of studies/smollm2_135m, here: one experiment after the other, hours; may be interrupted
+	@for file in studies/smollm2_135m/conf/experiment/smollm2_135m/*.yaml; do $(BIN)/python -m slurm.launch experiment=smollm2_135m/$$(basename $$file .yaml) || exit 1; done
 
-study-report: $(READY) ## draw docs/study_135m.md, its figures and its notebook again, from results alone
-	@$(BIN)/python -m analysis.study
-	@$(BIN)/python -m analysis.notebooks 5_study
+study-report: $(READY) ## draw the document of studies/smollm2_135m, its figures and its notebook again, from results alone
+	@$(BIN)/python -m analysis.claims.study smollm2_135m
+	@$(BIN)/python -m analysis.notebooks smollm2_135m
 
 test: $(READY) ## all tests: CPU only, offline, minutes
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/slurm_cluster
@@ -62,5 +62,5 @@ lock: ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev --extra harness --constraint $(VENV)/pin.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv and the results of studies/
+clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv and what is committed
 	rm -rf runs results out .pytest_cache .ruff_cache .hypothesis

@@ -128,7 +128,7 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
     A cell that fails does not keep the others from running; the failures are named at the end.  Of several ranks all
     take part in training, and the main one does the rest.
     """
-    from analysis.report import Report, print_text
+    from analysis.report.report import Report, print_text
 
     failures: dict[str, Exception] = {}
     outlook = _outlook(study)

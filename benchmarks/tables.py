@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from analysis.drawing import to_html, to_latex, to_markdown
-from analysis.load import expected_tasks, frame_of, load_frame
-from analysis.summary import summary
-from analysis.tables import summary_table
+from analysis.frame.load import expected_tasks, frame_of, load_frame
+from analysis.frame.summary import summary
+from analysis.tables.drawing import to_html, to_latex, to_markdown
+from analysis.tables.summary_table import summary_table
 from benchmarks.timing import print_ratios
 from evaluation.results import LOG_PPLX, Result, ResultStore
 from matquant.config.cell import Cell

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from matquant.checkout import PROJECT
+from matquant.checkout import PROJECT, study_folders
 from matquant.runs.files import write_json
 from matquant.runs.provenance import SOURCE, source_commit
 
@@ -50,7 +50,6 @@ def environment(snapshot: Path) -> dict[str, str]:
 
 
 def _code() -> Iterator[Path]:
-    for name in CODE:
-        path = PROJECT / name
+    for path in (*(PROJECT / name for name in CODE), *(folder / "conf" for folder in study_folders())):
         found = [path] if path.is_file() else path.rglob("*")
         yield from sorted(p for p in found if p.is_file() and "__pycache__" not in p.parts)

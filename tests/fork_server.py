@@ -19,7 +19,7 @@ import traceback
 import hydra.main  # noqa: F401
 import torch
 
-import analysis.report
+import analysis.report.report
 import evaluation.evaluate  # noqa: F401
 import matquant.training.train  # noqa: F401
 import slurm.snapshot
@@ -108,7 +108,7 @@ def run(words: list[str]) -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for pytest, whose end is the end of this too
     torch.set_num_threads(1)
-    analysis.report.FORMS = ("svg",)  # what the page shows: the other forms have tests of their own
+    analysis.report.report.FORMS = ("svg",)  # what the page shows: the other forms have tests of their own
     gc.collect()
     gc.freeze()  # what is here stays as it is, in memory that all forks share
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -96,7 +96,7 @@ def test_an_architecture_goes_the_whole_line(line, architecture, base, scope):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_architecture_has_a_report_of_everything_that_was_measured(line, architecture, monkeypatch, capsys):
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))  # the other forms have tests of their own
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))  # the other forms have tests of their own
     studies = [line(architecture, base, scope) for base in BASES for scope in SCOPES]
     study = replace(studies[0], cells=tuple(cell for one in studies for cell in one.cells))
     run.run_study(study, [])

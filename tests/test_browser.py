@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from analysis.building import load
-from analysis.drawing import to_html
-from analysis.page import plain_page
-from analysis.papers import paper_table
-from analysis.report import build_report
-from analysis.summary import summary
+from analysis.frame.summary import summary
+from analysis.report.building import load
+from analysis.report.page import plain_page
+from analysis.report.report import build_report
+from analysis.tables.drawing import to_html
+from analysis.tables.papers import paper_table
 from evaluation.results import ResultStore
 from evaluation.sources.table import PAPER_TASKS
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
@@ -36,7 +36,7 @@ def made(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _only_svg(monkeypatch):
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from matquant.config.compose import CONF, choices, compose, compose_points, key_of, sweep_points
+from matquant.config.compose import choices, compose, compose_points, config_folders, key_of, sweep_points
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from tests.golden import renew
@@ -35,12 +35,18 @@ SPECS: dict[str, tuple[str, Callable[[Study], BaseModel | None]]] = {
     "cluster": ("cluster", lambda study: study.setup.cluster),
 }
 """Where the values of a group's files stand, and what is made of them."""
-FILES = sorted(path for path in CONF.glob("*/**/*.yaml") if path.relative_to(CONF).parts[0] != "hydra")
+FILES = [
+    path
+    for folder in config_folders()
+    for path in sorted(folder.glob("*/**/*.yaml"))
+    if path.relative_to(folder).parts[0] != "hydra"
+]
 
 
 def choice(path: Path) -> tuple[str, str]:
     """The axis of a file and how its choice is typed: ("experiment", "smollm2/table01")."""
-    group, *name = path.relative_to(CONF).with_suffix("").parts
+    (folder,) = (folder for folder in config_folders() if path.is_relative_to(folder))
+    group, *name = path.relative_to(folder).with_suffix("").parts
     return group, "/".join(name)
 
 

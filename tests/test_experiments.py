@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import run
+from analysis.figures.gallery import Plot, plots
 from analysis.figures.style import save_figure
-from analysis.gallery import Plot, plots
-from analysis.load import LoadedResults, load_frame
+from analysis.frame.load import LoadedResults, load_frame
 from evaluation.results import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.compose import choices
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-DRAWING = "analysis.building"
+DRAWING = "analysis.report.building"
 """The module that draws the figures of a report."""
 BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps": 1}
 
@@ -82,7 +82,7 @@ def _figures_are_drawn_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{DRAWING}.plots", plots_once)
         patch.setattr(f"{DRAWING}.save_figure", saved_once)
-        patch.setattr("analysis.report.FORMS", ("svg",))  # the other forms have tests of their own
+        patch.setattr("analysis.report.report.FORMS", ("svg",))  # the other forms have tests of their own
         yield
 
 

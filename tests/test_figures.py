@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from analysis import published
-from analysis.codes import Codes, bucket_shares, codes_of, load_codes, num_parameters
 from analysis.figures.curves import curves_figure, read_log, terms_of
+from analysis.figures.every_width import points, printed_points, widths_figure
+from analysis.figures.gallery import plots
 from analysis.figures.histograms import histogram_figure
-from analysis.figures.mixnmatch import mixnmatch_figure
+from analysis.figures.mixed_widths import mixnmatch_figure
 from analysis.figures.pareto import SIZES, pareto_figure, sizes
 from analysis.figures.plans import grid_of, plan_figure
 from analysis.figures.style import COLUMN, METHOD_STYLES, OTHER_STYLES, TEXT, save_figure
-from analysis.figures.widths import points, printed_points, widths_figure
-from analysis.gallery import plots
-from analysis.load import load_frame
-from analysis.summary import summary
+from analysis.frame.code_counts import Codes, bucket_shares, codes_of, load_codes, num_parameters
+from analysis.frame.load import load_frame
+from analysis.frame.summary import summary
 from evaluation.results import ResultStore
 from matquant.codes.slicing import slice_codes
 from matquant.config.cell import GPTQBase

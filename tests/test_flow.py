@@ -24,7 +24,7 @@ SMOKE = ("experiment=smoke",)
 @pytest.fixture(autouse=True)
 def _only_svg(monkeypatch):
     """The form that the page shows: the other ones have tests of their own."""
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from analysis import show
-from analysis.notebooks import NOTEBOOKS, PARAMETERS, TEMPLATE, execute, read, with_parameters
-from analysis.report import main
+from analysis.notebooks import NOTEBOOKS, show
+from analysis.report.notebook import PARAMETERS, TEMPLATE, execute, read, with_parameters
+from analysis.report.report import main
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
 
@@ -57,7 +57,7 @@ def test_committed_pictures_are_whole():
 
 
 def test_the_report_executes_a_notebook_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))
     overrides = ["experiment=demo", f"paths.results={PROJECT / 'studies/demo/results'}", f"paths.out={tmp_path}"]
     assert main(overrides) == 0
     notebook = read(tmp_path / "demo" / "report.ipynb")
@@ -87,7 +87,8 @@ def test_a_figure_that_a_study_does_not_have_is_named_with_those_it_has():
 
 def test_nothing_that_is_shown_imports_a_model_library():
     code = (
-        "import sys; from analysis import all_tables, show, report, wandb_report; "
+        "import sys; from analysis.notebooks import show; "
+        "from analysis.report import all_tables, report, wandb_report; "
         "print([m for m in ('torch', 'transformers', 'lm_eval', 'wandb') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.building import numbers_of, text_of
-from analysis.compare import measured
-from analysis.gallery import plots
+from analysis.figures.gallery import plots
 from analysis.report import Report
+from analysis.report.building import numbers_of, text_of
+from analysis.report.compare import measured
 from benchmarks.startup import finished_study
 from evaluation import pack as packing
 from evaluation.pack import main, pack, same_bits, unpack

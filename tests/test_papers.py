@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 
 from analysis import published
-from analysis.all_tables import main, table_of
-from analysis.beside import runs, side_by_side
-from analysis.drawing import document, to_html, to_latex, to_markdown
-from analysis.load import load_frame
-from analysis.papers import DASH, by_base, by_distillation, by_method, by_model, by_weights, kind_of, paper_table
-from analysis.significance import against_reference
-from analysis.summary import summary
-from analysis.tables import significant_marks, summary_table
-from analysis.typeset import MISSING
+from analysis.frame.load import load_frame
+from analysis.frame.significance import against_reference
+from analysis.frame.summary import summary
+from analysis.report.all_tables import main, table_of
+from analysis.tables.beside import runs, side_by_side
+from analysis.tables.drawing import document, to_html, to_latex, to_markdown
+from analysis.tables.papers import DASH, by_base, by_distillation, by_method, by_model, by_weights, kind_of, paper_table
+from analysis.tables.summary_table import significant_marks, summary_table
+from analysis.tables.typeset import MISSING
 from evaluation.results import ResultStore
 from matquant.config.cell import QATBase
 from matquant.config.study import load_study

@@ -17,8 +17,8 @@ from analysis.figures.pareto import (
     pareto_figure,
 )
 from analysis.figures.style import readable_ticks, save_figure
-from analysis.load import load_frame
-from analysis.summary import CHANCE, summary
+from analysis.frame.load import load_frame
+from analysis.frame.summary import CHANCE, summary
 from evaluation.results import ResultStore
 from reference import pareto_reference
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized

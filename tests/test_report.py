@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from analysis.building import paper_number
-from analysis.contents import commands
-from analysis.report import FORMS, Report, build_report, main, print_text
+from analysis.report.building import paper_number
+from analysis.report.contents import commands
+from analysis.report.report import FORMS, Report, build_report, main, print_text
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
@@ -41,7 +41,7 @@ def made(tmp_path) -> Study:
 @pytest.fixture
 def _only_svg(monkeypatch):
     """The form that the page shows, where a test looks at nothing but the page."""
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))
 
 
 def page_of(made: Study) -> str:
@@ -49,7 +49,10 @@ def page_of(made: Study) -> str:
 
 
 def test_a_report_imports_no_model_library():
-    code = "import analysis.report, sys; print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
+    code = (
+        "import sys; from analysis.report import report; "
+        "print([m for m in ('torch', 'transformers', 'lm_eval') if m in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

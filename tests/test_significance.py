@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.compare import compare, measured
-from analysis.drawing import to_text
-from analysis.load import load_frame
-from analysis.significance import TASK_AVG, against_reference, differences, document_values, mcnemar, paired_bootstrap
-from analysis.summary import summary
-from analysis.tables import summary_table
-from analysis.typeset import BETTER, WORSE
+from analysis.frame.load import load_frame
+from analysis.frame.significance import (
+    TASK_AVG,
+    against_reference,
+    differences,
+    document_values,
+    mcnemar,
+    paired_bootstrap,
+)
+from analysis.frame.summary import summary
+from analysis.report.compare import difference_lines, measured
+from analysis.tables.drawing import to_text
+from analysis.tables.summary_table import summary_table
+from analysis.tables.typeset import BETTER, WORSE
 from evaluation.results import ResultStore
 from matquant.errors import UserError
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
@@ -155,7 +162,7 @@ def test_without_comparisons_nothing_is_marked(made):
 def test_any_two_read_outs_can_be_compared(made):
     store = ResultStore(made.setup.paths.results)
     _, baseline, matquant = (cell.id for cell in made.cells)
-    lines = compare(measured(f"{matquant}:int8", store), measured(f"{baseline}:int2", store))
+    lines = difference_lines(measured(f"{matquant}:int8", store), measured(f"{baseline}:int2", store))
     assert [line.split()[0] for line in lines] == ["task", "ARC-e", "BoolQ", "Task", "log"]
     assert "+46.0 ± " in lines[2]
 

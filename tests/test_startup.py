@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from analysis.report import Report
+from analysis.report.report import Report
 from benchmarks.startup import HEAVY, commands, finished_study
 from evaluation import preflight
 from matquant.checkout import PROJECT
@@ -44,7 +44,7 @@ def finished(tmp_path_factory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("finished")
     overrides = finished_study(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.report.FORMS", ("svg",))  # a report is unchanged in whatever forms it was drawn
+        patch.setattr("analysis.report.report.FORMS", ("svg",))  # a report is unchanged in whatever forms it was drawn
         Report(load_study(overrides), overrides).draw()
     return folder, overrides
 

@@ -1,10 +1,12 @@
-"""The document of the study: its verdicts follow from its rules, its numbers from results, and gaps are seen."""
+"""The document of a study: its verdicts follow from its rules, its numbers from results, and gaps are seen."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +14,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from analysis import evidence, verdicts
-from analysis.claims import CLAIMS, Case, find, paper_text, read
-from analysis.codes import Codes, bucket_shares
-from analysis.evidence import Measured, ReadOut, cells_of, compare, signed
-from analysis.headline import placed
-from analysis.prose import MINUS, PLACEHOLDER, fill, gaps, named, resolve
-from analysis.show import OpenStudy
-from analysis.study import CONF, NAME, PARTS, draw, figure, main, open_parts, out_of_date, write
-from analysis.study_text import HandWritten, Part, document, tally
-from analysis.verdicts import RULES, UNIGRAM, Comparison, Gain, rule_text
+from analysis.claims import judges, verdicts
+from analysis.claims.cases import Case, find, paper_text
+from analysis.claims.definition import (
+    DocumentPart,
+    Headline,
+    HeadlineRow,
+    StudyDefinition,
+    StudyFolder,
+    study_folder,
+    study_names,
+)
+from analysis.claims.document import document
+from analysis.claims.evidence import MeasuredReadOut, Noise, ReadOut, cells_of, noise_of, paired_gains, signed
+from analysis.claims.headline import placed
+from analysis.claims.prose import MINUS, PLACEHOLDER, fill, gaps, named, resolve
+from analysis.claims.study import main, open_parts, out_of_date, write
+from analysis.claims.verdict_tables import tally
+from analysis.claims.verdicts import RULES, Gain, PairedGains, rule_text
+from analysis.frame.code_counts import Codes, bucket_shares
+from analysis.frame.opened import OpenStudy
+from analysis.notebooks.shown_claims import ShownClaims
 from evaluation.results import LOG_PPLX, ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.cell import EmbeddedModel
 from matquant.config.setup import Paths
+from matquant.config.study import load_study
+from matquant.errors import UserError
 from matquant.models.loading import embedded_file
 from matquant.models.text import documents
 from matquant.models.tokens import token_blocks
@@ -33,7 +48,10 @@ from matquant.notation import Slice
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
 
 HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told at this scale"
-CASES = [case for claim in CLAIMS for case in claim.cases]
+FOLDER = study_folder("smollm2_135m")
+STUDY = FOLDER.definition()
+UNIGRAM = 7.5
+"""Of made-up read-outs."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +66,7 @@ def _composed_once(composed):
 def empty(tmp_path_factory, _composed_once):
     """Every experiment of the study, without a single result."""
     paths = Paths(results=tmp_path_factory.mktemp("results"))
-    studies = {name: one.study for name, one in open_parts().items()}
+    studies = {name: one.study for name, one in open_parts(FOLDER, STUDY).items()}
     setups = {name: study.setup.model_copy(update={"paths": paths}) for name, study in studies.items()}
     return {name: OpenStudy(replace(study, setup=setups[name])) for name, study in studies.items()}
 
@@ -67,23 +85,23 @@ def made(tmp_path):
 
 def test_the_committed_document_is_up_to_date(monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
-    assert main(["--check"]) == 0, capsys.readouterr().out
+    assert main([FOLDER.name, "--check"]) == 0, capsys.readouterr().out
 
 
 def test_every_experiment_of_the_study_is_a_part_of_its_document():
-    assert {path.stem for path in CONF.glob("*.yaml")} == {part.name for part in PARTS}
+    assert FOLDER.experiments == sorted(part.name for part in STUDY.parts)
 
 
 def test_every_case_names_read_outs_that_its_experiments_have(empty):
-    assert {name for case in CASES for name in case.experiments} <= {part.name for part in PARTS}
-    for case in CASES:
+    assert {name for case in STUDY.cases for name in case.experiments} <= {part.name for part in STUDY.parts}
+    for case in STUDY.cases:
         # The ones before the last may have fewer widths: then it is the last that is read.
         for wanted in (case.ours, *case.theirs):
             assert cells_of(empty[case.experiments[-1]], wanted), f"{case.where}: no experiment has {wanted}"
 
 
 def test_read_outs_with_seeds_have_all_of_them(empty):
-    assert [seed for seed, *_ in cells_of(empty["qat_seeds"], read("qat", "MatQuant", "int2"))] == [0, 1, 2]
+    assert [seed for seed, *_ in cells_of(empty["qat_seeds"], ReadOut("qat", "MatQuant", "int2"))] == [0, 1, 2]
 
 
 def test_words_that_fit_several_configurations_are_refused(empty):
@@ -92,14 +110,14 @@ def test_words_that_fit_several_configurations_are_refused(empty):
 
 
 def test_the_deviations_name_settings_and_miss_none(empty):
-    words = (PROJECT / "docs" / NAME / "deviations.md").read_text(encoding="utf-8")
+    words = FOLDER.words("deviations")
     assert gaps(words, empty) == []
     assert "{" not in fill(words, empty).replace("{8, 4, 3}", "").replace("{8, 4, 2}", "")
 
 
 @pytest.mark.parametrize("name", ["surprises", "headline"])
 def test_words_by_hand_name_read_outs_that_their_experiments_have(empty, name):
-    words = (PROJECT / "docs" / NAME / f"{name}.md").read_text(encoding="utf-8")
+    words = FOLDER.words(name)
     for address in (one for found in PLACEHOLDER.findall(words) for one in found.split(MINUS)):
         place, plan, _ = address.rsplit("/", 2)
         experiment, _, row = place.partition("/")
@@ -122,11 +140,11 @@ GAINS = st.builds(
     num_documents=st.integers(50, 100_000),
     by_seed=st.lists(st.sampled_from([-0.1, 0.1]), max_size=3).map(tuple),
 )
-COMPARISONS = st.builds(Comparison, task_avg=GAINS, log_pplx=GAINS)
+COMPARISONS = st.builds(PairedGains, task_avg=GAINS, log_pplx=GAINS)
 
 
-def swapped(found: Comparison) -> Comparison:
-    return Comparison(*(turned(one) for one in (found.task_avg, found.log_pplx)))
+def swapped(found: PairedGains) -> PairedGains:
+    return PairedGains(*(turned(one) for one in (found.task_avg, found.log_pplx)))
 
 
 def turned(one: Gain) -> Gain:
@@ -157,12 +175,12 @@ def test_what_is_above_is_at_least_as_good_and_what_is_below_is_not(found):
 @given(GAINS)
 def test_seeds_that_disagree_decide_nothing(one):
     disagreeing = Gain(one.mean, one.stderr, 0.0002, one.num_documents, (0.1, -0.1, 0.1))
-    verdict = verdicts.directional(Comparison(disagreeing, gain()))
+    verdict = verdicts.directional(PairedGains(disagreeing, gain()))
     assert (verdict.word, verdict.why) == (UNTOLD, "seeds disagree")
 
 
 def test_documents_that_all_agree_do_not_prove_more_than_their_number_can():
-    found = evidence.within(read_out(num=50), [read_out(num=50)])
+    found = judges.within(read_out(num=50), [read_out(num=50)])
     assert found.measured.startswith("Task Avg +0.0 [−3.0, +3.0], ")
     assert str(found.verdict) == "cannot be told at this scale (the interval is 6.0 points wide)"
 
@@ -174,50 +192,48 @@ def test_what_another_training_could_make_decides_nothing(one, noise):
     assert (doubted.better, doubted.worse) == ((one.better, one.worse) if beyond else (False, False))
     wide, narrow = doubted.interval, one.interval
     assert wide[0] <= narrow[0] <= narrow[1] <= wide[1]
-    verdict = verdicts.directional(Comparison(replace(gain(noise / 2, 0.01, 0.0002), noise=noise), gain()))
+    verdict = verdicts.directional(PairedGains(replace(gain(noise / 2, 0.01, 0.0002), noise=noise), gain()))
     assert (verdict.word, verdict.why) == (UNTOLD, "no more than another training run changes")
 
 
 def test_the_noise_of_training_is_pooled_over_what_has_several_seeds():
     two, three = read_out(shifts=(0.0, 0.2)), read_out(shifts=(0.0, 0.1, 0.2))
-    noise = evidence.noise_of([two, three, read_out()])
+    noise = noise_of([two, three, read_out()])
     assert noise is not None
     assert noise.log_pplx == pytest.approx(math.sqrt((0.02 + 0.02) / 3))
     assert (noise.task_avg, noise.freedom) == (0.0, 3)
     # Student's t with 3 degrees of freedom, of a difference of two means.
     assert noise.reach(1) == pytest.approx(3.182 * math.sqrt(2), abs=1e-3)
     assert noise.reach(3) == pytest.approx(noise.reach(1) / math.sqrt(3))
-    assert evidence.noise_of([read_out()]) is None
+    assert noise_of([read_out()]) is None
 
 
 def test_codes_that_another_training_would_move_as_far_decide_nothing():
     several = read_out(shifts=(0.0, 0.0), codes=(LOW, HIGH))
-    noise = evidence.noise_of([several])
+    noise = noise_of([several])
     assert noise is not None
     assert noise.codes == pytest.approx((abs(HIGH.mean - LOW.mean) / math.sqrt(2), np.ptp(TOPS) / math.sqrt(2)))
-    found = evidence.higher_codes(replace(read_out(codes=HIGH), noise=noise), [read_out(codes=LOW)])
+    found = judges.higher_codes(replace(read_out(codes=HIGH), noise=noise), [read_out(codes=LOW)])
     assert (found.verdict.word, found.verdict.why) == (UNTOLD, "no more than another training run changes")
     quiet = replace(noise, codes=(0.01 * noise.codes[0], 0.01 * noise.codes[1]))
-    assert (
-        evidence.higher_codes(replace(read_out(codes=HIGH), noise=quiet), [read_out(codes=LOW)]).verdict.word == HOLDS
-    )
+    assert judges.higher_codes(replace(read_out(codes=HIGH), noise=quiet), [read_out(codes=LOW)]).verdict.word == HOLDS
 
 
 def test_effective_bits_stand_beside_those_of_the_untrained_grid():
-    found = evidence.bits(replace(read_out(), effective_bits=2.05), [read_out(codes=FLAT)])
+    found = judges.bits(replace(read_out(), effective_bits=2.05), [read_out(codes=FLAT)])
     # Of 256 codes the upper 32 round up to a bucket that int2 has not.
     assert found.measured == "2.050 bits; the same grid untrained: 2.125"
 
 
 def test_noise_is_between_trainings_and_not_between_read_outs_of_one():
-    noise = evidence.Noise(0.0, 0.1, 10)
+    noise = Noise(0.0, 0.1, 10)
     ours, theirs = (replace(read_out(nats=nats), cells=frozenset({cell})) for nats, cell in ((4.8, "a"), (5.0, "b")))
-    assert evidence.above(ours, [theirs]).verdict.word == HOLDS
-    doubted = evidence.above(replace(ours, noise=noise), [theirs])
+    assert judges.above(ours, [theirs]).verdict.word == HOLDS
+    doubted = judges.above(replace(ours, noise=noise), [theirs])
     assert str(doubted.verdict) == f"{UNTOLD} (no more than another training run changes)"
     assert "; by training alone up to 0.32 nats, 0.0 points" in doubted.measured
     same = replace(theirs, cells=ours.cells)
-    assert evidence.above(replace(ours, noise=noise), [same]).verdict.word == HOLDS
+    assert judges.above(replace(ours, noise=noise), [same]).verdict.word == HOLDS
 
 
 @given(COMPARISONS)
@@ -244,7 +260,7 @@ def test_equivalence_knows_no_direction_and_is_never_wider_than_its_margin(found
     ],
 )
 def test_it_is_said_which_way_a_direction_cannot_be_told(task_avg, log_pplx, word, why):
-    verdict = verdicts.directional(Comparison(task_avg, log_pplx))
+    verdict = verdicts.directional(PairedGains(task_avg, log_pplx))
     assert (verdict.word, verdict.why) == (word, why)
 
 
@@ -253,18 +269,18 @@ def test_it_is_said_which_way_a_direction_cannot_be_told(task_avg, log_pplx, wor
 def test_documents_contradict_even_where_another_training_could_make_the_difference(rule, one):
     better = gain(0.3, 0.01, 0.0002)
     doubted = replace(gain(-0.1, 0.01, 0.0002), noise=0.2)
-    assert rule(Comparison(doubted, better)) == verdicts.CONTRADICTION
-    assert rule(Comparison(replace(one, mean=abs(one.mean), by_seed=()), better)).word == HOLDS
+    assert rule(PairedGains(doubted, better)) == verdicts.CONTRADICTION
+    assert rule(PairedGains(replace(one, mean=abs(one.mean), by_seed=()), better)).word == HOLDS
 
 
 def test_half_a_point_is_not_refuted_by_what_another_training_could_make():
     loss = gain(-0.05, 0.01, 0.0002)
-    assert verdicts.equivalent(Comparison(loss, gain())).word == FAILS
-    assert verdicts.equivalent(Comparison(replace(loss, noise=0.06), gain())) == verdicts.TRAINING
+    assert verdicts.equivalent(PairedGains(loss, gain())).word == FAILS
+    assert verdicts.equivalent(PairedGains(replace(loss, noise=0.06), gain())) == verdicts.TRAINING
 
 
 def test_rivals_that_have_failed_too_are_counted():
-    found = evidence.best_of(read_out(nats=8.0), [read_out(nats=9.0), read_out(nats=7.0)])
+    found = judges.best_of(read_out(nats=8.0), [read_out(nats=9.0), read_out(nats=7.0)])
     assert found.measured.startswith("8.00 nats; against MatQuant at int2: −1.000 ")
     assert str(found.verdict) == "does not hold (better than 0 of 2, worse than 1, failed like 1)"
 
@@ -275,9 +291,20 @@ def test_bits_are_counted(bits, word):
 
 
 def test_the_document_prints_the_words_of_every_rule():
-    used = {case.judge for case in CASES}
+    used = {case.judge for case in STUDY.cases}
     assert len(RULES) == len(used)
-    assert all(rule_text(rule).startswith(("Holds: ", "Does not hold: ")) for rule in RULES.values())
+    texts = [rule_text(rule, unigram=STUDY.unigram) for rule in RULES.values()]
+    assert all(text.startswith(("Holds: ", "Does not hold: ")) and "{" not in text for text in texts)
+    assert STUDY.remarks.keys() <= RULES.keys()
+
+
+def test_what_a_study_says_of_a_rule_stands_in_its_words():
+    as_good = RULES["At least as good"]
+    assert "a loss of more than 0.05 nats. Cannot" in rule_text(as_good)
+    assert "a loss of more than 0.05 nats (here). Cannot" in rule_text(as_good, remark="(here)")
+    above = RULES["Above, helps, gains, beats"]
+    assert "both failed (above 7.51 nats)" in rule_text(above, unigram=7.506)
+    assert "both failed (above token frequencies)" in rule_text(above)
 
 
 # --- from documents to verdicts --------------------------------------------------------------------------------------
@@ -292,7 +319,7 @@ def read_out(
     shifts: tuple[float, ...] = (0.0,),
     codes: Codes | Sequence[Codes] = (),
     noise: float = 0.0,
-) -> Measured:
+) -> MeasuredReadOut:
     """Two tasks with documents of which the first so many, from an offset on, are right; blocks of so many nats."""
     rng = np.random.default_rng(offset)
     right = (np.arange(num) - offset) % num < round(accuracy * num)
@@ -302,10 +329,10 @@ def read_out(
         for seed, shift in enumerate(shifts)
     }
     of_seeds = dict(enumerate([codes] if isinstance(codes, Codes) else codes))
-    return Measured(ReadOut("omniquant", "MatQuant", "int2"), seeds, codes=of_seeds)
+    return MeasuredReadOut(ReadOut("omniquant", "MatQuant", "int2"), seeds, codes=of_seeds, unigram=UNIGRAM)
 
 
-def uneven(nats: float, **facts) -> Measured:
+def uneven(nats: float, **facts) -> MeasuredReadOut:
     """Blocks that differ from those of others in ways of their own, so that small differences drown."""
     return read_out(nats=nats, offset=1, noise=2.0, **facts)
 
@@ -321,46 +348,46 @@ TOPS = [bucket_shares(codes, Slice(2))[-2:].sum() for codes in (LOW, HIGH)]
 
 
 JUDGED = [
-    (evidence.above, read_out(0.6), [read_out(0.5)], HOLDS),
-    (evidence.above, read_out(nats=4.9), [read_out()], HOLDS),
-    (evidence.above, read_out(0.5), [read_out(0.6)], FAILS),
-    (evidence.above, read_out(0.5), [read_out(0.5, offset=7)], UNTOLD),
-    (evidence.above, read_out(0.6), [read_out(nats=4.9)], UNTOLD),
-    (evidence.above, read_out(shifts=(-0.3, 0.1)), [read_out(shifts=(0, 0))], UNTOLD),
-    (evidence.above, read_out(shifts=(-0.3, -0.1)), [read_out(shifts=(0, 0))], HOLDS),
-    (evidence.within, read_out(), [read_out()], HOLDS),
-    (evidence.within, read_out(0.55), [read_out(0.5)], FAILS),
-    (evidence.within, read_out(), [read_out(offset=300)], UNTOLD),
-    (evidence.within, read_out(num=100), [read_out(num=100)], UNTOLD),
-    (evidence.within, read_out(0.55, 5.1), [read_out(0.5)], UNTOLD),
-    (evidence.within, read_out(0.45, 4.9), [read_out(0.5)], UNTOLD),
-    (evidence.above, read_out(nats=8.0), [read_out(nats=9.0)], UNTOLD),
-    (evidence.not_below, read_out(nats=8.0), [read_out(nats=8.0)], UNTOLD),
-    (evidence.collapsed, read_out(0.25, 13.0), [read_out(0.25, 8.0)], UNTOLD),
-    (evidence.trained, read_out(nats=12.0), [read_out(nats=7.0)], FAILS),
-    (evidence.trained, read_out(nats=12.0), [uneven(UNIGRAM)], FAILS),
-    (evidence.higher_codes, read_out(codes=HIGH), [read_out(codes=HIGH)], UNTOLD),
-    (evidence.not_below, read_out(nats=5.0), [read_out()], HOLDS),
-    (evidence.not_below, read_out(nats=5.1), [read_out()], FAILS),
-    (evidence.not_below, read_out(), [uneven(5.0)], UNTOLD),
-    (evidence.collapsed, read_out(0.25, 13.0), [read_out(0.25, 7.0)], HOLDS),
-    (evidence.collapsed, read_out(0.6, 13.0), [read_out(0.6, 7.0)], FAILS),
-    (evidence.collapsed, read_out(0.25, 6.0), [read_out(0.25, 7.0)], FAILS),
-    (evidence.collapsed, read_out(0.25, 7.0), [read_out(0.25, 7.0)], UNTOLD),
-    (evidence.between, read_out(nats=4.0), [read_out(nats=3.9), read_out(nats=5.0)], HOLDS),
-    (evidence.between, read_out(nats=3.8), [read_out(nats=3.9), read_out(nats=5.0)], HOLDS),
-    (evidence.between, read_out(nats=5.1), [read_out(nats=3.9), read_out(nats=5.0)], FAILS),
-    (evidence.between, read_out(nats=5.2), [read_out(nats=3.9), uneven(5.0)], UNTOLD),
-    (evidence.best_of, read_out(nats=4.0), [read_out(nats=5.0), read_out(nats=6.0)], HOLDS),
-    (evidence.best_of, read_out(nats=5.5), [read_out(nats=5.0), read_out(nats=6.0)], FAILS),
-    (evidence.best_of, read_out(nats=5.0), [read_out(nats=5.0), read_out(nats=6.0)], UNTOLD),
-    (evidence.trained, read_out(nats=7.0), [read_out(nats=12.0)], HOLDS),
-    (evidence.trained, read_out(nats=6.0), [read_out(nats=7.0)], FAILS),
-    (evidence.trained, read_out(nats=12.0), [read_out(nats=12.0)], FAILS),
-    (evidence.trained, read_out(nats=7.0), [uneven(UNIGRAM)], UNTOLD),
-    (evidence.higher_codes, read_out(codes=HIGH), [read_out(codes=LOW)], HOLDS),
-    (evidence.higher_codes, read_out(codes=LOW), [read_out(codes=HIGH)], FAILS),
-    (evidence.higher_codes, read_out(codes=MIDDLE), [read_out(codes=FLAT)], UNTOLD),
+    (judges.above, read_out(0.6), [read_out(0.5)], HOLDS),
+    (judges.above, read_out(nats=4.9), [read_out()], HOLDS),
+    (judges.above, read_out(0.5), [read_out(0.6)], FAILS),
+    (judges.above, read_out(0.5), [read_out(0.5, offset=7)], UNTOLD),
+    (judges.above, read_out(0.6), [read_out(nats=4.9)], UNTOLD),
+    (judges.above, read_out(shifts=(-0.3, 0.1)), [read_out(shifts=(0, 0))], UNTOLD),
+    (judges.above, read_out(shifts=(-0.3, -0.1)), [read_out(shifts=(0, 0))], HOLDS),
+    (judges.within, read_out(), [read_out()], HOLDS),
+    (judges.within, read_out(0.55), [read_out(0.5)], FAILS),
+    (judges.within, read_out(), [read_out(offset=300)], UNTOLD),
+    (judges.within, read_out(num=100), [read_out(num=100)], UNTOLD),
+    (judges.within, read_out(0.55, 5.1), [read_out(0.5)], UNTOLD),
+    (judges.within, read_out(0.45, 4.9), [read_out(0.5)], UNTOLD),
+    (judges.above, read_out(nats=8.0), [read_out(nats=9.0)], UNTOLD),
+    (judges.not_below, read_out(nats=8.0), [read_out(nats=8.0)], UNTOLD),
+    (judges.collapsed, read_out(0.25, 13.0), [read_out(0.25, 8.0)], UNTOLD),
+    (judges.trained, read_out(nats=12.0), [read_out(nats=7.0)], FAILS),
+    (judges.trained, read_out(nats=12.0), [uneven(UNIGRAM)], FAILS),
+    (judges.higher_codes, read_out(codes=HIGH), [read_out(codes=HIGH)], UNTOLD),
+    (judges.not_below, read_out(nats=5.0), [read_out()], HOLDS),
+    (judges.not_below, read_out(nats=5.1), [read_out()], FAILS),
+    (judges.not_below, read_out(), [uneven(5.0)], UNTOLD),
+    (judges.collapsed, read_out(0.25, 13.0), [read_out(0.25, 7.0)], HOLDS),
+    (judges.collapsed, read_out(0.6, 13.0), [read_out(0.6, 7.0)], FAILS),
+    (judges.collapsed, read_out(0.25, 6.0), [read_out(0.25, 7.0)], FAILS),
+    (judges.collapsed, read_out(0.25, 7.0), [read_out(0.25, 7.0)], UNTOLD),
+    (judges.between, read_out(nats=4.0), [read_out(nats=3.9), read_out(nats=5.0)], HOLDS),
+    (judges.between, read_out(nats=3.8), [read_out(nats=3.9), read_out(nats=5.0)], HOLDS),
+    (judges.between, read_out(nats=5.1), [read_out(nats=3.9), read_out(nats=5.0)], FAILS),
+    (judges.between, read_out(nats=5.2), [read_out(nats=3.9), uneven(5.0)], UNTOLD),
+    (judges.best_of, read_out(nats=4.0), [read_out(nats=5.0), read_out(nats=6.0)], HOLDS),
+    (judges.best_of, read_out(nats=5.5), [read_out(nats=5.0), read_out(nats=6.0)], FAILS),
+    (judges.best_of, read_out(nats=5.0), [read_out(nats=5.0), read_out(nats=6.0)], UNTOLD),
+    (judges.trained, read_out(nats=7.0), [read_out(nats=12.0)], HOLDS),
+    (judges.trained, read_out(nats=6.0), [read_out(nats=7.0)], FAILS),
+    (judges.trained, read_out(nats=12.0), [read_out(nats=12.0)], FAILS),
+    (judges.trained, read_out(nats=7.0), [uneven(UNIGRAM)], UNTOLD),
+    (judges.higher_codes, read_out(codes=HIGH), [read_out(codes=LOW)], HOLDS),
+    (judges.higher_codes, read_out(codes=LOW), [read_out(codes=HIGH)], FAILS),
+    (judges.higher_codes, read_out(codes=MIDDLE), [read_out(codes=FLAT)], UNTOLD),
 ]
 
 
@@ -373,15 +400,15 @@ def test_every_rule_reaches_each_of_its_verdicts_from_paired_documents(judge, ou
 
 def test_every_judge_of_a_claim_is_among_those_tested():
     reached = {(judge, word) for judge, _, _, word in JUDGED}
-    judges = {case.judge for case in CASES} - {evidence.bits}
-    assert reached == {(judge, word) for judge in judges for word in (HOLDS, FAILS, UNTOLD)}
+    of_claims = {case.judge for case in STUDY.cases} - {judges.bits}
+    assert reached == {(judge, word) for judge in of_claims for word in (HOLDS, FAILS, UNTOLD)}
 
 
 def test_a_difference_reads_as_a_paper_prints_it():
-    found = compare(read_out(0.55, 4.69, noise=0.01, offset=1), read_out())
-    text = evidence.difference_text(found)
+    found = paired_gains(read_out(0.55, 4.69, noise=0.01, offset=1), read_out())
+    text = judges.difference_text(found)
     assert text.startswith("−0.311 ± 0.001 nats (p < 0.001), Task Avg +5.0 ± ")
-    seeds = evidence.difference_text(compare(read_out(shifts=(-0.3, 0.1)), read_out(shifts=(0, 0))))
+    seeds = judges.difference_text(paired_gains(read_out(shifts=(-0.3, 0.1)), read_out(shifts=(0, 0))))
     assert seeds.endswith("; mean of 2 seeds, each: −0.30, +0.10 nats; +0.0, +0.0 points")
 
 
@@ -391,91 +418,108 @@ def test_what_rounds_to_zero_has_no_minus():
 
 def test_the_papers_difference_stands_beside_ours():
     case = Case(
-        "", (), evidence.above, read("omniquant", "MatQuant", "int2"), (read("omniquant", "Baseline", "int2"),), 1
+        "", (), judges.above, ReadOut("omniquant", "MatQuant", "int2"), (ReadOut("omniquant", "Baseline", "int2"),), 1
     )
     assert paper_text(case) == "Table 1: Gemma-2 2B +1.0, Gemma-2 9B +3.1, Mistral 7B +3.0"
 
 
 # --- the document ----------------------------------------------------------------------------------------------------
 
-WORDS = HandWritten(
-    "int2 at {omniquant/matquant/int2/log_pplx}.",
-    "{omniquant/matquant/base.num_steps} steps.",
-    "{omniquant/matquant/int2/log_pplx} at int2",
-)
+WORDS = {
+    "notes": "## Notes\n\nint2 at {omniquant/matquant/int2/log_pplx}; {omniquant/matquant/base.num_steps} steps.\n",
+    "headline": "{omniquant/matquant/int2/log_pplx} at int2",
+}
+PART = DocumentPart("omniquant", "OmniQuant", (1,), ("pareto",))
+
+
+def folder_of(path: Path, **words: str) -> StudyFolder:
+    """The folder of a study of a test's own, with words."""
+    folder = path / "own"
+    (folder / "words").mkdir(parents=True)
+    for name, text in words.items():
+        (folder / "words" / f"{name}.md").write_text(text, encoding="utf-8")
+    return StudyFolder(folder)
 
 
 def test_without_results_everything_is_a_visible_gap(empty):
-    drawn = draw(empty)
+    drawn = document(FOLDER, STUDY, empty)
     assert drawn.figures == {}
-    assert tally(empty) == f"not measured yet: {sum(not case.is_check for case in CASES)}"
-    for claim in CLAIMS:
+    assert tally(STUDY, empty) == f"not measured yet: {sum(not case.is_check for case in STUDY.cases)}"
+    for claim in STUDY.claims:
         assert f"| {claim.words} | {claim.source} |" in drawn.text
-    for part in PARTS:
-        assert f"### {part.title}\n\n`python -m slurm.launch experiment=study/{part.name}` (" in drawn.text
+    for part in STUDY.parts:
+        command = f"python -m slurm.launch experiment=smollm2_135m/{part.name}"
+        assert f"### {part.title}\n\n`{command}` (" in drawn.text
     assert "*Figure widths: not measured yet.*" in drawn.text
-    assert repr(figure(empty, "omniquant", "widths")) == "omniquant, widths: not measured yet."
+    shown = ShownClaims(STUDY, empty)
+    assert repr(shown.figure("omniquant", "widths")) == "omniquant, widths: not measured yet."
 
 
-def test_an_experiment_without_a_file_is_a_gap_too():
-    text = document((Part("later", "Later"),), {}, HandWritten("", "", ""), NAME).text
-    assert "*There is no conf/experiment/study/later.yaml yet.*" in text
+def test_an_experiment_without_a_file_is_a_gap_too(tmp_path):
+    text = document(folder_of(tmp_path), StudyDefinition("A study", (DocumentPart("later", "Later"),)), {}).text
+    assert "*There is no experiment own/later yet.*" in text
+    assert "## Claims" not in text
 
 
 def test_made_up_results_reach_claims_tables_words_and_figures(made, tmp_path):
-    parts = (Part("omniquant", "OmniQuant", (1,), ("pareto",)), Part("later", "Later"))
-    drawn = document(parts, made, WORDS, NAME)
+    folder = folder_of(tmp_path, **WORDS)
+    parts = (PART, DocumentPart("later", "Later"))
+    drawn = document(folder, StudyDefinition("A study", parts, claims=STUDY.claims, words=("notes",)), made)
     named = [line for line in drawn.text.splitlines() if line.startswith("| int2 of MatQuant is above its baseline")]
     _, line = named  # how many of its cases came to what, and the cases
     assert "Task Avg +40.0 ± 3.5 (p \\< 0.001) | holds |" in line
+    assert drawn.text.startswith("# A study\n")
     assert "100 of each: ARC-e, BoolQ" in drawn.text
     assert "64 tokens in 100 blocks, prose" in drawn.text
-    assert "int2 at 5.718." in drawn.text
-    assert "2 steps." in drawn.text
+    assert "## Notes\n\nint2 at 5.718; 2 steps.\n" in drawn.text
     assert "**MatQuant, Table 1: OmniQuant, FFN, Gemma-2 2B, Gemma-2 9B, Mistral 7B, tiny**" in drawn.text
     assert list(drawn.figures) == ["omniquant_pareto.png"]
-    assert out_of_date(drawn, tmp_path) != []
-    write(drawn, tmp_path)
-    assert out_of_date(drawn, tmp_path) == []
-    assert (tmp_path / NAME / "omniquant_pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert out_of_date(drawn, folder) != []
+    write(drawn, folder)
+    assert out_of_date(drawn, folder) == []
+    assert (folder.figures / "omniquant_pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_head_of_the_readme_is_between_its_marks_and_drawn_from_results(made, tmp_path):
+def test_the_head_of_the_readme_is_between_the_marks_of_its_study_and_drawn_from_results(made, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- study: of something -->\nold\n<!-- end of study -->\nafter\n")
-    drawn = document((), made, WORDS, NAME)
-    assert out_of_date(drawn, tmp_path, readme)[1].startswith(f"{readme} is out of date:")
-    write(drawn, tmp_path, readme)
-    assert out_of_date(drawn, tmp_path, readme) == []
+    readme.write_text("before\n<!-- study own: of something -->\nold\n<!-- end of study own -->\nafter\n")
+    rows = (HeadlineRow("", "MatQuant {8, 4, 2}: one model", "omniquant", "MatQuant (OmniQuant)"),)
+    definition = StudyDefinition("A study", (), headline=Headline("headline", "pareto", "Bits", rows))
+    folder = folder_of(tmp_path, **WORDS)
+    drawn = document(folder, definition, made)
+    assert out_of_date(drawn, folder, readme)[1].startswith(f"{readme} is out of date:")
+    write(drawn, folder, readme)
+    assert out_of_date(drawn, folder, readme) == []
     before, head, table, *_ = readme.read_text().split("\n\n")
-    assert before == "before\n<!-- study: of something -->"
-    assert head.endswith("(docs/study_135m/headline_pareto.png)")
+    assert before == "before\n<!-- study own: of something -->"
+    assert head == "![Bits](studies/own/figures/headline_pareto.png)"
     assert table == "5.718 at int2"
     assert "|  | MatQuant {8, 4, 2}: one model | 3.007 | – | 3.368 | 4.000 | 5.718 |" in readme.read_text()
-    assert readme.read_text().endswith("\n<!-- end of study -->\nafter\n")
+    assert readme.read_text().endswith("\n<!-- end of study own -->\nafter\n")
 
 
 def test_a_readme_without_a_place_for_the_study_is_refused():
     with pytest.raises(ValueError, match="no place for the study"):
-        placed("words", "block")
+        placed("<!-- study another: ... -->\n\n<!-- end of study another -->", "own", "block")
 
 
 def test_what_is_out_of_date_is_named(made, tmp_path):
-    drawn = document((Part("omniquant", "OmniQuant", (), ("pareto",)),), made, WORDS, NAME)
-    path = write(drawn, tmp_path)
-    (tmp_path / NAME / "omniquant_pareto.png").unlink()
+    folder = folder_of(tmp_path)
+    drawn = document(folder, StudyDefinition("A study", (PART,), claims=STUDY.claims), made)
+    path = write(drawn, folder)
+    (folder.figures / "omniquant_pareto.png").unlink()
     path.write_text(drawn.text.replace("holds", "held", 1), encoding="utf-8")
-    text, missing = out_of_date(drawn, tmp_path)
+    text, missing = out_of_date(drawn, folder)
     assert text.startswith(f"{path} is out of date:")
     assert "omniquant_pareto.png is missing" in missing
 
 
 def test_a_case_with_one_task_missing_is_not_measured(made):
-    (case,) = [case for case in CASES if case.where == "OmniQuant, int2"]
-    assert find(case, made).verdict.word == HOLDS
+    (case,) = [case for case in STUDY.cases if case.where == "OmniQuant, int2"]
+    assert find(case, made, STUDY.background).verdict.word == HOLDS
     one = made["omniquant"].study
     next((one.setup.paths.results / one.cells[2].id / "int2").glob("boolq-*.json")).unlink()
-    assert find(case, {"omniquant": OpenStudy(one)}).verdict.word == "not measured yet"
+    assert find(case, {"omniquant": OpenStudy(one)}, STUDY.background).verdict.word == "not measured yet"
 
 
 def test_the_experiment_with_seeds_comes_first(tmp_path, made):
@@ -487,8 +531,8 @@ def test_the_experiment_with_seeds_comes_first(tmp_path, made):
     seeds = study(tmp_path / "seeds", cells, name="seeds")
     measure(seeds)
     measure(study(tmp_path / "seeds", [cells[0]], name="seeds"), accuracy=0.9)
-    (case,) = [case for case in CASES if case.where == "OmniQuant, int2"]
-    text = find(case, {**made, "omniquant_seeds": OpenStudy(seeds)}).measured
+    (case,) = [case for case in STUDY.cases if case.where == "OmniQuant, int2"]
+    text = find(case, {**made, "omniquant_seeds": OpenStudy(seeds)}, STUDY.background).measured
     assert "mean of 2 seeds" in text
     assert "by training alone up to 0.00 nats, " in text
 
@@ -498,8 +542,8 @@ def test_codes_are_read_from_beside_the_results(made):
     store = ResultStore(one.setup.paths.results)
     for cell, codes in ((one.cells[1], LOW), (one.cells[3], HIGH)):
         store.put_codes(cell.id, {"histogram": codes.histogram.tolist(), "layers": {}})
-    (case,) = [case for case in CASES if case.where == "OmniQuant, int8 codes"]
-    found = find(case, {"omniquant": OpenStudy(one)})
+    (case,) = [case for case in STUDY.cases if case.where == "OmniQuant, int8 codes"]
+    found = find(case, {"omniquant": OpenStudy(one)}, STUDY.background)
     assert found.verdict.word == HOLDS
     assert found.measured.startswith("mean code 148.833 against 106.167; highest int2 bucket ")
 
@@ -540,8 +584,76 @@ def test_braces_that_are_no_placeholder_stay(made):
     assert fill("{8, 4, 2} and {int8: 1}", made) == "{8, 4, 2} and {int8: 1}"
 
 
+def test_where_no_log_perplexity_of_a_failed_model_is_known_none_has_failed():
+    known, unknown = (
+        [replace(read_out(nats=nats), unigram=unigram) for nats in (8.0, 9.0)] for unigram in (UNIGRAM, None)
+    )
+    assert judges.above(known[0], known[1:]).verdict == verdicts.BOTH_FAILED
+    assert judges.above(unknown[0], unknown[1:]).verdict.word == HOLDS
+    with pytest.raises(UserError, match="needs `unigram` in the study's definition"):
+        judges.trained(unknown[0], unknown[1:])
+
+
+# --- a study of one's own --------------------------------------------------------------------------------------------
+
+HOW_TO = PROJECT / "studies" / "README.md"
+FILES = re.findall(r"`(studies/first_look/[^`]+)`:\n\n```\w+\n(.*?)```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL)
+"""Path and content of every file that the example has."""
+
+
+def test_the_study_of_the_readme_has_twenty_lines():
+    assert len(FILES) == 3
+    assert sum(bool(line.strip()) for _, text in FILES for line in text.splitlines()) <= 20
+
+
+def test_the_study_of_the_readme_is_found_measured_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("matquant.config.study.load_study", load_study)  # not from among those composed before
+    monkeypatch.setattr("matquant.checkout.STUDIES", tmp_path / "studies")
+    monkeypatch.setattr("analysis.claims.study.README", tmp_path / "README.md")
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    measured = load_study(["experiment=first_look/int2"])
+    _, matquant = measured.cells
+    measure(measured)
+    measure(replace(measured, cells=(matquant,)), accuracy=0.9)
+    (command,) = re.findall(r"^python -m analysis\.claims\.study (\w+)$", HOW_TO.read_text(), re.MULTILINE)
+    assert main([command]) == 0
+    drawn = (tmp_path / "studies" / "first_look" / "document.md").read_text(encoding="utf-8")
+    assert drawn.startswith("# A first look\n")
+    assert "| int2 of MatQuant is above its baseline | MatQuant, Table 1 | OmniQuant, int2 (int2) | Table 1: " in drawn
+    assert "(p \\< 0.001) | holds |" in drawn
+    assert "**MatQuant, Table 1: OmniQuant, FFN, Gemma-2 2B, Gemma-2 9B, Mistral 7B, SmolLM2-135M**" in drawn
+    assert "MatQuant reads 5.718 nats per token at int2, +0.000 against a model for int2 alone." in drawn
+    assert "![effective bits per quantized weight](figures/int2_pareto.png)" in drawn
+    assert not [line for line in drawn.splitlines() if "not measured yet:" in line]
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "first_look"
+    assert main(["first_lock"]) == 2
+    assert "there is no study first_lock; did you mean first_look? studies: first_look" in capsys.readouterr().err
+
+
+def test_a_folder_that_defines_no_study_is_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    with pytest.raises(UserError, match=r"study\.py does not exist"):
+        folder.definition()
+    (folder.path / "study.py").write_text("STUDY = None\n")
+    with pytest.raises(UserError, match="write STUDY = StudyDefinition"):
+        folder.definition()
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_nothing_that_is_true_of_one_study_stands_in_the_general_part(name):
+    one = study_folder(name).definition()
+    facts = {name, f"{one.unigram}", f"{one.unigram:.2f}", "135m", "study_135m"}
+    for path in (PROJECT / "analysis" / "claims").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not {fact for fact in facts if fact in text}, path
+
+
 def test_token_frequencies_reach_what_a_model_must_not_be_worse_than():
-    qat = open_parts()["qat"].study
+    qat = open_parts(FOLDER, STUDY)["qat"].study
     model, held_out = qat.cells[0].model, qat.setup.readout.perplexity
     assert isinstance(model, EmbeddedModel)
     assert held_out is not None
@@ -552,4 +664,4 @@ def test_token_frequencies_reach_what_a_model_must_not_be_worse_than():
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         np.add.at(counts, [*tokens, tokenizer.eos_token_id], 1)
     nats = np.log(counts.sum() / counts)[token_blocks(held_out, tokenizer, "heldout", seed=0, add_bos=False)[:, 1:]]
-    assert nats.mean() == pytest.approx(UNIGRAM, abs=5e-4)
+    assert nats.mean() == pytest.approx(STUDY.unigram, abs=5e-4)

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.drawing import to_html, to_markdown, to_text
-from analysis.load import COLUMNS, LoadedResults, load_frame
-from analysis.summary import stderr_of_mean, summary
-from analysis.tables import summary_table
-from analysis.typeset import MISSING
+from analysis.frame.load import COLUMNS, LoadedResults, load_frame
+from analysis.frame.summary import stderr_of_mean, summary
+from analysis.tables.drawing import to_html, to_markdown, to_text
+from analysis.tables.summary_table import summary_table
+from analysis.tables.typeset import MISSING
 from evaluation.results import ResultStore
 from evaluation.sources.table import PAPER_TASKS
 from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from analysis import unchanged
-from analysis.files import ReportPaths, write_text
-from analysis.report import Report
+from analysis.report import unchanged
+from analysis.report.files import ReportPaths, write_text
+from analysis.report.report import Report
 from matquant.runs.folder import RunDir
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
 
@@ -42,20 +42,20 @@ def drawn(monkeypatch) -> list[str]:
         pages.append("notebook")
         write_text(path, "cells")
 
-    monkeypatch.setattr("analysis.building.numbers_of", lambda _: None)
-    monkeypatch.setattr("analysis.building.text_of", lambda _: "a table")
-    monkeypatch.setattr("analysis.building.build", build)
-    monkeypatch.setattr("analysis.notebooks.write_report_notebook", notebook)
+    monkeypatch.setattr("analysis.report.building.numbers_of", lambda _: None)
+    monkeypatch.setattr("analysis.report.building.text_of", lambda _: "a table")
+    monkeypatch.setattr("analysis.report.building.build", build)
+    monkeypatch.setattr("analysis.report.notebook.write_report_notebook", notebook)
     return pages
 
 
 def test_nothing_is_drawn_twice_and_the_table_stays_the_same(made, monkeypatch):
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))
     first = Report(made)
     folder = first.draw().folder
     text, files = first.text(), {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert "MatQuant (OmniQuant)" in text
-    monkeypatch.setattr("analysis.building.numbers_of", lambda _: pytest.fail("results were read"))
+    monkeypatch.setattr("analysis.report.building.numbers_of", lambda _: pytest.fail("results were read"))
     second = Report(made)
     second.draw()
     assert second.text() == text
@@ -117,10 +117,11 @@ def test_it_is_drawn_again_by_other_code_and_other_libraries(made, drawn, monkey
     monkeypatch.setattr(unchanged, "_version", lambda library: f"another {library}")
     Report(made).draw()
     assert drawn == ["report"] * 2
-    (tmp_path / "analysis" / "published").mkdir(parents=True)
+    for room in ("published", "report"):
+        (tmp_path / "analysis" / room).mkdir(parents=True)
     monkeypatch.setattr(unchanged, "PROJECT", tmp_path)
     Report(made).draw()
-    for name in ("analysis/page.py", "analysis/published/table01.csv"):
+    for name in ("analysis/report/page.py", "analysis/published/table01.csv"):
         (tmp_path / name).write_text("code")
         Report(made).draw()
     assert drawn == ["report"] * 5

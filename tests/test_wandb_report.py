@@ -17,8 +17,8 @@ import pytest
 import wandb
 
 import run
-from analysis.load import load_frame
-from analysis.wandb_report import FILE, as_json, build, main, run_sets
+from analysis.frame.load import load_frame
+from analysis.report.wandb_report import FILE, as_json, build, main, run_sets
 from evaluation.readouts import readout_point, readout_rows
 from evaluation.results import ResultStore
 from matquant.checkout import PROJECT
@@ -66,7 +66,7 @@ def test_the_report_has_a_pareto_panel_run_sets_curves_tables_and_words(made, lo
 
 
 def test_every_run_is_in_the_run_set_of_its_method(made, loaded):
-    from analysis.summary import summary
+    from analysis.frame.summary import summary
 
     sets = run_sets(summary(loaded))
     assert sorted(id_ for ids in sets.values() for id_ in ids) == sorted(cell.id for cell in made.cells)
@@ -110,7 +110,7 @@ def test_publishing_without_a_key_is_one_sentence(tmp_path, capsys):
 def published(folder, url: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own: the library keeps whom it is logged in as."""
     mine = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online", "HOME": str(folder)}
-    command = [sys.executable, "-m", "analysis.wandb_report", *overrides(folder), "--publish"]
+    command = [sys.executable, "-m", "analysis.report.wandb_report", *overrides(folder), "--publish"]
     environment = {**os.environ, **mine, "NETRC": str(folder / "netrc"), "WANDB_ERROR_REPORTING": "false"}
     return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
 

@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 from matplotlib.patches import Patch
 
-from analysis.codes import bucket_shares
 from analysis.figures.style import (
     FULL_LINE,
     INK,
@@ -23,6 +22,7 @@ from analysis.figures.style import (
     new_figure,
     say,
 )
+from analysis.frame.code_counts import bucket_shares
 from matquant.notation import Slice
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from analysis.codes import Codes
+    from analysis.frame.code_counts import Codes
 
 MAX_CELLS = 4
 NARROW = Slice(2)

@@ -30,9 +30,9 @@ from analysis.figures.style import (
     new_figure,
     value_axis,
 )
-from analysis.names import model_name
-from analysis.significance import TASK_AVG
-from analysis.summary import CHANCE, method_rank
+from analysis.frame.names import model_name
+from analysis.frame.significance import TASK_AVG
+from analysis.frame.summary import CHANCE, method_rank
 from evaluation.results import LOG_PPLX
 
 if TYPE_CHECKING:

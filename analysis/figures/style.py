@@ -28,6 +28,9 @@ INK, PAPER, QUIET = "#1b1b1b", "#fefefe", "#8c8c8c"
 COLUMN, TEXT = 3.25, 6.75
 """Inches: the width of a column and of the text of a two-column paper."""
 
+SCREEN_DPI = 150
+"""Of a figure that is looked at on a screen."""
+
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 7.5,

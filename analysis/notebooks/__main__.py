@@ -1,10 +1,11 @@
-"""Executes the notebooks in place: `python -m analysis.notebooks`, or some of them: `... 5_study`."""
+"""Executes the notebooks in place: `python -m analysis.notebooks`, or some of them: `... 1_tables`."""
 
 from __future__ import annotations
 
 import sys
 
-from analysis.notebooks import NOTEBOOKS, execute, read, write
+from analysis.notebooks import NOTEBOOKS
+from analysis.report.notebook import execute, read, write
 
 
 def main(names: list[str]) -> None:

@@ -11,20 +11,44 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from matquant.checkout import PROJECT
+from matquant.checkout import PROJECT, study_folders
 from matquant.errors import UserError
 
 CONF = PROJECT / "conf"
+
+
+class StudiesSearchPath(SearchPathPlugin):
+    """Lets Hydra find the files of every study, studies/NAME/conf, too: to compose, for --help, for a shell."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in config_folders()[1:]:
+            search_path.append("studies", f"file://{folder}")
+
+
+Plugins.instance().register(StudiesSearchPath)
+
+
+def config_folders() -> list[Path]:
+    """Where configuration lies: conf/, then the conf/ of every study."""
+    return [CONF, *(folder / "conf" for folder in study_folders())]
+
+
+def _is_group(axis: str) -> bool:
+    return any((folder / axis).is_dir() for folder in config_folders())
 
 
 def compose(overrides: Sequence[str]) -> Mapping[str, Any]:
@@ -92,7 +116,7 @@ def _changes(overrides: tuple[str, ...], axis: str, values: tuple[str, ...]) -> 
 
     Only choices of files are composed; a single value, of which there may be hundreds, is put in its place.
     """
-    choices_made = tuple(value for value in values if (CONF / value.partition("=")[0]).is_dir())
+    choices_made = tuple(value for value in values if _is_group(value.partition("=")[0]))
     before, (after, refers) = compose(overrides), _composed((*overrides, *choices_made))
     changed = {key: value for key, value in after.items() if key == axis or before.get(key) != value}
     for value in values:
@@ -205,6 +229,6 @@ def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def choices(group: str) -> list[str]:
-    """The files of one axis under conf/."""
-    files = (CONF / group).rglob("*.yaml")
-    return sorted(str(path.relative_to(CONF / group).with_suffix("")) for path in files)
+    """The files of one axis under conf/, and those of studies."""
+    groups = [folder / group for folder in config_folders()]
+    return sorted(str(path.relative_to(root).with_suffix("")) for root in groups for path in root.rglob("*.yaml"))

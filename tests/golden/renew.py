@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from matquant.config.cell import BaseSpec, Cell, GPTQBase, GridSpec, ModelSpec, OmniQuantBase, QATBase, Spec, TextSpec
-from matquant.config.compose import CONF
+from matquant.config.compose import choices
 from matquant.config.setup import Paths, Readout, Tracking
 from matquant.config.study import Study, load_study
 from matquant.notation import Slice
 from reference.slicing_reference import slice_code
 
 FOLDER = Path(__file__).parent
-EXPERIMENTS = list((CONF / "experiment").rglob("*.yaml"))
 
 CELLS = {
     "none": ["base=none"],
@@ -65,7 +64,7 @@ def cell_ids() -> dict[str, str]:
 
 def experiments(compose: Callable[[str], Study] = lambda override: load_study([override])) -> dict[str, list[str]]:
     """For every experiment its cells, as the rows of a table read them."""
-    names = sorted(str(path.relative_to(CONF / "experiment").with_suffix("")) for path in EXPERIMENTS)
+    names = choices("experiment")
     return {name: [row(cell) for cell in compose(f"experiment={name}").cells] for name in names}
 
 

@@ -1,0 +1,108 @@
+"""A claim as data: its words, where a paper makes it, and its cases.
+
+A case has the read-outs that are compared and the rule (`judges`, `verdicts`) that tells what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from analysis.claims.evidence import (
+    NOT_MEASURED,
+    Finding,
+    Judge,
+    MeasuredReadOut,
+    Noise,
+    ReadOut,
+    measured,
+    noise_of,
+    printed,
+)
+
+if TYPE_CHECKING:
+    from analysis.frame.opened import OpenStudy
+
+Opened = Mapping[str, "OpenStudy"]
+"""The experiments of a study that there are, by name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A claim for one algorithm and width: `ours` is held against `theirs`.
+
+    It is read from the first of `experiments` in which everything is measured; one with several seeds comes first.
+    `table`: of MatQuant, where the same difference is printed.
+    """
+
+    where: str
+    experiments: tuple[str, ...]
+    judge: Judge
+    ours: ReadOut
+    theirs: tuple[ReadOut, ...] = ()
+    table: int | None = None
+
+    @property
+    def is_check(self) -> bool:
+        """True for a case that no paper claims: what another one's outcome is owed to."""
+        return ", check: " in self.where
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim in words, where the papers make it, and the cases in which it is tested."""
+
+    words: str
+    source: str
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Background:
+    """What a study knows about its model besides the read-outs of a case.
+
+    `seeds`: the experiments in which an algorithm is measured with several seeds, by its name; the first that has been
+    measured counts.  `unigram`: nats per token of the held-out text for a unigram model of the training text, one added
+    to each count: a model that is worse has failed.
+    """
+
+    seeds: Mapping[str, tuple[str, ...]]
+    unigram: float | None = None
+
+
+def find(case: Case, opened: Opened, background: Background) -> Finding:
+    """What was measured on a case, and the verdict."""
+    for name, study in ((name, opened[name]) for name in case.experiments if name in opened):
+        ours, *theirs = (_read(study, read, background) for read in (case.ours, *case.theirs))
+        if ours is None:
+            continue
+        rivals = [rival for rival in theirs if rival is not None and rival.seeds.keys() & ours.seeds.keys()]
+        if len(rivals) == len(theirs):
+            found = case.judge(replace(ours, noise=_noise(case.ours, opened, background)), rivals)
+            return replace(found, experiment=name)
+    return NOT_MEASURED
+
+
+def _read(study: OpenStudy, read: ReadOut, background: Background) -> MeasuredReadOut | None:
+    found = measured(study, read)
+    return None if found is None else replace(found, unigram=background.unigram)
+
+
+def _noise(wanted: ReadOut, opened: Opened, background: Background) -> Noise | None:
+    """What training changes at a width: of all that the algorithm was trained for with several seeds."""
+    plan = wanted.plan.removesuffix("+ep")
+    for home in (opened[name] for name in background.seeds.get(wanted.base, ()) if name in opened):
+        reads = (ReadOut(wanted.base, method, plan) for method in ("MatQuant", "Baseline"))
+        noise = noise_of([found for found in (measured(home, read) for read in reads) if found is not None])
+        if noise is not None:
+            return noise
+    return None
+
+
+def paper_text(case: Case) -> str:
+    """`Table 1: Gemma-2 2B +1.0, ...`: the difference of Task Avg as the paper prints it; empty where it does not."""
+    if case.table is None or not case.theirs:
+        return ""
+    found = printed(case.table, case.ours, case.theirs[0])
+    return f"Table {case.table}: {found}" if found else ""

@@ -1,0 +1,149 @@
+"""The definition of a study: what studies/NAME/study.py says, as data, and where the files of a study lie."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from analysis.claims.cases import Background, Case, Claim
+from matquant.checkout import study_folders
+from matquant.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class DocumentPart:
+    """An experiment of a study as a section of its document.
+
+    `tables`: of MatQuant, to stand beside ours.  `figures`: of `gallery`.  `nested`: the objective of the checkpoint
+    that Figure 1b follows, where the experiment has several of that name.
+    """
+
+    name: str
+    title: str
+    tables: tuple[int, ...] = ()
+    figures: tuple[str, ...] = ()
+    nested: str | None = None
+
+
+@dataclass(frozen=True)
+class HeadlineRow:
+    """A row: read-outs of one method, whose label is `row` in `experiment`; at its own width `parent` is read as is."""
+
+    algorithm: str
+    words: str
+    experiment: str
+    row: str
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What stands of a study in README.md: a figure of a part, words/headline.md, and a table of log perplexity."""
+
+    part: str
+    figure: str
+    title: str
+    rows: tuple[HeadlineRow, ...]
+
+
+@dataclass(frozen=True)
+class StudyDefinition:
+    """A study: its parts are experiments, and its claims are held against what was measured in them.
+
+    `introduction` opens the document.  `words`: the files of words/ that stand in it after the experiments, in this
+    order.  `seeds` and `unigram`: see `cases.Background`.  `remarks`: sentences about a rule (by its name in
+    `verdicts.RULES`) for want of which it would be misread here.  `changes`: what was altered in the rules, or in what
+    they are applied to, after results had been seen, and when.
+    """
+
+    title: str
+    parts: tuple[DocumentPart, ...]
+    introduction: str = ""
+    claims: tuple[Claim, ...] = ()
+    words: tuple[str, ...] = ()
+    seeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unigram: float | None = None
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+    headline: Headline | None = None
+
+    @property
+    def background(self) -> Background:
+        return Background(self.seeds, self.unigram)
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        return tuple(case for claim in self.claims for case in claim.cases)
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The files of a study: studies/NAME/.
+
+    study.py      its definition, `STUDY`; other modules of the folder are imported as studies.NAME.MODULE
+    conf/         files of configuration that only it needs: conf/experiment/NAME/*.yaml are its experiments
+    words/*.md    words by hand, with placeholders (`prose`)
+    results/      what was measured
+    document.md, figures/    what is drawn from them
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def document(self) -> Path:
+        return self.path / "document.md"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def experiments(self) -> list[str]:
+        """The names of its experiments, which are chosen as experiment=STUDY/NAME."""
+        return sorted(path.stem for path in (self.path / "conf" / "experiment" / self.name).glob("*.yaml"))
+
+    def words(self, name: str) -> str:
+        return (self.path / "words" / f"{name}.md").read_text(encoding="utf-8").strip()
+
+    def definition(self) -> StudyDefinition:
+        """What study.py defines; UserError where there is none."""
+        path = self.path / "study.py"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; it defines the study: STUDY = StudyDefinition(...)")
+        # A package of its own, wherever the folder lies: it finds its other modules beside it.
+        name = f"studies.{self.name}"
+        spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(self.path)])
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        definition = getattr(module, "STUDY", None)
+        if not isinstance(definition, StudyDefinition):
+            raise UserError(f"{path} defines no study; write STUDY = StudyDefinition(...)")
+        return definition
+
+
+def study_names() -> list[str]:
+    """The studies that there are."""
+    return [path.name for path in study_folders()]
+
+
+def study_folder(name: str) -> StudyFolder:
+    """The folder of a study; UserError, with the studies that there are, where there is none of that name."""
+    found = {path.name: path for path in study_folders()}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"there is no study {name}; {hint}studies: {', '.join(found) or 'none'}")
+    return StudyFolder(found[name])

@@ -1,0 +1,294 @@
+"""The document of a study in markdown: what was run, claims with their verdicts, tables and figures, words by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.claims.headline import headline_block
+from analysis.claims.prose import fill
+from analysis.claims.verdict_tables import claims_table, glance, tally
+from analysis.claims.verdicts import RULES, rule_text
+from analysis.figures.gallery import plots
+from analysis.frame.load import COLUMNS, LoadedResults
+from analysis.frame.names import BASE_NAMES
+from analysis.frame.protocols import LEFT_OUT
+from analysis.frame.summary import CHANCE, task_name
+from analysis.report.contents import gap_texts, provenance_rows
+from analysis.tables.beside import side_by_side
+from analysis.tables.drawing import markdown_rows, notes_of, to_markdown
+from analysis.tables.papers import DOUBLE_DAGGER, by_model
+from analysis.tables.summary_table import significant_marks, summary_table
+from analysis.tables.typeset import Entry, Section, Table
+from evaluation.results import LOG_PPLX
+
+if TYPE_CHECKING:
+    from analysis.claims.cases import Opened
+    from analysis.claims.definition import DocumentPart, StudyDefinition, StudyFolder
+    from analysis.figures.gallery import Plot
+    from analysis.frame.opened import OpenStudy
+    from matquant.config.cell import Cell
+
+COMMAND = "python -m analysis.claims.study"
+GAP = "not measured yet"
+HONESTY = (
+    "What stands in a table, in a figure or in the verdict on a claim is taken from result files by code; a claim that "
+    "fails is a finding and stands here as one; what nobody has measured yet is a gap."
+)
+CHANCE_NOTE = f"Who guesses has a Task Avg of {100 * sum(CHANCE.values()) / len(CHANCE):.1f}."
+
+
+@dataclass(frozen=True)
+class Document:
+    """The markdown, its figures by file name, and what stands of it in README.md, if anything does."""
+
+    text: str
+    figures: Mapping[str, Plot]
+    headline: str | None
+
+
+def document(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> Document:
+    """The document of a study; `opened`: its experiments that there are, and `folder` has its words."""
+    drawn = {part.name: figures_of(part, opened[part.name]) for part in study.parts if part.name in opened}
+    blocks = [
+        f"# {study.title}",
+        f"<!-- Written by `{COMMAND} {folder.name}`; edit the words beside it, not this file. -->",
+        *_introduction(folder.name, study, opened),
+        *_claims_section(study, opened),
+        "## Experiments",
+        *_legend(study.parts, opened),
+        *(block for part in study.parts for block in _section(folder, part, opened, drawn.get(part.name, {}))),
+        *(fill(folder.words(name), opened) for name in study.words),
+        *_gaps(opened),
+    ]
+    figures = {file_name(part, name): plot for part, plots_ in drawn.items() for name, plot in plots_.items()}
+    return Document("\n\n".join(blocks) + "\n", figures, _headline(folder, study, opened))
+
+
+def _headline(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> str | None:
+    if study.headline is None:
+        return None
+    image = f"studies/{folder.name}/{folder.figures.name}/{file_name(study.headline.part, study.headline.figure)}"
+    return headline_block(study.headline, opened, folder.words("headline"), image)
+
+
+def file_name(part: str, figure: str) -> str:
+    return f"{part}_{figure}.png"
+
+
+# --- what was run ----------------------------------------------------------------------------------------------------
+
+
+def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator[str]:
+    loaded = together(opened)
+    cells = {cell.id for one in opened.values() for cell in one.study.cells}
+    measured = len(loaded.expected) - len(loaded.missing)
+    yield f"{study.introduction} {HONESTY}".strip()
+    yield "\n".join(
+        [
+            "```",
+            f"python -m slurm.launch experiment={name}/PART    # measures what is missing of a part: "
+            + ", ".join(part.name for part in study.parts),
+            f"{COMMAND} {name}    # draws this document again, from results alone",
+            "```",
+        ]
+    )
+    facts = [
+        ("results", f"{measured} of {len(loaded.expected)} measured, of {len(cells)} cells"),
+        ("documents", _documents_text(loaded)),
+        ("log perplexity", _tokens_text(loaded)),
+        *provenance_rows(loaded),
+    ]
+    yield "\n".join(f"- {name}: {text}" for name, text in facts)
+    yield "What each algorithm is given, as configured:"
+    yield markdown_rows(budgets(opened))
+
+
+def together(opened: Opened) -> LoadedResults:
+    """The results of all experiments, each once: they share cells.  A task is named with its number of documents."""
+    keys = ["cell_id", "plan", "task"]
+    expected = [_of_so_many(study, study.loaded.expected) for study in opened.values()]
+    if not expected:
+        return LoadedResults(pd.DataFrame(columns=list(COLUMNS)), pd.DataFrame(columns=keys))
+    frames = [_of_so_many(study, study.loaded.frame) for study in opened.values()]
+    frame = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+    return LoadedResults(
+        frame.drop_duplicates([*keys, "metric"], ignore_index=True),
+        pd.concat(expected, ignore_index=True).drop_duplicates(keys, ignore_index=True),
+    )
+
+
+def _of_so_many(study: OpenStudy, frame: pd.DataFrame) -> pd.DataFrame:
+    """`boolq of 300`: the same task on more documents is another."""
+    limit = study.study.setup.readout.limit or "all"
+    return frame.assign(task=frame["task"].where(frame["task"] == LOG_PPLX, frame["task"] + f" of {limit}"))
+
+
+def _documents_text(loaded: LoadedResults) -> str:
+    """`50 of each: ARC-c, ARC-e`, tasks with equally many documents together."""
+    if loaded.frame.empty:
+        return GAP
+    tasks: dict[int, list[str]] = {}
+    for task, number in loaded.frame.groupby("task", sort=False)["num_documents"].max().items():
+        if task != LOG_PPLX:
+            tasks.setdefault(int(number), []).append(task_name(str(task).partition(" of ")[0]))
+    return "; ".join(f"{number} of each: {', '.join(sorted(names))}" for number, names in tasks.items()) or GAP
+
+
+def _tokens_text(loaded: LoadedResults) -> str:
+    if loaded.frame.empty:
+        return GAP
+    of_text = loaded.frame[loaded.frame["task"] == LOG_PPLX]
+    tokens = of_text.loc[of_text["metric"] == "num_tokens", ["value", "num_documents", "data"]].drop_duplicates()
+    rows = tokens.to_dict("records")
+    texts = [f"{row['value']:,.0f} tokens in {row['num_documents']} blocks, {row['data']}" for row in rows]
+    return "; ".join(texts) or GAP
+
+
+def budgets(opened: Opened) -> Table:
+    """A row for each algorithm and text: what is trained or solved, from its cells' configurations, and where."""
+    rows: dict[tuple[str, ...], dict[str, None]] = {}
+    for name, study in opened.items():
+        for cell in study.study.cells:
+            if cell.data is not None:
+                rows.setdefault(_budget(cell), {})[name] = None
+    heads = ("Algorithm", "Layers", "Grid", "Text", "Training", "Tokens seen", "Learning rate", "Loss", "Experiments")
+    drawn = tuple(tuple(map(Entry, (*row, ", ".join(names)))) for row, names in sorted(rows.items()))
+    return Table(heads, (Section("", "", drawn),), (), num_labels=len(heads))
+
+
+def _budget(cell: Cell) -> tuple[str, ...]:
+    assert cell.data is not None
+    assert cell.grid is not None
+    base, data = cell.base, cell.data
+    text = f"{data.num_sequences} x {data.sequence_length} tokens, {data.kind}"
+    grid = f"groups of {cell.grid.group_size}" if cell.grid.group_size else "per channel"
+    shared = (BASE_NAMES[base.kind], str(cell.scope).replace("_", " + "), grid, text)
+    match base.kind:
+        case "omniquant":
+            steps = f"{base.num_steps} steps of {base.batch_size} sequences, each block"
+            tokens = base.num_steps * base.batch_size * data.sequence_length
+            return (*shared, steps, f"{tokens:,}", f"{base.clipping_lr:g} (clipping)", base.loss)
+        case "qat":
+            steps = f"{base.num_steps} steps of {base.batch_size} sequences"
+            tokens = base.num_steps * base.batch_size * data.sequence_length
+            return (*shared, steps, f"{tokens:,}", f"{base.lr:g}", "cross entropy")
+        case _:
+            return (*shared, "one pass", f"{data.num_sequences * data.sequence_length:,}", "", "")
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
+    if not study.claims:
+        return
+    checks = [case.is_check for case in study.cases]
+    yield "## Claims"
+    sentence = f"{checks.count(False)} cases of {len(study.claims)} claims. {tally(study, opened).capitalize()}."
+    besides = (
+        f" Besides them there are {checks.count(True)} checks, cases of ours that ask what an outcome is owed to."
+        if any(checks)
+        else ""
+    )
+    yield f"{sentence}{besides} By claim:"
+    yield markdown_rows(glance(study, opened))
+    yield "Case by case:"
+    yield to_markdown(claims_table(study, opened)).rstrip()
+    yield "### How a verdict is reached"
+    yield "The rules are the same for all claims."
+    rules = {
+        name: rule_text(rule, unigram=study.unigram, remark=study.remarks.get(name, "")) for name, rule in RULES.items()
+    }
+    yield "\n".join(f"- *{name}.* {text}" for name, text in rules.items())
+    if study.changes:
+        yield "When they were made, and what was altered after results had been seen:"
+        yield "\n".join(f"- {change}" for change in study.changes)
+
+
+# --- experiments -----------------------------------------------------------------------------------------------------
+
+
+def _legend(parts: Sequence[DocumentPart], opened: Opened) -> Iterator[str]:
+    """The notes of all tables, the paper's among them, once."""
+    notes = [note for study in opened.values() for note in notes_of(_table_of(study))]
+    for part in parts:
+        papers = [beside(number, opened[part.name]) for number in part.tables if part.name in opened]
+        notes += [note for table in papers for note in table.notes if note.startswith(DOUBLE_DAGGER)]
+    notes.append(CHANCE_NOTE)
+    # Without the number of comparisons, which is each experiment's own.
+    distinct = dict.fromkeys(re.sub(r" \(\d+\)\.$", ".", note) for note in notes)
+    if distinct:
+        yield "\n".join(f"- {note}" for note in distinct)
+
+
+def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, figures: Mapping[str, Plot]) -> Iterator[str]:
+    yield f"### {part.title}"
+    if part.name not in opened:
+        yield f"*There is no experiment {folder.name}/{part.name} yet.*"
+        return
+    study = opened[part.name]
+    limit = study.study.setup.readout.limit
+    yield f"`python -m slurm.launch experiment={folder.name}/{part.name}` ({limit or 'all'} documents of each task)"
+    yield markdown_rows(_table_of(study))
+    for number in part.tables:
+        yield markdown_rows(beside(number, study))
+    for name in part.figures:
+        if name in figures:
+            plot = figures[name]
+            yield f"![{plot.title}]({folder.figures.name}/{file_name(part.name, name)})"
+            yield f"*{plot.title}.{f' {plot.note}' if plot.note else ''}*"
+        else:
+            yield f"*Figure {name}: {GAP}.*"
+
+
+def _table_of(study: OpenStudy) -> Table:
+    """Every read-out of an experiment."""
+    return summary_table(study.rows, study.loaded.tasks, study.comparisons)
+
+
+def beside(number: int, study: OpenStudy) -> Table:
+    """Table `number` of MatQuant, the rows of the study's algorithms, with ours as further columns."""
+    entries = side_by_side(number, study.rows, significant_marks(study.comparisons))
+    kept = entries["base"].isin([*study.rows["base"].unique(), "none"])
+    table = by_model(number, entries[kept].reset_index(drop=True))
+    return replace(table, caption=f"MatQuant, {table.caption}")
+
+
+def figures_of(part: DocumentPart, study: OpenStudy) -> dict[str, Plot]:
+    """Those of the part's figures that its results make up."""
+    if study.loaded.frame.empty:
+        return {}
+    found = {}
+    for name in part.figures:
+        rows = _rows_of(name, part, study.rows)
+        found |= {plot.name: plot for plot in plots(study.study, study.loaded, rows) if plot.name == name}
+    return found
+
+
+def _rows_of(figure: str, part: DocumentPart, rows: pd.DataFrame) -> pd.DataFrame:
+    """Of the codes Baseline and MatQuant alone; at the widths one checkpoint of each name."""
+    if figure == "codes":
+        return rows[rows["method"].isin(["Baseline", "MatQuant"]) & (rows["base"] != "minmax")]
+    if part.nested is not None and figure.startswith("widths"):
+        return rows[(rows["method"] != "MatQuant") | (rows["objective"] == part.nested)]
+    return rows
+
+
+def _gaps(opened: Opened) -> Iterator[str]:
+    """What is missing and what is wrong, at the end; nothing where there is neither."""
+    # Experiments share cells, and each leaves out what another one has measured on more documents, or fewer.
+    problems = dict.fromkeys(
+        problem for study in opened.values() for problem in study.loaded.problems if LEFT_OUT not in problem
+    )
+    missing = {name: gap_texts(study.loaded) for name, study in opened.items()}
+    if problems:
+        yield "## Problems"
+        yield "\n".join(f"- {problem}" for problem in problems)
+    if any(missing.values()):
+        yield "## Not measured yet"
+        yield "\n".join(f"- {name}: {len(gaps)} cells or read-outs" for name, gaps in missing.items() if gaps)

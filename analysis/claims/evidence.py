@@ -1,0 +1,282 @@
+"""What was measured about a claim: read-outs by the paper's names, paired on the same documents, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student_t
+
+from analysis import published
+from analysis.claims.verdicts import Gain, PairedGains, Verdict
+from analysis.frame.code_counts import bucket_shares, codes_of
+from analysis.frame.names import flatten, model_name
+from analysis.frame.significance import LEVEL, TASK_AVG, outcomes_of, paired_bootstrap
+from analysis.frame.summary import CHANCE
+from evaluation.results import LOG_PPLX
+from matquant.errors import UserError
+from matquant.notation import Slice
+
+if TYPE_CHECKING:
+    from analysis.frame.code_counts import Codes
+    from analysis.frame.opened import OpenStudy
+    from analysis.frame.significance import Difference, Outcomes
+    from matquant.config.cell import Cell
+
+NARROW = Slice(2)
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """A read-out as the tables name it; `facts` tell it from its namesakes: `weights`, or `base.student_input`."""
+
+    base: str
+    method: str
+    plan: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What tells rivals apart: `Sliced int8`, `pyramid`, `int6`."""
+        mixed = self.method.removeprefix("Mix'n'Match ")
+        return mixed if mixed != self.method else f"{self.method} at {self.plan}"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What training once more changes: standard deviations over seeds, pooled, with their degrees of freedom.
+
+    `codes`: of the mean code and of the share of weights in the highest bucket; zeros where no seed's codes are known.
+    """
+
+    task_avg: float
+    log_pplx: float
+    freedom: int
+    codes: tuple[float, float] = (0.0, 0.0)
+
+    def reach(self, num_seeds: int) -> float:
+        """How many of them two means over so many seeds may lie apart by training alone, 19 times in 20."""
+        return float(student_t.ppf(1 - LEVEL / 2, self.freedom)) * math.sqrt(2 / num_seeds)
+
+
+@dataclass(frozen=True)
+class MeasuredReadOut:
+    """What one read-out has reached: for every seed the outcomes of every document; its bits and codes.
+
+    `codes`: of the seeds that have them; `cells`: the ids of its checkpoints; `noise`: what training such a one once
+    more changes, where that is known; `unigram`: nats per token of a unigram model of the training text, where that is
+    known: a log perplexity above it is that of a model that has failed.
+    """
+
+    read: ReadOut
+    seeds: Mapping[int, Outcomes]
+    effective_bits: float = float("nan")
+    codes: Mapping[int, Codes] = field(default_factory=dict)
+    cells: frozenset[str] = frozenset()
+    noise: Noise | None = None
+    unigram: float | None = None
+
+    def over(self, seeds: Sequence[int]) -> Outcomes:
+        """The mean over seeds, document by document."""
+        return {task: np.mean([self.seeds[seed][task] for seed in seeds], axis=0) for task in self.tasks}
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(next(iter(self.seeds.values())))
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        return self.over(list(self.seeds))
+
+    @property
+    def task_avg(self) -> float:
+        return _task_avg(self.outcomes)
+
+    @property
+    def log_pplx(self) -> float:
+        return float(self.outcomes[LOG_PPLX].mean())
+
+    @property
+    def has_failed(self) -> bool:
+        """True for a model that is worse than token frequencies."""
+        return self.unigram is not None and self.log_pplx > self.unigram
+
+
+def _task_avg(outcomes: Outcomes) -> float:
+    return float(np.mean([values.mean() for task, values in outcomes.items() if task != LOG_PPLX]))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured, in words, what it says about the claim, and in which experiment of the study it was."""
+
+    measured: str
+    verdict: Verdict
+    experiment: str = ""
+
+
+NOT_MEASURED = Finding("", Verdict("not measured yet"))
+
+Judge = Callable[[MeasuredReadOut, Sequence[MeasuredReadOut]], Finding]
+"""What a claim asks of its read-out and of those it is held against."""
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def cells_of(study: OpenStudy, read: ReadOut) -> list[tuple[int, str, str]]:
+    """Seed, cell id and plan label of a read-out, a line for each seed; empty where the study has no such read-out.
+
+    Raises ValueError where the words fit several configurations: then `facts` have to tell them apart.
+    """
+    expected = study.loaded.expected.drop_duplicates(["cell_id", "plan"])
+    # A searched plan carries after a dash how it was searched for.
+    plans = expected["plan"].str.partition("-")[0]
+    found = expected[(expected["base"] == read.base) & (expected["method"] == read.method) & (plans == read.plan)]
+    cells = {cell.id: cell for cell in study.study.cells}
+    fits = [_has(cells[row["cell_id"]], row, read.facts) for row in found.to_dict("records")]
+    found = found[np.array(fits, dtype=bool)]
+    if found["config_id"].nunique() > 1:
+        raise ValueError(f"{read} fits several configurations of {study.study.name}: {', '.join(found['label'])}")
+    return list(found[["seed", "cell_id", "plan"]].itertuples(index=False, name=None))
+
+
+def _has(cell: Cell, row: Mapping[Any, Any], facts: Mapping[str, str]) -> bool:
+    """True if a cell has all the facts; a fact is a column of the table or a dotted key of the cell."""
+    of_cell = {**dict(flatten(cell.model_dump(mode="json"))), **{str(key): value for key, value in row.items()}}
+    return all(str(of_cell.get(key)) == value for key, value in facts.items())
+
+
+def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
+    """A read-out with all seeds that are measured on every task; None where there is none."""
+    seeds: dict[int, Outcomes] = {}
+    cells = cells_of(study, read)
+    loaded = study.loaded
+    wanted = list(loaded.expected["task"].unique())
+    for seed, cell_id, plan in cells:
+        found = outcomes_of(loaded, [cell_id], plan)
+        if list(found) == wanted and LOG_PPLX in found:
+            seeds[seed] = found
+    if not seeds:
+        return None
+    _, cell_id, plan = next(line for line in cells if line[0] in seeds)
+    rows = loaded.frame[(loaded.frame["cell_id"] == cell_id) & (loaded.frame["plan"] == plan)]
+    ids = {seed: cell_id for seed, cell_id, _ in cells if seed in seeds}
+    by_id = codes_of(loaded.store, ids.values())
+    codes = {seed: by_id[cell_id] for seed, cell_id in ids.items() if cell_id in by_id}
+    return MeasuredReadOut(read, seeds, float(rows["effective_bits"].iloc[0]), codes, frozenset(ids.values()))
+
+
+def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:
+    """What a training changes, from read-outs of the same width with several seeds each; None where none has them."""
+    each = [[(_task_avg(found), float(found[LOG_PPLX].mean())) for found in read.seeds.values()] for read in several]
+    freedom = sum(len(pairs) - 1 for pairs in each)
+    if freedom < 1:
+        return None
+    task_avg, log_pplx = _deviations(each)
+    mean_code, highest = _deviations([[places(codes) for codes in read.codes.values()] for read in several])
+    return Noise(task_avg, log_pplx, freedom, (mean_code, highest))
+
+
+def _deviations(each: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
+    """Standard deviations of pairs within each group, pooled; zeros where no group has two."""
+    several = [np.array(pairs) for pairs in each if len(pairs) > 1]
+    if not several:
+        return 0.0, 0.0
+    squares = np.sum([pairs.var(axis=0) * len(pairs) for pairs in several], axis=0)
+    first, second = np.sqrt(squares / sum(len(pairs) - 1 for pairs in several))
+    return float(first), float(second)
+
+
+def places(codes: Codes) -> tuple[float, float]:
+    """The mean code, and the share of weights in the highest bucket of int2: what overflows is clamped into it."""
+    return codes.mean, float(bucket_shares(codes, NARROW)[-2:].sum())
+
+
+def paired_gains(ours: MeasuredReadOut, theirs: MeasuredReadOut) -> PairedGains:
+    """The paired gain of ours over theirs, over the seeds that both have."""
+    seeds = [seed for seed in ours.seeds if seed in theirs.seeds]
+    task_avg, log_pplx = _differences(ours.over(seeds), theirs.over(seeds))
+    each = [_means(ours.seeds[seed], theirs.seeds[seed]) for seed in seeds] if len(seeds) > 1 else []
+    found = PairedGains(
+        _gain(task_avg, +1, [difference for difference, _ in each]),
+        _gain(log_pplx, -1, [difference for _, difference in each]),
+        both_failed=ours.has_failed and theirs.has_failed,
+    )
+    # Two read-outs of one checkpoint owe nothing to training.
+    if ours.noise is None or ours.cells & theirs.cells:
+        return found
+    reach = ours.noise.reach(len(seeds))
+    return replace(
+        found,
+        task_avg=replace(found.task_avg, noise=reach * ours.noise.task_avg),
+        log_pplx=replace(found.log_pplx, noise=reach * ours.noise.log_pplx),
+    )
+
+
+def _differences(ours: Outcomes, theirs: Outcomes) -> tuple[Difference, Difference]:
+    tasks = [task for task in ours if task != LOG_PPLX]
+    return (
+        paired_bootstrap([(ours[task].tolist(), theirs[task].tolist()) for task in tasks]),
+        paired_bootstrap([(ours[LOG_PPLX].tolist(), theirs[LOG_PPLX].tolist())]),
+    )
+
+
+def _means(ours: Outcomes, theirs: Outcomes) -> tuple[float, float]:
+    """The same differences without their errors."""
+    tasks = [task for task in ours if task != LOG_PPLX]
+    task_avg = np.mean([ours[task].mean() - theirs[task].mean() for task in tasks])
+    return float(task_avg), float(ours[LOG_PPLX].mean() - theirs[LOG_PPLX].mean())
+
+
+def _gain(difference: Difference, sign: int, by_seed: Sequence[float]) -> Gain:
+    return Gain(
+        sign * difference.mean,
+        difference.stderr,
+        difference.p_value,
+        difference.num_documents,
+        tuple(sign * one for one in by_seed),
+    )
+
+
+def over_chance(read: MeasuredReadOut) -> Gain:
+    """Task Avg over what guessing reaches; without BoolQ, whose two answers are not equally frequent."""
+    values = {task: values for task, values in read.outcomes.items() if task not in (LOG_PPLX, "boolq")}
+    pairs = [(of_task.tolist(), [CHANCE[task]] * len(of_task)) for task, of_task in values.items()]
+    return _gain(paired_bootstrap(pairs), +1, [])
+
+
+def below_unigram(read: MeasuredReadOut) -> Gain:
+    """How far log perplexity lies below what the frequencies of single tokens reach."""
+    if read.unigram is None:
+        raise UserError("the rule about models that train or fail needs `unigram` in the study's definition")
+    values = read.outcomes[LOG_PPLX]
+    return _gain(paired_bootstrap([(values.tolist(), [read.unigram] * len(values))]), -1, [])
+
+
+def signed(value: float, form: str) -> str:
+    """`+0.4`, `−0.31`; what rounds to zero is `+0.0`."""
+    return f"{value:+z{form}}".replace("-", "−")
+
+
+# --- what the paper prints -------------------------------------------------------------------------------------------
+
+
+def printed(number: int, ours: ReadOut, theirs: ReadOut) -> str:
+    """`Gemma-2 2B +1.0, Gemma-2 9B +3.1`: the same difference of Task Avg in Table `number` of MatQuant, per model."""
+    table = published.table(number)
+    table = table[table["metric"] == TASK_AVG]
+    table = table.assign(value=table["should_read"].fillna(table["value"]))
+    values = table.set_index(["model", "base", "method", "width"])["value"]
+    found = []
+    for model in dict.fromkeys(table["model"]):
+        sides = [values.get((model, read.base, read.method, read.plan)) for read in (ours, theirs)]
+        both = [float(np.ravel(side)[0]) for side in sides if side is not None]
+        if len(both) == 2:
+            difference = both[0] - both[1]
+            found.append(f"{model_name(model)} {'–' if pd.isna(difference) else signed(difference, '.1f')}")
+    return ", ".join(found)

@@ -1,0 +1,94 @@
+"""Prose written by hand, with every number in it taken from results: placeholders are filled in when it is drawn.
+
+    {omniquant/MatQuant (OmniQuant)/int2/log_pplx}    experiment / row, as its table prints it / plan / column
+    {omniquant/MatQuant/int2/log_pplx}                without the algorithm, where one row of the plan is called so
+    {qat/MatQuant/int2/task_avg - qat/Baseline (QAT)/int2/task_avg}    a difference, signed
+    {omniquant/MatQuant/base.num_steps}               a setting of the row's cell, for which nothing has to be measured
+
+Accuracies are in percent, log perplexity in nats per token.  What cannot be filled in is a gap that is seen.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.claims.evidence import signed
+from analysis.frame.load import COST_COLUMNS, STDERR
+from analysis.frame.names import flatten
+from analysis.frame.significance import TASK_AVG
+from evaluation.results import LOG_PPLX
+
+if TYPE_CHECKING:
+    from analysis.frame.opened import OpenStudy
+
+PLACEHOLDER = re.compile(r"\{([a-z0-9_]+/(?:[^{}]|\{[^{}]*\})+)\}")
+"""A row's own name may hold one pair of braces, as {int8: 1, int4: 1, int2: 1}."""
+
+MINUS = " - "
+
+
+def fill(text: str, opened: Mapping[str, OpenStudy]) -> str:
+    """The text with every placeholder replaced by its number, or by a gap that names it."""
+
+    def filled(match: re.Match[str]) -> str:
+        return resolve(match[1], opened) or f"**[not measured yet: {match[1]}]**"
+
+    return PLACEHOLDER.sub(filled, text)
+
+
+def gaps(text: str, opened: Mapping[str, OpenStudy]) -> list[str]:
+    """The placeholders that cannot be filled in."""
+    return [address for address in PLACEHOLDER.findall(text) if resolve(address, opened) is None]
+
+
+def resolve(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
+    """What stands for a placeholder; None where there is no such row, or it is not measured."""
+    first, minus, second = address.partition(MINUS)
+    ours, theirs = number(first, opened), number(second, opened) if minus else 0.0
+    if ours is None or theirs is None:
+        return None if minus else setting(first, opened)
+    column = first.rpartition("/")[2]
+    form = ".4g" if column in COST_COLUMNS else ".3f" if column.startswith(LOG_PPLX) else ".1f"
+    return signed(ours - theirs, form) if minus else f"{ours:{form}}"
+
+
+def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
+    """A number of a table, in the unit that the table prints it in."""
+    experiment, _, place = address.strip().partition("/")
+    parts = place.rsplit("/", 2)
+    if experiment not in opened or len(parts) != 3:
+        return None
+    rows, (name, plan, column) = opened[experiment].rows, parts
+    # A searched plan carries after a dash how it was searched for.
+    found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
+    accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
+    if len(found) != 1 or column.removesuffix(STDERR) not in (*accuracies, LOG_PPLX, *COST_COLUMNS):
+        return None
+    row = found.iloc[0]
+    # The bits of a width are known before anything is measured; a number of the text is one that was.
+    value = math.nan if pd.isna(row[[TASK_AVG, LOG_PPLX]]).all() else float(row[column])
+    return None if math.isnan(value) else 100 * value if column.removesuffix(STDERR) in accuracies else value
+
+
+def setting(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
+    """A setting by its dotted key, if all cells that a name stands for have the same."""
+    experiment, _, place = address.strip().partition("/")
+    name, _, key = place.rpartition("/")
+    if experiment not in opened:
+        return None
+    study = opened[experiment]
+    ids = set(named(study.loaded.expected, name)["cell_id"])
+    facts = [dict(flatten(cell.model_dump(mode="json"))) for cell in study.study.cells if cell.id in ids]
+    values = {of_cell.get(key) for of_cell in facts}
+    return values.pop() if len(values) == 1 else None
+
+
+def named(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of a label; if none has it, those of a method of this name."""
+    labelled = rows[rows["label"].str.casefold() == name.casefold()]
+    return labelled if len(labelled) else rows[rows["method"].str.casefold() == name.casefold()]

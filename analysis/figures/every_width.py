@@ -1,0 +1,171 @@
+"""Figure 1b: Task Avg against bits for MatQuant, its interpolated widths, the Baseline, Sliced int8 and MinMax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from analysis import published
+from analysis.figures.style import (
+    COLUMN,
+    FULL_LINE,
+    METHOD_STYLES,
+    QUIET,
+    RC,
+    Style,
+    bits_axis,
+    marker,
+    new_figure,
+    value_axis,
+)
+from analysis.frame.names import model_name
+from analysis.frame.significance import TASK_AVG
+from evaluation.results import LOG_PPLX
+from matquant.notation import Objective, Slice
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {TASK_AVG: "Task Avg (%)", LOG_PPLX: "log perplexity (nats per token)"}
+WIDTHS = {Slice(bits): bits for bits in (8, 6, 4, 3, 2)}
+
+
+@dataclass(frozen=True)
+class PlottedLine:
+    """A line of the figure: which read-outs are on it, and how it is drawn."""
+
+    name: str
+    style: Style
+    dashes: str
+    size: float
+
+
+LINES = (
+    PlottedLine("MatQuant", METHOD_STYLES["MatQuant"], "-", 3.8),
+    PlottedLine("Baseline", METHOD_STYLES["Baseline"], "--", 4.6),
+    PlottedLine("Sliced int8", METHOD_STYLES["Sliced"], ":", 5.4),
+    PlottedLine("MinMax", Style("#CC79A7", "^"), "-.", 6.0),
+)
+
+
+def widths_figure(rows: pd.DataFrame, *, base: str = "omniquant", value: str = TASK_AVG) -> Figure:
+    """A panel for each model of the rows of `summary.summary`; the paper's own points beside ours where it has them.
+
+    A model without results is drawn from what the paper prints, and says so.
+    """
+    models = list(rows["model"].unique()) or ["gemma2_9b"]
+    figure, grid = new_figure(COLUMN, 2.2 * len(models) + 0.45, len(models))
+    with matplotlib.rc_context(RC):
+        shown: dict[str, None] = {}
+        theirs = False
+        for (axes,), model in zip(grid, models, strict=True):
+            ours = points(rows[rows["model"] == model], base, value)
+            paper = printed_points(model, base, value)
+            _draw(axes, ours, paper, value)
+            axes.set_title(model_name(model) + (", the paper's numbers" if ours.empty and len(paper) else ""))
+            shown |= dict.fromkeys([*ours["line"], *paper["line"]])
+            theirs |= bool(len(ours) and len(paper))
+        figure.legend(handles=_legend(shown, theirs=theirs), loc="outside lower center", ncols=3, columnspacing=1.2)
+    return figure
+
+
+def points(rows: pd.DataFrame, base: str, value: str) -> pd.DataFrame:
+    """Line, bits, value and its error, interpolated or not, of every read-out that is on one of LINES."""
+    uniform = rows["plan"].str.fullmatch(r"int\d") | (rows["base"] == "none")
+    measured = rows[uniform & rows[value].notna() & rows["base"].isin([base, "minmax", "none"])]
+    line = measured["method"].where(measured["base"] != "minmax", "MinMax").where(measured["base"] != "none", "full")
+    scale = 1 if value == LOG_PPLX else 100
+    found = pd.DataFrame(
+        {
+            "line": line,
+            "bits": measured["effective_bits"],
+            "value": scale * measured[value],
+            "stderr": scale * measured[f"{value}_stderr"],
+            "interpolated": measured["interpolated"],
+        }
+    )
+    # Sliced int8 begins at int8, where it is the int8 Baseline.
+    parent = found[(found["line"] == "Baseline") & (found["bits"] == 8)]
+    return pd.concat([found, parent.assign(line="Sliced int8")], ignore_index=True)
+
+
+def printed_points(model: str, base: str, value: str) -> pd.DataFrame:
+    """The same of what MatQuant v3 prints in Tables 1 and 2, corrected where it is known to be wrong."""
+    frame = published.table(1 if base == "omniquant" else 2)
+    frame = frame[(frame["model"] == model) & (frame["metric"] == value)].dropna(subset="value")
+    objective = Objective.parse(8, {"int8": 1, "int4": 1, "int2": 1})
+    interpolated = {str(width) for width in WIDTHS if objective.is_interpolated(width)}
+    bits = {str(width): float(number) for width, number in WIDTHS.items()}
+    found = pd.DataFrame(
+        {
+            "line": frame["method"].where(frame["base"] != "none", "full"),
+            "bits": frame["width"].map(bits),
+            "value": frame["should_read"].fillna(frame["value"]),
+            "stderr": float("nan"),
+            "interpolated": frame["width"].isin(interpolated) & (frame["method"] == "MatQuant"),
+        }
+    )
+    parent = found[(found["line"] == "Baseline") & (found["bits"] == 8)]
+    return pd.concat([found, parent.assign(line="Sliced int8")], ignore_index=True)
+
+
+def _draw(axes: Axes, ours: pd.DataFrame, paper: pd.DataFrame, value: str) -> None:
+    if len(ours):
+        _lines(axes, paper, faint=True)
+        _lines(axes, ours, faint=False)
+    else:
+        _lines(axes, paper, faint=False)
+    drawn = pd.concat([ours, paper])
+    bits_axis(axes, drawn.loc[drawn["line"] != "full", "bits"].astype(float))
+    value_axis(axes, drawn["value"], nats=value == LOG_PPLX)
+    axes.set_ylabel(TITLES[value])
+
+
+def _lines(axes: Axes, found: pd.DataFrame, *, faint: bool) -> None:
+    """Lines with their markers and errors; `faint` for the paper's beside ours, which have no errors."""
+    look = {"alpha": 0.35 if faint else 1.0, "zorder": 2 if faint else 4}
+    for full in found.loc[found["line"] == "full", "value"]:
+        axes.axhline(full, **FULL_LINE, zorder=1)
+    # MatQuant comes last, on top, and with the smallest marker, so that what it covers still shows around it.
+    for line in reversed(LINES):
+        on = found[found["line"] == line.name].sort_values("bits")
+        if on.empty:
+            continue
+        bits, values = on["bits"].to_numpy(float), on["value"].to_numpy(float)
+        _join_neighbours(axes, bits, values, {"color": line.style.colour, "linestyle": line.dashes, **look})
+        errors = on["stderr"].fillna(0).to_numpy(float)
+        if errors.any():
+            axes.errorbar(bits, values, yerr=errors, fmt="none", ecolor=line.style.colour, elinewidth=0.7, alpha=0.5)
+        for hollow in (False, True):
+            of_kind = on["interpolated"].to_numpy(bool) == hollow
+            axes.plot(bits[of_kind], values[of_kind], **marker(line.style, hollow=hollow, size=line.size), **look)
+
+
+def _join_neighbours(axes: Axes, bits: np.ndarray, values: np.ndarray, look: Mapping[str, Any]) -> None:
+    """A line through the widths of the paper; it breaks where one of them is missing."""
+    widths = sorted({float(width) for width in WIDTHS.values()} | set(bits))
+    measured = dict(zip(bits, values, strict=True))
+    axes.plot(widths, [measured.get(width, np.nan) for width in widths], linewidth=1.1, **look)
+
+
+def _legend(shown: dict[str, None], *, theirs: bool) -> list[Line2D]:
+    handles = [Line2D([], [], color=line.style.colour, label=line.name) for line in LINES if line.name in shown]
+    for handle in handles:
+        line = next(line for line in LINES if line.name == handle.get_label())
+        handle.update({**marker(line.style, size=line.size), "linestyle": line.dashes, "linewidth": 1.1})
+    if "MatQuant" in shown:
+        hollow = marker(METHOD_STYLES["MatQuant"], hollow=True, size=3.8)
+        handles.insert(1, Line2D([], [], **hollow, label="interpolated"))
+    if "full" in shown:
+        handles.append(Line2D([], [], **FULL_LINE, label="unquantized"))
+    if theirs:
+        handles.append(Line2D([], [], color=QUIET, alpha=0.35, label="faint: the paper's"))
+    return handles

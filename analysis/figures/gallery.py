@@ -1,0 +1,166 @@
+"""Which figures a study has, each drawn at the width that is asked for, with the words that explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis.figures.curves import curves_figure, read_log, terms_of
+from analysis.figures.every_width import points, widths_figure
+from analysis.figures.histograms import MAX_CELLS, histogram_figure
+from analysis.figures.mixed_widths import mixnmatch_figure
+from analysis.figures.pareto import SIZES, pareto_figure, sizes
+from analysis.figures.plans import plan_figure
+from analysis.figures.style import COLUMN, TEXT
+from analysis.frame.code_counts import codes_of, num_parameters
+from analysis.frame.names import model_name
+from analysis.frame.significance import TASK_AVG
+from evaluation.results import LOG_PPLX
+from matquant.runs.folder import RunDir
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from analysis.frame.code_counts import Codes
+    from analysis.frame.load import LoadedResults
+    from evaluation.results import ResultStore
+    from matquant.config.study import Study
+    from matquant.notation import Plan
+
+MAX_PANELS = 6
+"""Curves and plans of more cells than this are a wall, not a figure; the rest is in the notebooks."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a study: its file's stem, a title, a sentence for what is seen, and how it is drawn at a width."""
+
+    name: str
+    title: str
+    note: str
+    draw: Callable[[float], Figure]
+    widths: tuple[float, ...] = (TEXT, COLUMN)
+
+
+def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]:
+    """The figures that a study's results make up; Pareto plots first, and those without results as an empty frame."""
+    codes = codes_of(loaded.store, [cell.id for cell in study.cells])
+    return [
+        *_pareto(loaded, rows, codes),
+        *_widths(rows),
+        *_mixed(study, loaded.store, rows, codes),
+        *_histograms(rows, codes),
+        *_curves(study, loaded.store, rows),
+    ]
+
+
+def _pareto(loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+    parameters = num_parameters(rows, codes)
+    for size, label in SIZES.items():
+        if size == "effective" or sizes(rows, size, parameters)[rows["base"] != "none"].notna().any():
+            yield Plot(
+                "pareto" if size == "effective" else f"pareto_{size}",
+                label,
+                "Bars: one standard error. The pale stairs pass through the read-outs that no other one beats with as "
+                "little; all others are faint.",
+                lambda width, size=size: pareto_figure(
+                    rows, loaded.tasks, size=size, num_parameters=parameters, width=width
+                ),
+            )
+
+
+def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
+    """Figure 1b, for the algorithm that is nested."""
+    nested = rows[rows["method"].str.startswith("MatQuant")]
+    base = nested["base"].iloc[0] if len(nested) else None
+    for value, name in ((TASK_AVG, "widths"), (LOG_PPLX, "widths_log_pplx")):
+        if base is None or points(rows, base, value).query("line != 'full'")["bits"].nunique() < 3:
+            continue
+        yield Plot(
+            name,
+            f"Figure 1b: {'Task Avg' if value == TASK_AVG else 'log perplexity'} at every width",
+            "Hollow: interpolated, read at a width that was not trained. A line breaks where a width is not measured.",
+            lambda _, value=value: widths_figure(rows, base=base, value=value),
+            (COLUMN,),
+        )
+
+
+def _mixed(study: Study, store: ResultStore | None, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+    mixed = rows[rows["method"].str.startswith(("Mix'n'Match", "Searched"))]
+    if mixed.empty:
+        return
+    if mixed["method"].str.startswith("Mix'n'Match").any():
+        yield Plot(
+            "mixnmatch",
+            "Figures 2 and 3: Mix'n'Match",
+            "Layers of 2, 4 and 8 bits out of one checkpoint, beside its uniform widths.",
+            lambda width: mixnmatch_figure(rows, width=width),
+        )
+    cell = next((cell for cell in study.cells if cell.id in codes and cell.id in set(mixed["cell_id"])), None)
+    if cell is not None and store is not None:
+        plans: dict[str, Plan] = {plan.label: store.plan(cell.id, plan) for plan in study.setup.readout.plans_of(cell)}
+        # The widths of a searched plan are known once it has been searched for.
+        known = {label for label, plan in plans.items() if plan.strategy is None or plan.layers is not None}
+        shown = {label: plans[label] for label in dict.fromkeys(mixed["plan"]) if label in known}
+        layers = list(codes[cell.id].num_weights)
+        first = dict(list(shown.items())[:MAX_PANELS])
+        yield Plot(
+            "plans", "Which layer is read at which width", "", lambda width: plan_figure(first, layers, width=width)
+        )
+
+
+def _histograms(rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+    """Figures 1c and 4: at the parent's width, the Baseline first."""
+    parents = rows[(rows["plan"] == "int8") & rows["cell_id"].isin(list(codes))]
+    panels = {
+        model_name(str(model)): {
+            label: codes[cell_id]
+            for label, cell_id in list(zip(of_model["label"], of_model["cell_id"], strict=True))[:MAX_CELLS]
+        }
+        for model, of_model in parents.groupby("model", sort=False)
+    }
+    if panels:
+        yield Plot(
+            "codes",
+            "Figures 1c and 4: what training does to the codes",
+            "Left: the share of every int8 code; grey lines are the borders of the int2 buckets. Right: the buckets.",
+            lambda width: histogram_figure(panels, width=width),
+        )
+
+
+def _curves(study: Study, store: ResultStore | None, rows: pd.DataFrame) -> Iterator[Plot]:
+    labels: dict[str, str] = {}
+    for cell_ids, label in zip(rows["cell_id"], rows["label"], strict=True):
+        for cell_id in cell_ids.split(", "):
+            labels.setdefault(
+                cell_id, label
+            )  # of its widest read-out: an int8 parent is a Baseline before it is sliced
+    logs = {cell.id: read_log(_log_of(cell.id, study, store)) for cell in study.cells}
+    shown = {
+        f"{model_name(cell.model.name)}, {labels.get(cell.id, cell.id)}": logs[cell.id]
+        for cell in study.cells
+        if terms_of(logs[cell.id])
+    }
+    if shown:
+        first = dict(list(shown.items())[:MAX_PANELS])
+        yield Plot(
+            "curves",
+            "Training: the loss of every slice",
+            "Block by block: a line goes through the steps of a block, a marker stands at its last one.",
+            lambda width: curves_figure(first, width=width),
+        )
+
+
+def _log_of(cell_id: str, study: Study, store: ResultStore | None) -> str:
+    """The training log that came with the results of a cell, or that of its run; empty without one."""
+    try:
+        if store is not None:
+            return store.text(cell_id, "train.jsonl")
+    except FileNotFoundError:
+        pass
+    try:
+        return RunDir(study.setup.paths.runs, cell_id).log.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,198 @@
+"""Results on disk and the cells that should have them, as one tidy table: a row per (cell, plan, task, metric).
+
+Three promises hold for whatever is drawn from it.  What the read-out asks for and nobody has measured is in `missing`;
+a file that cannot be trusted is left out and named in `problems`; and the rows of one task were all measured under one
+protocol (`analysis.frame.protocols`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis.frame.names import IDENTITY_COLUMNS, identities
+from analysis.frame.protocols import mixed_checkpoints, one_protocol_a_task
+from evaluation.results import LOG_PPLX, Result, ResultStore, protocol_id
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from evaluation.results import Key
+    from matquant.config.cell import Cell
+    from matquant.config.setup import Readout, Setup
+
+STDERR = "_stderr"
+
+PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
+COST_COLUMNS = ("effective_bits", "grid_bits", "overflow_bits", "model_bits")
+"""The paper's count of bits, and what it leaves out (`matquant.codes.extra_precision.overhead_bits`)."""
+COLUMNS = (
+    *IDENTITY_COLUMNS,
+    *COST_COLUMNS,
+    *("task", "metric", "value", "stderr", "num_documents"),
+    *PROTOCOL_COLUMNS,
+    *("protocol_id", "checkpoint", "device", "seconds", "commit", "versions", "finished"),
+)
+
+
+@dataclass(frozen=True)
+class LoadedResults:
+    """What was measured, what should have been, and what is wrong.
+
+    `frame` has COLUMNS: accuracies as fractions, log perplexity in nats per token, seconds of wall clock.  `expected`
+    has IDENTITY_COLUMNS and `task`, a row for each (cell, plan, task) of the read-out, in the order it lists them.
+    """
+
+    frame: pd.DataFrame
+    expected: pd.DataFrame
+    problems: tuple[str, ...] = ()
+    store: ResultStore | None = None
+    keys: Mapping[tuple[str, str, str], Key] = field(default_factory=dict)
+    """Of every result in the frame, by cell id, plan and task."""
+
+    def documents(self, cell_id: str, plan: str, task: str) -> dict[str, list[Any]]:
+        """The outcome of every document, as columns; empty where it is not to be had."""
+        key = self.keys.get((cell_id, plan, task))
+        if self.store is None or key is None:
+            return {}
+        try:
+            return self.store.documents(key)
+        except ValueError:
+            return {}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The accuracy tasks, in the order of the read-out: those that Task Avg is the mean of."""
+        return tuple(task for task in self.expected["task"].unique() if task != LOG_PPLX)
+
+    @property
+    def missing(self) -> pd.DataFrame:
+        """The rows of `expected` that have no result."""
+        keys = ["cell_id", "plan", "task"]
+        measured = set(self.frame[keys].itertuples(index=False, name=None))
+        gaps = [key not in measured for key in self.expected[keys].itertuples(index=False, name=None)]
+        return self.expected.loc[gaps]
+
+
+def load_frame(cells: Sequence[Cell], setup: Setup, store: ResultStore) -> LoadedResults:
+    """Everything a report on these cells needs to know, read from result files alone."""
+    distinct = list({cell.id: cell for cell in cells}.values())
+    results, unreadable = _read_all(distinct, store)
+    return frame_of(results, distinct, setup.readout, store, unreadable)
+
+
+def frame_of(
+    results: Iterable[Result],
+    cells: Sequence[Cell],
+    readout: Readout,
+    store: ResultStore | None = None,
+    problems: Sequence[str] = (),
+) -> LoadedResults:
+    """The results that a read-out of these cells asks for, under one protocol a task."""
+    named = identities(cells, readout)
+    tasks = expected_tasks(readout)
+    wanted = [result for result in results if (result.cell_id, result.plan) in named and result.task in tasks]
+    kept, mixed = one_protocol_a_task(wanted, readout, {cell.id: cell.model.name for cell in cells})
+    rows = [row for result in kept for row in _rows(result, named[result.cell_id, result.plan])]
+    expected = [{**identity, "task": task} for identity in named.values() for task in tasks]
+    return LoadedResults(
+        frame=pd.DataFrame(rows, columns=list(COLUMNS)).astype({"limit": "Int64", "parent_bits": "Int64"}),
+        expected=pd.DataFrame(expected, columns=[*IDENTITY_COLUMNS, "task"]).astype({"parent_bits": "Int64"}),
+        problems=(*problems, *mixed, *mixed_checkpoints(kept)),
+        store=store,
+        keys={(result.cell_id, result.plan, result.task): result.key for result in kept},
+    )
+
+
+def expected_tasks(readout: Readout) -> tuple[str, ...]:
+    """The tasks of a read-out, with log perplexity last where it is asked for."""
+    asks_log_pplx = readout.perplexity is not None or LOG_PPLX in readout.tasks
+    return (*(task for task in readout.tasks if task != LOG_PPLX), *([LOG_PPLX] if asks_log_pplx else []))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read_all(cells: Iterable[Cell], store: ResultStore) -> tuple[list[Result], list[str]]:
+    """Every sound result of the cells, and a sentence for every file that is not one."""
+    results, problems = [], []
+    for cell in cells:
+        for path in store.paths(cell.id):
+            try:
+                results.append(_read_sound(path, store))
+            except (OSError, ValueError) as error:
+                problems.append(str(error))
+    return results, problems
+
+
+def _read_sound(path: Path, store: ResultStore) -> Result:
+    """A result whose content says what its place says, in numbers that are numbers; ValueError otherwise."""
+    result = store.read(path)
+    try:
+        sound = store.path(result.key) == path and _is_sound(result)
+    except (TypeError, AttributeError, OverflowError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path} does not hold the result its name promises; delete it and evaluate again")
+    return result
+
+
+def _is_sound(result: Result) -> bool:
+    """False where a field is not what the rest of the code takes it for."""
+    parts = (result.metrics, result.protocol, result.provenance, result.overhead)
+    if not all(isinstance(part, Mapping) for part in parts):
+        return False
+    numbers = [result.effective_bits, result.num_documents, *result.overhead.values()]
+    measured = [
+        value for name, value in result.metrics.items() if not name.endswith(STDERR) and isinstance(value, Real)
+    ]
+    limit = result.protocol.get("limit")
+    return (
+        len(measured) > 0
+        and all(_is_number(number) for number in (*numbers, *measured))
+        and (limit is None or type(limit) is int)
+        and (result.checkpoint is None or isinstance(result.checkpoint, str))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each metric, its standard error beside it."""
+    provenance = result.provenance
+    measured = {name: value for name, value in result.metrics.items() if isinstance(value, Real)}
+    shared = {
+        **identity,
+        "effective_bits": result.effective_bits,
+        **{column: result.overhead.get(column) for column in COST_COLUMNS[1:]},
+        "task": result.task,
+        "num_documents": result.num_documents,
+        **{column: result.protocol.get(column) for column in PROTOCOL_COLUMNS},
+        "protocol_id": protocol_id(result.protocol),
+        "checkpoint": result.checkpoint,
+        "device": provenance.get("device"),
+        "seconds": provenance.get("seconds"),
+        "commit": _commit_text(provenance),
+        "versions": _versions_text(provenance),
+        "finished": str(provenance.get("finished", "")),
+    }
+    for metric in (name for name in measured if not name.endswith(STDERR)):
+        yield {**shared, "metric": metric, "value": measured[metric], "stderr": measured.get(metric + STDERR)}
+
+
+def _commit_text(provenance: Mapping[str, Any]) -> str:
+    """Twelve digits of the commit, with `+edited` where the source had been changed since."""
+    return str(provenance.get("commit", "unknown"))[:12] + ("+edited" if provenance.get("dirty") else "")
+
+
+def _versions_text(provenance: Mapping[str, Any]) -> str:
+    """`python 3.11.7, torch 2.13.0`: what a number was measured with."""
+    versions = provenance.get("versions")
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, Mapping) else ""

@@ -1,0 +1,152 @@
+"""What a row is called: the paper's name of a read-out, its base algorithm, and what tells it from its namesakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from analysis.frame.significance import TASK_AVG
+from evaluation.results import LOG_PPLX
+from evaluation.sources.table import PAPER_TASKS
+
+if TYPE_CHECKING:
+    from matquant.config.cell import Cell
+    from matquant.config.setup import Readout
+    from matquant.notation import Objective, Plan
+
+IDENTITY_COLUMNS = (
+    *("cell_id", "config_id", "model", "base", "scope", "objective", "weights", "parent_bits", "method", "label"),
+    *("plan", "bits", "extra_precision", "interpolated", "seed"),
+)
+BASE_NAMES = {"minmax": "MinMax", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
+MODEL_NAMES = {
+    "gemma2_2b": "Gemma-2 2B",
+    "gemma2_9b": "Gemma-2 9B",
+    "mistral_7b": "Mistral 7B",
+    "smollm2_135m": "SmolLM2-135M",
+}
+"""The models of the paper and the embedded one, as they are printed; any other is called by its own name."""
+TASK_NAMES = {
+    **{name: task.printed for name, task in PAPER_TASKS.items()},
+    TASK_AVG: "Task Avg",
+    LOG_PPLX: "log pplx",
+}
+
+
+def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str], dict[str, Any]]:
+    """The IDENTITY_COLUMNS of every (cell id, plan) that the read-out asks for."""
+    reads = [(cell, plan) for cell in cells for plan in readout.plans_of(cell)]
+    ids = {id(cell): cell.id for cell in cells}  # an id is a hash of everything, worked out once a cell
+    configs = {cell_id: _without_seed(cell).id for cell, cell_id in zip(cells, ids.values(), strict=True)}
+    names = [_row_name(cell, plan, readout) for cell, plan in reads]
+    rivals: dict[tuple[str, str, str], dict[str, Cell]] = {}
+    for (cell, _), name in zip(reads, names, strict=True):
+        rivals.setdefault(name, {})[ids[id(cell)]] = cell
+    differing = {
+        group_ids: _differing_facts(group, configs)
+        for group_ids, group in {tuple(group): group for group in rivals.values()}.items()
+    }
+    found = {}
+    groups = {name: differing[tuple(group)] for name, group in rivals.items()}
+    for (cell, plan), name in zip(reads, names, strict=True):
+        cell_id = ids[id(cell)]
+        facts = groups[name].get(cell_id, ())
+        found[cell_id, plan.label] = {
+            "cell_id": cell_id,
+            **_identity(cell, plan, readout),
+            "config_id": configs[cell_id],
+            "label": ", ".join([name[1], *facts]),
+        }
+    return found
+
+
+def _row_name(cell: Cell, plan: Plan, readout: Readout) -> tuple[str, str, str]:
+    """Model, method with base algorithm, plan: rows that share it need their differing facts spelled out."""
+    method = method_name(cell, plan, readout)
+    named = f"{method} ({base_name(cell)})" if cell.objective is not None else method
+    return cell.model.name, named, plan.label
+
+
+def _identity(cell: Cell, plan: Plan, readout: Readout) -> dict[str, Any]:
+    objective, part = cell.objective, plan.default
+    return {
+        "model": cell.model.name,
+        "base": cell.base.kind,
+        "scope": cell.scope or "",
+        "objective": None if objective is None else objective_text(objective),
+        "weights": "" if objective is None else weights_text(objective),
+        "parent_bits": None if objective is None else objective.parent_bits,
+        "method": method_name(cell, plan, readout),
+        "plan": plan.label,
+        "bits": plan.bits,
+        "extra_precision": plan.extra_precision,
+        "interpolated": objective is not None and part is not None and objective.is_interpolated(part),
+        "seed": cell.seed,
+    }
+
+
+def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
+    """The paper's name of the row; a model without quantization is called by the dtype it was evaluated in."""
+    if cell.objective is None:
+        return readout.dtype
+    if plan.layout is not None:
+        return f"Mix'n'Match {plan.layout.replace('_', ' ')}"
+    if plan.strategy is not None:
+        return f"Mix'n'Match {plan.strategy.replace('_', ' ')}"
+    if plan.layers is not None:
+        return f"Searched {plan.label}"
+    assert plan.default is not None
+    return cell.objective.method(plan.default)
+
+
+def base_name(cell: Cell) -> str:
+    return BASE_NAMES.get(cell.base.kind, cell.base.kind)
+
+
+def model_name(model: str) -> str:
+    return MODEL_NAMES.get(model, model)
+
+
+def objective_text(objective: Objective) -> str:
+    """`{int8: 0.1, int4: 0.1, int2: 1}`: the loss terms with their weights, as a configuration writes them."""
+    return "{" + ", ".join(f"{term}: {term.weight:g}" for term in objective.terms) + "}"
+
+
+def weights_text(objective: Objective) -> str:
+    """`0.1, 0.1, 1`: lambda of every width, widest first, as the paper's tables write it; empty for a single width."""
+    widths = {term.slice.bits: term.weight for term in objective.terms}
+    ordered = [f"{widths[bits]:g}" for bits in sorted(widths, reverse=True)]
+    return ", ".join(ordered) if len(ordered) > 1 else ""
+
+
+def _without_seed(cell: Cell) -> Cell:
+    return cell.model_copy(update={"seed": 0})
+
+
+def _differing_facts(rivals: Mapping[str, Cell], configs: Mapping[str, str]) -> dict[str, list[str]]:
+    """For each cell, by its id, the facts besides the seed in which it differs from others of the same name."""
+    if len({configs[cell_id] for cell_id in rivals}) < 2:
+        return {}
+    facts = {cell_id: dict(_facts(rival)) for cell_id, rival in rivals.items()}
+    keys = dict.fromkeys(key for of_cell in facts.values() for key in of_cell)
+    differing = {key for key in keys if len({of_cell.get(key) for of_cell in facts.values()}) > 1}
+    return {
+        cell_id: [text if key == "objective" else f"{key}={text}" for key, text in of_cell.items() if key in differing]
+        for cell_id, of_cell in facts.items()
+    }
+
+
+def _facts(cell: Cell) -> Iterator[tuple[str, str]]:
+    """Every fact of a cell but its seed, as dotted keys and text."""
+    if cell.objective is not None:
+        yield "objective", objective_text(cell.objective)
+    yield from flatten(cell.model_dump(mode="json", exclude={"objective", "seed"}))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as `("base.num_steps", "48")` pairs."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)

@@ -1,0 +1,130 @@
+"""The numbers of a study: a row for every read-out of every cell, with its tasks, their average and log perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.frame.load import COST_COLUMNS
+from analysis.frame.names import IDENTITY_COLUMNS, TASK_NAMES
+from analysis.frame.significance import TASK_AVG
+from evaluation.results import HEADLINE_METRICS, LOG_PPLX
+from evaluation.sources.table import PAPER_TASKS
+
+if TYPE_CHECKING:
+    from analysis.frame.load import LoadedResults
+
+SummaryRow = Mapping[Any, Any]
+"""A row of `summary`, by column name."""
+
+METHOD_ORDER = ("Sliced", "Baseline", "Single Precision", "MatQuant")
+CHANCE = {name: task.chance for name, task in PAPER_TASKS.items()}
+"""Accuracy of a guess."""
+
+
+def summary(loaded: LoadedResults) -> pd.DataFrame:
+    """A row per (configuration, plan), wide to narrow, methods in the paper's order; NaN where a result is missing.
+
+    Columns: IDENTITY_COLUMNS, COST_COLUMNS, `num_seeds`, and for each task, `task_avg` and `log_pplx` the value
+    and its `_stderr`.  Configurations that differ only in their seed are one row: the mean, and as its error the
+    standard deviation between seeds instead of the standard error over documents.
+    """
+    reads = loaded.expected.drop(columns="task").drop_duplicates(["cell_id", "plan"])
+    rows = reads.merge(_wide(loaded), on=["cell_id", "plan"], how="left")
+    rows["effective_bits"] = rows["effective_bits"].fillna(rows["bits"].where(~rows["extra_precision"].astype(bool)))
+    errors = rows[[f"{task}_stderr" for task in loaded.tasks]]
+    rows[TASK_AVG] = rows[list(loaded.tasks)].mean(axis=1, skipna=False)
+    rows[f"{TASK_AVG}_stderr"] = stderr_of_mean(errors.to_numpy(dtype=float))
+    rows.loc[rows[TASK_AVG].isna(), f"{TASK_AVG}_stderr"] = np.nan
+    values = [*loaded.tasks, TASK_AVG, LOG_PPLX]
+    columns = [*IDENTITY_COLUMNS, *COST_COLUMNS, "num_seeds", *(c for v in values for c in (v, f"{v}_stderr"))]
+    return _in_paper_order(_one_row_a_configuration(rows, values).reindex(columns=columns))
+
+
+def stderr_of_mean(stderrs: np.ndarray) -> np.ndarray:
+    """Standard error of the plain mean of n independent estimates, along the last axis: sqrt(sum se_i^2) / n."""
+    if stderrs.shape[-1] == 0:
+        return np.full(stderrs.shape[:-1], np.nan)
+    return np.sqrt(np.square(stderrs).sum(axis=-1)) / stderrs.shape[-1]
+
+
+def headline_results(loaded: LoadedResults) -> pd.DataFrame:
+    """The rows of the frame that stand for their task: one for each (cell, plan, task), of its headline metric."""
+    frame = loaded.frame[loaded.frame["metric"].isin(HEADLINE_METRICS)]
+    rank = frame["metric"].map({metric: rank for rank, metric in enumerate(HEADLINE_METRICS)})
+    chosen = rank.groupby([frame["cell_id"], frame["plan"], frame["task"]], sort=False).idxmin()
+    return frame.loc[chosen]
+
+
+def _wide(loaded: LoadedResults) -> pd.DataFrame:
+    """A row per measured (cell, plan): its bits, and for each task its value and standard error."""
+    long = headline_results(loaded).set_index(["cell_id", "plan"])
+    wide = long[list(COST_COLUMNS)].astype(float).groupby(level=[0, 1]).first()
+    for task in (*loaded.tasks, LOG_PPLX):
+        of_task = long[long["task"] == task]
+        wide[task] = of_task["value"].astype(float)
+        wide[f"{task}_stderr"] = of_task["stderr"].astype(float)
+    return wide.reset_index()
+
+
+def _one_row_a_configuration(rows: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Seeds of one configuration become one row; a configuration of one seed stays as it is."""
+    keys = ["config_id", "plan"]
+    alone = ~rows.duplicated(keys, keep=False)
+    merged = [_over_seeds(seeds, values) for _, seeds in rows[~alone].groupby(keys, sort=False)]
+    if not merged:
+        return rows.assign(num_seeds=1)
+    # In the place of the first seed.
+    dtypes: dict[Any, Any] = rows.drop(columns="effective_bits").dtypes.to_dict()
+    together = pd.DataFrame(merged, index=[row.name for row in merged]).astype(dtypes)
+    return pd.concat([rows[alone].assign(num_seeds=1), together]).sort_index()
+
+
+def _over_seeds(seeds: pd.DataFrame, values: Sequence[str]) -> pd.Series:
+    """One row out of the rows of a configuration's seeds, those of them that have any result."""
+    first = seeds.index[0]
+    measured = seeds[seeds[list(values)].notna().any(axis=1)]
+    seeds = measured if len(measured) else seeds.iloc[:1]
+    row = seeds.iloc[0].copy().rename(first)
+    row["num_seeds"] = len(seeds)
+    if len(seeds) > 1:
+        row["cell_id"] = ", ".join(seeds["cell_id"])
+        for column in COST_COLUMNS:
+            row[column] = seeds[column].mean()
+        for value in values:
+            row[value] = seeds[value].mean()
+            row[f"{value}_stderr"] = seeds[value].std(ddof=1)
+    return row
+
+
+def method_rank(method: str) -> int:
+    """Position of a method among the rows of one data type; a model without quantization comes first."""
+    return next((rank for rank, name in enumerate(METHOD_ORDER, start=1) if method.startswith(name)), 0)
+
+
+def _in_paper_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Model by model, wide to narrow, methods in the paper's order; ties stay as the experiment lists them."""
+    models = {model: place for place, model in enumerate(rows["model"].unique())}
+    keys = pd.DataFrame(
+        {
+            "model": rows["model"].map(models),
+            "bits": -rows["bits"],
+            "extra_precision": rows["extra_precision"],
+            "method": rows["method"].map(method_rank),
+            "variant": rows["method"].str.len(),
+        }
+    )
+    return rows.loc[keys.sort_values(list(keys.columns), kind="stable").index].reset_index(drop=True)
+
+
+def task_name(task: str) -> str:
+    """What a table calls a task: the paper's name for it, or its own."""
+    return TASK_NAMES.get(task, task)
+
+
+def data_type(row: SummaryRow) -> str:
+    """The width a row is read at, as the paper's first column names it: `int2`, or `bfloat16` for the full model."""
+    return row["method"] if row["base"] == "none" else row["plan"]

@@ -1,0 +1,142 @@
+"""What notebooks show: each function returns something that a cell displays, and `print` shows as text.
+
+from analysis.notebooks import show
+
+study = show.open_study("experiment=demo")
+study.table()
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis import published
+from analysis.figures.gallery import Plot, plots
+from analysis.figures.style import SCREEN_DPI, TEXT, save_figure
+from analysis.frame.opened import OpenStudy
+from analysis.frame.pairs import pairs_of
+from analysis.report.contents import gap_texts, headlines, provenance_rows
+from analysis.tables.drawing import to_html, to_text
+from analysis.tables.papers import paper_table
+from analysis.tables.summary_table import significant_marks, summary_table
+from matquant.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from analysis.tables.typeset import Table
+
+
+MEASURED = ("paths.results=studies/demo/results",)
+"""The results of `experiment=demo` and two more that come with the source (studies/demo/README.md)."""
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table in a notebook."""
+
+    table: Table
+
+    def _repr_html_(self) -> str:
+        return to_html(self.table)
+
+    def __repr__(self) -> str:
+        return to_text(self.table)
+
+
+@dataclass(frozen=True)
+class ShownPlot:
+    """A figure in a notebook; `save` writes it as svg, pdf or png."""
+
+    plot: Plot
+    width: float = TEXT
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        save_figure(self.plot.draw(self.width), buffer, "png", dpi=SCREEN_DPI)
+        return buffer.getvalue()
+
+    def save(self, path: Path) -> None:
+        save_figure(self.plot.draw(self.width), path, path.suffix.removeprefix("."))
+
+    def __repr__(self) -> str:
+        return f"{self.plot.title}. {self.plot.note}".strip()
+
+
+@dataclass(frozen=True)
+class ShownText:
+    """Paragraphs in a notebook."""
+
+    lines: Sequence[str]
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(f"- {line}" for line in self.lines)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
+
+
+@dataclass(frozen=True)
+class ShownStudy:
+    """A study whose results are shown."""
+
+    opened: OpenStudy
+
+    def headlines(self) -> ShownText:
+        return ShownText([sentence for sentences in headlines(self.opened.rows) for sentence in sentences])
+
+    def table(self) -> ShownTable:
+        """Every read-out of every cell."""
+        opened = self.opened
+        return ShownTable(summary_table(opened.rows, opened.loaded.tasks, opened.comparisons))
+
+    def paper_table(self, number: int) -> ShownTable:
+        """Table `number` of MatQuant, ours beneath theirs."""
+        return ShownTable(paper_table(number, self.opened.rows, significant_marks(self.opened.comparisons)))
+
+    @cached_property
+    def plots(self) -> dict[str, Plot]:
+        opened = self.opened
+        return {plot.name: plot for plot in plots(opened.study, opened.loaded, opened.rows)}
+
+    def plot(self, name: str, width: float = TEXT) -> ShownPlot:
+        """One of `plots`, as wide as the text or the column of a paper."""
+        if name not in self.plots:
+            raise UserError(f"this study has no figure {name}; it has {', '.join(self.plots)}")
+        return ShownPlot(self.plots[name], width)
+
+    def provenance(self) -> ShownText:
+        return ShownText([f"{name}: {value}" for name, value in provenance_rows(self.opened.loaded)])
+
+    def problems(self) -> ShownText:
+        """What is wrong with the results, and what is missing."""
+        loaded = self.opened.loaded
+        return ShownText([*loaded.problems, *gap_texts(loaded)] or ["No problem, and nothing is missing."])
+
+
+def open_study(*overrides: str) -> ShownStudy:
+    """A study as `python run.py` is told of it: `experiment=demo`, `paths.results=...`."""
+    from matquant.config.study import load_study
+
+    return ShownStudy(OpenStudy(load_study(list(overrides))))
+
+
+def compare(ours: ShownStudy, theirs: ShownStudy, *, first: str, second: str) -> pd.DataFrame:
+    """Rows of one study against those of another, by their names (`MatQuant`), on the documents that both have."""
+    return pairs_of(ours.opened, theirs.opened, first=first, second=second)
+
+
+def check_published() -> ShownText:
+    """The papers' averages against their tasks, and what the papers themselves got wrong."""
+    frame = published.load()
+    known = frame[frame["error"] != ""]
+    lines = [f"{len(frame)} published numbers; {len(published.averages(frame))} averages follow from their six tasks."]
+    for row in known.to_dict("records"):
+        lines.append(f"Table {row['table']}, {row['model']} {row['width']}: {row['value']:g}: {row['error']}")
+    return ShownText([*lines, *published.problems()])

@@ -1,0 +1,103 @@
+"""All thirty tables of MatQuant (arXiv:2502.06786v3), ours beside theirs, from results on disk.
+
+    python -m analysis.report.all_tables                                   all of them, into out/papers/
+    python -m analysis.report.all_tables 1 30 paths.results=/data/results  two of them, from results copied there
+
+Each table N is that of the cells of `experiment=tableN`; what has not been measured is a visible gap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.frame.load import load_frame
+from analysis.frame.significance import against_reference
+from analysis.frame.summary import summary
+from analysis.published import NUM_TABLES
+from analysis.report.files import write_text
+from analysis.report.page import plain_page
+from analysis.tables.beside import side_by_side
+from analysis.tables.drawing import document, to_html, to_latex, to_markdown
+from analysis.tables.papers import kind_of
+from analysis.tables.summary_table import significant_marks
+from evaluation.results import ResultStore
+from matquant.errors import UserError
+from matquant.runs.files import require_writable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+    from analysis.tables.typeset import Table
+    from matquant.config.study import Study
+
+FOLDER = "papers"
+
+
+def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, tuple[str, ...]]:
+    """Table `number` with the results of a study: as text, as numbers, and what is wrong with the results."""
+    loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
+    rows = summary(loaded)
+    entries = side_by_side(number, rows, significant_marks(against_reference(rows, loaded)))
+    return kind_of(entries)(number, entries), entries, loaded.problems
+
+
+def write_table(table: Table, entries: pd.DataFrame, stem: Path) -> None:
+    """The four forms of a table: markdown, LaTeX, HTML and CSV."""
+    write_text(stem.with_suffix(".md"), to_markdown(table))
+    write_text(stem.with_suffix(".tex"), to_latex(table))
+    write_text(stem.with_suffix(".html"), plain_page(table.caption, [to_html(table)]))
+    write_text(stem.with_suffix(".csv"), entries.to_csv(index=False))
+
+
+def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
+    """Writes the tables, and all of them together as tables.md, tables.tex and tables.html; returns their folder."""
+    from matquant.config.study import load_study
+
+    drawn = []
+    folder = Path()
+    for number in numbers:
+        study = load_study([f"experiment=table{number:02}", *overrides])
+        folder = study.setup.paths.out / FOLDER
+        require_writable(folder, "paths.out")
+        table, entries, problems = table_of(study, number)
+        write_table(table, entries, folder / f"table{number:02}")
+        drawn.append(table)
+        measured = int(entries["ours"].notna().sum())
+        print(f"{table.caption}: {measured} of {len(entries)} numbers measured")
+        for problem in problems:
+            print(f"  problem: {problem}")
+    write_text(folder / "tables.md", "\n".join(map(to_markdown, drawn)))
+    write_text(folder / "tables.tex", document([to_latex(table) for table in drawn]))
+    write_text(folder / "tables.html", plain_page("The tables of MatQuant, ours beside theirs", map(to_html, drawn)))
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report.all_tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("choices", nargs="*", metavar="NUMBER or KEY=VALUE", help="tables, and overrides of run.py")
+    choices = parser.parse_intermixed_args(arguments).choices
+    numbers = [int(choice) for choice in choices if choice.isdigit()]
+    try:
+        for number in numbers:
+            if not 1 <= number <= NUM_TABLES:
+                raise UserError(f"there is no table {number}; choose from 1 to {NUM_TABLES}")
+        overrides = [choice for choice in choices if not choice.isdigit()]
+        folder = write_all(numbers or range(1, NUM_TABLES + 1), overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"tables: {folder / 'tables.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""What the page of a report says: headlines, how each number was made, what is missing and how to make it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis.figures.style import INK, PAPER, QUIET
+from analysis.frame.names import flatten, objective_text
+from analysis.frame.significance import TASK_AVG
+from analysis.frame.summary import SummaryRow, data_type, headline_results, task_name
+from analysis.report.page import Page, Picture, Record, inline_svg
+from analysis.tables.drawing import to_html
+from analysis.tables.typeset import MISSING, with_error
+from evaluation.results import LOG_PPLX
+
+if TYPE_CHECKING:
+    from analysis.figures.gallery import Plot
+    from analysis.frame.load import LoadedResults
+    from analysis.tables.typeset import Table
+    from matquant.config.cell import Cell
+    from matquant.config.study import Study
+
+DEFAULT_NAME = "cell"
+"""What conf/config.yaml calls a study that is no experiment."""
+
+THEME = {INK: "ink", PAPER: "paper", QUIET: "quiet"}
+
+
+def page_of(
+    study: Study,
+    loaded: LoadedResults,
+    rows: pd.DataFrame,
+    table: Table,
+    paper: Table | None,
+    drawn: Sequence[tuple[Plot, Sequence[str]]],
+    again: Sequence[str],
+) -> Page:
+    """`paper`: the paper's table, where the study is one; `drawn`: figures with their SVGs, widest first."""
+    return Page(
+        name=study.name,
+        headlines=headlines(rows),
+        measured=measured_text(loaded),
+        pictures=[_picture(plot, svgs) for plot, svgs in drawn],
+        table=to_html(table),
+        paper=None if paper is None else (paper.caption, to_html(replace(paper, caption=""))),
+        records=[_record(cell, loaded) for cell in study.cells],
+        provenance=provenance_rows(loaded),
+        problems=loaded.problems,
+        gaps=gap_texts(loaded),
+        commands=again,
+    )
+
+
+def _picture(plot: Plot, svgs: Sequence[str]) -> Picture:
+    drawn = [inline_svg(svg, plot.title, THEME, f"{plot.name}{place}-") for place, svg in enumerate(svgs)]
+    return Picture(plot.name, plot.title, plot.note, drawn)
+
+
+def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
+    """What all numbers were made with: commits, devices, versions, time and the cells that are missing."""
+    results = loaded.frame.drop_duplicates(["cell_id", "plan", "task"])
+    seconds = pd.to_numeric(results["seconds"], errors="coerce").sum()
+    cells = loaded.expected.groupby("cell_id", sort=False).size()
+    gaps = loaded.missing.groupby("cell_id").size().reindex(cells.index, fill_value=0)
+
+    def counted(column: str, results: pd.DataFrame = results) -> str:
+        counts = results[column].fillna("unknown").replace("", "unknown").value_counts()
+        return "; ".join(f"{name} ({count} results)" for name, count in counts.items()) or "none yet"
+
+    return [
+        ("commits", counted("commit")),
+        ("devices", counted("device")),
+        ("versions", counted("versions")),
+        ("lm-eval", counted("lm_eval", results[results["task"] != LOG_PPLX])),  # log perplexity is our own
+        ("evaluation", f"{seconds / 60:.1f} minutes in all, {len(results)} results"),
+        (
+            "cells",
+            f"{int((gaps == 0).sum())} complete, {int(((gaps > 0) & (gaps < cells)).sum())} in part, "
+            f"{int((gaps == cells).sum())} missing",
+        ),
+    ]
+
+
+def headlines(rows: pd.DataFrame) -> list[list[str]]:
+    """For each model: what its narrowest MatQuant read-out reaches, then the other rows of that width as rivals."""
+    measured = rows[rows[TASK_AVG].notna() | rows[LOG_PPLX].notna()]
+    if measured.empty:
+        return [["Nothing has been measured yet."]]
+    several = rows["model"].nunique() > 1
+    return [
+        _headline(of_model, f"{model}: " if several else "")
+        for model, of_model in measured.groupby("model", sort=False)
+    ]
+
+
+def _headline(rows: pd.DataFrame, prefix: str) -> list[str]:
+    full, reads = rows[rows["base"] == "none"], rows[(rows["base"] != "none") & ~rows["extra_precision"].astype(bool)]
+    nested = reads[reads["method"].str.startswith("MatQuant")]
+    candidates = nested if len(nested) else reads if len(reads) else full
+    # Among several the plain MatQuant: a variant's name is longer by what it varies.
+    width = candidates[candidates["bits"] == candidates["bits"].min()]
+    first = width.loc[width["method"].str.len().idxmin()]
+    rivals = reads[(reads["plan"] == first["plan"]) & (reads.index != first.name)]
+    full = full[full.index != first.name]
+    what = ", unquantized" if first["base"] == "none" else f" read out of {first['label']}"
+    return [
+        f"{prefix}{data_type(first)}{what}: {_scores(first)}.",
+        *(f"{row['label']} at {row['plan']}: {_scores(row)}." for row in rivals.to_dict("records")),
+        *(f"Unquantized ({row['method']}): {_scores(row)}." for row in full.to_dict("records")),
+    ]
+
+
+def _scores(row: SummaryRow) -> str:
+    average = with_error(100 * row[TASK_AVG], 100 * row[f"{TASK_AVG}_stderr"], ".1f")
+    return f"Task Avg {average}, log pplx {with_error(row[LOG_PPLX], float('nan'), '.2f')}"
+
+
+def measured_text(loaded: LoadedResults) -> str:
+    total, missing = len(loaded.expected), len(loaded.missing)
+    if missing == total:
+        return f"0 of {total} results measured."
+    finished, commits = loaded.frame["finished"], ", ".join(sorted(loaded.frame["commit"].unique()))
+    period = f"from {finished.min()} to {finished.max()}"
+    return f"{total - missing} of {total} results measured, {period}, by commit {commits}."
+
+
+RECORD_COLUMNS = {
+    "plan": "plan",
+    "task": "task",
+    "metric": "metric",
+    "num_documents": "documents",
+    "limit": "limit",
+    "batch_size": "batch size",
+    "dtype": "dtype",
+    "data": "data revision",
+    "lm_eval": "lm-eval",
+    "protocol_id": "protocol",
+    "device": "device",
+    "seconds": "seconds",
+    "finished": "finished",
+    "commit": "commit",
+}
+
+
+def _record(cell: Cell, loaded: LoadedResults) -> Record:
+    """How the numbers of one cell were made: a row for each result, in the order of the read-out."""
+    expected = loaded.expected[loaded.expected["cell_id"] == cell.id]
+    keys = ["cell_id", "plan", "task"]
+    results = expected[keys].merge(headline_results(loaded), on=keys)
+    checkpoints = results["checkpoint"].dropna().unique()
+    return Record(
+        anchor=cell.id,
+        title=f"{cell.id}: {', '.join(expected['label'].unique())}",
+        facts={**_facts(cell), "checkpoint": ", ".join(checkpoints) or "none"},
+        heads=tuple(RECORD_COLUMNS.values()),
+        rows=[[_record_text(column, row) for column in RECORD_COLUMNS] for row in results.to_dict("records")],
+    )
+
+
+def _facts(cell: Cell) -> dict[str, str]:
+    """What determines the cell's checkpoint, a line for each part: its model, base algorithm, grid, data, objective."""
+    facts = {"cell id": cell.id}
+    for name, value in cell.model_dump(mode="json", exclude={"objective"}, exclude_none=True).items():
+        facts[name] = _part_text(value) if isinstance(value, dict) else str(value)
+    if cell.objective is not None:
+        facts["objective"] = f"{objective_text(cell.objective)} in an int{cell.objective.parent_bits} parent"
+    return facts
+
+
+def _part_text(part: Mapping[str, Any]) -> str:
+    """`omniquant, num_steps 48, batch_size 4`: the kind first, then every setting."""
+    settings = [f"{key} {text}" for key, text in flatten(part) if key != "kind"]
+    return ", ".join([*([part["kind"]] if "kind" in part else []), *settings])
+
+
+def _record_text(column: str, row: SummaryRow) -> str:
+    value = row[column]
+    if column == "limit" and row["task"] != LOG_PPLX and pd.isna(value):
+        return "all"
+    if column == "task":
+        return task_name(value)
+    return MISSING if pd.isna(value) else str(value)
+
+
+def gap_texts(loaded: LoadedResults) -> list[str]:
+    """A line for each read-out with missing results, and one for a cell that has none at all."""
+    texts = []
+    for cell_id, missing in loaded.missing.groupby("cell_id", sort=False):
+        expected = loaded.expected[loaded.expected["cell_id"] == cell_id]
+        if len(missing) == len(expected):
+            texts.append(f"{cell_id} ({', '.join(expected['label'].unique())}): nothing measured yet")
+            continue
+        for plan, tasks in missing.groupby("plan", sort=False)["task"]:
+            texts.append(f"{cell_id} at {plan}: {', '.join(map(task_name, tasks))}")
+    return texts
+
+
+def commands(name: str, overrides: Sequence[str] | None) -> list[str]:
+    """How to measure what is missing and draw the report again."""
+    guessed = [] if name == DEFAULT_NAME else [f"experiment={name}"]
+    typed = guessed if overrides is None else list(overrides)
+    return [shlex.join(["python", "run.py", *typed]), shlex.join(["python", "-m", "analysis.report", *typed])]

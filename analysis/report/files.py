@@ -1,0 +1,53 @@
+"""Files of a report: where they lie, and how they are written, beside and then renamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matquant.runs.files import write_beside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """The files of a report."""
+
+    folder: Path
+
+    @property
+    def csv(self) -> Path:
+        return self.folder / "table.csv"
+
+    @property
+    def comparisons(self) -> Path:
+        return self.folder / "comparisons.csv"
+
+    @property
+    def notebook(self) -> Path:
+        return self.folder / "report.ipynb"
+
+    @property
+    def html(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def record(self) -> Path:
+        """The record of what the other files were drawn from (`analysis.report.unchanged`)."""
+        return self.folder / ".drawn.json"
+
+    def figure(self, name: str, form: str) -> Path:
+        """`form` is svg, pdf or png."""
+        return self.folder / f"{name}.{form}"
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8 text, atomically; returns where."""
+
+    def write(beside: Path) -> None:
+        beside.write_text(text, encoding="utf-8")
+
+    write_beside(path, write)
+    return path

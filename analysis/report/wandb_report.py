@@ -1,0 +1,188 @@
+"""A study as a Weights & Biases Report: Pareto panel, a run set for each method, curves, tables and words.
+
+    python -m analysis.report.wandb_report experiment=demo            writes out/demo/wandb_report.json
+    python -m analysis.report.wandb_report experiment=demo --publish  publishes it, with a key (`wandb login`)
+
+The runs are those that `python run.py` tracked, one a cell; nothing is uploaded but the report itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis.frame.significance import against_reference
+from analysis.frame.summary import summary
+from analysis.report.building import load, paper_number
+from analysis.report.contents import gap_texts, headlines, measured_text, provenance_rows
+from analysis.report.files import write_text
+from analysis.tables.beside import side_by_side
+from analysis.tables.drawing import to_markdown
+from analysis.tables.papers import kind_of
+from analysis.tables.summary_table import significant_marks, summary_table
+from evaluation.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
+from matquant.errors import UserError
+from matquant.runs.files import require_writable
+from matquant.runs.tracking import wandb_mode
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2.interface import Report
+
+    from analysis.frame.load import LoadedResults
+    from matquant.config.study import Study
+
+FILE = "wandb_report.json"
+TRAINED_TERMS = ("int8", "int6", "int4", "int3", "int2")
+MADE_UP = {"id", "__id__"}
+"""Keys whose values the library draws at random; left out of the file, which is then the same each time."""
+
+
+def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> Report:
+    """The report as the library's own blocks; with an `entity`, run sets name its project, for which W&B is asked."""
+    import wandb_workspaces.reports.v2.interface as wr
+
+    rows = summary(loaded)
+    comparisons = against_reference(rows, loaded)
+    project = study.setup.tracking.project
+    place: dict[str, Any] = {"entity": entity, "project": project} if entity is not None else {}
+    runsets = [
+        wr.Runset(name=name, filters=f'Metric("Name") in {json.dumps(ids)}', **place)
+        for name, ids in run_sets(rows).items()
+    ]
+    tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons)))]
+    if (number := paper_number(study.name)) is not None:
+        entries = side_by_side(number, rows, significant_marks(comparisons))
+        table = kind_of(entries)(number, entries)
+        tables.insert(0, (table.caption, to_markdown(table)))
+    others: list[Any]
+    first, *others = [sentence for of_model in headlines(rows) for sentence in of_model]
+    blocks: list[Any] = [
+        wr.P(first),
+        *([wr.UnorderedList([*others])] if others else []),
+        wr.P(measured_text(loaded)),
+        wr.H2("Quality against effective bits"),
+        wr.PanelGrid(runsets=runsets, panels=_pareto_panels()),
+        *(block for title, text in tables for block in (wr.H2(title), wr.MarkdownBlock(text))),
+        wr.H2("Training, slice by slice"),
+        wr.PanelGrid(runsets=runsets, panels=_curve_panels()),
+        wr.H2("Provenance"),
+        wr.UnorderedList([f"{name}: {value}" for name, value in provenance_rows(loaded)]),
+        wr.H2("Problems and gaps"),
+        wr.UnorderedList([*loaded.problems, *gap_texts(loaded)] or ["None."]),
+    ]
+    title, description = f"MatQuant: {study.name}", "Matryoshka quantization, one checkpoint read at every precision."
+    return wr.Report(
+        project=project, entity=entity or "", title=title, description=description, blocks=blocks, width="fluid"
+    )
+
+
+def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """For each method the runs that have it; a run is called by its cell's id."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows.drop_duplicates(["cell_id"]).to_dict("records"):
+        name = "unquantized" if row["base"] == "none" else row["label"]
+        found.setdefault(name, {}).update(dict.fromkeys(row["cell_id"].split(", ")))
+    return {name: list(ids) for name, ids in found.items()}
+
+
+def _pareto_panels() -> list[Any]:
+    """A line a run, a point a plan."""
+    import wandb_workspaces.reports.v2.interface as wr
+
+    titles = {READOUT_AVG: "Task Avg (%), higher is better", READOUT_LOG_PPLX: "log perplexity, lower is better"}
+    return [
+        wr.LinePlot(
+            title=title,
+            x=EFFECTIVE_BITS,
+            y=[name],
+            log_x=True,
+            log_y=name == READOUT_LOG_PPLX,
+            title_x="effective bits per quantized weight",
+            layout=wr.Layout(x=12 * place, y=0, w=12, h=10),
+        )
+        for place, (name, title) in enumerate(titles.items())
+    ]
+
+
+def _curve_panels() -> list[Any]:
+    import wandb_workspaces.reports.v2.interface as wr
+
+    curves = wr.LinePlot(
+        title="loss of every slice",
+        x="Step",
+        y=[f"train/{term}" for term in TRAINED_TERMS],
+        log_y=True,
+        layout=wr.Layout(x=0, y=0, w=24, h=10),
+    )
+    return [curves]
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """What would be published: title, blocks, panels and run sets, as the library sends them."""
+    model = report._to_model()  # the library offers no public way to see what it sends
+    spec = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
+    return {
+        "title": model.display_name,
+        "description": model.description,
+        "project": model.project.name,
+        "spec": _without_made_up(spec),
+    }
+
+
+def _without_made_up(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_made_up(item) for key, item in value.items() if key not in MADE_UP}
+    return [_without_made_up(item) for item in value] if isinstance(value, list) else value
+
+
+def publish(study: Study, loaded: LoadedResults) -> str:
+    """Publishes the report and returns its address; UserError without a key or a connection."""
+    if wandb_mode() != "online":
+        raise UserError("publishing needs a W&B key; run `wandb login`, or set WANDB_API_KEY and unset WANDB_MODE")
+    import wandb
+
+    try:
+        entity = study.setup.tracking.entity or wandb.Api().default_entity
+        report = build(study, loaded, entity=entity)
+        report.save()
+    except (wandb.Error, ValueError, OSError) as error:
+        raise UserError(f"W&B did not take the report: {' '.join(str(error).split())}") from error
+    return str(report.url)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: 0 if the report was written or published, 2 with one line on stderr if not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report.wandb_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to report on, such as experiment=demo")
+    parser.add_argument("--publish", action="store_true", help="publish the report instead of writing it to disk alone")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        from matquant.config.study import load_study
+
+        study = load_study(options.overrides)
+        loaded = load(study)
+        folder = study.setup.paths.out / study.name
+        require_writable(folder, "paths.out")
+        write_text(folder / FILE, json.dumps(as_json(build(study, loaded)), indent=1, ensure_ascii=False) + "\n")
+        print(f"written: {folder / FILE}")
+        if options.publish:
+            print(f"published: {publish(study, loaded)}")
+        else:
+            print("to publish it: `wandb login`, then the same command with --publish")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Ours beside theirs: every number of one of the paper's tables with the read-out of ours that is the same run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis import published
+from analysis.frame.significance import TASK_AVG
+from analysis.published import RUN
+from evaluation.results import LOG_PPLX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+BITS = "effective_bits"
+METRICS = (BITS, *published.TASKS, TASK_AVG, LOG_PPLX)
+"""What a table prints, in the order of its columns."""
+
+COLUMNS = (
+    *("table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
+    *("ours", "stderr", "difference", "mark", "cell_id"),
+)
+
+
+def side_by_side(number: int, rows: pd.DataFrame, marks: Mapping[Any, Mapping[str, str]] | None = None) -> pd.DataFrame:
+    """COLUMNS for every number of Table `number`, in the paper's order; percent and nats, `ours` NaN where missing.
+
+    `difference` is ours minus what the paper should read, where it is known to be wrong, else what it prints.
+    `rows`: of `summary`; `marks`: of `tables.significant_marks`, by row.  A model of ours that the paper does not have
+    gets the same rows without a number of the paper.
+    """
+    printed = published.table(number)
+    printed = pd.concat([printed, *_for_other_models(printed, rows)], ignore_index=True)
+    with_weights = varies_weights(printed)
+    ours = runs(rows, with_weights=with_weights)
+    found = [
+        _entry(row["metric"], ours.get(_key(row, with_weights=with_weights), []), rows, marks or {})
+        for row in printed.to_dict("records")
+    ]
+    theirs = printed.drop(columns="paper").rename(columns={"value": "paper"})
+    entries = pd.concat([theirs, pd.DataFrame(found, index=printed.index)], axis=1)
+    meant = entries["should_read"].fillna(entries["paper"])
+    return entries.assign(difference=entries["ours"] - meant)[list(COLUMNS)]
+
+
+def varies_weights(printed: pd.DataFrame) -> bool:
+    """True for the tables of the re-weighting ablation, whose rows differ in nothing but lambda."""
+    keys = [column for column in RUN if column != "weights"]
+    return bool(printed.duplicated([*keys, "metric"]).any())
+
+
+def runs(rows: pd.DataFrame, *, with_weights: bool) -> dict[tuple[str, ...], list[Any]]:
+    """The rows of `summary` by the run they are, as published tables name it."""
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for index, row in zip(rows.index, rows.to_dict("records"), strict=True):
+        method = "bfloat16" if row["base"] == "none" else row["method"]
+        key = _key({**row, "method": method, "width": row["plan"]}, with_weights=with_weights)
+        found.setdefault(key, []).append(index)
+    return found
+
+
+def _key(row: Mapping[Any, Any], *, with_weights: bool) -> tuple[str, ...]:
+    return tuple(row[name] if with_weights or name != "weights" else "" for name in RUN)
+
+
+def _for_other_models(printed: pd.DataFrame, rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of the first printed model once more for each model that only we have."""
+    first = printed[printed["model"] == printed["model"].iloc[0]]
+    others = [model for model in rows["model"].unique() if model not in set(printed["model"])]
+    blank = {"value": float("nan"), "should_read": float("nan"), "error": "", "decimals": -1}
+    return [first.assign(model=model, **blank) for model in others]
+
+
+def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mapping[Any, Any]) -> dict[str, Any]:
+    """What we measured of one printed number; of several runs of one name the first, as the experiment lists them."""
+    if not indices or metric not in rows:
+        return {"ours": float("nan"), "stderr": float("nan"), "mark": "", "cell_id": ""}
+    measured = rows.loc[indices[0]]
+    scale = 1 if metric in (BITS, LOG_PPLX) else 100
+    missing = pd.isna(measured[metric]) or (metric == BITS and pd.isna(measured[[TASK_AVG, LOG_PPLX]]).all())
+    return {
+        "ours": float("nan") if missing else scale * float(measured[metric]),
+        "stderr": scale * float(measured.get(f"{metric}_stderr", float("nan"))),
+        "mark": marks.get(indices[0], {}).get(metric, ""),
+        "cell_id": measured["cell_id"],
+    }
