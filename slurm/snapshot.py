@@ -50,6 +50,6 @@ def environment(snapshot: Path) -> dict[str, str]:
 
 
 def _code() -> Iterator[Path]:
-    for path in (*(PROJECT / name for name in CODE), *(folder / "conf" for folder in study_folders())):
+    for path in (*(PROJECT / name for name in CODE), *sorted(PROJECT.glob("studies/*/conf"))):
         found = [path] if path.is_file() else path.rglob("*")
         yield from sorted(p for p in found if p.is_file() and "__pycache__" not in p.parts)

@@ -15,6 +15,7 @@ def test_the_same_code_is_copied_once_and_imported_from_anywhere(tmp_path):
     code = snapshot.take(tmp_path)
     assert snapshot.take(tmp_path) == code
     assert [path.name for path in tmp_path.iterdir()] == [code.name]
+    assert list(code.glob("studies/*/conf/experiment/*/*.yaml"))
     program = (
         "import slurm.jobs, matquant.runs as runs, json;"
         "print(json.dumps([slurm.jobs.__file__, runs.__file__, runs.source_commit()]))"
