@@ -67,7 +67,7 @@ MINE = {"launch": "launch-1", "slurm_job": "7"}
     [
         (None, None, None, ("missing", None, "")),
         (ALIVE, None, None, ("running", None, "process")),
-        (GONE, None, None, ("failed", "killed", "gone")),
+        (GONE, None, None, ("failed", "killed", "without a status")),
         (replace(GONE, state="stopped"), None, None, ("failed", "interrupted", "")),
         (
             replace(GONE, state="failed", reason="out of memory", message="m"),
@@ -83,7 +83,7 @@ MINE = {"launch": "launch-1", "slurm_job": "7"}
         (None, JOB, [], ("missing", None, "never started")),
         (replace(GONE, started=80.0, state="failed"), JOB, [], ("missing", None, "never started")),
         (replace(GONE, state="stopped", **MINE), JOB, [PENDING], ("queued", None, "pending")),
-        (replace(ALIVE, **MINE), JOB, [], ("failed", "killed", "gone")),
+        (replace(ALIVE, **MINE), JOB, [], ("failed", "killed", "without a status")),
         (replace(ALIVE, **MINE), JOB, [RUNNING], ("running", None, "job 7")),
         (replace(GONE, state="failed", reason="non-finite", **MINE), JOB, [], ("failed", "non-finite", "")),
         # Something else that runs after the job has gone.
