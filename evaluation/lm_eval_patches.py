@@ -91,6 +91,7 @@ PROCESSED_ONCE = Patch(
         "lm_eval.api.task": (
             "return self.config.process_docs(self.dataset[self.config.test_split])",
             "return self.dataset[self.config.test_split]",
+            "return self.dataset[self.config.validation_split]",
         )
     },
 )
