@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +104,12 @@ def unpack(folder: Path) -> Outcome:
         path = folder / name
         num_results += facts.columns(name) is not None
         if not path.exists():
-            _write_loose(path, Entry(name, facts.text(name), _packed_documents(store, facts, name)))
+            _write_loose(Entry(name, facts.text(name), _packed_documents(store, facts, name)), store)
+            continue
         try:
             _entry(path, store)
         except ValueError as error:
-            problems.append(f"{error}; the packed file has another one: delete this one and unpack again")
+            problems.append(f"{error}; a whole one is packed: delete this one and unpack again")
     if not problems:
         (folder / FACTS).unlink()
         (folder / DOCUMENTS).unlink(missing_ok=True)
@@ -207,6 +209,7 @@ def _documents(path: Path, store: ResultStore) -> pa.Table:
 def _write_documents(entries: Sequence[Entry], beside: Path) -> None:
     """Writes the packed documents and refuses them unless they are read back the same."""
     write_documents(entries, beside)
+    _flush(beside)
     rows = DocumentRows(beside)
     for path, _, documents in tqdm(entries, desc="comparing", unit=" files", delay=1, disable=None):
         if documents is not None and not same_bits(rows.of(path, columns_of(documents)), documents):
@@ -216,6 +219,7 @@ def _write_documents(entries: Sequence[Entry], beside: Path) -> None:
 def _write_facts(entries: Sequence[Entry], beside: Path) -> None:
     """Writes the packed facts and refuses them unless they are read back the same."""
     write_facts(entries, beside)
+    _flush(beside)
     facts = Facts(beside)
     for path, text, documents in entries:
         columns = None if documents is None else columns_of(documents)
@@ -238,11 +242,22 @@ def _bits(column: pa.ChunkedArray) -> pa.Array:
     return array.view(integers[array.type.bit_width]) if pa.types.is_floating(array.type) else array
 
 
-def _write_loose(path: Path, entry: Entry) -> None:
-    """Writes a file as it lay loose, a result after its documents."""
+def _write_loose(entry: Entry, store: ResultStore) -> None:
+    """Writes a file as it lay loose, a result after its documents, and refuses it unless it is read back the same."""
+    path = store.folder / entry.path
     if entry.documents is not None:
         write_loose_documents(path, entry.documents)
     write_beside(path, lambda beside: beside.write_bytes(entry.text.encode("utf-8")))
+    written = _entry(path, store)
+    same = written.documents is None or (entry.documents is not None and same_bits(written.documents, entry.documents))
+    if written.text != entry.text or not same:
+        raise RuntimeError(f"{path} is not read back as it was packed; the packed files stay")
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file is on the disk: what it replaces is removed next."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _remove(store: ResultStore, found: Found) -> None:

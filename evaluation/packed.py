@@ -44,12 +44,13 @@ class Facts:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        self.path = path
         try:
             # Whole in memory: another file may take its place between two questions.
             self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()))
-            self._rows = {name: row for row, name in enumerate(self._column("path").to_pylist())}
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
+        self._rows = {name: row for row, name in enumerate(self._column("path").to_pylist())}
 
     def __contains__(self, path: str) -> bool:
         return path in self._rows
@@ -82,7 +83,12 @@ class Facts:
         return self._column("columns")
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return self._file.read([name])[name]
+        import pyarrow as pa
+
+        try:
+            return self._file.read([name])[name]
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise _unreadable(self.path, error) from error
 
 
 class DocumentRows:
@@ -122,8 +128,9 @@ class DocumentRows:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    """Refused and not counted as missing: a whole study would be measured again."""
-    return UserError(f"{path} cannot be read ({error}); restore it, or delete it and evaluate again")
+    """The refusal of a packed file, which must not count as missing: a whole study would be measured again."""
+    reason = " ".join(str(error).split())  # pyarrow's are of several lines
+    return UserError(f"{path} cannot be read ({reason}); restore it, or delete it and evaluate again")
 
 
 def _metric(column: str) -> str:

@@ -23,7 +23,7 @@ from analysis.report.compare import measured
 from benchmarks.startup import finished_study
 from evaluation import pack as packing
 from evaluation.pack import main, pack, same_bits, unpack
-from evaluation.packed import DOCUMENTS, FACTS, Entry, write_documents
+from evaluation.packed import DOCUMENTS, FACTS, Entry, packed_facts, write_documents
 from evaluation.protocol import is_complete, missing, survey
 from evaluation.readouts import readout_rows
 from evaluation.results import Result, ResultStore, documents_path, read_documents
@@ -105,10 +105,8 @@ def measurements(draw: st.DrawFn) -> tuple[Result, Mapping[str, list[Any]]]:
         columns[name] = draw(st.lists(kind | st.none(), min_size=count, max_size=count))
     task = draw(st.text("abcé_", min_size=1, max_size=4))
     metrics = draw(st.dictionaries(NAMES, NUMBERS, max_size=3))
-    place = {"cell_id": draw(st.sampled_from(CELLS)), "plan": draw(st.sampled_from(("int4", "int2+ep")))}
-    return Result(
-        **place, task=task, protocol=PROTOCOL, metrics=metrics, num_documents=count, effective_bits=4.0
-    ), columns
+    cell_id, plan = draw(st.sampled_from(CELLS)), draw(st.sampled_from(("int4", "int2+ep")))
+    return Result(cell_id, plan, task, PROTOCOL, metrics, count, 4.0), columns
 
 
 @given(st.lists(measurements(), min_size=1, max_size=6))
@@ -212,6 +210,16 @@ def test_a_report_is_drawn_again_when_what_is_packed_has_changed(made, monkeypat
     pack(made.setup.paths.results)
     Report(made).draw()
     assert json.loads(record.read_text())["sources"] != drawn
+
+
+@pytest.mark.parametrize("folder", sorted(PROJECT.glob("studies/*/results")), ids=lambda folder: folder.parent.name)
+def test_the_results_that_come_with_the_source_are_whole(folder):
+    facts = packed_facts(folder)
+    assert facts is not None
+    committed = ResultStore(folder)
+    results = [result for cell_id in facts.names for result in committed.results(cell_id)]
+    assert len(results) >= 200
+    assert all(committed.has(result.key) for result in results)
 
 
 # --- loose files beside packed ones ----------------------------------------------------------------------------------
@@ -380,6 +388,24 @@ def test_packed_files_that_are_cut_short_are_refused_and_not_counted_as_missing(
                 store.has(RESULT.key)
         (store.folder / name).write_bytes(whole)
     assert store.has(RESULT.key)
+
+
+def test_a_table_is_not_drawn_from_results_whose_packed_documents_are_gone(made):
+    pack(made.setup.paths.results)
+    (made.setup.paths.results / DOCUMENTS).unlink()
+    with pytest.raises(UserError, match=r"documents.parquet cannot be read .* restore it"):
+        numbers_of(made)
+
+
+def test_texts_that_are_damaged_in_the_middle_are_refused(store):
+    pack(store.folder)
+    whole = (store.folder / FACTS).read_bytes()
+    texts = pq.read_metadata(store.folder / FACTS).row_group(0).column(1)
+    middle = texts.data_page_offset + texts.total_compressed_size // 2
+    (store.folder / FACTS).write_bytes(whole[:middle] + b"damaged" * 9 + whole[middle + 63 :])
+    assert store.names("cell-1", "int4")
+    with pytest.raises(UserError, match=rf"{FACTS} cannot be read .* restore it"):
+        store.has(RESULT.key)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pandas as pd
 from analysis.frame.names import IDENTITY_COLUMNS, identities
 from analysis.frame.protocols import mixed_checkpoints, one_protocol_a_task
 from evaluation.results import LOG_PPLX, Result, ResultStore, protocol_id
+from matquant.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +63,8 @@ class LoadedResults:
             return {}
         try:
             return self.store.documents(key)
+        except UserError:  # the packed documents of the whole study
+            raise
         except ValueError:
             return {}
 
