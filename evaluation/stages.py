@@ -15,11 +15,11 @@ from typing import Literal, assert_never
 from evaluation.protocol import WHOLE, PlanShare, missing
 from evaluation.results import ResultStore
 from matquant.config.cell import Cell
-from matquant.config.setup import Readout, Setup
+from matquant.config.setup import Setup
 from matquant.notation import Plan
 from matquant.runs.folder import RunDir
 from matquant.runs.stage_runner import Work, run_alone
-from matquant.runs.status import Beat
+from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import NoTracker, Tracker, tracking
 from matquant.search.request import found_plan
 
@@ -43,9 +43,9 @@ class Stage:
 TRAIN, SEARCH, EVALUATE = Stage("train"), Stage("search"), Stage("evaluate")
 
 
-def has_searches(cell: Cell, readout: Readout) -> bool:
-    """True if a cell has a stage that searches: some plan of its read-out names a search."""
-    return any(plan.strategy is not None for plan in readout.plans_of(cell))
+def has_searches(plans: Iterable[Plan]) -> bool:
+    """True if a cell that is read at some plans has a stage that searches."""
+    return any(plan.strategy is not None for plan in plans)
 
 
 def to_search(cell: Cell, setup: Setup, gaps: Iterable[Plan]) -> tuple[Plan, ...]:
@@ -63,7 +63,7 @@ def untimed(_: Kind) -> AbstractContextManager[object]:
 def run_cell(cell: Cell, setup: Setup, timed: Timed = untimed) -> None:
     """Does what is missing of a cell, all stages in one W&B run; a cell that lacks no result is left alone."""
     store = ResultStore(setup.paths.results)
-    stages = (TRAIN, SEARCH, EVALUATE) if has_searches(cell, setup.readout) else (TRAIN, EVALUATE)
+    stages = (TRAIN, SEARCH, EVALUATE) if has_searches(setup.readout.plans_of(cell)) else (TRAIN, EVALUATE)
     run_alone(
         RunDir(setup.paths.runs, cell.id),
         [_work(cell, setup, stage, timed) for stage in stages],
@@ -92,7 +92,7 @@ def _work(cell: Cell, setup: Setup, stage: Stage, timed: Timed) -> Work:
                 stage.name,
                 partial(_train, cell, setup),
                 lambda: _to_train(cell, setup),
-                help=lambda: _train(cell, setup, NoTracker()),
+                help=lambda: _train(cell, setup, NoTracker(), silent),
                 timed=around,
             )
         case "search":
@@ -139,10 +139,10 @@ def _to_train(cell: Cell, setup: Setup) -> bool:
     return to_train(cell, setup)
 
 
-def _train(cell: Cell, setup: Setup, tracker: Tracker, *beat: Beat) -> None:
+def _train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat) -> None:
     from matquant.training.train import train
 
-    train(cell, setup, tracker, *beat)
+    train(cell, setup, tracker, beat)
 
 
 def _to_search_now(cell: Cell, setup: Setup) -> tuple[Plan, ...]:

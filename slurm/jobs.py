@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from evaluation.stages import TRAIN, Stage, run_stage
 from matquant.config.cell import Cell, QATBase
-from matquant.config.setup import LocalCluster, Setup, SlurmCluster
+from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
 from matquant.errors import UserError
 from matquant.parallel.ranks import num_ranks
 from matquant.runs.folder import RunDir
@@ -43,8 +43,10 @@ class Job:
         match self.setup.cluster:
             case SlurmCluster(gpus_per_node=available) | LocalCluster(gpus_per_worker=available):
                 return available if self.is_distributed else min(1, available)
-            case _:
+            case DebugCluster():
                 return 0
+            case _:
+                assert_never(self.setup.cluster)
 
     @property
     def is_distributed(self) -> bool:

@@ -165,25 +165,30 @@ def observe(study: Study, queue: Mapping[str, QueuedJob] | None = None) -> Sweep
 def _items(
     cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
 ) -> list[Item]:
-    run, before = RunDir(setup.paths.runs, cell_id), list[Item]()
+    run, plans, before = RunDir(setup.paths.runs, cell_id), setup.readout.plans_of(cell), list[Item]()
     if cell.base.kind != "none":
         is_there = not gaps or run.description.exists()
         before.append(_observed(Item(cell, cell_id, TRAIN, "done" if is_there else "missing"), run, queue))
-    if has_searches(cell, setup.readout):
-        plans = to_search(cell, setup, gaps)
-        searching = _observed(Item(cell, cell_id, SEARCH, "missing" if plans else "done", plans=plans), run, queue)
+    if has_searches(plans):
+        left = to_search(cell, setup, gaps)
+        searching = _observed(Item(cell, cell_id, SEARCH, "missing" if left else "done", plans=left), run, queue)
         before.append(_led_up_to(searching, before))
-    return [*before, *(_led_up_to(item, before) for item in _evaluations(cell, cell_id, gaps, setup, queue))]
+    shares = [PlanShare(index, setup.cluster.evaluate_jobs) for index in range(setup.cluster.evaluate_jobs)]
+    stages = {Stage("evaluate", share): share.of(plans) for share in shares if share.of(plans)}
+    return [*before, *(_led_up_to(item, before) for item in _evaluations(cell, cell_id, gaps, run, stages, queue))]
 
 
 def _evaluations(
-    cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
+    cell: Cell,
+    cell_id: str,
+    gaps: Mapping[Plan, tuple[str, ...]],
+    run: RunDir,
+    stages: Mapping[Stage, Sequence[Plan]],
+    queue: Mapping[str, QueuedJob],
 ) -> Iterable[Item]:
-    run, plans, count = RunDir(setup.paths.runs, cell_id), setup.readout.plans_of(cell), setup.cluster.evaluate_jobs
-    stages = [Stage("evaluate", PlanShare(index, count)) for index in range(min(count, len(plans)))]
     elsewhere = _evaluated_elsewhere(run, {stage.name for stage in stages}, queue) if gaps else None
-    for stage in stages:
-        owed = {plan: gaps[plan] for plan in stage.share.of(plans) if plan in gaps}
+    for stage, plans in stages.items():
+        owed = {plan: gaps[plan] for plan in plans if plan in gaps}
         item = Item(cell, cell_id, stage, "missing" if owed else "done", gaps=owed)
         if owed and elsewhere is not None:
             note = f"its plans are divided otherwise by a job that is at work: {elsewhere}"

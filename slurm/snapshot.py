@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from matquant.checkout import PROJECT, study_folders
+from matquant.checkout import PROJECT
 from matquant.runs.files import write_json
 from matquant.runs.provenance import SOURCE, source_commit
 

@@ -30,9 +30,14 @@ from tests.sweeps import (
     states,
     undisturbed,
 )
-from tests.tiny import tiny_overrides
+from tests.tiny import TINY_GPTQ, tiny_overrides
 
 TWO = (*QUICK, "cells=[{bits:[int2,matquant]}]")
+SEARCHES = (
+    "readout.plans=[int4, evolution@3, dynamic_program@3]",
+    *("readout.tasks=[]", "readout.search.num_sequences=4"),
+    *("readout.search.generations=4", "readout.search.offspring=6"),
+)
 
 
 def test_a_study_by_two_workers_ends_as_in_one_process_and_again_it_does_nothing(tmp_path, shared_folder):
@@ -53,6 +58,27 @@ def test_a_study_by_two_workers_ends_as_in_one_process_and_again_it_does_nothing
     (code,) = (there / "runs/.snapshots").iterdir()
     (checkpoint, *_) = there.glob("runs/*/checkpoint/nested.json")
     assert json.loads(checkpoint.read_text())["snapshot"] == code.name
+
+
+def test_a_search_is_a_job_of_its_own_that_is_interrupted_and_goes_on_to_the_same_plans(tmp_path, shared_folder):
+    study = (*TINY_GPTQ, *SEARCHES, "bits=matquant")
+    plan = Plan(tmp_path / "moments", [Moment("worker", r"/search/evolution-", 2, ("rename",), victims=("worker",))])
+    launch(tmp_path, *study, check=False, plan=plan)
+    told = {stage: item for (_, stage), item in items(tmp_path, *study).items()}
+    assert {stage: item["state"] for stage, item in told.items()} == {
+        "train": "done",
+        "search": "failed",
+        "evaluate": "missing",
+    }
+    assert told["search"]["reason"] == "killed"
+    assert "every result is there" in launch(tmp_path, *study).stdout
+    assert bits(tmp_path) == undisturbed(shared_folder, "searches", *study)
+    here, there = (
+        {path.name: path.read_bytes() for path in folder.glob("runs/*/plans/*.json")}
+        for folder in (tmp_path, shared_folder / "undisturbed" / "searches")
+    )
+    assert here == there
+    assert len(here) == 2
 
 
 def test_some_cells_of_a_study_in_the_launching_process(tmp_path):

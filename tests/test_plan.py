@@ -17,11 +17,13 @@ from matquant.errors import UserError
 from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.status import Status, process_started
+from matquant.search.request import Search
 from slurm import plan, wording
 from slurm.launch import Options
 from slurm.plan import Item, observe
 from slurm.queue import QueuedJob
 from slurm.records import Submission, write_submission
+from tests.tiny import TINY_GPTQ
 
 ALIVE = Status("running", 100.0, 110.0, socket.gethostname(), os.getpid(), process_started(os.getpid()) or 0.0)
 GONE = replace(ALIVE, process_started=1.0)
@@ -230,6 +232,88 @@ def test_plans_divided_otherwise_are_not_evaluated_twice(tiny_study):
     (item,) = [item for item in observe(study).items if item.stage.kind == "evaluate"]
     assert item.state == "running"
     assert "evaluate-1of3" in item.note
+
+
+# --- a stage that searches -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searched(tiny_study, monkeypatch):
+    """A cell whose read-out names searches."""
+    monkeypatch.setattr(plan, "how_jobs_ended", lambda _: {})
+    return tiny_study(*TINY_GPTQ, "readout.plans=[int4, evolution@3, dynamic_program@3]")
+
+
+def train_by_name(study) -> RunDir:
+    """Leaves the description of a checkpoint, which is all that planning looks at."""
+    run = RunDir(study.setup.paths.runs, study.cells[0].id)
+    write_json(run.description, {"checksum": "abc"})
+    return run
+
+
+def find_by_name(study, *labels: str) -> None:
+    """Leaves the plans that searches of such a checkpoint would have found."""
+    run, readout = train_by_name(study), study.setup.readout
+    for wanted in readout.plans_of(study.cells[0]):
+        if str(wanted).partition("-")[0] in labels:
+            asked = Search.of(wanted, readout.search).facts("abc", readout.dtype)
+            write_json(run.plan(str(wanted)), {"layers": {}, "search": asked})
+
+
+def stages_of(study, queue: list[QueuedJob] | None = None) -> dict[str, str]:
+    sweep = observe(study, None if queue is None else {job.job_id: job for job in queue})
+    return {item.stage.name: item.state for item in sweep.items}
+
+
+def test_a_search_comes_between_training_and_evaluation_where_a_plan_names_one(searched, study):
+    assert list(stages_of(searched)) == ["train", "search", "evaluate"]
+    assert list(stages_of(study)) == ["train", "evaluate"]
+    assert [line.split()[0] for line in wording.overview(observe(searched)).splitlines()[3:]] == [
+        "train",
+        "search",
+        "evaluate",
+    ]
+    assert "search" not in wording.overview(observe(study))
+
+
+def test_a_search_is_done_when_every_plan_that_is_missed_is_found_for_this_checkpoint(searched):
+    train_by_name(searched)
+    assert len(cell_item(searched, "search").plans) == 2
+    find_by_name(searched, "evolution@3")
+    (left,) = cell_item(searched, "search").plans
+    assert str(left).startswith("dynamic_program@3")
+    find_by_name(searched, "dynamic_program@3")
+    assert cell_item(searched, "search").state == "done"
+    write_json(RunDir(searched.setup.paths.runs, searched.cells[0].id).description, {"checksum": "another"})
+    assert len(cell_item(searched, "search").plans) == 2
+    put_results(searched)
+    assert set(stages_of(searched).values()) == {"done"}
+
+
+def test_an_evaluation_waits_for_the_search_and_the_search_for_the_training(searched):
+    def waits_for(stage: str) -> str | None:
+        sweep = observe(searched)
+        (item,) = [item for item in sweep.items if item.stage.name == stage]
+        before = sweep.leads_to(item)
+        return None if before is None else before.stage.name
+
+    assert (waits_for("search"), waits_for("evaluate")) == ("train", "search")
+    train_by_name(searched)
+    assert (waits_for("search"), waits_for("evaluate")) == (None, "search")
+    put(searched, replace(GONE, state="failed", reason="error", message="m"), stage="search")
+    assert waits_for("evaluate") == "search"
+    # A budget that is out of reach keeps no other plan from being evaluated.
+    put(searched, replace(GONE, state="failed", reason="bad input", message="m"), stage="search")
+    assert waits_for("evaluate") is None
+
+
+def test_the_jobs_behind_a_training_that_has_failed_are_missing(searched):
+    put(searched, replace(GONE, state="failed", reason="error", **MINE), JOB)
+    queue = []
+    for number, stage in ((8, "search"), (9, "evaluate")):
+        put(searched, None, replace(JOB, name=f"launch-1-{number}", job_id=str(number)), stage=stage)
+        queue.append(QueuedJob(str(number), f"launch-1-{number}", "PENDING", "Dependency"))
+    assert stages_of(searched, queue) == {"train": "failed", "search": "missing", "evaluate": "missing"}
 
 
 OPTIONS = Options((), False, None, (), False, False, False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from matquant.errors import UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.stage_runner import Work, run_alone
 from matquant.runs.status import read_status
@@ -26,8 +27,10 @@ def go(tmp_path, told) -> Callable[..., RunDir]:
     @contextmanager
     def tracker() -> Iterator[NoTracker]:
         told.append("tracker opened")
-        yield NoTracker()
-        told.append("tracker finished")
+        try:
+            yield NoTracker()
+        finally:
+            told.append("tracker finished")
 
     def run(*works: Work, is_wanted: Callable[[], bool] = lambda: True, leftovers: tuple[Path, ...] = ()) -> RunDir:
         folder = RunDir(tmp_path, "cell")
@@ -89,6 +92,26 @@ def test_a_stage_that_is_stopped_says_so_and_those_behind_it_do_not_start(go, to
     assert status is not None
     assert (status.state, status.reason) == ("stopped", "interrupted")
     assert status.message == "stopped after block 3, as asked; the state is saved"
+    assert "evaluate" not in told
+
+
+def test_a_stage_that_the_others_can_do_without_refuses_at_the_end(go, told, tmp_path):
+    def refuse(*_: object) -> None:
+        raise UserError("a budget of 2 bits is out of reach")
+
+    with pytest.raises(UserError, match="a budget of 2 bits"):
+        go(Work("search", refuse, lambda: True, is_needed=False), work(told, "evaluate"))
+    assert told == ["tracker opened", "evaluate", "tracker finished"]
+    run = RunDir(tmp_path, "cell")
+    assert (state(run, "search"), state(run, "evaluate")) == ("failed", "done")
+
+
+def test_nothing_follows_a_stage_that_the_others_need(go, told):
+    def refuse(*_: object) -> None:
+        raise UserError("model=llama is not to be had")
+
+    with pytest.raises(UserError, match="not to be had"):
+        go(Work("train", refuse, lambda: True), work(told, "evaluate"))
     assert "evaluate" not in told
 
 

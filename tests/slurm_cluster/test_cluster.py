@@ -29,7 +29,7 @@ from tests.sweeps import (
     states,
     undisturbed,
 )
-from tests.tiny import tiny_overrides
+from tests.tiny import TINY_GPTQ, tiny_overrides
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -128,6 +128,16 @@ def test_six_cells_end_to_end_by_arrays_and_nothing_is_submitted_twice(tmp_path)
     assert "nothing to submit" in launch(there, *ON_SLURM, *SIX).stdout
     assert bits(there) == run_here(here, *SIX)
     assert not leftovers(there)
+
+
+def test_a_search_is_a_job_between_training_and_evaluation(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    plans = ("readout.plans=[int4, evolution@3]", "readout.search.generations=2", "readout.search.offspring=6")
+    study = (*TINY_GPTQ, *plans, "readout.search.num_sequences=4", "readout.tasks=[]", "cells=[{seed:[0,1]}]")
+    assert "submitted 6 jobs" in launch(there, *ON_SLURM, *study).stdout
+    wait_for_end(there)
+    assert states(there, *ON_SLURM, *study) == ["done"] * 6
+    assert bits(there) == run_here(here, *study)
 
 
 def test_a_job_that_is_preempted_goes_on_to_the_same_bits(tmp_path, shared_folder):
