@@ -11,7 +11,6 @@ from analysis.frame.summary import summary
 from analysis.report.building import load
 from analysis.report.page import plain_page
 from analysis.report.report import build_report
-from analysis.tables.drawing import to_html
 from analysis.tables.papers import paper_table
 from evaluation.results import ResultStore
 from evaluation.sources.table import PAPER_TASKS
@@ -100,7 +99,7 @@ def test_tables_are_sorted_by_their_numbers_and_gaps_come_last(made):
 def test_a_papers_row_stays_with_ours_when_sorted(made, tmp_path):
     path = tmp_path / "paper.html"
     rows = summary(load(study(tmp_path / "none", [])))
-    path.write_text(plain_page("Table 9", [to_html(paper_table(9, rows))]), encoding="utf-8")
+    path.write_text(plain_page("Table 9", [paper_table(9, rows)]), encoding="utf-8")
     with opened(path, width=1280) as (page, noise):
         page.locator("th", has_text="Task Avg").click()
         lines = page.locator("tbody tr").evaluate_all("all => all.map(row => row.cells[2].textContent)")

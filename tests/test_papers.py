@@ -187,7 +187,7 @@ def test_html_keeps_the_two_lines_of_a_row_together(made):
     assert len(bodies) == 15
     assert all(body.count("<tr>") == 2 for body in bodies)
     assert 'class="paired"' in page
-    assert '<th colspan="2">Gemma-2 2B</th>' in page
+    assert '<th scope="colgroup" colspan="2">Gemma-2 2B</th>' in page
 
 
 def test_every_row_of_latex_has_as_many_fields_as_the_head(made):

@@ -121,10 +121,11 @@ def test_it_is_drawn_again_by_other_code_and_other_libraries(made, drawn, monkey
         (tmp_path / "analysis" / room).mkdir(parents=True)
     monkeypatch.setattr(unchanged, "PROJECT", tmp_path)
     Report(made).draw()
-    for name in ("analysis/report/page.py", "analysis/published/table01.csv"):
-        (tmp_path / name).write_text("code")
+    files = ("report/page.py", "published/table01.csv", "page.html.jinja", "style.css", "script.js")
+    for name in files:
+        (tmp_path / "analysis" / name).write_text("code")
         Report(made).draw()
-    assert drawn == ["report"] * 5
+    assert drawn == ["report"] * 8
 
 
 @pytest.mark.parametrize("name", ["table.csv", "report.html", ".drawn.json"])

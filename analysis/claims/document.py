@@ -20,7 +20,7 @@ from analysis.frame.protocols import LEFT_OUT
 from analysis.frame.summary import CHANCE, task_name
 from analysis.report.contents import gap_texts, provenance_rows
 from analysis.tables.beside import side_by_side
-from analysis.tables.drawing import markdown_rows, notes_of, to_markdown
+from analysis.tables.drawing import markdown_rows, to_markdown
 from analysis.tables.papers import DOUBLE_DAGGER, by_model
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import Entry, Section, Table
@@ -215,7 +215,7 @@ def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
 
 def _legend(parts: Sequence[DocumentPart], opened: Opened) -> Iterator[str]:
     """The notes of all tables, the paper's among them, once."""
-    notes = [note for study in opened.values() for note in notes_of(_table_of(study))]
+    notes = [note for study in opened.values() for note in _table_of(study).all_notes]
     for part in parts:
         papers = [beside(number, opened[part.name]) for number in part.tables if part.name in opened]
         notes += [note for table in papers for note in table.notes if note.startswith(DOUBLE_DAGGER)]

@@ -20,7 +20,7 @@ from analysis.published import NUM_TABLES
 from analysis.report.files import write_text
 from analysis.report.page import plain_page
 from analysis.tables.beside import side_by_side
-from analysis.tables.drawing import document, to_html, to_latex, to_markdown
+from analysis.tables.drawing import document, to_latex, to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks
 from evaluation.results import ResultStore
@@ -50,7 +50,7 @@ def write_table(table: Table, entries: pd.DataFrame, stem: Path) -> None:
     """The four forms of a table: markdown, LaTeX, HTML and CSV."""
     write_text(stem.with_suffix(".md"), to_markdown(table))
     write_text(stem.with_suffix(".tex"), to_latex(table))
-    write_text(stem.with_suffix(".html"), plain_page(table.caption, [to_html(table)]))
+    write_text(stem.with_suffix(".html"), plain_page(table.caption, [table]))
     write_text(stem.with_suffix(".csv"), entries.to_csv(index=False))
 
 
@@ -73,7 +73,7 @@ def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
             print(f"  problem: {problem}")
     write_text(folder / "tables.md", "\n".join(map(to_markdown, drawn)))
     write_text(folder / "tables.tex", document([to_latex(table) for table in drawn]))
-    write_text(folder / "tables.html", plain_page("The tables of MatQuant, ours beside theirs", map(to_html, drawn)))
+    write_text(folder / "tables.html", plain_page("The tables of MatQuant, ours beside theirs", drawn))
     return folder
 
 

@@ -15,7 +15,7 @@ from analysis.report.contents import commands, page_of
 from analysis.report.files import ReportPaths, write_text
 from analysis.report.page import plain_page, render
 from analysis.tables.beside import side_by_side
-from analysis.tables.drawing import document, to_html, to_latex, to_markdown, to_text
+from analysis.tables.drawing import document, to_latex, to_markdown, to_text
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import Table
@@ -98,7 +98,7 @@ def _write_table(table: Table, numbers: pd.DataFrame, folder: Path, name: str) -
     return [
         write_text(folder / f"{name}.md", to_markdown(table)),
         write_text(folder / f"{name}.tex", document([to_latex(table)])),
-        write_text(folder / f"{name}.html", plain_page(table.caption or name, [to_html(table)])),
+        write_text(folder / f"{name}.html", plain_page(table.caption or name, [table])),
         write_text(folder / f"{name}.csv", numbers.to_csv(index=False)),
     ]
 

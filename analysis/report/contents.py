@@ -14,7 +14,6 @@ from analysis.frame.names import flatten, objective_text
 from analysis.frame.significance import TASK_AVG
 from analysis.frame.summary import SummaryRow, data_type, headline_results, task_name
 from analysis.report.page import Page, Picture, Record, inline_svg
-from analysis.tables.drawing import to_html
 from analysis.tables.typeset import MISSING, with_error
 from evaluation.results import LOG_PPLX
 
@@ -46,8 +45,8 @@ def page_of(
         headlines=headlines(rows),
         measured=measured_text(loaded),
         pictures=[_picture(plot, svgs) for plot, svgs in drawn],
-        table=to_html(table),
-        paper=None if paper is None else (paper.caption, to_html(replace(paper, caption=""))),
+        table=table,
+        paper=None if paper is None else (paper.caption, replace(paper, caption="")),
         records=[_record(cell, loaded) for cell in study.cells],
         provenance=provenance_rows(loaded),
         problems=loaded.problems,

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from analysis.report.files import ReportPaths
     from matquant.config.study import Study
 
-CODE = ("analysis/**/*.py", "analysis/**/*.csv", "analysis/**/*.ipynb", "evaluation/*.py", "matquant/**/*.py")
+CODE = (
+    *(f"analysis/**/*.{kind}" for kind in ("py", "csv", "ipynb", "jinja", "css", "js")),
+    *("evaluation/*.py", "matquant/**/*.py"),
+)
 LIBRARIES = ("numpy", "pandas", "matplotlib", "scipy", "jinja2", "pyarrow", "fonttools", "ipykernel", "nbclient")
 """Those that have a say in what is drawn; a version that is not known counts as one of its own."""
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Container, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.tables.markup import draw
 from analysis.tables.summary_table import GRID, OVERFLOW
-from analysis.tables.typeset import BOLD_NOTE, MISSING, Entry, Table
+from analysis.tables.typeset import Entry, Table
+from matquant.checkout import PROJECT
 
-if TYPE_CHECKING:
-    from analysis.tables.typeset import Section
-
+TABLES = PROJECT / "analysis" / "tables" / "templates"
 NOTE_WIDTH = 130
 METHOD_WIDTH = 30
 """Characters; a longer method name goes on in the next line, so that a terminal of 137 columns holds the table."""
@@ -76,18 +74,12 @@ def _flat_heads(table: Table) -> list[str]:
     return [f"{over} {head}".strip() for over, head in zip(_over_heads(table) or [""] * 99, table.heads, strict=False)]
 
 
-def notes_of(table: Table) -> tuple[str, ...]:
-    """The notes below a table, with what bold means where something is bold."""
-    bold = any(entry.best for section in table.sections for row in section.rows for entry in row)
-    return (*table.notes, *([BOLD_NOTE] if bold else []))
-
-
 # --- markdown --------------------------------------------------------------------------------------------------------
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub table, the best value of each data type in bold, the notes as a list below."""
-    return "\n".join([markdown_rows(table), "", *(f"- {note}" for note in notes_of(table)), ""])
+    return "\n".join([markdown_rows(table), "", *(f"- {note}" for note in table.all_notes), ""])
 
 
 def markdown_rows(table: Table) -> str:
@@ -128,34 +120,7 @@ def to_html(table: Table) -> str:
 
     Rows that belong together are one `<tbody>`, which is also what a page sorts by.
     """
-    captions = {model: model if len(table.models) > 1 else table.caption for model in table.models}
-    spans = "".join(f'<th colspan="{span}">{html.escape(name)}</th>' for name, span in table.groups)
-    groups = f'<tr class="groups">{spans}</tr>' if spans else ""
-    heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in table.heads)
-    paired = ' class="paired"' if table.lines > 1 else ""
-    drawn = [
-        f"<table{paired}>{f'<caption>{html.escape(caption)}</caption>' if caption else ''}\n"
-        f"<thead>{groups}<tr>{heads}</tr></thead>\n"
-        + "\n".join(_html_body(section, table.lines) for section in table.sections if section.model == model)
-        + "\n</table>"
-        for model, caption in captions.items()
-    ]
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in notes_of(table))
-    return "\n".join([*drawn, f'<ul class="notes">{notes}</ul>'])
-
-
-def _html_body(section: Section, lines: int) -> str:
-    rows = [f"<tr>{''.join(map(_html_entry, row))}</tr>" for row in section.rows]
-    bodies = [rows] if lines == 1 else [rows[i : i + lines] for i in range(0, len(rows), lines)]
-    return "\n".join(f"<tbody>{chr(10).join(body)}</tbody>" for body in bodies)
-
-
-def _html_entry(entry: Entry) -> str:
-    if entry.missing:
-        return f'<td class="missing" title="missing">{MISSING}</td>'
-    classes = " ".join(name for name, holds in (("best", entry.best), ("quiet", entry.quiet)) if holds)
-    text = html.escape(entry.text)
-    return f'<td class="{classes}">{text}</td>' if classes else f"<td>{text}</td>"
+    return draw("table.html.jinja", (TABLES,), table=table)
 
 
 # --- LaTeX -----------------------------------------------------------------------------------------------------------
@@ -218,7 +183,7 @@ def to_latex(table: Table) -> str:
     fitted = "\n".join([r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", f"{tabular}}}"])
     body = tabular if long else fitted
     caption = [rf"\textbf{{{_latex(table.caption)}}}\par\smallskip"] if table.caption else []
-    notes = [rf"{_latex(note)}\par" for note in notes_of(table)]
+    notes = [rf"{_latex(note)}\par" for note in table.all_notes]
     return "\n".join(
         [
             r"{\footnotesize\centering",

@@ -25,6 +25,13 @@ class Entry:
     def missing(self) -> bool:
         return self.text == MISSING
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The names of what the entry is: `missing`, or `best` and `quiet`."""
+        if self.missing:
+            return ("missing",)
+        return tuple(name for name, holds in (("best", self.best), ("quiet", self.quiet)) if holds)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -53,6 +60,12 @@ class Table:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(section.model for section in self.sections))
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes below the table, with what bold means where something is bold."""
+        bold = any(entry.best for section in self.sections for row in section.rows for entry in row)
+        return (*self.notes, *([BOLD_NOTE] if bold else []))
 
     def starts_model(self, number: int) -> bool:
         """True for the first section of each model, if there are several models to tell apart."""
