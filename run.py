@@ -14,13 +14,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from evaluation.stages import run_cell, untimed
+from matquant.command.terminal import ended, fail, log_to_stderr
 from matquant.config.compose import sweep_points
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
@@ -38,39 +39,24 @@ MULTIRUN = {"-m", "--multirun"}
 
 
 def main() -> None:
-    """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra."""
-    _log_to_stderr()
+    log_to_stderr()
     remember_interrupts()
+    sys.exit(ended(_run))
+
+
+def _run() -> None:
+    """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra."""
     arguments = sys.argv[1:]
     flags = {argument for argument in arguments if argument.startswith("-")}
-    try:
-        if flags <= MULTIRUN:
-            overrides = [argument for argument in arguments if not argument.startswith("-")]
-            sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
-            points = sweep_points(overrides) if flags else [overrides]
-            join(lambda: check([load_study(point) for point in points]))
-            _hydra_main()
-            part()
-        else:
-            _hydra_main()
-    except UserError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what is finished is on disk, the same command continues", file=sys.stderr)
-        sys.exit(130)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for ours in ("matquant", "evaluation", "analysis"):
-        logging.getLogger(ours).setLevel(logging.INFO)
-
-
-def fail(error: UserError) -> NoReturn:
-    """Ends the program with one sentence and exit status 2."""
-    rank = os.environ.get("RANK", "0")
-    print(f"error: {error}" if rank == "0" else f"rank {rank}: error: {error}", file=sys.stderr)
-    sys.exit(2)
+    if flags <= MULTIRUN:
+        overrides = [argument for argument in arguments if not argument.startswith("-")]
+        sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
+        points = sweep_points(overrides) if flags else [overrides]
+        join(lambda: check([load_study(point) for point in points]))
+        _hydra_main()
+        part()
+    else:
+        _hydra_main()
 
 
 def join(check: Callable[[], None]) -> None:
@@ -113,7 +99,7 @@ def check(studies: Sequence[Study]) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def _hydra_main(_: DictConfig) -> None:
-    _log_to_stderr()  # once more: a job of Hydra's launcher starts here
+    log_to_stderr()  # once more: a job of Hydra's launcher starts here
     overrides = list(HydraConfig.get().overrides.task)
     try:
         with interrupts_win(), at_safe_points(PATIENCE_S):

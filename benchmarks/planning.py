@@ -60,9 +60,9 @@ def fill(folder: Path) -> int:
 
 
 def launched(arguments: Sequence[str], environment: dict[str, str] | None = None) -> tuple[str, float]:
-    """What `slurm.launch` printed, and the seconds of the whole process."""
+    """What `matquant launch` printed, and the seconds of the whole process."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "slurm.launch", *arguments]
+    command = [sys.executable, "-m", "matquant", "launch", *arguments]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
     return done.stdout, time.perf_counter() - start
 

@@ -86,12 +86,15 @@ def commands(overrides: Sequence[str]) -> list[Command]:
     pair = [f"{cell.id}:int8", f"{cell.id}:int2"]
     (results,) = (text.partition("=")[2] for text in overrides if text.startswith("paths.results="))
     return [
+        Command("map", ["matquant", "--help"], 0.3),
+        Command("help of launch", ["matquant", "launch", "--help"], 0.3),
+        Command("refused: no such option", ["matquant", "faithfulness", "--plan"], 0.3),
         Command("help", ["run.py", "--help"], 1.0, COMPOSES),
         Command("refused: no such key", ["run.py", "base.num_step=1"], 1.5, COMPOSES),
         Command("refused: no such task", ["run.py", "readout.tasks=[piqqa]"], 1.5, COMPOSES),
-        Command("slurm.status, all done", ["slurm.status", *overrides], 2.0, COMPOSES),
-        Command("slurm.launch, all done", ["slurm.launch", *overrides], 2.0, COMPOSES),
-        Command("report, unchanged", ["analysis.report", "--no-notebook", *overrides], 4.0, COMPOSES),
+        Command("status, all done", ["matquant", "status", *overrides], 2.0, COMPOSES),
+        Command("launch, all done", ["matquant", "launch", *overrides], 2.0, COMPOSES),
+        Command("report, unchanged", ["matquant", "report", "--no-notebook", *overrides], 4.0, COMPOSES),
         Command("second run, nothing to do", ["run.py", *overrides], 4.0, {**COMPOSES, **OPENS_TABLES}),
         Command(
             "compare",

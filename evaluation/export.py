@@ -1,15 +1,11 @@
 """Writes a read-out as an ordinary Hugging Face folder, and tasks as lm-eval takes them: for everybody else's tools.
 
-    python -m evaluation.export int4 exported base=omniquant bits=matquant      the checkpoint has to be trained already
-
 Prints the command line of lm-eval that measures the same weights on the same documents in the same way.
 """
 
 from __future__ import annotations
 
-import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +20,7 @@ from evaluation.sources.hub import HubSource
 from evaluation.sources.index import yaml_of
 from evaluation.sources.loading import TaskSource, only_split
 from matquant.codes.nested import materialize
+from matquant.command.parsing import parse
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
 from matquant.config.study import Study, load_study
@@ -32,6 +29,7 @@ from matquant.models.devices import pick_device
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import FULL, Plan
 from matquant.runs.checkpoint import load_checkpoint
+from matquant.runs.files import require_writable
 from matquant.runs.folder import RunDir
 from matquant.search.stage import find_plan
 
@@ -114,20 +112,10 @@ def one_cell(study: Study) -> Cell:
     return study.cells[0]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", help="int8, int4, int2+ep, pyramid@3, evolution@3, ... or full")
-    parser.add_argument("folder", type=Path, help="where model/ and tasks/ are written")
-    parser.add_argument("overrides", nargs="*", help="the cell, as run.py takes it: base=omniquant bits=matquant")
-    options = parser.parse_args()
-    try:
-        study = load_study(options.overrides)
-        cell = one_cell(study)
-        exported = export(cell, study.setup, Plan.parse(options.plan), options.folder)
-    except (UserError, ValueError) as error:
-        sys.exit(f"error: {error}")
+def main(arguments: Sequence[str]) -> None:
+    given = parse("export", arguments)
+    study = load_study(given.overrides)
+    cell = one_cell(study)
+    require_writable(given.folder, "FOLDER")
+    exported = export(cell, study.setup, given.plan, given.folder)
     print(shlex.join(exported.command(study.setup.readout, add_bos=cell.model.add_bos)))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,6 @@ counts the documents that differ, no more.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from evaluation.lm_eval_patches import offline_environment
 from evaluation.protocol import task_source
 from evaluation.scoring import language_model, num_answers, score_tasks
 from evaluation.sources.loading import load_tasks
+from matquant.command.parsing import parse
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.config.study import load_study
@@ -168,17 +168,10 @@ def report(plan: Plan, pairs: Sequence[TaskPair], *, exact: bool) -> bool:
     return agree
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plans", nargs="+", default=["int8", "int4", "int2"], help="read-outs to compare")
-    parser.add_argument("overrides", nargs="*", help="the cell and read-out, as run.py takes them")
-    options = parser.parse_intermixed_args()
-    try:
-        study = load_study(options.overrides)
-        agree = run(one_cell(study), study.setup, [Plan.parse(plan) for plan in options.plans])
-    except (UserError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    sys.exit(0 if agree else 1)
+def main(arguments: Sequence[str]) -> int:
+    given = parse("faithfulness", arguments)
+    study = load_study(given.overrides)
+    return 0 if run(one_cell(study), study.setup, given.plans) else 1
 
 
 def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:
@@ -195,7 +188,3 @@ def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:
             pairs = pair_tasks(ours.measure(), run_lm_eval(exported, setup, add_bos=cell.model.add_bos))
         agree &= report(plan, pairs, exact=exact)
     return agree or not exact
-
-
-if __name__ == "__main__":
-    main()

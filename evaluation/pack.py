@@ -1,8 +1,5 @@
 """Packs a folder of results into two parquet files, which every command reads as it reads the loose files.
 
-    python -m evaluation.pack results               into results/{facts,documents}.parquet; loose files are removed
-    python -m evaluation.pack results --unpack      the loose files again, the same JSON to the byte
-
 A folder that is packed already is merged with its new loose files.  A file that is damaged or not understood is named
 and stays loose.  Nothing is removed before it has been read back from the packed files and is the same to the bit, so
 an interruption loses nothing: the same command goes on.  Do not pack a folder that is being measured into.
@@ -10,10 +7,8 @@ an interruption loses nothing: the same command goes on.  Do not pack a folder t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +31,7 @@ from evaluation.packed import (
 )
 from evaluation.results import ResultStore, documents_path, read_documents
 from evaluation.results import write_documents as write_loose_documents
+from matquant.command.parsing import parse
 from matquant.errors import UserError
 from matquant.runs.files import remove_leftovers, write_beside
 
@@ -314,22 +310,9 @@ def described(folder: Path, outcome: Outcome, *, unpacked: bool) -> Iterable[str
         yield f"packed: {what} in {' and '.join(sizes)}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 if everything is packed, 1 if something stays loose, 2 for a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of results")
-    parser.add_argument("--unpack", action="store_true", help="give the loose files back")
-    options = parser.parse_args(arguments)
-    try:
-        outcome = (unpack if options.unpack else pack)(options.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(described(options.folder, outcome, unpacked=options.unpack)))
+def main(arguments: Sequence[str]) -> int:
+    """The exit status: 0 if everything is packed, 1 if something stays loose."""
+    given = parse("pack", arguments)
+    outcome = (unpack if given.unpack else pack)(given.folder)
+    print("\n".join(described(given.folder, outcome, unpacked=given.unpack)))
     return 1 if outcome.problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
 from evaluation.stages import TRAIN, Stage, run_stage
+from matquant.command.terminal import log_to_stderr
 from matquant.config.cell import Cell, QATBase
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
 from matquant.errors import UserError
@@ -116,7 +116,5 @@ class Job:
 
 
 def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for ours in ("matquant", "evaluation"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+    log_to_stderr()
     logging.getLogger("submitit").propagate = False  # it prints its own lines

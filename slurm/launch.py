@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
-import logging
 import os
 import shlex
 import signal
@@ -17,31 +15,13 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 from evaluation import preflight
+from matquant.command.parsing import parse
 from matquant.config.setup import Setup
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from slurm import queue, snapshot, wording
 from slurm.jobs import Job
 from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look
-
-DESCRIPTION = """
-Trains every cell of a study and evaluates every slice of it, as jobs: on SLURM (cluster=slurm), as processes of this
-machine (cluster=local, the default), or in this process (cluster=debug).  What is on disk is not computed again, what
-is queued or running is not submitted again, and a job that was preempted, timed out or killed goes on where it was.
-"""
-EXAMPLES = """
-examples:
-  python -m slurm.launch experiment=table01 cluster=slurm --dry-run          the plan: jobs, hours, memory, disk
-  python -m slurm.launch experiment=table01 cluster=slurm cluster.partition=gpu cluster.account=me
-  python -m slurm.launch experiment=table01 cluster=slurm                    again, any time: submits what is missing
-  python -m slurm.launch experiment=table01 cluster=slurm --retry-failed     also what failed with an error
-  python -m slurm.launch experiment=table01 cluster=slurm --only '*int2*'    some of its cells
-  python -m slurm.launch experiment=table01 cluster=slurm --cancel           take its jobs back, keep what is finished
-  python -m slurm.launch experiment=demo cluster=local cluster.workers=2     the same on this machine
-  python -m slurm.status experiment=table01 cluster=slurm --watch            how it is getting on
-
-Overrides are those of run.py (python run.py --help).  docs/slurm.md takes you from nothing to a running table.
-"""
 
 
 @dataclass(frozen=True)
@@ -66,20 +46,10 @@ class Options:
         return not self.only or any(fnmatch.fnmatchcase(cell_id, pattern) for pattern in self.only)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for ours in ("matquant", "evaluation"):
-        logging.getLogger(ours).setLevel(logging.INFO)
-    try:
-        options = _options(sys.argv[1:] if arguments is None else arguments)
-        study = absolute(load_study(options.overrides))
-        sys.exit(cancel(study, options) if options.cancel else launch(study, options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what is finished is on disk, the same command continues", file=sys.stderr)
-        sys.exit(130)
+def main(arguments: Sequence[str]) -> int:
+    options = _options(arguments)
+    study = absolute(load_study(options.overrides))
+    return cancel(study, options) if options.cancel else launch(study, options)
 
 
 def launch(study: Study, options: Options) -> int:
@@ -105,7 +75,7 @@ def launch(study: Study, options: Options) -> int:
 
             _cancel_what_can_never_run(chosen)
             number = Launch(sweep, snapshot.take(setup.paths.runs / ".snapshots")).submit(chosen)
-            print(f"submitted {number} jobs; python -m slurm.status {shlex.join(options.overrides)} shows them")
+            print(f"submitted {number} jobs; matquant status {shlex.join(options.overrides)} shows them")
     if setup.cluster.kind != "slurm":
         at_work = bool(chosen or sweep.of("running"))
         return _work_here(study, options, {item.cell_id for item in chosen}) if at_work else 0
@@ -240,7 +210,7 @@ def _conclude(sweep: Sweep, options: Options) -> int:
         print(f"\n{wording.failures(failed, whole=options.show_all)}")
     if len(sweep.of("done")) < len(sweep.items):
         return 1
-    print(f"\nthe report: python -m analysis.report {shlex.join(_without_cluster(options.overrides))}")
+    print(f"\nthe report: matquant report {shlex.join(_without_cluster(options.overrides))}")
     return 0
 
 
@@ -268,27 +238,7 @@ def _without_cluster(overrides: Sequence[str]) -> list[str]:
 
 
 def _options(arguments: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="python -m slurm.launch",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=..., cluster=..., any override")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and submit nothing")
-    parser.add_argument(
-        "--retry-failed",
-        metavar="=all",
-        choices=["some", "all"],
-        help="submit failed jobs too; --retry-failed=all even those that ran out of memory or met a NaN",
-    )
-    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="only cells whose id matches")
-    parser.add_argument("--cancel", action="store_true", help="cancel the jobs of this study")
-    parser.add_argument("--wait", action="store_true", help="stay until every job has ended")
-    parser.add_argument("--all", action="store_true", help="print every row of long tables")
-    # A value only behind an equals sign, so that an override may follow.
-    arguments = [f"{argument}=some" if argument == "--retry-failed" else argument for argument in arguments]
-    given = parser.parse_intermixed_args(arguments)
+    given = parse("launch", arguments)
     return Options(
         tuple(given.overrides),
         given.dry_run,
@@ -298,7 +248,3 @@ def _options(arguments: Sequence[str]) -> Options:
         given.wait,
         given.all,
     )
-
-
-if __name__ == "__main__":
-    main()

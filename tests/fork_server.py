@@ -87,10 +87,9 @@ def run(words: list[str]) -> int:
     """Runs a script, or a module behind -m, as the main program; its exit status."""
     module, arguments = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
     sys.argv = [module, *arguments]
-    listen([module])
+    listen(words[:3])
     try:
         if words[0] == "-m":
-            sys.modules.pop(module, None)  # as if it had never been imported, which runpy warns of
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(module, run_name="__main__")

@@ -27,15 +27,15 @@ STUDY = (
 NAME = "name=sweep"
 
 
-def start(folder: Path, *arguments: str, module: str = "slurm.launch", plan: Plan | None = None) -> Process:
-    """Starts `python -m slurm.launch` or `slurm.status` on the tiny model, with all files under a folder."""
+def start(folder: Path, *arguments: str, subcommand: str = "launch", plan: Plan | None = None) -> Process:
+    """Starts `matquant launch` or `matquant status` on the tiny model, with all files under a folder."""
     environment = {**variables(), **(plan.variables if plan else {})}
-    return fork("-m", module, *tiny_overrides(folder), NAME, *arguments, environment=environment)
+    return fork("-m", "matquant", subcommand, *tiny_overrides(folder), NAME, *arguments, environment=environment)
 
 
-def program(module: str, folder: Path, *arguments: str, check: bool = True, plan: Plan | None = None) -> Process:
+def program(subcommand: str, folder: Path, *arguments: str, check: bool = True, plan: Plan | None = None) -> Process:
     """The same from start to end."""
-    process = start(folder, *arguments, module=module, plan=plan)
+    process = start(folder, *arguments, subcommand=subcommand, plan=plan)
     if check:
         return process.check()
     process.wait()
@@ -43,7 +43,7 @@ def program(module: str, folder: Path, *arguments: str, check: bool = True, plan
 
 
 def launch(folder: Path, *arguments: str, check: bool = True, plan: Plan | None = None) -> Process:
-    return program("slurm.launch", folder, *arguments, check=check, plan=plan)
+    return program("launch", folder, *arguments, check=check, plan=plan)
 
 
 def start_run(folder: Path, *arguments: str, plan: Plan | None = None) -> Process:
@@ -53,8 +53,8 @@ def start_run(folder: Path, *arguments: str, plan: Plan | None = None) -> Proces
 
 
 def items(folder: Path, *arguments: str) -> dict[tuple[str, str], dict]:
-    """What `slurm.status --json` says, by cell and stage."""
-    lines = program("slurm.status", folder, *arguments, "--json").stdout.splitlines()
+    """What `matquant status --json` says, by cell and stage."""
+    lines = program("status", folder, *arguments, "--json").stdout.splitlines()
     facts = [json.loads(line) for line in lines]
     return {(fact["cell"], fact["stage"]): fact for fact in facts}
 

@@ -65,7 +65,7 @@ def test_auto_is_the_gpu_where_there_is_one(tiny_study, monkeypatch):
         assert pick_device(setup).type == ("cuda" if there else "cpu")
 
 
-def test_a_search_in_bfloat16_says_it_before_it_looks_for_a_checkpoint(tmp_path, emulated, monkeypatch, caplog):
+def test_a_search_in_bfloat16_says_it_before_it_looks_for_a_checkpoint(tmp_path, emulated, caplog):
     overrides = [*tiny_overrides(tmp_path), "base=gptq", "base.batch_size=2", "readout.dtype=bfloat16"]
     monkeypatch.setattr("sys.argv", ["matquant.search", "evolution@3", *overrides])
     with pytest.raises(SystemExit):

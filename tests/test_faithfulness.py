@@ -54,9 +54,9 @@ def test_what_differs_is_called_different(theirs, exact, agree, capsys):
 def test_an_exported_read_out_is_an_ordinary_model_with_a_command_to_measure_it(tiny_study, tmp_path):
     overrides = [*tiny_overrides(tmp_path), "base=minmax", "bits=int8"]
     study = tiny_study("base=minmax", "bits=int8", "readout.tasks=[]")
-    export = ("-m", "evaluation.export", "int2", str(tmp_path / "exported"), *overrides)
+    export = ("-m", "matquant", "export", "int2", str(tmp_path / "exported"), *overrides)
     missing = fork(*export)
-    assert missing.wait() == 1
+    assert missing.wait() == 2
     assert "error: " in missing.stderr
     assert "Traceback" not in missing.stderr
 

@@ -49,7 +49,7 @@ def test_a_study_by_two_workers_ends_as_in_one_process_and_again_it_does_nothing
     done = launch(there, *TWO, "cluster.workers=2", "cluster.evaluate_jobs=2")
     assert done.stdout.count("done    ") == 5
     assert "every result is there" in done.stdout
-    assert "python -m analysis.report" in done.stdout
+    assert "matquant report" in done.stdout
     assert bits(there) == undisturbed(shared_folder, "two", *TWO)
     assert not leftovers(there)
     again = launch(there, *TWO).stdout
@@ -143,7 +143,7 @@ def test_two_launchers_at_once_do_the_work_once(tmp_path):
 )
 def test_a_mistake_is_one_line_and_nothing_is_submitted(arguments, message, tmp_path):
     without_slurm = {**variables(), "PATH": str(Path(sys.executable).parent)}
-    done = fork("-m", "slurm.launch", *tiny_overrides(tmp_path), NAME, *arguments, environment=without_slurm)
+    done = fork("-m", "matquant", "launch", *tiny_overrides(tmp_path), NAME, *arguments, environment=without_slurm)
     assert done.wait() == 2, done.told()
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
@@ -155,7 +155,7 @@ def test_a_cell_whose_model_cannot_be_had_is_refused_and_the_others_run(tmp_path
     cells = "cells=[{model:[tiny,llama32_1b],base:[minmax],bits:[int8]}]"
     (model, *rest) = tiny_overrides(tmp_path)
     assert model == "model=tiny"
-    done = fork("-m", "slurm.launch", *rest, NAME, cells, "readout.tasks=[piqa]", "cluster=debug")
+    done = fork("-m", "matquant", "launch", *rest, NAME, cells, "readout.tasks=[piqa]", "cluster=debug")
     assert done.wait() == 1, done.told()
     assert "not submitted:" in done.stdout
     assert "is neither in the local cache nor reachable" in done.stdout
@@ -163,11 +163,11 @@ def test_a_cell_whose_model_cannot_be_had_is_refused_and_the_others_run(tmp_path
 
 
 def test_status_and_launch_teach_what_they_do(tmp_path):
-    for module in ("slurm.launch", "slurm.status"):
-        text = program(module, tmp_path, "--help").stdout
+    for subcommand in ("launch", "status"):
+        text = program(subcommand, tmp_path, "--help").stdout
         assert "examples:" in text
-        assert f"python -m {module} experiment=table01" in text
-    text = program("slurm.status", tmp_path, *TWO).stdout
+        assert f"matquant {subcommand} experiment=table01" in text
+    text = program("status", tmp_path, *TWO).stdout
     assert "missing" in text
 
 
@@ -232,7 +232,8 @@ def test_a_full_disk_is_called_one_and_earlier_results_stay_intact(tmp_path):
         "cluster=debug",
     ]
     study = [argument for argument in study if not argument.startswith("bits=")]
-    inner = " ".join([sys.executable, "-m", "slurm.launch", *(f"'{x}'" for x in [*tiny_overrides(disk), NAME, *study])])
+    typed = [f"'{word}'" for word in [*tiny_overrides(disk), NAME, *study]]
+    inner = " ".join([sys.executable, "-m", "matquant", "launch", *typed])
     # Room for the snapshot of a launch and a few blocks, not for the checkpoint; what is left is copied out.
     script = SMALL_DISK.format(
         size="200k", folder=disk, before=before, command=f'sh -c "{inner}; cp -r {disk}/. {tmp_path}/after"'

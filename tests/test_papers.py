@@ -23,6 +23,7 @@ from analysis.tables.typeset import MISSING
 from evaluation.results import ResultStore
 from matquant.config.cell import QATBase
 from matquant.config.study import load_study
+from matquant.errors import UserError
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 
 ALL_TASKS = published.TASKS
@@ -229,7 +230,7 @@ def test_a_table_of_an_experiment_finds_its_own_cells(tmp_path):
 
 
 def test_the_command_line_writes_four_forms_of_every_table_without_any_result(tmp_path, capsys):
-    assert main(["9", "30", f"paths.out={tmp_path}", f"paths.results={tmp_path / 'none'}"]) == 0
+    main(["9", "30", f"paths.out={tmp_path}", f"paths.results={tmp_path / 'none'}"])
     names = {path.name for path in (tmp_path / "papers").iterdir()}
     forms = ("md", "tex", "html", "csv")
     assert names == {*(f"table{n}.{form}" for n in ("09", "30") for form in forms), *(f"tables.{f}" for f in forms[:3])}
@@ -237,8 +238,6 @@ def test_the_command_line_writes_four_forms_of_every_table_without_any_result(tm
 
 
 @pytest.mark.parametrize("arguments", [["31"], ["0"], ["1", "paths.nonsense=1"]])
-def test_a_mistyped_command_line_is_one_line(arguments, capsys):
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+def test_a_mistyped_command_line_is_refused(arguments):
+    with pytest.raises(UserError, match=r"there is no (table|key)"):
+        main(arguments)

@@ -79,7 +79,7 @@ def test_runs_are_named_as_the_experiments_name_them(number):
 
 
 def test_the_check_runs_from_the_command_line():
-    command = [sys.executable, "-m", "analysis.published"]
+    command = [sys.executable, "-m", "matquant", "published"]
     run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert "printed averages compared with their six tasks" in run.stdout
     assert run.stdout.count("known error, Table") == 7

@@ -1,17 +1,11 @@
 """Draws the document of a study from its results: studies/NAME/document.md, its figures and the head of README.md.
 
-    python -m analysis.claims.study                 lists the studies
-    python -m analysis.claims.study NAME            writes the document of one
-    python -m analysis.claims.study NAME --check    writes nothing; exits with 1 and names what is out of date
-
 Nothing is measured here.  How to write a study of your own: studies/README.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +18,7 @@ from analysis.figures.style import SCREEN_DPI, TEXT, save_figure
 from analysis.frame.opened import OpenStudy
 from analysis.report.files import write_text
 from matquant.checkout import PROJECT
-from matquant.errors import UserError
+from matquant.command.parsing import parse
 from matquant.runs.files import write_beside
 
 if TYPE_CHECKING:
@@ -87,31 +81,17 @@ def _place(path: Path) -> Path:
     return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 if the document is written, or up to date; 1 if it is not; 2 for a mistake."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a folder of studies/; without it they are listed")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of run.py: paths.results=DIR")
-    parser.add_argument("--check", action="store_true", help="write nothing, and say what is out of date")
-    options = parser.parse_intermixed_args(arguments)
-    if options.name is None:
+def main(arguments: Sequence[str]) -> int:
+    """The exit status: 0 if the document is written, or up to date; 1 if it is not."""
+    given = parse("study", arguments)
+    if given.name is None:
         print("\n".join(study_names()) or "there is no study yet; studies/README.md shows how to write one")
         return 0
-    try:
-        folder = study_folder(options.name)
-        drawn = draw(folder, *options.overrides)
-        if not options.check:
-            print(f"study: {write(drawn, folder, README)}")
-            return 0
-        found = out_of_date(drawn, folder, README)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = study_folder(given.name)
+    drawn = draw(folder, *given.overrides)
+    if not given.check:
+        print(f"study: {write(drawn, folder, README)}")
+        return 0
+    found = out_of_date(drawn, folder, README)
     print("\n".join([*found, f"run: {COMMAND} {folder.name}"] if found else ["up to date"]))
     return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

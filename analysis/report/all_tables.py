@@ -1,15 +1,10 @@
 """All thirty tables of MatQuant (arXiv:2502.06786v3), ours beside theirs, from results on disk.
 
-    python -m analysis.report.all_tables                                   all of them, into out/papers/
-    python -m analysis.report.all_tables 1 30 paths.results=/data/results  two of them, from results copied there
-
 Each table N is that of the cells of `experiment=tableN`; what has not been measured is a visible gap.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +19,7 @@ from analysis.tables.drawing import document, to_latex, to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks
 from evaluation.results import ResultStore
+from matquant.command.parsing import parse
 from matquant.errors import UserError
 from matquant.runs.files import require_writable
 
@@ -77,27 +73,12 @@ def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
     return folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report.all_tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("choices", nargs="*", metavar="NUMBER or KEY=VALUE", help="tables, and overrides of run.py")
-    choices = parser.parse_intermixed_args(arguments).choices
-    numbers = [int(choice) for choice in choices if choice.isdigit()]
-    try:
-        for number in numbers:
-            if not 1 <= number <= NUM_TABLES:
-                raise UserError(f"there is no table {number}; choose from 1 to {NUM_TABLES}")
-        overrides = [choice for choice in choices if not choice.isdigit()]
-        folder = write_all(numbers or range(1, NUM_TABLES + 1), overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(arguments: Sequence[str]) -> None:
+    choices = parse("tables", arguments).choices
+    numbers = [int(choice) for choice in choices if choice.isdecimal()]
+    for number in numbers:
+        if not 1 <= number <= NUM_TABLES:
+            raise UserError(f"there is no table {number}; choose from 1 to {NUM_TABLES}")
+    overrides = [choice for choice in choices if not choice.isdecimal()]
+    folder = write_all(numbers or range(1, NUM_TABLES + 1), overrides)
     print(f"tables: {folder / 'tables.html'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

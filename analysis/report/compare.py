@@ -1,22 +1,19 @@
 """Compares two read-outs on the documents that both were measured on.
 
-    python -m analysis.report.compare CELL:PLAN CELL:PLAN [--results results]
-
 Prints for each task, for Task Avg and for log perplexity the difference (first minus second), its standard error, and a
 p-value: McNemar's exact test for one task, a paired bootstrap for the others.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import TASK_AVG, differences, document_values
 from evaluation.results import LOG_PPLX, ResultStore, protocol_id
+from matquant.command.parsing import parse
 from matquant.errors import UserError
 
 DocumentValues = dict[tuple[str, str], np.ndarray]
@@ -65,18 +62,11 @@ def difference_lines(ours: DocumentValues, theirs: DocumentValues) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", help="such as smollm2_135m-omniquant-matquant-f7a9a509:int2")
-    parser.add_argument("second")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder of results")
-    options = parser.parse_args()
+def main(arguments: Sequence[str]) -> None:
+    given = parse("compare", arguments)
+    store = ResultStore(given.results)
     try:
-        store = ResultStore(options.results)
-        print("\n".join(difference_lines(measured(options.first, store), measured(options.second, store))))
-    except (UserError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+        first, second = measured(given.first, store), measured(given.second, store)
+    except ValueError as error:  # of a damaged result, which says what to delete
+        raise UserError(str(error)) from error
+    print("\n".join(difference_lines(first, second)))

@@ -1,7 +1,5 @@
 """A study's tables, figures, notebook and HTML page, drawn from result files.
 
-    python -m analysis.report experiment=demo
-
 Nothing is measured here and no model is loaded: a report can be drawn on a laptop from a copied results folder, and
 drawn again while an experiment is still running; what is missing is a visible gap.  What has been drawn from the same
 is not drawn again: that is known without pandas and matplotlib, which are imported where something has to be drawn.
@@ -9,15 +7,14 @@ is not drawn again: that is known without pandas and matplotlib, which are impor
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from analysis.report import unchanged
 from analysis.report.files import ReportPaths
-from matquant.errors import UserError
+from matquant.command.parsing import parse
+from matquant.config.study import load_study
 from matquant.runs.files import require_writable
 
 if TYPE_CHECKING:
@@ -29,55 +26,14 @@ if TYPE_CHECKING:
 
 FORMS = ("svg", "pdf", "png")
 """Of every figure; the page shows the first."""
-HELP = """
-Draws a study from the results on disk and writes out/<experiment>/:
-  table.{md,tex,html,csv}    the summary table; accuracies in the CSV are fractions, log_pplx is in nats per token
-  paper.{md,tex,html,csv}    for an experiment that is a table of the paper: that table, ours beneath theirs
-  comparisons.csv            every row against its baseline on the same documents: difference, standard error, p-value
-  <figure>.{svg,pdf,png}     as wide as the text of a paper; <figure>_column.* as wide as a column
-  report.ipynb               the same as a notebook, executed
-  report.html                everything on one self-contained page, with how each number was made and what is missing
-A report whose files are all there, drawn from the same results by the same code, is left as it is; delete any of its
-files to have it drawn again.
-"""
-EXAMPLES = """
-examples:
-  python -m analysis.report experiment=demo                          what `python run.py experiment=demo` measured
-  python -m analysis.report experiment=demo paths.results=/data/r    results copied from another machine
-  python -m analysis.report experiment=demo readout.limit=200        the same cells under another protocol
-  python -m analysis.report base=minmax bits=int8                    a single cell
-
-Overrides are those of run.py (python run.py --help lists them): give the ones the results were measured with.
-No model is loaded and nothing is measured; `python run.py ...` with the same overrides measures what is missing.
-"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 if the report was written, 2 with one line on stderr if it could not be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report",
-        description=HELP,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to report on, such as experiment=demo")
-    parser.add_argument("--no-notebook", action="store_true", help="leave the notebook out, which takes longest")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        # Hydra is not needed to answer --help, and run.py brings its own study.
-        from matquant.config.study import load_study
-
-        report = Report(load_study(options.overrides), options.overrides)
-        paths = report.draw(notebook=not options.no_notebook)
-        print_text(report.text())
-        print(f"report: {paths.html}", flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; without this, Python complains once more on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+def main(arguments: Sequence[str]) -> None:
+    given = parse("report", arguments)
+    report = Report(load_study(given.overrides), given.overrides)
+    paths = report.draw(notebook=not given.no_notebook)
+    print_text(report.text())
+    print(f"report: {paths.html}", flush=True)
 
 
 def print_text(text: str) -> None:
@@ -138,7 +94,3 @@ class Report:
 def build_report(study: Study, overrides: Sequence[str] | None = None) -> ReportPaths:
     """The report of a study, drawn where it has to be."""
     return Report(study, overrides).draw()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

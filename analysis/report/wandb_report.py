@@ -1,16 +1,11 @@
 """A study as a Weights & Biases Report: Pareto panel, a run set for each method, curves, tables and words.
 
-    python -m analysis.report.wandb_report experiment=demo            writes out/demo/wandb_report.json
-    python -m analysis.report.wandb_report experiment=demo --publish  publishes it, with a key (`wandb login`)
-
 The runs are those that `python run.py` tracked, one a cell; nothing is uploaded but the report itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +21,8 @@ from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table
 from evaluation.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
+from matquant.command.parsing import parse
+from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.runs.files import require_writable
 from matquant.runs.tracking import wandb_mode
@@ -155,34 +152,15 @@ def publish(study: Study, loaded: LoadedResults) -> str:
     return str(report.url)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 if the report was written or published, 2 with one line on stderr if not."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report.wandb_report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to report on, such as experiment=demo")
-    parser.add_argument("--publish", action="store_true", help="publish the report instead of writing it to disk alone")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        from matquant.config.study import load_study
-
-        study = load_study(options.overrides)
-        loaded = load(study)
-        folder = study.setup.paths.out / study.name
-        require_writable(folder, "paths.out")
-        write_text(folder / FILE, json.dumps(as_json(build(study, loaded)), indent=1, ensure_ascii=False) + "\n")
-        print(f"written: {folder / FILE}")
-        if options.publish:
-            print(f"published: {publish(study, loaded)}")
-        else:
-            print("to publish it: `wandb login`, then the same command with --publish")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: Sequence[str]) -> None:
+    given = parse("wandb", arguments)
+    study = load_study(given.overrides)
+    loaded = load(study)
+    folder = study.setup.paths.out / study.name
+    require_writable(folder, "paths.out")
+    write_text(folder / FILE, json.dumps(as_json(build(study, loaded)), indent=1, ensure_ascii=False) + "\n")
+    print(f"written: {folder / FILE}")
+    if given.publish:
+        print(f"published: {publish(study, loaded)}")
+    else:
+        print("to publish it: `wandb login`, then the same command with --publish")

@@ -25,7 +25,7 @@ from importlib.util import module_from_spec
 FOLDER = "MATQUANT_MOMENTS"
 OWNER = "MATQUANT_MOMENTS_OWNER"
 ROLES = {
-    "slurm.launch": "launcher",
+    "launch": "launcher",
     "submitit.local._local": "controller",
     "submitit.core._submit": "worker",
     "run.py": "run",
@@ -146,7 +146,7 @@ class Listener:
 
 
 def role_of(words: list[str]) -> str | None:
-    """The part that a command line plays: `python -m slurm.launch ...` is a launcher."""
+    """The part that a command line plays: `python -m matquant launch ...` is a launcher."""
     return next((ROLES[word] for word in words if word in ROLES), None)
 
 

@@ -1,13 +1,19 @@
-"""Checks the published numbers against themselves: `python -m analysis.published`."""
+"""Checks the published numbers against themselves."""
 
 from __future__ import annotations
 
-import sys
+from typing import TYPE_CHECKING
 
 from analysis import published
+from matquant.command.parsing import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
+    """The exit status: 1 if there is a problem."""
+    parse("published", arguments)
     frame = published.load()
     found = published.problems()
     known = frame[frame["error"] != ""]
@@ -18,7 +24,3 @@ def main() -> int:
     for problem in found:
         print(f"problem: {problem}")
     return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,103 @@
+"""From the typed words to the module of a subcommand."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module, metadata
+
+from matquant.command.parsing import lines, parse, parser_of
+from matquant.command.subcommand import Subcommand
+from matquant.command.table import FIRST_STEPS, GROUPS, SUBCOMMANDS
+from matquant.command.terminal import ended, log_to_stderr
+from matquant.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `matquant`; its exit status."""
+    return ended(lambda: _dispatch(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _dispatch(words: list[str]) -> int | None:
+    match words:
+        case [] | [("-h" | "--help" | "help")]:
+            print(overview())
+            return 0
+        case [("-h" | "--help" | "help"), name, *_]:
+            return call(name, ["--help"])
+        case [("-V" | "--version"), *_]:
+            print(version())
+            return 0
+        case [name, *arguments]:
+            return call(name, arguments)
+    return 0
+
+
+def call(name: str, arguments: Sequence[str]) -> int | None:
+    """Runs a subcommand; its exit status."""
+    if name not in SUBCOMMANDS:
+        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"there is no subcommand {name}; {hint}matquant --help lists them")
+    subcommand = SUBCOMMANDS[name]
+    if not subcommand.passes_on:
+        if not {"-h", "--help"}.isdisjoint(arguments):
+            print(parser_of(subcommand).format_help(), end="")
+            return 0
+        parse(name, arguments)  # a mistake is answered before anything heavy is imported
+    if subcommand.needs_clone:
+        require_clone(subcommand)
+    log_to_stderr()
+    return import_module(subcommand.module).main(arguments)
+
+
+def require_clone(subcommand: Subcommand) -> None:
+    """UserError where only the wheel is installed, which holds `matquant` and nothing beside it."""
+    if not is_clone():
+        raise UserError(
+            f"matquant {subcommand.name} needs the repository, and only the package is installed; "
+            "clone the repository and run `pip install --editable .` in it"
+        )
+
+
+def is_clone() -> bool:
+    """True where the repository lies around the package."""
+    from matquant.checkout import PROJECT
+
+    return (PROJECT / "run.py").is_file() and (PROJECT / "conf").is_dir()
+
+
+def overview() -> str:
+    """The map: every subcommand in a line, by purpose."""
+    width = max(map(len, SUBCOMMANDS))
+    groups = "\n\n".join(
+        f"{title}\n" + "\n".join(f"  {one.name:{width}}   {one.summary}" for one in subcommands)
+        for title, subcommands in GROUPS
+    )
+    return f"""\
+matquant: one nested checkpoint, read at every precision, compared with honest baselines
+
+usage: matquant SUBCOMMAND ...
+
+{groups}
+
+examples
+{lines(FIRST_STEPS)}
+
+matquant SUBCOMMAND --help    more about one, with examples
+matquant --version            the version and the commit
+README.md tells how to begin, docs/ explains every part."""
+
+
+def version() -> str:
+    """The version and, in a clone, the commit it is at."""
+    from matquant.runs.provenance import source_commit
+
+    source = source_commit() if is_clone() else {"commit": "unknown", "dirty": None}
+    try:
+        number = metadata.version("matquant")
+    except metadata.PackageNotFoundError:
+        number = "(not installed)"
+    commit = "" if source["commit"] == "unknown" else f", commit {source['commit']}"
+    return f"matquant {number}{commit}{', edited' if source['dirty'] else ''}"

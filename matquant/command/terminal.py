@@ -1,0 +1,64 @@
+"""Words and exit statuses of every subcommand: log lines on stderr, one sentence for a mistake."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from matquant.errors import UserError
+
+MISTAKE = 2
+INTERRUPTED = 130
+
+
+def log_to_stderr() -> None:
+    """Sends the project's messages to stderr, and of everything else only warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("matquant", "evaluation", "analysis"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+
+
+def ended(work: Callable[[], int | None]) -> int:
+    """The exit status of some work: its own, 2 after a user's mistake, 130 after Ctrl-C.
+
+    A mistake and Ctrl-C are one sentence on stderr.  Every other exception is our bug and keeps its traceback.
+    """
+    try:
+        status = work() or 0
+        sys.stdout.flush()
+    except UserError as error:
+        say(error)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is finished is on disk, the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        # Without this, Python complains once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def fail(error: UserError) -> NoReturn:
+    """Ends the program with one sentence and exit status 2, where an exception would pass through another library."""
+    say(error)
+    sys.exit(MISTAKE)
+
+
+def say(error: UserError) -> None:
+    """Prints a mistake; ranks other than the main one say which they are."""
+    rank = os.environ.get("RANK", "0")
+    print(f"error: {error}" if rank == "0" else f"rank {rank}: error: {error}", file=sys.stderr)
+
+
+def _reader_has_left() -> bool:
+    """True if nobody reads stdout any more, such as `head`, which has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
