@@ -28,11 +28,11 @@ demo: $(READY) ## one real language model read at five precisions out of one che
 	@$(BIN)/python run.py experiment=demo
 
 study: $(READY) ## measure what is missing of studies/smollm2_135m, here: one experiment after the other, hours; may be interrupted
-	@for file in studies/smollm2_135m/conf/experiment/smollm2_135m/*.yaml; do $(BIN)/python -m slurm.launch experiment=smollm2_135m/$$(basename $$file .yaml) || exit 1; done
+	@for file in studies/smollm2_135m/conf/experiment/smollm2_135m/*.yaml; do $(BIN)/matquant launch experiment=smollm2_135m/$$(basename $$file .yaml) || exit 1; done
 
 study-report: $(READY) ## draw the document of studies/smollm2_135m, its figures and its notebook again, from results alone
-	@$(BIN)/python -m analysis.claims.study smollm2_135m
-	@$(BIN)/python -m analysis.notebooks smollm2_135m
+	@$(BIN)/matquant study smollm2_135m
+	@$(BIN)/matquant notebooks smollm2_135m
 
 test: $(READY) ## all tests: CPU only, offline, minutes
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/slurm_cluster

@@ -9,7 +9,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CLONE = ["evaluation", "analysis", "slurm", "studies"]
+CLONE = ["evaluation", "analysis", "slurm"]
 
 
 class EditableInstall(BuildHookInterface):

@@ -98,7 +98,7 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
     typed = " ".join(str(plan).partition("-")[0] for plan in plans)
     return UserError(
         f"no widths were found yet for {', '.join(map(str, plans))} of {cell.id}; search for them with "
-        f"`python -m matquant.search {typed}` and the overrides of this cell, then evaluate again"
+        f"`matquant search {typed}` and the overrides of this cell, then evaluate again"
     )
 
 

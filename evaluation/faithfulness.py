@@ -1,6 +1,6 @@
 """Holds our scores against lm-eval's command line: same weights, same documents, same batch size, same numbers.
 
-    python -m evaluation.faithfulness base=minmax bits=int8 readout.limit=10 readout.dtype=float32 --plans int8 int2
+    matquant faithfulness base=minmax bits=int8 readout.limit=10 readout.dtype=float32 --plans int8 int2
 
 Every read-out is scored here, exported as a Hugging Face folder, and scored by lm-eval in a process of its
 own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats; otherwise the

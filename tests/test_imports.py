@@ -107,8 +107,3 @@ def test_nothing_imports_the_program_or_the_tests(package):
     assert paths
     guilty = {path.name: found for path in paths if (found := _imported(path.read_text()) & {"run", "tests", "conf"})}
     assert not guilty
-
-
-def test_a_test_imports_no_benchmark_but_the_one_that_it_tests():
-    paths = (PROJECT / "tests").rglob("*.py")
-    assert [path.name for path in paths if "benchmarks" in _imported(path.read_text())] == ["test_startup.py"]

@@ -24,9 +24,7 @@ def test_a_wheel_holds_the_library_and_nothing_else(tmp_path):
 def test_an_editable_install_makes_the_packages_of_the_clone_importable_and_nothing_that_lies_beside_them(tmp_path):
     wheel = _built("build_editable", tmp_path)
     mapping = "".join(wheel.read(name).decode() for name in wheel.namelist() if name.startswith("_editable"))
-    packages = {path.parent.name for path in PROJECT.glob("*/__init__.py")} - {"tests", "benchmarks"}
-    assert (
-        set(re.findall(r"map_module\('(\w+)'", mapping)) == packages >= {"matquant", "evaluation", "analysis", "slurm"}
-    )
+    mapped = set(re.findall(r"map_module\('(\w+)'", mapping))
+    assert mapped == {"matquant", "evaluation", "analysis", "slurm"}
     # No folder is added to the path: with the clone's root on it, `import tests` or `import conf` would work anywhere.
     assert str(PROJECT) + "\n" not in mapping.replace("\r", "") + "\n"

@@ -183,7 +183,7 @@ def test_commands_repeat_what_was_typed():
     assert commands("demo", None)[0] == "python run.py experiment=demo"
     assert commands("cell", None)[0] == "python run.py"
     assert commands("demo", ["experiment=demo", "paths.out=a b"])[1] == (
-        "python -m analysis.report experiment=demo 'paths.out=a b'"
+        "matquant report experiment=demo 'paths.out=a b'"
     )
 
 

@@ -448,7 +448,7 @@ def test_without_results_everything_is_a_visible_gap(empty):
     for claim in STUDY.claims:
         assert f"| {claim.words} | {claim.source} |" in drawn.text
     for part in STUDY.parts:
-        command = f"python -m slurm.launch experiment=smollm2_135m/{part.name}"
+        command = f"matquant launch experiment=smollm2_135m/{part.name}"
         assert f"### {part.title}\n\n`{command}` (" in drawn.text
     assert "*Figure widths: not measured yet.*" in drawn.text
     shown = ShownClaims(STUDY, empty)
@@ -618,7 +618,7 @@ def test_the_study_of_the_readme_is_found_measured_and_drawn(tmp_path, monkeypat
     _, matquant = measured.cells
     measure(measured)
     measure(replace(measured, cells=(matquant,)), accuracy=0.9)
-    (command,) = re.findall(r"^python -m analysis\.claims\.study (\w+)$", HOW_TO.read_text(), re.MULTILINE)
+    (command,) = re.findall(r"^matquant study (\w+)$", HOW_TO.read_text(), re.MULTILINE)
     assert main([command]) == 0
     drawn = (tmp_path / "studies" / "first_look" / "document.md").read_text(encoding="utf-8")
     assert drawn.startswith("# A first look\n")

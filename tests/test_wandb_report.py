@@ -109,7 +109,7 @@ def test_publishing_without_a_key_is_refused(tmp_path):
 def published(folder, url: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own: the library keeps whom it is logged in as."""
     mine = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online", "HOME": str(folder)}
-    command = [sys.executable, "-m", "analysis.report.wandb_report", *overrides(folder), "--publish"]
+    command = [sys.executable, "-m", "matquant", "wandb", *overrides(folder), "--publish"]
     environment = {**os.environ, **mine, "NETRC": str(folder / "netrc"), "WANDB_ERROR_REPORTING": "false"}
     return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
 

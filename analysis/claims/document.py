@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
     from matquant.config.cell import Cell
 
-COMMAND = "python -m analysis.claims.study"
+COMMAND = "matquant study"
 GAP = "not measured yet"
 HONESTY = (
     "What stands in a table, in a figure or in the verdict on a claim is taken from result files by code; a claim that "
@@ -91,7 +91,7 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
     yield "\n".join(
         [
             "```",
-            f"python -m slurm.launch experiment={name}/PART    # measures what is missing of a part: "
+            f"matquant launch experiment={name}/PART           # measures what is missing of a part: "
             + ", ".join(part.name for part in study.parts),
             f"{COMMAND} {name}    # draws this document again, from results alone",
             "```",
@@ -233,7 +233,7 @@ def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, figures: M
         return
     study = opened[part.name]
     limit = study.study.setup.readout.limit
-    yield f"`python -m slurm.launch experiment={folder.name}/{part.name}` ({limit or 'all'} documents of each task)"
+    yield f"`matquant launch experiment={folder.name}/{part.name}` ({limit or 'all'} documents of each task)"
     yield markdown_rows(_table_of(study))
     for number in part.tables:
         yield markdown_rows(beside(number, study))

@@ -203,4 +203,4 @@ def commands(name: str, overrides: Sequence[str] | None) -> list[str]:
     """How to measure what is missing and draw the report again."""
     guessed = [] if name == DEFAULT_NAME else [f"experiment={name}"]
     typed = guessed if overrides is None else list(overrides)
-    return [shlex.join(["python", "run.py", *typed]), shlex.join(["python", "-m", "analysis.report", *typed])]
+    return [shlex.join(["python", "run.py", *typed]), shlex.join(["matquant", "report", *typed])]

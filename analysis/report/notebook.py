@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 TEMPLATE = Path(__file__).with_name("experiment.ipynb")
-"""What `python -m analysis.report` executes; its cell of parameters is replaced by the command line."""
+"""What `matquant report` executes; its cell of parameters is replaced by the command line."""
 
 PARAMETERS = "parameters"
 TIMEOUT_S = 600
