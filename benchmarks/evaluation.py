@@ -29,7 +29,7 @@ from benchmarks.timing import print_ratios
 from evaluation.export import PREFIX, export
 from evaluation.lm_eval_patches import offline_environment, quiet_lm_eval
 from evaluation.protocol import task_source
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from evaluation.scoring import language_model, num_answers
 from evaluation.sources.loading import load_tasks
 from matquant.checkout import PROJECT

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from evaluation.protocol import missing, protocols
-from evaluation.results import Result, ResultStore
+from evaluation.results.store import Result, ResultStore
 from evaluation.sources.table import PAPER_TASKS
 from matquant.checkout import PROJECT
 from matquant.config.compose import compose

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.results import headline_metric
+from evaluation.results.store import headline_metric
 from matquant.runs.status import Beat
 
 WIDTH = 9

@@ -21,8 +21,8 @@ from evaluation.board import Board
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
-from evaluation.readouts import readout_point, readout_rows
-from evaluation.results import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
+from evaluation.results.readouts import readout_point, readout_rows
+from evaluation.results.store import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks
 from evaluation.sources.loading import TaskSource, load_tasks
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits

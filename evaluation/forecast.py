@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from evaluation.board import duration
 from evaluation.protocol import missing
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from evaluation.stages import Kind, to_search
 from evaluation.work import (
     Size,

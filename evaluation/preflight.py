@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from evaluation.protocol import is_complete, task_source
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from evaluation.sources.loading import check_task_names
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import assert_never
 
-from evaluation.results import LOG_PPLX, Key, Protocol, ResultStore
+from evaluation.results.store import LOG_PPLX, Key, Protocol, ResultStore
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.hub import HubSource
 from evaluation.sources.loading import TaskSource

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from evaluation.protocol import WHOLE, PlanShare, missing
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.notation import Plan

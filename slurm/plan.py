@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, assert_never, get_args
 
 from evaluation.protocol import PlanShare, survey
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from evaluation.stages import SEARCH, TRAIN, Kind, Stage, has_searches, to_search
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup

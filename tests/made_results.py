@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from evaluation.results import Result, ResultStore
+from evaluation.results.store import Result, ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Paths, Readout, Setup
 from matquant.config.study import Study

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import run
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.algorithms.calibration import suited_to
 from matquant.codes.nested import NestedWeight, materialize
 from matquant.codes.quantizers import DTYPES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import run
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.folder import RunDir
 from tests.test_architectures import BASES

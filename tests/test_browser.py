@@ -12,7 +12,7 @@ from analysis.report.building import load
 from analysis.report.page import plain_page
 from analysis.report.report import build_report
 from analysis.tables.papers import paper_table
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from evaluation.sources.table import PAPER_TASKS
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from matquant.models import devices
-from matquant.models.devices import Cost, pick_device, product_cost, product_speed, say_what_it_costs
+from matquant.models.devices import DtypeCost, pick_device, product_cost, product_speed, say_what_it_costs
 from matquant.search import __main__ as command
 from tests.tiny import tiny_overrides
 
@@ -16,7 +16,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture
 def emulated(monkeypatch):
     """A CPU on which a bfloat16 product takes almost six times as long as a float32 one."""
-    monkeypatch.setattr(devices, "product_cost", lambda dtype: Cost(0.191, 0.033))
+    monkeypatch.setattr(devices, "product_cost", lambda dtype: DtypeCost(0.191, 0.033))
 
 
 def test_who_asks_for_a_dtype_that_the_cpu_emulates_is_told_what_it_costs(emulated, caplog):
@@ -31,7 +31,7 @@ def test_who_asks_for_a_dtype_that_the_cpu_emulates_is_told_what_it_costs(emulat
 def test_where_it_costs_nothing_nothing_is_said(emulated, monkeypatch, caplog):
     say_what_it_costs("float32", CPU, "readout.dtype", "another protocol")
     say_what_it_costs("bfloat16", GPU, "readout.dtype", "another protocol")
-    monkeypatch.setattr(devices, "product_cost", lambda dtype: Cost(0.010, 0.033))
+    monkeypatch.setattr(devices, "product_cost", lambda dtype: DtypeCost(0.010, 0.033))
     say_what_it_costs("bfloat16", CPU, "readout.dtype", "another protocol")
     assert not caplog.messages
 

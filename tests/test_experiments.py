@@ -13,7 +13,7 @@ import run
 from analysis.figures.gallery import Plot, plots
 from analysis.figures.style import save_figure
 from analysis.frame.load import LoadedResults, load_frame
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.compose import choices
 from matquant.config.setup import SearchSpec, Setup

@@ -23,7 +23,7 @@ from analysis.figures.style import COLUMN, METHOD_STYLES, OTHER_STYLES, TEXT, sa
 from analysis.frame.code_counts import Codes, bucket_shares, codes_of, load_codes, num_parameters
 from analysis.frame.load import load_frame
 from analysis.frame.summary import summary
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.codes.slicing import slice_codes
 from matquant.config.cell import GPTQBase
 from matquant.notation import Plan, Slice

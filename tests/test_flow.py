@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import run
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.status import read_status

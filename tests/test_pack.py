@@ -21,12 +21,12 @@ from analysis.report import Report
 from analysis.report.building import numbers_of, text_of
 from analysis.report.compare import measured
 from benchmarks.startup import finished_study
-from evaluation import pack as packing
-from evaluation.pack import main, pack, same_bits, unpack
-from evaluation.packed import DOCUMENTS, FACTS, Entry, packed_facts, write_documents
 from evaluation.protocol import is_complete, missing, survey
-from evaluation.readouts import readout_rows
-from evaluation.results import Result, ResultStore, documents_path, read_documents
+from evaluation.results import pack as packing
+from evaluation.results.pack import main, pack, same_bits, unpack
+from evaluation.results.packed import DOCUMENTS, FACTS, PackedEntry, packed_facts, write_documents
+from evaluation.results.readouts import readout_rows
+from evaluation.results.store import Result, ResultStore, documents_path, read_documents
 from matquant.checkout import PROJECT
 from matquant.config.study import load_study
 from matquant.errors import UserError
@@ -349,7 +349,7 @@ def test_an_interruption_at_any_moment_loses_nothing(store, command, monkeypatch
 
 
 def test_nothing_is_removed_if_what_is_read_back_is_not_what_was_packed(store, monkeypatch):
-    def another(entries: list[Entry], path: Path) -> None:
+    def another(entries: list[PackedEntry], path: Path) -> None:
         table = pa.table({"doc_id": pa.array([7, 8], pa.int32())})
         write_documents([entry._replace(documents=entry.documents and table) for entry in entries], path)
 
@@ -363,7 +363,7 @@ def test_nothing_is_removed_if_what_is_read_back_is_not_what_was_packed(store, m
 def test_a_file_that_is_written_while_others_are_packed_stays(store, monkeypatch):
     newer = dataclasses.replace(RESULT, metrics={"acc": 1.0})
 
-    def meanwhile(entries: list[Entry], path: Path) -> None:
+    def meanwhile(entries: list[PackedEntry], path: Path) -> None:
         write_documents(entries, path)
         store.put(newer, OUTCOMES)
 
@@ -439,7 +439,7 @@ def test_a_folder_without_results_is_refused_and_left_alone(tmp_path, capsys):
 
 def test_what_is_not_packed_is_planned_without_pyarrow(made):
     code = (
-        "import sys; from pathlib import Path; from evaluation.results import ResultStore; "
+        "import sys; from pathlib import Path; from evaluation.results.store import ResultStore; "
         f"store = ResultStore(Path({str(made.setup.paths.results)!r})); "
         f"print(len(store.names({made.cells[3].id!r}, 'int2')), 'pyarrow' in sys.modules)"
     )

@@ -20,7 +20,7 @@ from analysis.tables.drawing import document, to_html, to_latex, to_markdown
 from analysis.tables.papers import DASH, by_base, by_distillation, by_method, by_model, by_weights, kind_of, paper_table
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import MISSING
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.config.cell import QATBase
 from matquant.config.study import load_study
 from matquant.errors import UserError

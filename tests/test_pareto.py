@@ -19,7 +19,7 @@ from analysis.figures.pareto import (
 from analysis.figures.style import readable_ticks, save_figure
 from analysis.frame.load import load_frame
 from analysis.frame.summary import CHANCE, summary
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from reference import pareto_reference
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 

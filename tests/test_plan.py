@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.protocol import PlanShare, missing, survey
-from evaluation.results import Result, ResultStore
+from evaluation.results.store import Result, ResultStore
 from evaluation.stages import EVALUATE, TRAIN, Stage
 from matquant.errors import UserError
 from matquant.runs.files import write_json

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from evaluation.results import Key, Result, ResultStore, documents_path
+from evaluation.results.store import Key, Result, ResultStore, documents_path
 
 PROTOCOL = {"task": "piqa", "limit": 10, "dtype": "bfloat16"}
 RESULT = Result("cell-1", "int4", "piqa", PROTOCOL, {"acc": 0.5}, 2, 4.0)

@@ -14,7 +14,7 @@ import torch
 
 from evaluation.evaluate import evaluate
 from evaluation.protocol import missing
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from evaluation.stages import run_cell
 from matquant.algorithms import minmax
 from matquant.codes.extra_precision import effective_bits

@@ -24,7 +24,7 @@ from analysis.report.compare import difference_lines, measured
 from analysis.tables.drawing import to_text
 from analysis.tables.summary_table import summary_table
 from analysis.tables.typeset import BETTER, WORSE
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.errors import UserError
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
 

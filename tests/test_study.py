@@ -35,7 +35,7 @@ from analysis.claims.verdicts import RULES, Gain, PairedGains, rule_text
 from analysis.frame.code_counts import Codes, bucket_shares
 from analysis.frame.opened import OpenStudy
 from analysis.notebooks.shown_claims import ShownClaims
-from evaluation.results import LOG_PPLX, ResultStore
+from evaluation.results.store import LOG_PPLX, ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.cell import EmbeddedModel
 from matquant.config.setup import Paths

@@ -18,7 +18,7 @@ from analysis.frame.summary import stderr_of_mean, summary
 from analysis.tables.drawing import to_html, to_markdown, to_text
 from analysis.tables.summary_table import summary_table
 from analysis.tables.typeset import MISSING
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from evaluation.sources.table import PAPER_TASKS
 from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized
 

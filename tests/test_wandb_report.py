@@ -19,8 +19,8 @@ import wandb
 import run
 from analysis.frame.load import load_frame
 from analysis.report.wandb_report import FILE, as_json, build, main, run_sets
-from evaluation.readouts import readout_point, readout_rows
-from evaluation.results import ResultStore
+from evaluation.results.readouts import readout_point, readout_rows
+from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
 from tests.made_results import measure, paper_cells, study

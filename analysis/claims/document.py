@@ -24,7 +24,7 @@ from analysis.tables.drawing import markdown_rows, to_markdown
 from analysis.tables.papers import DOUBLE_DAGGER, by_model
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import Entry, Section, Table
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 
 if TYPE_CHECKING:
     from analysis.claims.cases import Opened

@@ -18,7 +18,7 @@ from analysis.frame.code_counts import bucket_shares, codes_of
 from analysis.frame.names import flatten, model_name
 from analysis.frame.significance import LEVEL, TASK_AVG, outcomes_of, paired_bootstrap
 from analysis.frame.summary import CHANCE
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 from matquant.errors import UserError
 from matquant.notation import Slice
 

@@ -21,7 +21,7 @@ from analysis.claims.evidence import signed
 from analysis.frame.load import COST_COLUMNS, STDERR
 from analysis.frame.names import flatten
 from analysis.frame.significance import TASK_AVG
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy

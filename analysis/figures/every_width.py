@@ -25,7 +25,7 @@ from analysis.figures.style import (
 )
 from analysis.frame.names import model_name
 from analysis.frame.significance import TASK_AVG
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 from matquant.notation import Objective, Slice
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from analysis.figures.style import COLUMN, TEXT
 from analysis.frame.code_counts import codes_of, num_parameters
 from analysis.frame.names import model_name
 from analysis.frame.significance import TASK_AVG
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 from matquant.runs.folder import RunDir
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from analysis.frame.code_counts import Codes
     from analysis.frame.load import LoadedResults
-    from evaluation.results import ResultStore
+    from evaluation.results.store import ResultStore
     from matquant.config.study import Study
     from matquant.notation import Plan
 

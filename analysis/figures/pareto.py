@@ -33,7 +33,7 @@ from analysis.figures.style import (
 from analysis.frame.names import model_name
 from analysis.frame.significance import TASK_AVG
 from analysis.frame.summary import CHANCE, method_rank
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

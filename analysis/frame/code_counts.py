@@ -14,7 +14,7 @@ from matquant.notation import FULL_BITS, Slice
 if TYPE_CHECKING:
     import pandas as pd
 
-    from evaluation.results import ResultStore
+    from evaluation.results.store import ResultStore
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import pandas as pd
 
 from analysis.frame.names import IDENTITY_COLUMNS, identities
 from analysis.frame.protocols import mixed_checkpoints, one_protocol_a_task
-from evaluation.results import LOG_PPLX, Result, ResultStore, protocol_id
+from evaluation.results.store import LOG_PPLX, Result, ResultStore, protocol_id
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evaluation.results import Key
+    from evaluation.results.store import Key
     from matquant.config.cell import Cell
     from matquant.config.setup import Readout, Setup
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.frame.significance import TASK_AVG
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from analysis.frame.load import LoadedResults, load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 
 if TYPE_CHECKING:
     import pandas as pd

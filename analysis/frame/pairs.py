@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import TASK_AVG, differences, outcomes
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy

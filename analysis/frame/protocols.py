@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evaluation.results import LOG_PPLX, Result, protocol_id
+from evaluation.results.store import LOG_PPLX, Result, protocol_id
 
 if TYPE_CHECKING:
-    from evaluation.results import Protocol
+    from evaluation.results.store import Protocol
     from matquant.config.setup import Readout
 
 SHARED_BY_TASKS = ("limit", "batch_size", "dtype", "lm_eval")

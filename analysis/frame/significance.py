@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.results import LOG_PPLX, headline_metric
+from evaluation.results.store import LOG_PPLX, headline_metric
 
 if TYPE_CHECKING:
     import pandas as pd

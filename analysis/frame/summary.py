@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import IDENTITY_COLUMNS, TASK_NAMES
 from analysis.frame.significance import TASK_AVG
-from evaluation.results import HEADLINE_METRICS, LOG_PPLX
+from evaluation.results.store import HEADLINE_METRICS, LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 
 if TYPE_CHECKING:

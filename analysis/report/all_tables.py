@@ -18,7 +18,7 @@ from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import document, to_latex, to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.command.parsing import parse
 from matquant.errors import UserError
 from matquant.runs.files import require_writable

@@ -19,7 +19,7 @@ from analysis.tables.drawing import document, to_latex, to_markdown, to_text
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import Table
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.runs.files import write_beside
 
 if TYPE_CHECKING:

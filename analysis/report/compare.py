@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import TASK_AVG, differences, document_values
-from evaluation.results import LOG_PPLX, ResultStore, protocol_id
+from evaluation.results.store import LOG_PPLX, ResultStore, protocol_id
 from matquant.command.parsing import parse
 from matquant.errors import UserError
 

@@ -15,7 +15,7 @@ from analysis.frame.significance import TASK_AVG
 from analysis.frame.summary import SummaryRow, data_type, headline_results, task_name
 from analysis.report.page import Page, Picture, Record, inline_svg
 from analysis.tables.typeset import MISSING, with_error
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 
 if TYPE_CHECKING:
     from analysis.figures.gallery import Plot

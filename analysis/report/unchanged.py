@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from evaluation.results import ResultStore
+from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir

@@ -20,7 +20,7 @@ from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table
-from evaluation.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
+from evaluation.results.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
 from matquant.errors import UserError

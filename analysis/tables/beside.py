@@ -9,7 +9,7 @@ import pandas as pd
 from analysis import published
 from analysis.frame.significance import TASK_AVG
 from analysis.published import RUN
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,7 +21,7 @@ from analysis.frame.summary import task_name
 from analysis.tables.beside import BITS, METRICS, side_by_side, varies_weights
 from analysis.tables.summary_table import ERROR_NOTE, INTERPOLATED_NOTE, MISSING_NOTE, SIGNIFICANCE_NOTE, marked
 from analysis.tables.typeset import DAGGER, MISSING, Entry, Section, Table, winners, with_error
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 from matquant.notation import Objective, Slice
 
 if TYPE_CHECKING:

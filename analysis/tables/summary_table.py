@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.frame.significance import LEVEL, TASK_AVG
 from analysis.frame.summary import SummaryRow, data_type, task_name
 from analysis.tables.typeset import BETTER, DAGGER, MISSING, WORSE, Entry, Section, Table, winners, with_error
-from evaluation.results import LOG_PPLX
+from evaluation.results.store import LOG_PPLX
 
 GRID, OVERFLOW, STORED = "+ grid", "+ overflow", "Stored"
 BITS_NOTE = (

@@ -313,7 +313,7 @@ Prints the command line of lm-eval that measures the same weights on the same do
 
 PACK = Subcommand(
     "pack",
-    "evaluation.pack",
+    "evaluation.results.pack",
     "the results of a folder as two parquet files, or as loose files again",
     """
 Packs the loose results of a folder into facts.parquet and documents.parquet.  Every command reads either form.  A loose

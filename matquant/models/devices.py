@@ -35,7 +35,7 @@ def pick_device(setup: Setup) -> torch.device:
             assert_never(setup.device)
 
 
-class Cost(NamedTuple):
+class DtypeCost(NamedTuple):
     """Seconds of one product of SHAPE on this CPU, in a narrow dtype and in float32."""
 
     narrow: float
@@ -48,9 +48,9 @@ def product_speed(dtype: str) -> float:
     return 2 * tokens * inputs * outputs / product_seconds(dtype)
 
 
-def product_cost(dtype: str) -> Cost:
+def product_cost(dtype: str) -> DtypeCost:
     """A product in a dtype and in float32, timed on this CPU."""
-    return Cost(product_seconds(dtype), product_seconds("float32"))
+    return DtypeCost(product_seconds(dtype), product_seconds("float32"))
 
 
 @cache

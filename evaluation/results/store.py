@@ -5,7 +5,7 @@
     results/<cell id>/<plan>.plan.json   the widths that a search has found for a plan
     results/<cell id>/<plan>/<task>-<protocol id>.json        metrics, and how they were measured
     results/<cell id>/<plan>/<task>-<protocol id>.parquet     a row for each document
-    results/{facts,documents}.parquet     the packed form of all of them (`evaluation.packed`)
+    results/{facts,documents}.parquet     the packed form of all of them (`evaluation.results.packed`)
 
 These files are read loose or packed; a loose one wins over a packed one of the same name.  New files are always loose.
 
@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.packed import DOCUMENTS, FACTS, packed_documents, packed_facts, packed_table
+from evaluation.results.packed import DOCUMENTS, FACTS, packed_documents, packed_facts, packed_table
 from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.files import write_beside, write_json

@@ -29,7 +29,7 @@ DOCUMENTS = "documents.parquet"
 COMPRESSION_LEVEL = 19
 
 
-class Entry(NamedTuple):
+class PackedEntry(NamedTuple):
     """One loose json file: its path in the folder, its text, and the documents of a result."""
 
     path: str
@@ -192,7 +192,7 @@ def columns_of(documents: pa.Table) -> list[str]:
     return [f"{field.name}:{field.type}" for field in documents.schema]
 
 
-def write_facts(entries: Iterable[Entry], path: Path) -> None:
+def write_facts(entries: Iterable[PackedEntry], path: Path) -> None:
     """Writes a facts.parquet; the same entries give the same bytes."""
     import pyarrow as pa
 
@@ -208,7 +208,7 @@ def write_facts(entries: Iterable[Entry], path: Path) -> None:
     _write(pa.Table.from_pylist(rows, schema=schema), path)
 
 
-def write_documents(entries: Iterable[Entry], path: Path) -> None:
+def write_documents(entries: Iterable[PackedEntry], path: Path) -> None:
     """Writes a documents.parquet; the same entries give the same bytes."""
     import pyarrow as pa
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from evaluation.packed import (
+from evaluation.results.packed import (
     DOCUMENTS,
     FACTS,
     DocumentRows,
-    Entry,
     Facts,
+    PackedEntry,
     Signature,
     columns_of,
     packed_facts,
@@ -29,8 +29,8 @@ from evaluation.packed import (
     write_documents,
     write_facts,
 )
-from evaluation.results import ResultStore, documents_path, read_documents
-from evaluation.results import write_documents as write_loose_documents
+from evaluation.results.store import ResultStore, documents_path, read_documents
+from evaluation.results.store import write_documents as write_loose_documents
 from matquant.command.parsing import parse
 from matquant.errors import UserError
 from matquant.runs.files import remove_leftovers, write_beside
@@ -59,7 +59,7 @@ class Found:
     `stamps` tell a file that was read from one that has been written since.
     """
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, PackedEntry]
     stamps: Mapping[Path, Signature | None]
     problems: tuple[str, ...]
 
@@ -100,7 +100,7 @@ def unpack(folder: Path) -> Outcome:
         path = folder / name
         num_results += facts.columns(name) is not None
         if not path.exists():
-            _write_loose(Entry(name, facts.text(name), _packed_documents(store, facts, name)), store)
+            _write_loose(PackedEntry(name, facts.text(name), _packed_documents(store, facts, name)), store)
             continue
         try:
             _entry(path, store)
@@ -120,12 +120,12 @@ def _require_folder(folder: Path) -> None:
         raise UserError(f"there is no folder {folder}; name the folder of results, such as results")
 
 
-def _packed(store: ResultStore) -> dict[str, Entry]:
+def _packed(store: ResultStore) -> dict[str, PackedEntry]:
     """Everything that is packed already."""
     facts = packed_facts(store.folder)
     if facts is None:
         return {}
-    return {name: Entry(name, facts.text(name), _packed_documents(store, facts, name)) for name in facts}
+    return {name: PackedEntry(name, facts.text(name), _packed_documents(store, facts, name)) for name in facts}
 
 
 def _packed_documents(store: ResultStore, facts: Facts, name: str) -> pa.Table | None:
@@ -157,7 +157,7 @@ def _holds_documents(path: Path, store: ResultStore) -> bool:
     return path.suffix == ".parquet" and len(path.relative_to(store.folder).parts) == 3
 
 
-def _entry(path: Path, store: ResultStore) -> Entry:
+def _entry(path: Path, store: ResultStore) -> PackedEntry:
     """A loose file as it is packed; ValueError with the reason if it is damaged or not understood."""
     name = path.relative_to(store.folder)
     try:
@@ -165,7 +165,7 @@ def _entry(path: Path, store: ResultStore) -> Entry:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text ({error})") from error
     if len(name.parts) == 3 and name.suffix == ".json":
-        return Entry(name.as_posix(), text, _documents(path, store))
+        return PackedEntry(name.as_posix(), text, _documents(path, store))
     if len(name.parts) != 2 or not any(name.match(pattern) for pattern in OF_A_CELL):
         raise ValueError(f"{path} is no file of results")
     try:
@@ -173,7 +173,7 @@ def _entry(path: Path, store: ResultStore) -> Entry:
             json.loads(part)
     except ValueError as error:
         raise ValueError(f"{path} is cut short ({error})") from error
-    return Entry(name.as_posix(), text)
+    return PackedEntry(name.as_posix(), text)
 
 
 def _documents(path: Path, store: ResultStore) -> pa.Table:
@@ -202,7 +202,7 @@ def _documents(path: Path, store: ResultStore) -> pa.Table:
 # --- writing and comparing -------------------------------------------------------------------------------------------
 
 
-def _write_documents(entries: Sequence[Entry], beside: Path) -> None:
+def _write_documents(entries: Sequence[PackedEntry], beside: Path) -> None:
     """Writes the packed documents and refuses them unless they are read back the same."""
     write_documents(entries, beside)
     _flush(beside)
@@ -212,7 +212,7 @@ def _write_documents(entries: Sequence[Entry], beside: Path) -> None:
             raise RuntimeError(f"the documents of {path} are not read back as they were; nothing has been removed")
 
 
-def _write_facts(entries: Sequence[Entry], beside: Path) -> None:
+def _write_facts(entries: Sequence[PackedEntry], beside: Path) -> None:
     """Writes the packed facts and refuses them unless they are read back the same."""
     write_facts(entries, beside)
     _flush(beside)
@@ -238,7 +238,7 @@ def _bits(column: pa.ChunkedArray) -> pa.Array:
     return array.view(integers[array.type.bit_width]) if pa.types.is_floating(array.type) else array
 
 
-def _write_loose(entry: Entry, store: ResultStore) -> None:
+def _write_loose(entry: PackedEntry, store: ResultStore) -> None:
     """Writes a file as it lay loose, a result after its documents, and refuses it unless it is read back the same."""
     path = store.folder / entry.path
     if entry.documents is not None:
@@ -267,7 +267,7 @@ def _remove(store: ResultStore, found: Found) -> None:
             _remove_empty(path.parent, until=store.folder)
 
 
-def _remove_left_documents(store: ResultStore, packed: Mapping[str, Entry]) -> Iterator[str]:
+def _remove_left_documents(store: ResultStore, packed: Mapping[str, PackedEntry]) -> Iterator[str]:
     """Removes documents whose result is packed, as an interrupted packing leaves them; names all other such."""
     for documents in sorted(path for path in store.folder.glob("*/*/*.parquet") if not path.name.startswith(".")):
         path = documents.with_suffix(".json")

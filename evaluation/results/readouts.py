@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.results import LOG_PPLX, Result, ResultStore, headline_metric
+from evaluation.results.store import LOG_PPLX, Result, ResultStore, headline_metric
 
 EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX = "readout/effective_bits", "readout/task_avg", "readout/log_pplx"
 """Names of a plan's point: a line through a run's points is its Pareto curve."""

@@ -1,0 +1,5 @@
+"""Results on disk: the loose files of a store, the two packed files of a study, and what a tracker is told of them.
+
+May use `matquant.runs` and `matquant.notation`; pyarrow is imported where a table is opened.
+No torch and no lm_eval: planning and analysis read results without them.
+"""
