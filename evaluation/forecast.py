@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from evaluation.board import duration
 from evaluation.protocol import missing
@@ -20,7 +21,7 @@ from evaluation.work import (
     tokens_of_task,
     training_operations,
 )
-from matquant.config.cell import Cell, GPTQBase, OmniQuantBase, QATBase
+from matquant.config.cell import Cell, DType, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.models.devices import pick_device, product_speed
@@ -106,16 +107,28 @@ def _speed(dtype: str, *, on_cpu: bool) -> float:
     return EFFICIENCY * product_speed(dtype) if on_cpu else 1e14
 
 
-def _compute_dtype(cell: Cell) -> str:
-    return cell.base.compute_dtype if isinstance(cell.base, OmniQuantBase | QATBase | GPTQBase) else "float32"
+def _compute_dtype(cell: Cell) -> DType:
+    match cell.base:
+        case OmniQuantBase() | QATBase() | GPTQBase() as base:
+            return base.compute_dtype
+        case NoBase() | MinMaxBase():
+            return "float32"
+        case _:
+            assert_never(cell.base)
 
 
 def _share_to_train(cell: Cell, setup: Setup, size: Size) -> float:
-    """How much of a cell's training is still to do: an interrupted one has finished blocks, or steps, on disk."""
+    """The share of a cell's training that is still to do: an interrupted one has finished blocks, or steps, on disk."""
     run = RunDir(setup.paths.runs, cell.id)
-    if cell.base.kind == "none" or has_checkpoint(run.checkpoint):
+    if has_checkpoint(run.checkpoint):
         return 0.0
-    if isinstance(cell.base, QATBase):
-        steps = [int(folder.name.removeprefix("step-")) for folder in run.training_states()]
-        return 1 - max(steps, default=0) / cell.base.num_steps
-    return 1 - len(list(run.state.glob("*.safetensors"))) / size.layers
+    match cell.base:
+        case NoBase():
+            return 0.0
+        case QATBase() as base:
+            steps = [int(folder.name.removeprefix("step-")) for folder in run.training_states()]
+            return 1 - max(steps, default=0) / base.num_steps
+        case MinMaxBase() | OmniQuantBase() | GPTQBase():
+            return 1 - len(list(run.state.glob("*.safetensors"))) / size.layers
+        case _:
+            assert_never(cell.base)

@@ -128,9 +128,13 @@ def _tracking(cell: Cell, setup: Setup, stage: Stage) -> AbstractContextManager[
 
     Several jobs cannot write one run at a time: of shares of the plans, the last to finish tells it everything.
     """
-    if stage.kind == "search" or stage.share != WHOLE:
-        return nullcontext(NoTracker())
-    return tracking(cell, setup, stage.kind)
+    match stage.kind:
+        case "search":
+            return nullcontext(NoTracker())
+        case "train" | "evaluate":
+            return tracking(cell, setup, stage.kind) if stage.share == WHOLE else nullcontext(NoTracker())
+        case _:
+            assert_never(stage.kind)
 
 
 def _to_train(cell: Cell, setup: Setup) -> bool:

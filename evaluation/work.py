@@ -17,6 +17,7 @@ from matquant.config.setup import Readout, SearchSpec
 from matquant.models.families import blocks, linears
 from matquant.models.loading import skeleton
 from matquant.notation import Plan
+from matquant.search.request import Granularity, Search
 from matquant.search.strategies import TOURNAMENT
 
 DOCUMENTS_OF_ANOTHER_TASK = 5000
@@ -118,11 +119,29 @@ def passes_of_searches(spec: SearchSpec, size: Size, plans: Sequence[Plan]) -> f
     evolution = 1 + spec.generations * sum(
         survivors * share for survivors, (_, share) in zip((spec.offspring, 16, 4), TOURNAMENT, strict=True)
     )
-    names = [plan.strategy for plan in plans if plan.strategy is not None]
-    passes = sum(evolution for name in names if name.startswith("evolution"))
-    # Every unit at every width below int8, once for all budgets; two units of fused layers in each network, about.
-    passes += sum(4 * size.layers * (2 if name.endswith("linear") else 1) for name in {*names} if "dynamic" in name)
-    return passes
+    passes, measured = 0.0, set[Granularity]()
+    for search in (Search.of(plan, spec) for plan in plans if plan.strategy is not None):
+        match search.strategy:
+            case "evolution":
+                passes += evolution
+            case "dynamic_program":
+                measured.add(search.granularity)
+            case "pyramid":
+                pass
+            case _:
+                assert_never(search.strategy)
+    return passes + sum(size.layers * _passes_of_a_block(granularity) for granularity in measured)
+
+
+def _passes_of_a_block(granularity: Granularity) -> int:
+    """The passes of a dynamic program: every unit at every width below int8, once for all budgets."""
+    match granularity:
+        case "block":
+            return 4
+        case "linear":
+            return 8  # about two units of fused layers in each block
+        case _:
+            assert_never(granularity)
 
 
 def num_slices(cell: Cell) -> int:

@@ -23,6 +23,7 @@ from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBa
 from matquant.config.setup import Setup
 from matquant.notation import Plan
 from slurm.jobs import Job
+from slurm.queue import is_slurm
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 START_S = 60.0  # of any job: importing, loading the model and the tasks
@@ -131,14 +132,14 @@ def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
 def _training_seconds(cell: Cell, setup: Setup, size: Size, traffic: float = 0.0) -> float:
     """`traffic`: bytes that go through the memory of a GPU besides; the speed of other machines includes it."""
     seconds = training_operations(cell, size) / _speed(setup)
-    return seconds + (traffic / MEMORY_BYTES_PER_S if setup.cluster.kind == "slurm" else 0)
+    return seconds + (traffic / MEMORY_BYTES_PER_S if is_slurm(setup.cluster) else 0)
 
 
 def ranks_of(job: Job) -> int:
     """How many processes a job is: one for each GPU of a training that is spread over them."""
     if not job.is_distributed:
         return 1
-    nodes = job.setup.cluster.nodes if job.setup.cluster.kind == "slurm" else 1
+    nodes = job.setup.cluster.nodes if is_slurm(job.setup.cluster) else 1
     return max(1, job.num_gpus * nodes)
 
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal, assert_never
 
 from filelock import FileLock, Timeout
 
 from evaluation import preflight
 from matquant.command.parsing import parse
-from matquant.config.setup import Setup
+from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from slurm import queue, snapshot, wording
@@ -28,7 +29,7 @@ from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look
 class Options:
     overrides: tuple[str, ...]
     dry_run: bool
-    retry_failed: str | None
+    retry_failed: Literal["some", "all"] | None
     only: tuple[str, ...]
     cancel: bool
     wait: bool
@@ -36,11 +37,26 @@ class Options:
 
     def wants(self, item: Item) -> bool:
         """True for an item to submit: what is missing, what was stopped from outside, and failures if asked for."""
-        if item.state == "failed":
-            if item.reason in RESUMABLE:
+        match item.state:
+            case "missing":
                 return True
-            return self.retry_failed == "all" or (self.retry_failed == "some" and item.reason not in STUBBORN)
-        return item.state == "missing"
+            case "failed":
+                return item.reason in RESUMABLE or self._retries(item)
+            case "done" | "running" | "queued":
+                return False
+            case _:
+                assert_never(item.state)
+
+    def _retries(self, item: Item) -> bool:
+        match self.retry_failed:
+            case "all":
+                return True
+            case "some":
+                return item.reason not in STUBBORN
+            case None:
+                return False
+            case _:
+                assert_never(self.retry_failed)
 
     def chosen(self, cell_id: str) -> bool:
         return not self.only or any(fnmatch.fnmatchcase(cell_id, pattern) for pattern in self.only)
@@ -58,7 +74,7 @@ def launch(study: Study, options: Options) -> int:
     if not any(options.chosen(cell.id) for cell in study.cells):
         matching = f" whose id matches --only {' or '.join(options.only)}" if options.only else ""
         raise UserError(f"{study.name} has no cells{matching}; see its file under conf/experiment/")
-    if setup.cluster.kind == "slurm":
+    if queue.is_slurm(setup.cluster):
         queue.require_slurm()
     if options.dry_run:
         preflight.check_tasks(setup)
@@ -70,13 +86,13 @@ def launch(study: Study, options: Options) -> int:
     with _one_launcher(setup):
         sweep = _look(study, options)
         chosen = show_plan(sweep, options)
-        if chosen and setup.cluster.kind == "slurm":
+        if chosen and queue.is_slurm(setup.cluster):
             from slurm.submit import Launch
 
             _cancel_what_can_never_run(chosen)
             number = Launch(sweep, snapshot.take(setup.paths.runs / ".snapshots")).submit(chosen)
             print(f"submitted {number} jobs; matquant status {shlex.join(options.overrides)} shows them")
-    if setup.cluster.kind != "slurm":
+    if not queue.is_slurm(setup.cluster):
         at_work = bool(chosen or sweep.of("running"))
         return _work_here(study, options, {item.cell_id for item in chosen}) if at_work else 0
     return _wait(study, options) if options.wait else 0
@@ -137,7 +153,7 @@ def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
     The stage before them has failed; or, on SLURM, is done by a process that no job can wait for.
     """
     kept: dict[tuple[str, str], Item] = {}
-    waits = sweep.study.setup.cluster.kind != "slurm"  # the launcher stays and waits for whoever is at work
+    waits = not queue.is_slurm(sweep.study.setup.cluster)  # the launcher stays and waits for whoever is at work
     for item in chosen:  # of each cell in the order of its stages
         before = sweep.leads_to(item)
         under_way = before is not None and ((waits and before.state == "running") or sweep.job_before(item) is not None)
@@ -152,7 +168,7 @@ def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
     setup = sweep.study.setup
     rows = [["cell", "stage", "hours", "memory GB", "disk GB", ""]]
     hours = disk = 0.0
-    room = setup.cluster.gpu_memory_gb if setup.cluster.kind == "slurm" else None
+    room = setup.cluster.gpu_memory_gb if queue.is_slurm(setup.cluster) else None
     for item in chosen:
         cost = cost_of(Job(item.cell, setup, item.stage), item.plans or tuple(item.gaps))
         hours, disk = hours + cost.gpu_hours, disk + cost.disk_gb
@@ -168,7 +184,7 @@ def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
                 note,
             ]
         )
-    unit = "GPU-hours" if setup.cluster.kind == "slurm" else "hours of a worker"
+    unit = "GPU-hours" if queue.is_slurm(setup.cluster) else "hours of a worker"
     total = f"{len(chosen)} jobs, about {hours:.1f} {unit} at cluster.tflops={setup.cluster.tflops:g}, {disk:.1f} GB"
     return f"{wording.table(rows, whole=whole)}\n\n{total} (estimates, good to a factor of two)"
 
@@ -182,10 +198,15 @@ def _work_here(study: Study, options: Options, cell_ids: set[str]) -> int:
     def choose(sweep: Sweep) -> Sequence[Item]:
         return [item for item in sweep.items if options.wants(item) and item.cell_id in cell_ids]
 
-    if study.setup.cluster.kind == "debug":
-        run_debug(again, choose)
-    else:
-        run_local(again, choose, snapshot.take(study.setup.paths.runs / ".snapshots"))
+    match study.setup.cluster:
+        case DebugCluster():
+            run_debug(again, choose)
+        case LocalCluster():
+            run_local(again, choose, snapshot.take(study.setup.paths.runs / ".snapshots"))
+        case SlurmCluster():
+            raise AssertionError("jobs of a SLURM cluster are submitted")
+        case _:
+            assert_never(study.setup.cluster)
     return _conclude(again(), options)
 
 

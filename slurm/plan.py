@@ -24,7 +24,7 @@ from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.folder import RunDir
 from matquant.runs.status import Reason, Status, read_status
-from slurm.queue import QueuedJob, how_jobs_ended, jobs_in_queue
+from slurm.queue import QueuedJob, how_jobs_ended, is_slurm, jobs_in_queue
 from slurm.records import Submission, read_submission
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -130,7 +130,7 @@ def look(study: Study) -> Sweep:
 
     Whatever cluster is named: jobs that were submitted to SLURM are there, and not dead because nobody asks.
     """
-    if study.setup.cluster.kind == "slurm":
+    if is_slurm(study.setup.cluster):
         return observe(study, jobs_in_queue())
     sweep = observe(study)
     unknown = [item for item in sweep.items if item.state != "done" and _may_be_on_slurm(item)]

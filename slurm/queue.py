@@ -10,7 +10,9 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, assert_never
 
+from matquant.config.setup import ClusterSpec, DebugCluster, LocalCluster, SlurmCluster
 from matquant.errors import UserError
 
 TIMEOUT_S = 60
@@ -35,6 +37,17 @@ class QueuedJob:
     def can_run(self) -> bool:
         """False for a job that waits for another one that has failed."""
         return self.reason != "DependencyNeverSatisfied"
+
+
+def is_slurm(cluster: ClusterSpec) -> TypeGuard[SlurmCluster]:
+    """True if jobs go to SLURM; False if they run on this machine, where the launcher stays and starts them."""
+    match cluster:
+        case SlurmCluster():
+            return True
+        case LocalCluster() | DebugCluster():
+            return False
+        case _:
+            assert_never(cluster)
 
 
 def require_slurm() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import get_args
+from typing import assert_never, get_args
 
 from evaluation.board import duration
 from evaluation.stages import Kind
@@ -86,13 +86,19 @@ def progress(item: Item) -> tuple[str, str, str]:
 
 
 def _remark(item: Item) -> str:
-    if item.state == "failed":
-        return f"{item.reason}"
-    if item.state == "running" and item.status is not None and item.status.message:
-        return item.status.message
-    if item.state == "missing" and item.plans:
-        return f"{len(item.plans)} plans"
-    return f"{item.num_results} results" if item.state == "missing" and item.gaps else item.note[:60]
+    match item.state:
+        case "failed":
+            return f"{item.reason}"
+        case "running":
+            return (item.status.message if item.status is not None else None) or item.note[:60]
+        case "missing" if item.plans:
+            return f"{len(item.plans)} plans"
+        case "missing" if item.gaps:
+            return f"{item.num_results} results"
+        case "missing" | "queued" | "done":
+            return item.note[:60]
+        case _:
+            assert_never(item.state)
 
 
 def failures(items: Sequence[Item], *, whole: bool = False) -> str:

@@ -116,8 +116,7 @@ def test_the_axis_shows_the_papers_bits_or_what_is_stored(made):
     assert sizes(rows, "with_grid")[place] == 2 + row["grid_bits"]
     assert sizes(rows, "disk", {"tiny": 8e6})[place] == pytest.approx(row["model_bits"])
     assert sizes(rows, "disk").isna().all()
-    with pytest.raises(ValueError, match="choose effective, with_grid, disk"):
-        sizes(rows, "weight")
+
     for size, label in SIZES.items():
         figure = pareto_figure(rows, [], size=size, num_parameters={"tiny": 8e6})
         assert {axes.get_xlabel() for axes in figure.axes} == {label}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import pandas as pd
 
@@ -25,6 +25,7 @@ from analysis.tables.papers import DOUBLE_DAGGER, by_model
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import Entry, Section, Table
 from evaluation.results.store import LOG_PPLX
+from matquant.config.cell import GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 
 if TYPE_CHECKING:
     from analysis.claims.cases import Opened
@@ -168,17 +169,21 @@ def _budget(cell: Cell) -> tuple[str, ...]:
     text = f"{data.num_sequences} x {data.sequence_length} tokens, {data.kind}"
     grid = f"groups of {cell.grid.group_size}" if cell.grid.group_size else "per channel"
     shared = (BASE_NAMES[base.kind], str(cell.scope).replace("_", " + "), grid, text)
-    match base.kind:
-        case "omniquant":
+    match base:
+        case OmniQuantBase():
             steps = f"{base.num_steps} steps of {base.batch_size} sequences, each block"
             tokens = base.num_steps * base.batch_size * data.sequence_length
             return (*shared, steps, f"{tokens:,}", f"{base.clipping_lr:g} (clipping)", base.loss)
-        case "qat":
+        case QATBase():
             steps = f"{base.num_steps} steps of {base.batch_size} sequences"
             tokens = base.num_steps * base.batch_size * data.sequence_length
             return (*shared, steps, f"{tokens:,}", f"{base.lr:g}", "cross entropy")
-        case _:
+        case GPTQBase():
             return (*shared, "one pass", f"{data.num_sequences * data.sequence_length:,}", "", "")
+        case NoBase() | MinMaxBase():
+            raise AssertionError(f"base={base.kind} reads no text")
+        case _:
+            assert_never(base)
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------

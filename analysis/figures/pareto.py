@@ -6,9 +6,10 @@ The figure has a panel for Task Avg and one for log perplexity, and a row of pan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, cycle, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import matplotlib
 import numpy as np
@@ -36,19 +37,20 @@ from analysis.frame.summary import CHANCE, method_rank
 from evaluation.results.store import LOG_PPLX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-SIZES = {
+SizeKind = Literal["effective", "with_grid", "disk"]
+SIZES: Mapping[SizeKind, str] = {
     "effective": "effective bits per quantized weight",
     "with_grid": "bits per quantized weight, with scales and zeros",
     "disk": "megabytes on disk",
 }
-"""What the horizontal axis may show: the paper's count; what is stored for the quantized weights; the whole model."""
+"""The labels of the horizontal axis: the paper's count, the bits stored for quantized weights, or the whole model."""
 
 PANEL_HEIGHT = 2.2
 FAINT = 0.4
@@ -88,8 +90,8 @@ PANELS = (
 FRONT_LINE = {"color": QUIET, "linewidth": 2.6, "alpha": 0.35, "solid_capstyle": "butt", "solid_joinstyle": "miter"}
 
 
-def sizes(rows: pd.DataFrame, size: str, num_parameters: Mapping[str, float] | None = None) -> pd.Series:
-    """What a read-out costs, in the unit of the axis; NaN where it is not known.
+def sizes(rows: pd.DataFrame, size: SizeKind, num_parameters: Mapping[str, float] | None = None) -> pd.Series:
+    """The cost of every read-out, in the unit of the axis; NaN where it is not known.
 
     `num_parameters`: of the whole model, by model name; megabytes need it.
     """
@@ -100,14 +102,15 @@ def sizes(rows: pd.DataFrame, size: str, num_parameters: Mapping[str, float] | N
             return rows["effective_bits"] + rows["grid_bits"] + rows["overflow_bits"]
         case "disk":
             return rows["model_bits"] * rows["model"].map(dict(num_parameters or {})).astype(float) / 8e6
-    raise ValueError(f"the axis cannot show {size}; choose {', '.join(SIZES)}")
+        case _:
+            assert_never(size)
 
 
 def pareto_figure(
     rows: pd.DataFrame,
     tasks: Sequence[str],
     *,
-    size: str = "effective",
+    size: SizeKind = "effective",
     num_parameters: Mapping[str, float] | None = None,
     width: float = TEXT,
 ) -> Figure:
@@ -146,7 +149,7 @@ def method_styles(rows: pd.DataFrame) -> dict[str, Style]:
 
 
 def _draw_panel(
-    axes: Axes, rows: pd.DataFrame, panel: Panel, styles: Mapping[str, Style], tasks: Sequence[str], size: str
+    axes: Axes, rows: pd.DataFrame, panel: Panel, styles: Mapping[str, Style], tasks: Sequence[str], size: SizeKind
 ) -> None:
     full, reads = rows[rows["base"] == "none"], rows[rows["base"] != "none"]
     for value in full[panel.value].dropna() * panel.scale:
@@ -158,10 +161,13 @@ def _draw_panel(
     _draw_front(axes, measured, panel)
     for label, style in styles.items():
         _draw_method(axes, measured[measured["label"] == label].sort_values("size"), panel, style)
-    if size == "disk":
-        _megabyte_axis(axes, measured["size"])
-    else:
-        bits_axis(axes, measured["size"], SIZES[size])
+    match size:
+        case "disk":
+            _megabyte_axis(axes, measured["size"])
+        case "effective" | "with_grid":
+            bits_axis(axes, measured["size"], SIZES[size])
+        case _:
+            assert_never(size)
     value_axis(axes, rows[panel.value].dropna() * panel.scale, nats=panel.value == LOG_PPLX)
 
 

