@@ -1,4 +1,4 @@
-"""What a MatGPTQ fit costs, on layers of SmolLM2's shapes in FFN scope.
+"""The cost of a MatGPTQ fit, on layers of SmolLM2's shapes in FFN scope.
 
     python -m benchmarks.gptq [--blocks 2] [--sequences 16]
     python -m benchmarks.gptq --shapes gemma2_9b      (a) and (b) at Gemma-2 9B, on a GPU where there is one
@@ -6,7 +6,7 @@
 (a) The column solve for {8, 4, 2} against the one for {8} alone, which is plain GPTQ.  Target: at most 1.3x.
 (b) The column solve for {8, 4, 2} against the published way, all 256 codes tried for every weight
     (reference/gptq_reference.py), with the same read-out error at every width.  Target: at least 3.5x faster.
-(c) A whole fit, and what of it is the solve.  Target: less than everything else (forward passes and second moments).
+(c) The solve's part of a whole fit.  Target: less than everything else (forward passes and second moments).
 
 Hessians are those of the model's own activations on random tokens, or at Gemma-2 9B's shapes of random inputs of very
 different sizes; weights are random, as are the model's.

@@ -1,4 +1,4 @@
-"""How long one slice of a 135M checkpoint takes to be read into a plain model.
+"""The time in which one slice of a 135M checkpoint is read into a plain model.
 
     python -m benchmarks.materialize        target: at most 1 s on 2 cores
 

@@ -1,11 +1,11 @@
-"""What an OmniQuant MatQuant fit costs, on blocks of SmolLM2's shapes in FFN scope.
+"""The cost of an OmniQuant MatQuant fit, on blocks of SmolLM2's shapes in FFN scope.
 
     python -m benchmarks.omniquant
 
 (a) One step for {8, 4, 2} against a plain loop that, for each slice, recomputes the whole block and its teacher and
     reads the slice with ordinary autograd.  Target: at least 2x faster, the same losses to 1e-3.
 (b) A whole fit for {8, 4, 2} against the sum of the three explicit baselines.  Target: at most 0.85x.
-(c) What the diagnostics cost.  Target: under 3 % of a step.
+(c) The cost of the diagnostics.  Target: under 3 % of a step.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Steps:
         return {name: loss.item() for name, loss in losses.terms.items()}
 
     def cycle(self, *, diagnosed: bool) -> None:
-        """As many steps as share one measurement of the diagnostics."""
+        """Does the steps that share one measurement of the diagnostics."""
         meter = GradientMeter() if diagnosed else None
         self.ours(meter)
         if meter is not None:

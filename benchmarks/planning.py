@@ -1,4 +1,4 @@
-"""Planning a large study, and launching it.
+"""The time of planning a large study, and of launching it.
 
 Planning: 1,000 cells, 20 plans, 7 tasks, every result on disk, from the command line to "nothing to submit".  The rival
 is the obvious way, composing every cell with Hydra and reading every result, measured on a part and scaled up.
@@ -60,7 +60,7 @@ def fill(folder: Path) -> int:
 
 
 def launched(arguments: Sequence[str], environment: dict[str, str] | None = None) -> tuple[str, float]:
-    """What `matquant launch` printed, and the seconds of the whole process."""
+    """The output of `matquant launch`, and the seconds of the whole process."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "matquant", "launch", *arguments]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)

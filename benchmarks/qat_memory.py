@@ -2,8 +2,8 @@
 
     python -m benchmarks.qat_memory        target: at least 1.8x lower for the three slices {8, 4, 2}
 
-Each way runs in a process of its own, and what counts is the most memory it held during a step beyond what it held
-before.  On a GPU that is torch's own count; on a CPU it is the kernel's (Linux only).
+Each way runs in a process of its own.  Its number is the most memory that it held during a step, less the memory that
+it held before.  On a GPU torch counts it; on a CPU the kernel does (Linux only).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def joint_step(training: Training) -> None:
     loss = nested_loss(NESTED, outputs, lambda _, logits: next_token_loss(logits, tokens), next_token_loss).total
     loss.backward()
     training.optimizer.step()
-    # Zeroed, not freed: gradients are part of what both ways hold before and after.
+    # Zeroed, not freed: both ways hold their gradients before and after a step.
     training.optimizer.zero_grad(set_to_none=False)
 
 

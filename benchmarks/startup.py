@@ -1,11 +1,11 @@
-"""How soon each command answers, as a whole process, against `python -c "import torch"` in the same run.
+"""The time in which each command answers, as a whole process, against `python -c "import torch"` in the same run.
 
     python -m benchmarks.startup                 about two minutes on one core
     python -m benchmarks.startup --repeats 10    when other processes make times vary
     python -m benchmarks.startup help            only the commands whose name has the word in it
 
-For each command: the best and the median of its times, the ratio of its best to the rival's, and what it is meant to
-take at most.  Then what it imports: every heavy library that was in `sys.modules` when it ended, with the reason that
+For each command: the best and the median of its times, the ratio of its best to the rival's, and the highest ratio
+that is meant.  Then its imports: every heavy library that was in `sys.modules` when it ended, with the reason that
 stands beside the command in this file.  A library without a reason is shown as a SURPRISE, a reason without its library
 as out of date; tests/test_startup.py fails at either.
 
@@ -51,12 +51,12 @@ else:
 
 RIVAL = "import torch"
 TARGET_TORCH_S = 1.7
-"""What the rival took on the machine that the targets were set on: they are ratios to it."""
+"""The rival's time on the machine on which the targets were set: they count as ratios to it."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """Something that a person types, the heavy libraries it needs and why, and the seconds it may take."""
+    """A command that a person types, the heavy libraries it needs with the reasons, and the seconds it may take."""
 
     name: str
     arguments: Sequence[str]
@@ -151,7 +151,7 @@ def imported_by(command: Command, folder: Path) -> set[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Offline, and with the checkout before whatever else holds its modules."""
+    """The variables of a process that is offline, and that imports the checkout's modules before all others."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT)}
 
 
@@ -181,7 +181,7 @@ def main() -> None:
         prog="python -m benchmarks.startup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="measure commands with this word in their name")
-    parser.add_argument("--repeats", type=int, default=5, help="how often each is timed (default: 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="times that each is started (default: 5)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         overrides = finished_study(Path(name))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: SmolLM2's shapes with random weights, and times that are compared within one run."""
+"""The parts that all benchmarks share: SmolLM2's shapes with random weights, and times compared within one run."""
 
 from __future__ import annotations
 

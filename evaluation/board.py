@@ -17,7 +17,7 @@ WIDTH = 9
 
 
 def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min, 3.4 h."""
+    """A duration in words: 45 s, 12 min, 3.4 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -45,9 +45,9 @@ class PlanLine:
 
 
 class Board:
-    """`sizes`: the steps of each plan, in order; `beat` is told how many of all steps are done.
+    """The bars on stderr: one for all plans and, where somebody watches, one for the plan at work.
 
-    Written to stderr: a bar for all plans and, where somebody watches, one for the plan at work.
+    `sizes`: the steps of each plan, in order.  `beat` is told how many of all steps are done.
     """
 
     def __init__(self, title: str, sizes: Mapping[str, int], beat: Beat) -> None:

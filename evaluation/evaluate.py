@@ -77,9 +77,9 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
 
 
 def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) -> tuple[dict[Plan, Plan], list[Plan]]:
-    """Plans with the widths that a search has found, which are kept with the results; and those that have none.
+    """Plans with the widths that a search has found, which are kept with the results; and plans without widths yet.
 
-    The latter are no reason not to measure the rest.
+    The first are measured even if there are some of the second.
     """
     run, found, lacking = RunDir(setup.paths.runs, cell.id), dict[Plan, Plan](), list[Plan]()
     for plan in plans:
@@ -94,7 +94,7 @@ def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) 
 
 
 def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
-    # As they are typed: what stands behind a dash follows from readout.search.
+    # As they are typed: the part behind a dash follows from readout.search.
     typed = " ".join(str(plan).partition("-")[0] for plan in plans)
     return UserError(
         f"no widths were found yet for {', '.join(map(str, plans))} of {cell.id}; search for them with "
@@ -103,7 +103,7 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
 
 
 def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:
-    """Tells a tracker everything that was measured of a cell, whichever process did it."""
+    """Tells a tracker everything that was measured of a cell, by this process and by others."""
     wanted = protocols(readout, add_bos=cell.model.add_bos)
     keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
     results = [store.read(store.path(key)) for key in keys if store.has(key)]
@@ -130,7 +130,7 @@ class Bench:
     text: torch.Tensor | None
 
     def size_of(self, tasks: Collection[str]) -> int:
-        """How many steps measuring some tasks takes: answers to score, or sequences of text."""
+        """The number of steps that measuring some tasks takes: answers to score, or sequences of text."""
         return sum(self.sizes[task] for task in tasks)
 
     def results(self, plan: Plan, tasks: Mapping[str, Protocol], bar: Bar) -> Iterator[tuple[Result, Documents]]:
@@ -207,7 +207,7 @@ def _task(name: str, source: TaskSource, limit: int | None) -> Task:
 
 
 def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
-    """Loads what measuring some tasks of a cell needs."""
+    """Loads everything that is needed to measure some tasks of a cell."""
     readout, device = setup.readout, pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another protocol")
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=device)

@@ -1,4 +1,4 @@
-"""Writes a read-out as an ordinary Hugging Face folder, and tasks as lm-eval takes them: for everybody else's tools.
+"""Writes a read-out as an ordinary Hugging Face folder, and tasks as lm-eval takes them, for other tools.
 
 Prints the command line of lm-eval that measures the same weights on the same documents in the same way.
 """

@@ -1,11 +1,11 @@
-"""Holds our scores against lm-eval's command line: same weights, same documents, same batch size, same numbers.
+"""Compares our scores with those of lm-eval's command line: same weights, documents and batch size, same numbers.
 
     matquant faithfulness base=minmax bits=int8 readout.limit=10 readout.dtype=float32 --plans int8 int2
 
 Every read-out is scored here, exported as a Hugging Face folder, and scored by lm-eval in a process of its
 own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats; otherwise the
-exit status is 1.  In bfloat16 neither lm-eval with another batch size nor our scoring gives the same bits, so there it
-counts the documents that differ, no more.
+exit status is 1.  In bfloat16 neither lm-eval with another batch size nor our scoring gives the same bits, so there the
+documents that differ are only counted.
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ from matquant.training.train import train
 
 METRICS = ("acc", "acc_norm")
 TOLERANCE = 1e-4
-"""Nats, in float32 ..."""
+"""The largest difference of two log-likelihoods, in nats and in float32, that counts as none."""
 RELATIVE_TOLERANCE = 5e-6
-"""... or this share of a log-likelihood where that is more: a collapsed read-out gives an answer -700 nats, where
-float32 has steps of 6e-5 and lm-eval differs from itself by 1.4e-4 between batch sizes 16 and 1."""
+"""The same as a share of the log-likelihood; the larger of the two holds.
+
+A collapsed read-out gives an answer -700 nats, where float32 has steps of 6e-5 and lm-eval differs from itself by
+1.4e-4 between batch sizes 16 and 1.
+"""
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """A task's metrics; and per document its outcome in each metric, and the log-likelihood of each answer."""
+    """A task's metrics, the outcome of each document in each metric, and the log-likelihood of each answer."""
 
     metrics: Mapping[str, float]
     outcomes: Mapping[str, Sequence[float]]
@@ -130,7 +133,7 @@ class OurMeasurement:
         )
 
     def measure(self) -> ReadoutOutcomes:
-        """The tasks, on what is in the model now."""
+        """Scores the tasks with the weights that are in the model now."""
         found = {}
         for name, score in score_tasks(
             self.lm, self.tasks, limit=self.setup.readout.limit, description="", bar=_NoBar()

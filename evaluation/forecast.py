@@ -1,4 +1,4 @@
-"""How long the missing part of a study takes on this machine: said before it starts, and better after every stage."""
+"""A forecast of the time that a study still takes on this machine: made before it starts, corrected by every stage."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from matquant.runs.checkpoint import has_checkpoint
 from matquant.runs.folder import RunDir
 
 EFFICIENCY = 0.75
-"""Of the speed of one large product, what whole stages reach.
+"""The share of the speed of one large product that whole stages reach.
 
 Measured with SmolLM2 on two cores, with AVX2 and with AVX-512: OmniQuant with one slice 0.79, with three 0.74, a
 read-out 0.74.
 """
 START_S = 4.0
-"""Of a stage: loading the model, the text and the tasks."""
+"""The seconds in which a stage loads the model, the text and the tasks."""
 REPORT_S = 10.0
 
 Key = tuple[str, Kind]
@@ -43,10 +43,10 @@ Key = tuple[str, Kind]
 
 @dataclass
 class Forecast:
-    """`predicted`: the seconds of every stage that is still to come, by cell id and stage.
+    """The time that is left.  `predicted`: the seconds of every stage that is still to come, by cell id and stage.
 
-    The stages that have ended say how far predictions are off, and the rest is corrected by that.  Where nothing is
-    known of the machine's speed (`is_guess`), nothing is said before the first stage has ended.
+    Stages that have ended show how far predictions are off, and the rest is corrected by that.  If the machine's speed
+    is not known (`is_guess`), there is no forecast before the first stage has ended.
     """
 
     predicted: dict[Key, float]
@@ -56,7 +56,7 @@ class Forecast:
 
     @contextmanager
     def stage(self, cell_id: str, stage: Kind) -> Iterator[None]:
-        """Times a stage; one that fails is no longer to come, and says nothing about speed."""
+        """Times a stage; a stage that fails is not to come any more, and corrects nothing."""
         start, expected = time.monotonic(), self.predicted.get((cell_id, stage), 0.0)
         try:
             yield
@@ -68,14 +68,14 @@ class Forecast:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of everything that is still to come, and the report; None if that cannot be said yet."""
+        """The seconds of all stages that are still to come and of the report; None if there is no forecast yet."""
         if not self.predicted or (self.is_guess and not self._expected):
             return None
         pace = self._taken / self._expected if self._expected else 1.0
         return pace * sum(self.predicted.values()) + REPORT_S
 
     def __str__(self) -> str:
-        """`, about 9 min left in all`, to stand behind what is being done; empty if it cannot be said."""
+        """Words such as `, about 9 min left in all`, to stand behind the name of a stage; empty without a forecast."""
         return "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left in all"
 
 

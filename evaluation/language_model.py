@@ -57,10 +57,11 @@ class Request(NamedTuple):
 
     @classmethod
     def of(cls, context: Sequence[int], continuation: Sequence[int], *, max_length: int) -> Request:
-        """Cut from the left to what the model takes, as lm-eval does; UserError if the continuation itself is cut."""
+        """A request cut from the left to what the model takes, as by lm-eval; UserError if the continuation is cut."""
         if len(continuation) > max_length:
             raise UserError(
-                f"an answer of {len(continuation)} tokens is longer than the {max_length} tokens that the model takes"
+                f"an answer of {len(continuation)} tokens is longer than the {max_length} tokens that the model takes; "
+                "leave its task out of readout.tasks"
             )
         tokens = (*context, *continuation)[-(max_length + 1) :]
         return cls(tuple(tokens[:-1]), tuple(continuation))
@@ -195,7 +196,7 @@ class SharedContextLM(_HFLM):
     _documents: list[Hashable]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The same texts are scored for every plan and tokenized once."""
+        """Tokenizes every pair once: the same texts are scored for every plan."""
         key = (context, continuation)
         if key not in self._encoded:
             self._encoded[key] = super()._encode_pair(context, continuation)
@@ -231,7 +232,7 @@ class SharedContextLM(_HFLM):
         return [answers[number] for number in range(len(requests))]
 
     def on_scored(self, num_answers: int, /) -> None:
-        """Called after every batch; a progress bar is hung in here."""
+        """Called after every batch; a caller puts the update of its progress bar in this place."""
 
     def _remember_smaller(self, batch: Sequence[PackedRow]) -> None:
         size = max(1, sum(len(row.scored) for row in batch) // 2)
@@ -312,7 +313,7 @@ class SharedContextLM(_HFLM):
             return self.model(input_ids=hidden.new_zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
 
     def _sharing_is_right(self) -> bool:
-        """Tries shared contexts on made-up tokens against the model's own way, on this very model."""
+        """True if this model gives made-up tokens the same scores with shared contexts as without."""
         tokens = torch.arange(3, 40) % max(4, self.vocab_size - 1)
         texts = [Request(tuple(tokens[:30].tolist()), (7,) * 10), Request(tuple(tokens[2:35].tolist()), (5,) * 12)]
         texts += [Request((*texts[0].inputs[:24], *range(1, 9)), (9, 8, 7, 6))]
@@ -320,10 +321,16 @@ class SharedContextLM(_HFLM):
         try:
             together = self._score(texts, pack(texts, [0, 1, 0]))
         except (TypeError, ValueError, RuntimeError) as error:
-            log.warning("%s takes no attention mask of ours (%s)", type(self.model).__name__, error)
+            log.warning(
+                "%s does not take our attention mask (%s); going on without shared contexts, which is slower",
+                *(type(self.model).__name__, error),
+            )
             return False
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
         right = all(abs(a - b) <= tolerance * abs(a) for (a, _), (b, _) in zip(apart, together, strict=True))
         if not right:
-            log.warning("%s scores shared contexts differently; going on without them", type(self.model).__name__)
+            log.warning(
+                "%s scores shared contexts differently; going on without them, which is slower",
+                type(self.model).__name__,
+            )
         return right

@@ -48,7 +48,7 @@ class Patch:
 QUIET = Patch(
     name="quiet loggers",
     version="0.4.13",
-    why="Loading and scoring a task logs a dozen lines, and warns of things that are meant.",
+    why="Loading and scoring a task logs a dozen lines, and warns of things that are intended.",
     quotes={
         "lm_eval.api.task": (
             "Custom kwargs can be passed",  # advice on --metadata, given for every dataset that is a function

@@ -1,4 +1,4 @@
-"""What can be refused before anything is computed: folders, task names, models that are not to be had."""
+"""Checks that come before anything is computed: of folders, of task names, and of models that cannot be had."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _distinct(studies: Iterable[Study]) -> Iterable[Setup]:
 
 
 def is_finished(study: Study) -> bool:
-    """True if every result is on disk; False also where that cannot be told, which the checks then explain."""
+    """True if every result is on disk; False also where the disk does not tell, which the checks then explain."""
     store = ResultStore(study.setup.paths.results)
     try:
         return all(is_complete(cell, study.setup.readout, store) for cell in study.cells)
@@ -51,7 +51,7 @@ def check_folders(setup: Setup) -> None:
 
 
 def check_tasks(setup: Setup) -> None:
-    """Refuses tasks that nobody knows."""
+    """Refuses tasks that their source does not know."""
     try:
         check_task_names(setup.readout.tasks, task_source(setup.readout))
     except ValueError as error:
@@ -59,7 +59,7 @@ def check_tasks(setup: Setup) -> None:
 
 
 def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
-    """By cell id, why a cell cannot be run: its model is out of reach, lacks the scope, or does not fit the grid."""
+    """The reasons by cell id why cells cannot be run: a model is out of reach, lacks the scope or misfits the grid."""
     from matquant.models.loading import check_model  # torch takes seconds to import
 
     verdicts: dict[str, str | None] = {}

@@ -1,6 +1,6 @@
-"""What a read-out asks for: every (plan, task) of a cell, the protocol it is measured under, and what is on disk.
+"""The results that a read-out asks for: every (plan, task) of a cell, its protocol, and those that are on disk.
 
-Knows neither torch nor lm-eval, so that a sweep of thousands of cells is planned in seconds.
+Imports neither torch nor lm-eval, so that a sweep of thousands of cells is planned in seconds.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict
 
 
 def is_complete(cell: Cell, readout: Readout, store: ResultStore) -> bool:
-    """True if a cell has no result missing; where one has no file of its name, without looking for the documents."""
+    """True if a cell lacks no result.
+
+    File names are looked at first: where one is absent, no source is asked for the revision of its documents.
+    """
     tasks = [*readout.tasks, *([LOG_PPLX] if readout.perplexity is not None else [])]
     for plan in readout.plans_of(cell):
         present = store.names(cell.id, str(plan))

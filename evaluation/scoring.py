@@ -82,7 +82,8 @@ def language_model(
     # lm-eval only lets the tokenizer add its special tokens: one that adds none would go without BOS, silently.
     if add_bos and (tokenizer.bos_token_id is None or tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]):
         raise UserError(
-            f"{type(tokenizer).__name__} sets no BOS token before a text ({tokenizer.bos_token=}); set add_bos to false"
+            f"{type(tokenizer).__name__} sets no BOS token before a text ({tokenizer.bos_token=}); "
+            "set model.add_bos=false"
         )
     with quiet_lm_eval():
         return SharedContextLM(
@@ -100,7 +101,7 @@ def prepare(task: Task, *, limit: int | None) -> int:
 
 
 def num_answers(tasks: Mapping[str, Task], *, limit: int | None) -> dict[str, int]:
-    """The number of answers that each task asks for; 0 for a task that will say why when it is scored."""
+    """The number of answers that each task asks for; 0 for a task that fails here, which fails again when scored."""
     sizes = {}
     for name, task in tasks.items():
         try:
@@ -157,14 +158,14 @@ def document_columns(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Any
 
 
 def _outcome(value: Real) -> int | float:
-    """Right or wrong as 1 or 0, anything between as it is."""
+    """The outcome of a document: 1 if right, 0 if wrong, any other number as it is."""
     number = float(value)
     return int(number) if number in (0.0, 1.0) else number
 
 
 @contextmanager
 def _fixed_seeds(device: torch.device) -> Iterator[None]:
-    """lm-eval's default seeds for what samples, and the caller's random state back afterwards."""
+    """Sets lm-eval's default seeds, and restores the caller's random state afterwards."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         random.seed(DEFAULT_RANDOM_SEED)

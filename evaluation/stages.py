@@ -49,14 +49,14 @@ def has_searches(plans: Iterable[Plan]) -> bool:
 
 
 def to_search(cell: Cell, setup: Setup, gaps: Iterable[Plan]) -> tuple[Plan, ...]:
-    """Of plans with results missing those that a search has still to find for the checkpoint that is there."""
+    """The plans with results missing that a search still has to find for the checkpoint that is there."""
     run = RunDir(setup.paths.runs, cell.id)
     searched = (plan for plan in gaps if plan.strategy is not None)
     return tuple(plan for plan in searched if found_plan(run, setup.readout, plan) is None)
 
 
 def untimed(_: Kind) -> AbstractContextManager[object]:
-    """For stages that nobody times."""
+    """The clock of stages that nobody times."""
     return nullcontext()
 
 
@@ -124,9 +124,10 @@ def _leftovers(cell: Cell, setup: Setup, stage: Stage) -> Iterable[Path]:
 
 
 def _tracking(cell: Cell, setup: Setup, stage: Stage) -> AbstractContextManager[Tracker]:
-    """The W&B run of one stage; a search has nothing to tell.
+    """The W&B run of one stage; a search has nothing to log.
 
-    Several jobs cannot write one run at a time: of shares of the plans, the last to finish tells it everything.
+    Several jobs cannot write one run at the same time.  Where jobs share the plans of a cell, the last one to finish
+    logs everything.
     """
     match stage.kind:
         case "search":

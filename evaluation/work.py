@@ -1,4 +1,4 @@
-"""The work of a stage on paper, in floating point operations.  The arithmetic of docs/experiments.md.
+"""The estimated work of a stage, in floating point operations.  The arithmetic of docs/experiments.md.
 
 Good to a factor of two on a machine that nobody has measured, and to a third on one that has (`evaluation.forecast`).
 """
@@ -26,7 +26,7 @@ TOKENS_OF_ANOTHER_TASK = 150
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model: all weights, those in scope, the largest block's, and what an activation is made of."""
+    """The size of a model: all weights, those in scope, those in scope of the largest block; and its dimensions."""
 
     weights: int
     in_scope: int

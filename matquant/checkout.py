@@ -1,4 +1,4 @@
-"""The clone that this library is imported from, and the folders in it that everybody knows."""
+"""The clone that this library is imported from, and the folders in it that several packages use."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ class Plan:
 
     @property
     def bits(self) -> float:
-        """The nominal average width of a quantized weight; of a plan file, of a layer."""
+        """The nominal average width of a quantized weight; for a plan file the plain average over its layers."""
         if self.layers is not None:
             return sum(part.bits for _, part in self.layers) / len(self.layers)
         if self.budget is not None:

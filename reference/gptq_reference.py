@@ -76,7 +76,7 @@ def brute_force(
     weighted: bool = False,
     block_size: int = 128,
 ) -> dict[str, Tensor]:
-    """MatGPTQ as its authors' code goes about it: in blocks of columns, all 2^c codes tried for every weight.
+    """MatGPTQ as in its authors' code: in blocks of columns, with all 2^c codes tried for every weight.
 
     Their code reads every code at every slice once, compares each weight of a column with all of them, and carries the
     plain mean of the slices' errors on.  Returns codes, scale and zero.
@@ -121,7 +121,7 @@ def brute_force(
 
 
 def slice_table(objective: Objective) -> Tensor:
-    """What every code reads at the slice of every term."""
+    """The value that every code reads at the slice of every term."""
     codes = range(2**objective.parent_bits)
     return torch.tensor(
         [[float(slice_of(q, term.slice, objective.parent_bits)) for q in codes] for term in objective.terms]

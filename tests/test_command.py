@@ -130,7 +130,7 @@ def test_there_is_one_way_to_start_a_command(folder):
         ("launch base.num_step=1", "there is no key base.num_step"),
         ("status experiment=dmeo", "did you mean demo"),
         ("search", "the following arguments are required: PLAN or KEY=VALUE"),
-        ("search base=gptq", "name what to search for, such as evolution@3"),
+        ("search base=gptq", "no plan is named; type one before the overrides, such as evolution@3"),
         ("search evolution", "'evolution' is not a read-out plan"),
         ("search int4 model=tiny", "int4 is not searched for"),
         ("export int9 exported", "'int9' is not a read-out plan; did you mean int"),
@@ -147,7 +147,7 @@ def test_there_is_one_way_to_start_a_command(folder):
         ("wandb experiment=dmeo", "did you mean demo"),
         ("notebooks 6_nothing", "there is no notebook 6_nothing; there are 1_tables"),
         ("published 1", "unrecognized arguments: 1"),
-        ("completion", 'name a shell: eval "$(matquant completion bash)"'),
+        ("completion", 'no shell is named; type eval "$(matquant completion bash)"'),
         ("completion tcsh", "invalid choice: 'tcsh'"),
     ],
 )

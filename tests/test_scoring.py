@@ -270,7 +270,7 @@ def test_bos_reaches_the_model_when_asked_for_and_only_then(tasks):
 
 
 def test_bos_from_a_tokenizer_that_sets_none_is_refused(tokenizer, tasks):
-    with pytest.raises(ValueError, match=r"sets no BOS token before a text .* set add_bos to false"):
+    with pytest.raises(ValueError, match=r"sets no BOS token before a text .* set model.add_bos=false"):
         scores(tiny_model(0), tokenizer, tasks, add_bos=True)
 
 

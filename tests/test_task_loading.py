@@ -76,6 +76,6 @@ def test_loading_is_silent(tmp_path, caplog, capfd):
 
 def test_documents_without_a_column_that_the_prompt_needs_are_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"task piqa: lm-eval misses 'goal' is undefined in documents with columns text"
+        ValueError, match=r"task piqa: lm-eval misses a column \('goal' is undefined\) in documents with columns text"
     ):
         load_tasks(["piqa"], mirror(tmp_path, "piqa", [{"text": "x", "label": 0}]))

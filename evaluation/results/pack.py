@@ -56,7 +56,7 @@ class Outcome:
 class Found:
     """The loose files of a folder: those that can be packed, and a sentence for each of the others.
 
-    `stamps` tell a file that was read from one that has been written since.
+    By `stamps` a file that was read is told from one that has been written since.
     """
 
     entries: Mapping[str, PackedEntry]

@@ -1,4 +1,4 @@
-"""The packed form of a folder of results: two parquet files in it that say all that its loose files say.
+"""The packed form of a folder of results: two parquet files with everything that its loose files hold.
 
     facts.parquet       a row for each json file: `path` in the folder, `text`, and of a result its documents' `columns`
     documents.parquet   a row for each document: the `path` of its result, then the columns of all results
@@ -6,8 +6,8 @@
 A column of documents is named with its type (`acc:uint8`), as a metric may be of one type in one task and of another
 type in the next.  A document has nothing in the columns that its result does not name.
 
-Rows are found by `path` and never by their number.  A new documents.parquet beside an old facts.parquet is therefore
-whole, which is what a process leaves that is killed between the two.
+Rows are found by `path` and never by their number.  A process that is killed between writing the two files leaves a new
+documents.parquet beside an old facts.parquet, which can be read all the same.
 
 pyarrow is imported by the functions that need it: a folder that is not packed is read without.
 """
@@ -92,7 +92,7 @@ class Facts:
 
 
 class DocumentRows:
-    """The content of a documents.parquet, and which of its rows are those of which result."""
+    """The content of a documents.parquet, with the range of rows of each result."""
 
     def __init__(self, path: Path) -> None:
         import numpy as np
@@ -166,7 +166,7 @@ Signature = tuple[int, int, int]
 
 
 def signature_of(path: Path) -> Signature | None:
-    """Facts by which a file is known to be another one; None if there is none."""
+    """Facts that change when a file is replaced; None if there is no file."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a cell's read-outs came to, as a tracker wants it: rows of a table, and a point for each plan."""
+"""The results of a cell's read-outs in the form of a tracker: rows of a table, and a point for each plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def readout_rows(store: ResultStore, cell_id: str) -> list[dict[str, Any]]:
         try:
             result = store.read(path)
         except (OSError, ValueError):
-            continue  # named wherever results are read to be shown
+            continue  # reports and tables name it
         finished = str(result.provenance.get("finished", ""))
         metric = headline_metric(result.metrics)
         if metric is not None and finished >= rows.get((result.plan, result.task), ("", {}))[0]:
@@ -40,7 +40,7 @@ def _row(result: Result, metric: str) -> dict[str, Any]:
 
 
 def readout_point(rows: Sequence[Mapping[str, Any]], plan: str) -> dict[str, float]:
-    """Where a plan stands: its bits, the mean of its accuracies in percent, its log perplexity; what there is of it."""
+    """The point of a plan, as far as measured: its bits, the mean of its accuracies in percent, its log perplexity."""
     of_plan = [row for row in rows if row["plan"] == plan]
     if not of_plan:
         return {}

@@ -1,6 +1,6 @@
 """Results on disk: one file per (cell, plan, task, protocol), written beside and renamed.
 
-    results/<cell id>/cell.json       what the cell is
+    results/<cell id>/cell.json       the cell's specification
     results/<cell id>/codes.json      histogram of its codes, effective bits of every layer
     results/<cell id>/<plan>.plan.json   the widths that a search has found for a plan
     results/<cell id>/<plan>/<task>-<protocol id>.json        metrics, and how they were measured
@@ -13,7 +13,7 @@ The *protocol* is every fact that decides what a number means besides the weight
 dtype, data revision, lm-eval version.  A result measured under another protocol is another file, so nothing is ever
 overwritten by a different experiment and nothing is mistaken for it.
 
-pyarrow is imported by the functions that open a table of documents: what plans by the names of files needs none.
+pyarrow is imported by the functions that open a table of documents: planning, by the names of files, does without.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Protocol = Mapping[str, Any]
 
 LOG_PPLX = "log_pplx"  # the pseudo task of log perplexity, beside the accuracy tasks
 HEADLINE_METRICS = (LOG_PPLX, "acc_norm", "acc")
-"""Which metric stands for a task: the first of these that lm-eval defines for it."""
+"""The metrics that can stand for a task: the first of them that lm-eval defines for it does."""
 
 
 def headline_metric(metrics: Iterable[str]) -> str | None:
@@ -53,14 +53,14 @@ def protocol_id(protocol: Protocol) -> str:
 
 
 Documents = Mapping[str, Sequence[Any]]
-"""What was measured on each document, as columns: `doc_id`, and every metric that is one number a document.
+"""The measurements of each document, as columns: `doc_id`, and every metric that is one number a document.
 
 With them any two read-outs can be compared on the same documents.
 """
 
 
 def documents_path(result: Path) -> Path:
-    """Where the documents of a result lie, beside it."""
+    """The path of the documents of a result, beside it."""
     return result.with_suffix(".parquet")
 
 
@@ -77,7 +77,7 @@ def _compact(values: Sequence[Any]) -> pa.Array:
 
 @dataclass(frozen=True)
 class Key:
-    """What a result is a result of."""
+    """The identity of a result: equal keys mean the same measurement."""
 
     cell_id: str
     plan: str
@@ -139,13 +139,13 @@ class ResultStore:
         self.folder = Path(folder)
 
     def path(self, key: Key) -> Path:
-        """The place of a result while it is loose."""
+        """The path of a result while it is loose."""
         return self.folder / key.cell_id / key.plan / f"{key.task}-{protocol_id(key.protocol)}.json"
 
     # --- what there is ---
 
     def names(self, cell_id: str, plan: str) -> frozenset[str]:
-        """The names of the result files of one read-out: renamed into place whole, so never empty ones."""
+        """The names of the result files of one read-out, without empty files: results are renamed into place whole."""
         loose: dict[str, int] = {}
         try:
             with os.scandir(self.folder / cell_id / plan) as entries:
@@ -198,17 +198,17 @@ class ResultStore:
         write_json(path, asdict(result))
 
     def put_cell(self, cell_id: str, cell: Mapping[str, Any]) -> None:
-        """Records what a cell is, once: tables are drawn without its checkpoint."""
+        """Records the specification of a cell, once: tables are drawn without its checkpoint."""
         path = self.folder / cell_id / "cell.json"
         if not (path.exists() or self._is_packed(path)):
             write_json(path, cell)
 
     def put_codes(self, cell_id: str, statistics: Mapping[str, Any]) -> None:
-        """Records what the codes of a cell's checkpoint look like, unless that is what is recorded already."""
+        """Records the statistics of a checkpoint's codes, unless the same are recorded already."""
         self._put(self.folder / cell_id / "codes.json", statistics)
 
     def put_plan(self, cell_id: str, plan: str, facts: Mapping[str, Any]) -> None:
-        """Records the widths that a search has found, and what it was told."""
+        """Records the widths that a search has found, and the settings of the search."""
         self._put(self.folder / cell_id / f"{plan}.plan.json", facts)
 
     def _put(self, path: Path, facts: Mapping[str, Any]) -> None:
@@ -239,7 +239,7 @@ class ResultStore:
         return self._text(self.folder / cell_id / name)
 
     def read(self, path: Path) -> Result:
-        """One result file; ValueError if it is not one."""
+        """The result in a file; ValueError if the file is not a whole result."""
         try:
             return Result(**json.loads(self._text(path)))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:

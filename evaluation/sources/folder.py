@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """The six tasks of the paper, from files of the user's."""
+    """The six tasks of the paper, from the user's own files."""
 
     folder: Path
     arc_split: ArcSplit = "test"
@@ -80,9 +80,11 @@ def _read(path: Path) -> Dataset:
     try:
         documents = READERS[path.suffix](path)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]} of documents: {error}") from error
+        raise UserError(
+            f"{path} cannot be read as documents in {path.suffix[1:]} ({error}); replace or remove it"
+        ) from error
     if len(documents) == 0:
-        raise UserError(f"{path} holds no documents")
+        raise UserError(f"{path} holds no documents; replace or remove it")
     return documents
 
 

@@ -22,7 +22,7 @@ class HubSource:
         return scored_split(task_name, self.arc_split)
 
     def revision(self, task_name: str) -> str:
-        """`path/name@commit/split`; a task written in Python keeps its dataset to itself and is called `hub`."""
+        """The revision as `path/name@commit/split`; `hub` for a task written in Python, whose dataset is not known."""
         if (known := PAPER_TASKS.get(task_name)) is not None:
             path, subset = known.dataset, known.subset
         else:
@@ -44,7 +44,7 @@ def commit_of(path: str) -> str:
 
     try:
         commit = huggingface_hub.HfApi().dataset_info(path, timeout=5).sha
-    except Exception:  # whatever keeps the hub from answering (offline, proxy, gated), the cache is the next to ask
+    except Exception:  # of any kind (offline, proxy, gated): without an answer of the hub, the cache is asked
         main = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "refs" / "main"
         commit = main.read_text().strip() if main.is_file() else None
     return commit or "main"

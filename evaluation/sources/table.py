@@ -1,4 +1,4 @@
-"""The six tasks of the paper: one row for everything that is known of a task before it is loaded."""
+"""The six tasks of the paper: a row for each, with everything that is known of it before it is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PaperTask:
     yaml: str
     """The folder of the task in lm-eval."""
     dataset: str
-    """Where lm-eval's yaml says that the documents lie on the hub; a study is planned without reading the yaml."""
+    """The path of the documents on the hub, as in lm-eval's yaml; a study is planned without reading the yaml."""
     subset: str | None = None
     """The part of the dataset, if it has several."""
     embedded: str

@@ -100,13 +100,13 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
 
 
 def warn_of_few_tokens(model: nn.Module, scope: Scope, *, num_tokens: int) -> None:
-    """Says how many layers have more inputs than there are tokens: their Hessians are singular but for the damping."""
+    """Warns of layers that have more inputs than there are tokens: their Hessians are singular but for the damping."""
     features = [linear.in_features for block in blocks(model) for linear in linears(block, scope).values()]
     starved = [number for number in features if number > num_tokens]
     if starved:
         log.warning(
-            "%d of %d layers have more inputs (up to %d) than there are calibration tokens (%d): damping decides what "
-            "the text does not; raise data.num_sequences",
+            "%d of %d layers have more inputs (up to %d) than there are calibration tokens (%d), so that "
+            "without damping their Hessians are singular; raise data.num_sequences",
             *(len(starved), len(features), max(starved), num_tokens),
         )
 

@@ -1,4 +1,4 @@
-"""The interface between an algorithm and whoever runs it: where finished pieces and losses go."""
+"""The interface between an algorithm and its caller, who keeps finished pieces and receives losses."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class Training:
         factor = learning_rate_factor(self.step, num_steps=base.num_steps, warmup_steps=base.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
-        # Whatever is random in the model (dropout) is a function of the step too, and of whose sequences it is about.
+        # Random parts of the model (dropout) depend on the step and on the rank alone, so a resumed run repeats them.
         device = self.model.device
         with torch.random.fork_rng([] if device.type == "cpu" else [device]):  # not on the GPUs of other ranks
             torch.manual_seed(self.settings.seed * 100_003 + self.step + self.settings.world.rank * 1_000_000_007)
@@ -172,9 +172,9 @@ class Training:
     def _backward(self) -> dict[str, float]:
         """Accumulates the gradient of one batch; the mean loss of each term and the gradient norm of each slice.
 
-        A slice's norm is the root of the summed squares of its gradients from each micro-batch of each rank: what would
-        be the norm of their sum if they were orthogonal.  The ranks' gradients are never summed slice by slice, which
-        would double what they exchange.
+        A slice's norm is the root of the summed squares of its gradients from each micro-batch of each rank.  That is
+        the norm of their sum if they are orthogonal.  The ranks' gradients are never summed slice by slice, which would
+        double what they exchange.
         """
         base, objective = self.settings.base, self.settings.objective
         chosen = batch_of(

@@ -1,4 +1,4 @@
-"""The best code for several widths at once: which of 2^c parent codes serves all terms of an objective best.
+"""The best code for several widths at once: of 2^c parent codes, the one that serves all terms of an objective best.
 
 A weight at position u on its parent's grid (u = w / a + z, in code units) is to be read at the slices of R.  The best
 parent code is
@@ -58,7 +58,7 @@ class CodeChoice:
     """Only the parent itself is trained: the envelope is plain rounding, and a place the code itself, as a float."""
 
     def places_like(self, position: Float[Tensor, "*shape"]) -> Tensor:
-        """Room for the places of some weights."""
+        """An empty tensor for the places of some weights."""
         return torch.empty_like(position, dtype=torch.float32 if self.is_rounding else torch.int32)
 
     def place(self, position: Float[Tensor, " weights"], out: Shaped[Tensor, " weights"]) -> Tensor:
@@ -66,7 +66,7 @@ class CodeChoice:
         if self.is_rounding:
             return torch.round(position, out=out).clamp_(0, self.top)
         position = position.clamp(0, self.top + 0.5)
-        unit = position.to(torch.int32).clamp_(0, self.top)  # what is not a number finds a place too, if a wrong one
+        unit = position.to(torch.int32).clamp_(0, self.top)  # NaN gets a wrong place; `solve` refuses it
         # `index_select` is several times as fast as `self.breaks[unit]` on a CPU.
         return torch.add(unit, position > self.breaks.index_select(0, unit), out=out)
 
@@ -132,7 +132,7 @@ class CostLine(NamedTuple):
 
 
 def envelope(lines: Sequence[CostLine]) -> list[CostLine]:
-    """The lines that are lowest somewhere, given in the order of ever steeper descent."""
+    """The lines that are lowest somewhere; `lines` come in the order of ever steeper descent."""
     kept: list[CostLine] = []
     for line in lines:
         # A line that is lowest in one point only ties there with a smaller code, which wins.
@@ -175,7 +175,7 @@ def _average_of(terms: Sequence[Term], residual: Residual) -> Callable[[Sequence
 
 
 def _float32_below(value: Fraction) -> float:
-    """The largest float32 that is at most a fraction: a float32 is below one exactly if it is below the other."""
+    """The largest float32 that is at most a fraction; a float32 is above both of them or above neither."""
     nearest = torch.tensor(float(value), dtype=torch.float32)
     if Fraction(nearest.item()) > value:
         nearest = torch.nextafter(nearest, torch.tensor(-math.inf))

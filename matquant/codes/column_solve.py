@@ -28,11 +28,11 @@ from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.config.cell import GPTQBase, GridSpec
 from matquant.notation import Objective
 
-RAISED = 10.0  # damping, at each retry
+RAISED = 10.0  # the factor of the damping at each retry
 
 
 class Solution(NamedTuple):
-    """The parent codes of a linear layer with their grid, in the natural order of its inputs, and how it went."""
+    """The parent codes of a linear layer with their grid, in the natural order of its inputs, and the error left."""
 
     codes: UInt8[Tensor, "out in"]
     grid: Grid
@@ -42,7 +42,7 @@ class Solution(NamedTuple):
 
 
 class Inverse(NamedTuple):
-    """A factor of a damped Hessian's inverse, H^-1 = U^T U, and what it took to get it."""
+    """A factor of a damped Hessian's inverse, H^-1 = U^T U, with the damping and the retries that it took."""
 
     upper: Float[Tensor, "in in"]
     order: Int[Tensor, " in"]
@@ -136,7 +136,7 @@ def _solve_columns(
     zeros: dict[int, Float[Tensor, " out"]] = {}
     if static is not None:
         scales, zeros = (dict(enumerate(part.T.contiguous())) for part in static)
-    # Transposed: what is read and written in every step lies side by side.
+    # Transposed, so that the values of one step lie side by side in memory.
     columns = weight.T[inverse.order].contiguous()
     positions, places = torch.empty_like(columns), choice.places_like(columns)
     error = weight.new_zeros(num_outputs)

@@ -33,8 +33,8 @@ def overhead_bits(layers: Mapping[str, NestedWeight], plan: Plan, *, num_paramet
     """Bits that the paper's count leaves out, so that nothing is hidden.
 
     `grid_bits`: scales, zeros and transformation, per quantized weight, in the dtypes they are stored in here.
-    `overflow_bits`: storing which weights are in the overflow bucket, per quantized weight: the cheaper of one bit a
-    weight and a 16-bit column number for each that is.
+    `overflow_bits`: the list of weights in the overflow bucket, per quantized weight: one bit for every weight, or a
+    16-bit column number for each weight in the bucket, whichever is less.
     `model_bits`: everything together per parameter of the whole model, with unquantized parameters in 16 bits.
     """
     slices = slices_of(plan, layers)

@@ -42,9 +42,9 @@ def _listed(plan: Plan, names: Sequence[str]) -> dict[str, Slice]:
 def counts(budget: float, num_blocks: int, widths: Sequence[int] = MIXED_WIDTHS) -> dict[int, int]:
     """The number of blocks of each width, for an average as close to the budget as whole blocks allow.
 
-    Among equally close counts the one nearest to equal shares is taken, so that all three widths take part where the
-    budget is wide enough (of 30 blocks none is wide at 2.5 bits, one at 3, six at 4); between an average just above and
-    one as far below, the lower.
+    Of two averages that are equally close, one above and one below, the lower is taken.  Of counts with the same
+    average the one nearest to equal shares is taken, so that all three widths take part where the budget is wide enough
+    (of 30 blocks none is wide at 2.5 bits, one at 3, six at 4).
     """
     narrow, middle, wide = widths
 

@@ -73,7 +73,7 @@ class NestedWeight(NamedTuple):
 def nest(
     weight: Float[Tensor, "out in"], grid: Grid, parent_bits: int, transform: Transform | None = None
 ) -> NestedWeight:
-    """Quantizes a weight matrix, transformed if it is to be, on a finished grid."""
+    """Quantizes a weight matrix on a finished grid, after its transformation if there is one."""
     if transform is not None:
         weight = weight * transform.scale
         transform = Transform(*(part.detach() for part in transform))
@@ -150,7 +150,7 @@ def _highest_unclamped(part: Slice, parent_bits: int) -> int:
 
 
 def bias_of(linear: nn.Module) -> nn.Parameter:
-    """The bias of a linear layer, which is given one of zeros if it has none."""
+    """The bias of a linear layer; a layer without one gets a bias of zeros."""
     if linear.bias is None:
         weight = linear.get_parameter("weight")
         linear.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
@@ -175,7 +175,7 @@ class GradientMeter:
         self._squares.setdefault(part, []).append(torch.linalg.vector_norm(gradient.detach()).square())
 
     def take(self) -> dict[str, float]:
-        """`gradient_norm/int2` and so on, since it was last asked."""
+        """The norms since the last call, named `gradient_norm/int2` and so on."""
         norms = {f"gradient_norm/{part}": torch.stack(squares).sum().sqrt() for part, squares in self._squares.items()}
         self._squares = {}
         return {name: norm.item() for name, norm in norms.items()}

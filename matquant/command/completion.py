@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     if given.line is not None:
         print("".join(f"{text}\n" for text in candidates(_words(given.line))), end="")
     elif given.shell is None:
-        raise UserError('name a shell: eval "$(matquant completion bash)", or zsh, or fish')
+        raise UserError('no shell is named; type eval "$(matquant completion bash)", with zsh or fish for those shells')
     else:
         print(SCRIPTS[given.shell].strip())
 
@@ -95,7 +95,7 @@ def _offers(before: Sequence[str], word: str) -> Iterable[str]:
         ]
     try:
         return _overrides([text for text in typed if "=" in text and not text.startswith("-")], word)
-    except UserError:  # of what was typed before: the command will say it
+    except UserError:  # a mistake in the words before: the command will name it
         return []
 
 
@@ -146,7 +146,7 @@ def _keys(values: Mapping[str, Any], path: str) -> list[str]:
 
 
 def _values(values: Mapping[str, Any], key: str) -> list[str]:
-    """The value that a key has now, and both for a truth."""
+    """The present value of a key, or both values of a boolean."""
     match _at(values, key):
         case bool():
             return ["true", "false"]

@@ -1,4 +1,4 @@
-"""From the typed words to the module of a subcommand."""
+"""Finds the subcommand that was typed, and calls its module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matquant.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `matquant`; its exit status."""
+    """Runs the command `matquant`; returns its exit status."""
     return ended(lambda: _dispatch(sys.argv[1:] if arguments is None else list(arguments)))
 
 
@@ -35,7 +35,7 @@ def _dispatch(words: list[str]) -> int | None:
 
 
 def call(name: str, arguments: Sequence[str]) -> int | None:
-    """Runs a subcommand; its exit status."""
+    """Runs a subcommand; returns its exit status."""
     if name not in SUBCOMMANDS:
         near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -53,7 +53,7 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
 
 
 def require_clone(subcommand: Subcommand) -> None:
-    """UserError where only the wheel is installed, which holds `matquant` and nothing beside it."""
+    """Raises UserError where only the wheel is installed, which holds `matquant` and nothing beside it."""
     if not is_clone():
         raise UserError(
             f"matquant {subcommand.name} needs the repository, and only the package is installed; "

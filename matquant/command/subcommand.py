@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument or an option, with what `argparse` is told of it."""
+    """An argument or an option, with its settings for `argparse`."""
 
     name: str
     help: str

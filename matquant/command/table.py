@@ -45,7 +45,7 @@ RUN = Subcommand(
     (
         OVERRIDES,
         flag("--multirun", "the product of several choices"),
-        flag("-m", "the same"),
+        flag("-m", "short for --multirun"),
         Argument("--cfg", "print the composed configuration", {"choices": ["job", "hydra", "all"]}),
         flag("--hydra-help", "Hydra's own options"),
     ),
@@ -90,7 +90,7 @@ is queued or running is not submitted again, and a job that was preempted, timed
         ),
         Example("matquant launch experiment=demo cluster=local cluster.workers=2", "the same on this machine"),
     ),
-    "`matquant status` with the same overrides shows how it is getting on; `matquant run --help` lists the overrides;\n"
+    "`matquant status` with the same overrides shows the progress; `matquant run --help` lists the overrides;\n"
     "docs/slurm.md takes you from nothing to a running table.",
 )
 
@@ -125,14 +125,14 @@ takes.  A read-out names a plan by its strategy, and `matquant run` searches for
 FAITHFULNESS = Subcommand(
     "faithfulness",
     "evaluation.faithfulness",
-    "hold the numbers against those of lm-eval's own command line",
+    "compare the numbers with those of lm-eval's own command line",
     """
-Holds the harness against lm-eval's command line: same weights, same documents, same batch size, same numbers.
+Compares the harness with lm-eval's command line: same weights, same documents, same batch size, same numbers.
 
 Every read-out is measured by the harness, exported as a Hugging Face folder, and measured by lm-eval in a process of
 its own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats; otherwise the
-exit status is 1.  In bfloat16 neither lm-eval with another batch size nor the harness gives the same bits, so there it
-counts the documents that differ, no more.
+exit status is 1.  In bfloat16 neither lm-eval with another batch size nor the harness gives the same bits, so there the
+documents that differ are only counted.
 """,
     (
         overrides("the cell and its read-out, as `matquant run` takes them"),
@@ -154,8 +154,8 @@ counts the documents that differ, no more.
 STATUS = Subcommand(
     "status",
     "slurm.status",
-    "how the jobs of a study are getting on",
-    "Shows how the jobs of a study are getting on, from what is on disk and what the scheduler says.",
+    "the progress of a study's jobs",
+    "Shows the state and the progress of a study's jobs, from files on disk and from the scheduler.",
     (
         OVERRIDES,
         flag("--watch", "show it again every few seconds, until all has ended"),

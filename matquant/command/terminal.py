@@ -23,7 +23,7 @@ def log_to_stderr() -> None:
 
 
 def ended(work: Callable[[], int | None]) -> int:
-    """The exit status of some work: its own, 2 after a user's mistake, 130 after Ctrl-C.
+    """Runs some work and returns its exit status: its own, 2 after a user's mistake, 130 after Ctrl-C.
 
     A mistake and Ctrl-C are one sentence on stderr.  Every other exception is our bug and keeps its traceback.
     """
@@ -58,7 +58,7 @@ def say(error: UserError) -> None:
 
 
 def _reader_has_left() -> bool:
-    """True if nobody reads stdout any more, such as `head`, which has seen enough."""
+    """True if nobody reads stdout any more: `head`, for example, closes it after a few lines."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))

@@ -202,7 +202,7 @@ class GPTQBase(Spec):
     true_sequential: bool = False
     """Gives a layer the outputs of the quantized layers before it in its block: one forward pass a layer."""
     residual: Residual = "mean"
-    """The error that later columns receive: the mean over slices, all alike or as their terms weigh."""
+    """The error that later columns receive: the mean over slices, plain or weighted as their terms are."""
     block_size: Positive = 128
     """Columns whose errors are carried on together; changes rounding errors and time only."""
     student_input: str = "parent"
@@ -221,7 +221,8 @@ class GPTQBase(Spec):
                 raise ValueError(f"student_input is parent, full or a slice: {error}") from error
         if self.true_sequential and self.student_input == "full":
             raise ValueError(
-                "true_sequential=true feeds quantized layers to the next, student_input=full never does; "
+                "base.true_sequential=true gives a layer the outputs of quantized layers, and base.student_input=full "
+                "those of unquantized ones; "
                 "set base.true_sequential=false or base.student_input=parent"
             )
         return self

@@ -32,7 +32,7 @@ CONF = PROJECT / "conf"
 
 
 class StudiesSearchPath(SearchPathPlugin):
-    """Lets Hydra find the files of every study, studies/NAME/conf, too: to compose, for --help, for a shell."""
+    """Lets Hydra find the files of every study too, studies/NAME/conf: to compose, for --help and for completion."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in config_folders()[1:]:
@@ -43,7 +43,7 @@ Plugins.instance().register(StudiesSearchPath)
 
 
 def config_folders() -> list[Path]:
-    """Where configuration lies: conf/, then the conf/ of every study."""
+    """The folders of configuration: conf/, then the conf/ of every study."""
     return [CONF, *(folder / "conf" for folder in study_folders())]
 
 

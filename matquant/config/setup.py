@@ -75,7 +75,7 @@ class Readout(Spec):
         return tuple(dict.fromkeys(self.searched(plan) for plan in plans))
 
     def searched(self, plan: Plan) -> Plan:
-        """A plan that is searched for under the name that says how; any other as it is."""
+        """The plan under a name that shows its search settings; a plan without a search stays as it is."""
         return plan.under(self.search.digest) if plan.strategy is not None else plan
 
 

@@ -19,13 +19,16 @@ log = logging.getLogger(__name__)
 SHAPE = (1024, 576, 1536)
 """The shape of the product that is timed: 1024 tokens through a linear layer of SmolLM2."""
 WARM_UP_S, TIMED_S = 0.1, 0.4
-"""Threads start and caches fill first; one product alone takes as long as the scheduler makes it."""
+"""Seconds of products before the clock starts, while threads start and caches fill, and seconds that are timed.
+
+One product alone is too short to time: the scheduler may stop it.
+"""
 WORTH_A_WORD = 1.5
 """The ratio of a product's time to its time in float32 that is worth a warning."""
 
 
 def pick_device(setup: Setup) -> torch.device:
-    """`auto` is the GPU where there is one."""
+    """The device that a setup names; `auto` is the GPU where there is one."""
     match setup.device:
         case "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,7 +78,7 @@ def _repeat(act: Callable[[], object], at_least_s: float) -> float:
 
 
 def say_what_it_costs(dtype: str, device: torch.device, option: str, whose: str) -> None:
-    """Warns of a narrow dtype on a CPU that emulates it; `whose` names the result of another dtype.
+    """Warns of a narrow dtype on a CPU that emulates it; `whose` says what another dtype makes it: another cell.
 
     Says nothing on a GPU, and nothing where the dtype is about as fast as float32.
     """

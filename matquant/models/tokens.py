@@ -18,7 +18,7 @@ def token_blocks(
     """Documents in an order drawn from `seed`, joined by the end-of-text token and cut into equal blocks.
 
     A document gives at most its first `tokens_per_document` tokens, if the text has such a limit.
-    With `add_bos` every block starts with the begin-of-text token, without which Gemma is not itself.
+    With `add_bos` every block starts with the begin-of-text token, which Gemma needs.
     Raises UserError if the text is too short for `num_sequences` blocks of `sequence_length` tokens.
     """
     body = spec.sequence_length - int(add_bos)

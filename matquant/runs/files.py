@@ -34,16 +34,16 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what a process killed in the middle of a write beside left; what others are just writing stays."""
+    """Deletes the temporary files that killed processes left; those that other processes are writing stay."""
     for path in list(folder.rglob(".*.tmp")):
-        if path.is_dir():  # a training state: whoever is here has the cell to himself
+        if path.is_dir():  # a training state: only the holder of the training's lock writes one
             shutil.rmtree(path, ignore_errors=True)
         elif _is_abandoned(path):
             path.unlink(missing_ok=True)
 
 
 def _is_abandoned(beside: Path) -> bool:
-    """True if the process that a temporary file names is gone; of another machine's, if the file is old."""
+    """True if the process that a temporary file names is gone; on another machine, if the file is old."""
     *_, host, pid, _ = beside.name.rsplit(".", 3)
     try:
         written = beside.stat().st_mtime

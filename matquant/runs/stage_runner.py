@@ -1,6 +1,6 @@
 """Runs stages of a cell: in one process at a time, without leftovers, with a true status and one tracker.
 
-What a stage does is handed in.  Of several ranks the main one locks, reports and tracks; the others only help.
+The work of a stage is passed in.  Of several ranks the main one locks, reports and tracks; the others only help.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Work:
     """The name of its lock and of its status."""
     do: Callable[[Tracker, Beat], object]
     is_to_do: Callable[[], bool]
-    """Asked when its turn has come."""
+    """Called when the turn of the stage has come."""
     is_needed: bool = True
-    """False if those behind it have something to do even where it raises UserError."""
+    """False if the stages behind it go on even after it has raised UserError."""
     help: Callable[[], object] | None = None
     """The part of the other ranks, if the stage has one."""
     timed: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -49,7 +49,7 @@ def run_alone(
 
     `is_wanted` is asked before a lock is waited for, and again when all are held: another process may have done
     everything meanwhile.  `leftovers` are the folders to clean; `open_tracker` is called when the first stage starts.
-    Where later stages go on after a UserError, the first one is raised at the end.
+    Where later stages go on after a UserError, the first UserError is raised at the end.
     """
     if not is_main():
         _help(works)
@@ -94,7 +94,7 @@ def _is_to_do(work: Work) -> bool:
 
 
 def _help(works: Sequence[Work]) -> None:
-    """The part of a rank that is not the main one, which says what there is to do."""
+    """The part of a rank that is not the main one: the main rank tells it what there is to do."""
     if not agreed(False):
         return
     for work in works:

@@ -1,7 +1,7 @@
 """The status of a stage of a cell: a small file that the working process keeps true and all others read.
 
-A scheduler's own states lie or lag: a job that was requeued, that ran out of memory or met a NaN is FAILED or nothing
-at all there.  Here it is one word and one sentence.
+A scheduler's own states are late and coarse: a job that was requeued, ran out of memory or met a NaN is FAILED there,
+or is not there at all.  Here a state is one word, with a reason and one sentence.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LAUNCH = "MATQUANT_LAUNCH"
 """The environment variable that tells a job which launch it belongs to."""
 BEAT_S = 10.0
 SILENT_S = 1800.0
-"""A process on another machine that has said nothing for so long is taken for dead."""
+"""A process on another machine that has not reported for so long counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Status:
     first: int | None = None
     """The part of `total` that was done at this process's first report."""
     since: float | None = None
-    """When it first said so: what it counts may change, from a search's steps to a read-out's."""
+    """The time of the first report of what is counted now: that changes, from one plan's search to the next."""
     done: int = 0
     total: int = 0
 
     def is_alive(self) -> bool:
-        """True if the process that wrote this still runs; on another machine: if it was heard of lately."""
+        """True if the process that wrote this still runs; on another machine, if it has reported lately."""
         if self.host != socket.gethostname():
             return time.time() - self.at < SILENT_S
         return process_started(self.pid) == self.process_started
@@ -71,7 +71,7 @@ def _slurm_job() -> str | None:
 
 
 def process_started(pid: int) -> float | None:
-    """When a process of this machine started, which tells it from a later one with its number; None if it is gone."""
+    """The start time of a process of this machine, by which it differs from a later one of its number; None if gone."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -80,7 +80,7 @@ def process_started(pid: int) -> float | None:
 
 
 def read_status(path: Path) -> Status | None:
-    """None where nothing, or nothing whole, has been written."""
+    """The status in a file; None if there is none, or none that is whole."""
     for _ in range(2):  # once more if it was just being written
         try:
             return Status(**json.loads(path.read_text()))
@@ -93,7 +93,7 @@ def read_status(path: Path) -> Status | None:
 
 @runtime_checkable
 class Beat(Protocol):
-    """Told how many steps are done, of how many; `doing`: what is counted, where it is not the stage itself."""
+    """Reports how many steps are done, of how many; `doing` names what is counted, if it is not the stage itself."""
 
     def __call__(self, done: int, total: int, doing: str | None = None) -> object: ...
 
@@ -116,7 +116,7 @@ class Reporter:
         self._write()
 
     def beat(self, done: int, total: int, doing: str | None = None) -> None:
-        """Says that work goes on, at most every ten seconds; `doing`: what is counted, where it is not the stage."""
+        """Reports that work goes on, at most every ten seconds; `doing` names what is counted, if not the stage."""
         if self.status.first is None or doing != self.status.message:
             self.status = replace(self.status, first=done, since=time.time(), message=doing)
         if time.time() - self.status.at >= BEAT_S:
@@ -130,7 +130,7 @@ class Reporter:
         self._write()
 
     def _write(self) -> None:
-        """In place, and padded to one size: on a full disk there is no room for a file beside it."""
+        """Writes in place, padded to one size: on a full disk there is no room for a file beside it."""
         text = json.dumps(asdict(self.status), indent=1)
         try:
             with self.path.open("r+" if self.path.exists() else "w") as file:

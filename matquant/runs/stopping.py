@@ -1,4 +1,4 @@
-"""Stopping a process at a safe point: somebody asks, whoever has just saved what it computed answers."""
+"""Stops a process at a safe point: a request is remembered until the state has been saved, and then it is obeyed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _asked = _hurried = _interrupted = False
 class Stopped(BaseException):
     """Raised at a safe point, after the state has been saved, because somebody asked the process to stop.
 
-    Not an Exception: whoever keeps one failing cell from stopping the others must not keep a job from ending.
+    Not an Exception: code that catches every Exception, so that one failing cell does not stop the others, must not
+    catch this one.
     """
 
 
@@ -56,9 +57,9 @@ def give_way(what: str) -> None:
 
 
 def remember_interrupts() -> None:
-    """From now on a Ctrl-C is remembered, for `interrupts_win`; it raises KeyboardInterrupt as before.
+    """Remembers every Ctrl-C from now on, for `interrupts_win`; it raises KeyboardInterrupt as before.
 
-    Where it is ignored, as in what a script starts in the background, it stays so.
+    A process that ignores Ctrl-C, as one that a script starts in the background does, goes on ignoring it.
     """
     global _interrupted
     _interrupted = False
@@ -74,10 +75,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def interrupts_win() -> Iterator[None]:
-    """Raises KeyboardInterrupt in the place of an error that came of one.
+    """Raises KeyboardInterrupt in place of an error that a Ctrl-C has caused.
 
-    A library may make another error of it: torch makes a ValueError of a KeyboardInterrupt that comes while safetensors
-    reads a tensor.  Ctrl-C must always end the program.
+    A library may turn it into another error: torch makes a ValueError of a KeyboardInterrupt that comes while
+    safetensors reads a tensor.  Ctrl-C must always end the program.
     """
     try:
         yield
@@ -91,10 +92,9 @@ def interrupts_win() -> Iterator[None]:
 def at_safe_points(patience_s: float) -> Iterator[None]:
     """Lets SIGUSR2, by which a scheduler ends a job, wait for the work to reach a safe point and save its state.
 
-    Whoever listened to the signal before (submitit, which requeues the job and exits) is told then; or after
-    `patience_s` seconds in any case, with whatever was saved last.  At SIGTERM, which announces that the job will be
-    killed, the work saves and goes on: whether it is requeued is not for it to say.  Changes nothing where nobody
-    listens.
+    At the safe point, or after `patience_s` seconds in any case, the earlier handler is called: submitit's, which
+    requeues the job and exits.  At SIGTERM, which announces that the job will be killed, the work saves and goes on:
+    the scheduler decides whether the job is requeued.  Without an earlier handler nothing changes.
     """
     answer = signal.getsignal(signal.SIGUSR2)
     if not callable(answer):

@@ -33,7 +33,7 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    """`tracking=none`."""
+    """The tracker of `tracking=none`, which keeps nothing."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         pass

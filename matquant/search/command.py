@@ -1,4 +1,4 @@
-"""Searches for the widths of a checkpoint's layers under a budget, and says how good they are."""
+"""Searches for the widths of a checkpoint's layers under a budget, and prints their bits and their loss."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def main(arguments: Sequence[str]) -> None:
     choices = parse("search", arguments).choices
     plans = [choice for choice in choices if isinstance(choice, Plan)]
     if not plans:
-        raise UserError("name what to search for, such as evolution@3, before the overrides")
+        raise UserError("no plan is named; type one before the overrides, such as evolution@3")
     remember_interrupts()
     study = load_study([choice for choice in choices if not isinstance(choice, Plan)])
     if len(study.cells) != 1:
-        raise UserError(f"this means {len(study.cells)} cells; name one, by base=... bits=...")
+        raise UserError(f"{len(study.cells)} cells match; choose one with base=... bits=... instead of experiment=...")
     readout = study.setup.readout
     with interrupts_win():
         paths = search(study.cells[0], study.setup, [readout.searched(plan) for plan in plans])

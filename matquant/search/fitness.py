@@ -1,8 +1,9 @@
-"""How far a checkpoint, read at some width in every layer, leaves the unquantized model: what searches minimize.
+"""The loss that searches minimize: the distance of a checkpoint, read at some width in every layer, from the model.
 
-The loss is a Kullback-Leibler divergence on calibration text, per token, to the unquantized model's next-token
-distribution as its `top_k` most likely tokens and one bucket for all others show it.  Remembering that takes 8 top_k
-bytes a token (at 64: 8 MB for 16k tokens, whatever the vocabulary); the logits of one batch are in memory besides.
+It is a Kullback-Leibler divergence on calibration text, per token, from the next-token distribution of the unquantized
+model.  The `top_k` most likely tokens of that distribution count one by one, all others as one bucket.  It is kept in
+8 top_k bytes a token (at 64: 8 MB for 16k tokens, whatever the vocabulary); the logits of one batch are in memory
+besides.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Fitness:
         top_k: int,
         batch_size: int,
     ) -> None:
-        """`model` still has its own weights."""
+        """`model` still has its own, unquantized weights."""
         self.model, self.layers, self.text, self.batch_size = model, layers, text, batch_size
         self.written: dict[str, Slice] = {}
         self.teacher = self._read_teacher(top_k)
@@ -56,7 +57,7 @@ class Fitness:
         return len(changed)
 
     def forget(self) -> None:
-        """Lets the next assignment be written whole, whatever is thought to be in the model."""
+        """Makes the next assignment write every layer, whatever the model holds now."""
         self.written.clear()
 
     @torch.no_grad()

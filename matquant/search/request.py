@@ -1,4 +1,4 @@
-"""The facts that decide what a search finds, and the plan on disk that answers them.
+"""The facts that decide the result of a search, and the plan on disk that was found for them.
 
 Imports no torch: a sweep is planned by what has been found already.
 """
@@ -25,10 +25,10 @@ Granularity = Literal["block", "linear"]
 
 @dataclass(frozen=True)
 class Search:
-    """What a search is told."""
+    """The settings of one search."""
 
     label: str
-    """The plan's, which names its file."""
+    """The label of the plan, which names its file."""
     strategy: Strategy
     budget: float
     granularity: Granularity = "block"
@@ -41,7 +41,10 @@ class Search:
         name = plan.strategy or plan.layout or ""
         stem = name.removesuffix("_linear")
         if stem not in get_args(Strategy) or plan.budget is None:
-            raise UserError(f"{plan} is not searched for; choose {', '.join((*STRATEGIES, 'pyramid'))} and @BITS")
+            raise UserError(
+                f"{plan} is not searched for; choose {', '.join((*STRATEGIES, 'pyramid'))}, each followed by @BITS, "
+                "such as evolution@3"
+            )
         return cls(plan.label, cast("Strategy", stem), plan.budget, "block" if name == stem else "linear", spec)
 
     def facts(self, checksum: str, dtype: DType) -> dict[str, Any]:
@@ -56,7 +59,10 @@ class Search:
         }
 
     def state_of(self, facts: Mapping[str, Any]) -> str:
-        """A name for what is measured on the way: of the very same search, or for any budget where it is not asked."""
+        """The name of the file of a search's measurements.
+
+        A dynamic program measures the same under every budget, so its searches for several budgets share one file.
+        """
         facts = dict(facts)
         if self.strategy == "dynamic_program":
             facts |= dict.fromkeys(("budget", "generations", "offspring", "seed"))

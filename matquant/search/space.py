@@ -1,4 +1,4 @@
-"""The choices of one checkpoint: units of layers that share a width, and what each costs at every width."""
+"""The choices of one checkpoint: units of layers that share a width, and the cost of each unit at every width."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ WIDTHS = (2, 3, 4, 6, 8)
 
 @dataclass(frozen=True)
 class Space:
-    """The choices of one checkpoint, and which layers each unit stands for."""
+    """The choices of one checkpoint, and the layers of each unit."""
 
     choices: Choices
     members: Mapping[str, Sequence[str]]
     parts: Mapping[int, Slice]
-    """How each width is read: with its overflow bucket where the codes were trained with it."""
+    """The slice that each width is read at: with its overflow bucket where the codes were trained with it."""
 
     def slices(self, levels: Sequence[int]) -> dict[str, Slice]:
         """The slice of every layer under an assignment."""

@@ -33,14 +33,17 @@ from matquant.search.strategies import Evolution, Levels, dynamic_program, evolv
 
 
 def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent) -> dict[Plan, Path]:
-    """Finds plans for a trained cell, unless they are there; returns where each lies.
+    """Finds plans for a trained cell, unless they are there; returns the path of each.
 
     Checkpoint and model are loaded once for all of them, and the unquantized model reads the text once.  A budget that
     is out of reach keeps no other plan from being found: its UserError is raised at the end.
     """
     run, readout = RunDir(setup.paths.runs, cell.id), setup.readout
     if cell.objective is None or cell.data is None:
-        raise UserError(f"cell {cell.id} has no nested checkpoint or no calibration text to search with")
+        raise UserError(
+            f"cell {cell.id} cannot be searched: it has no nested codes or no calibration text; choose base=omniquant, "
+            "base=gptq or base=qat"
+        )
     paths = {plan: run.plan(Search.of(plan, readout.search).label) for plan in plans}
     lacking = [plan for plan in plans if found_plan(run, readout, plan) is None]
     if not lacking:
@@ -48,7 +51,7 @@ def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent)
     device = pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another search")
     if not has_checkpoint(run.checkpoint):
-        raise UserError(f"cell {cell.id} is not trained yet; run it with run.py first")
+        raise UserError(f"cell {cell.id} is not trained yet; train it with `matquant run` and the same overrides first")
     checkpoint = load_checkpoint(run.checkpoint, cell, device=str(device))
     spaces, refused = _spaces(cell, setup, checkpoint.layers, lacking)
     if spaces:
@@ -101,7 +104,7 @@ def _fitness(cell: Cell, setup: Setup, layers: Mapping[str, NestedWeight]) -> Fi
 
 
 def _find_and_write(cell: Cell, setup: Setup, plan: Plan, space: Space, fitness: Fitness, beat: Beat) -> None:
-    """Finds one plan and writes it; another process that searches for it is waited for."""
+    """Finds one plan and writes it; waits for another process that searches for the same plan."""
     run, readout = RunDir(setup.paths.runs, cell.id), setup.readout
     wanted = Search.of(plan, readout.search)
     asked = wanted.facts(recorded_checksum(run), readout.dtype)
@@ -136,7 +139,7 @@ def find(space: Space, fitness: Fitness, search: Search, state: Path, beat: Beat
 
 
 def sensitivities(space: Space, fitness: Fitness, state: Path, beat: Beat = silent) -> list[list[float]]:
-    """What each unit's width alone adds to the loss, with all others at their widest; kept as measured."""
+    """The loss that each unit adds at each width, with all other units at their widest; each is kept once measured."""
     choices, measured = space.choices, dict(read_json(state)) if state.exists() else {}
     widest = (choices.top,) * len(choices.units)
     jobs = [(unit, level) for unit in range(len(choices.units)) for level in range(choices.top)]

@@ -1,7 +1,7 @@
 """Strategies that choose widths under a budget: the paper's pyramid, a dynamic program, and evolutionary search.
 
-The strategies know nothing of models.  They are given what can be chosen (`Choices`), and a loss: of each unit alone at
-each width (the dynamic program), or of a whole assignment (evolutionary search, arXiv:2410.14649).
+The strategies know nothing of models.  They are given the choices (`Choices`) and a loss: of each unit alone at each
+width (the dynamic program), or of a whole assignment (evolutionary search, arXiv:2410.14649).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDING = 1e-9  # of a bit: a budget that is met exactly is met
 
 @dataclass(frozen=True)
 class Choices:
-    """Units of layers that share a width, what each costs at each width, and the budget that all of them share."""
+    """Units of layers that share a width, the cost of each at each width, and the budget that all of them share."""
 
     units: tuple[str, ...]
     blocks: tuple[int, ...]
@@ -68,7 +68,10 @@ def uniform(choices: Choices) -> Levels:
 def pyramid(choices: Choices) -> Levels:
     """The paper's layout with the most bits within the budget: int2 at both ends, int8 in the middle, int4 between."""
     if not set(MIXED_WIDTHS) <= set(choices.widths):
-        raise UserError(f"a pyramid is made of {MIXED_WIDTHS} bits, and here there are {choices.widths} to choose from")
+        raise UserError(
+            f"a pyramid is made of widths {MIXED_WIDTHS}, and this checkpoint has {choices.widths}; "
+            f"choose evolution@{choices.budget:g}, or an int8 parent"
+        )
     numbers = sorted(set(choices.blocks))
     # From the budget down, one block by two bits at a time, until whole blocks with their true sizes fit.
     for steps in range(math.ceil((choices.budget - min(MIXED_WIDTHS)) * len(numbers) / 2) + 2):
@@ -83,9 +86,9 @@ def pyramid(choices: Choices) -> Levels:
 def dynamic_program(choices: Choices, losses: Sequence[Sequence[float]], *, resolution: int = 20_000) -> Levels:
     """The assignment with the smallest sum of losses, `losses[unit][level]`, within the budget.
 
-    A table over total costs: exact where costs are whole multiples of some size of which the budget has at most
-    `resolution`, as with plain widths; else costs are rounded up to the budget's `resolution`-th part, so that the
-    budget is never exceeded.
+    A table over total costs.  It is exact if all costs are whole multiples of some size and the budget holds at most
+    `resolution` of them, as with plain widths.  Otherwise costs are rounded up to the budget's `resolution`-th part, so
+    that the budget is never exceeded.
     """
     quantum, room = _quantum(choices, resolution)
     best: dict[int, tuple[float, Levels]] = {0: (0.0, ())}
@@ -103,7 +106,7 @@ def dynamic_program(choices: Choices, losses: Sequence[Sequence[float]], *, reso
 
 
 def _quantum(choices: Choices, resolution: int) -> tuple[float, int]:
-    """A size that costs are counted in, and how many of it the budget holds."""
+    """The size in which costs are counted, and the number of them in the budget."""
     total = choices.budget * choices.num_weights
     costs = [bits for cost in choices.costs for bits in cost]
     if all(float(bits).is_integer() for bits in costs):
@@ -114,7 +117,7 @@ def _quantum(choices: Choices, resolution: int) -> tuple[float, int]:
 
 
 def _undominated(states: Mapping[int, tuple[float, Levels]]) -> dict[int, tuple[float, Levels]]:
-    """Those that no cheaper one equals in loss."""
+    """The states with a lower loss than every cheaper state."""
     kept: dict[int, tuple[float, Levels]] = {}
     lowest = math.inf
     for spent in sorted(states):
@@ -126,7 +129,7 @@ def _undominated(states: Mapping[int, tuple[float, Levels]]) -> dict[int, tuple[
 
 @dataclass(frozen=True)
 class Evolution:
-    """Where an evolutionary search stands: so many generations, and the best assignment so far with its loss."""
+    """The state of an evolutionary search: its generations, and the best assignment so far with its loss."""
 
     generation: int
     parent: Levels
@@ -134,7 +137,7 @@ class Evolution:
 
 
 TOURNAMENT = ((16, 1 / 16), (4, 1 / 4), (1, 1.0))
-"""How many offspring survive each round, and the share of the text that it is decided on (EvoPress)."""
+"""The number of offspring that survive each round, and the share of the text that decides the round (EvoPress)."""
 
 
 def evolve(
@@ -146,7 +149,7 @@ def evolve(
     seed: int = 0,
     start: Evolution | None = None,
 ) -> Iterable[Evolution]:
-    """EvoPress: offspring of the best so far by a few units up and others down; a tournament picks the next.
+    """EvoPress: makes offspring of the best assignment so far, and lets a tournament pick the next one.
 
     `loss(levels, share)` is measured on a share of the text.  The parent stays unless an offspring is better on all of
     it, so the loss never rises.  Yields the state after each generation; a search goes on from any of them to the same
@@ -173,7 +176,7 @@ def evolve(
 
 
 def mutate(choices: Choices, parent: Levels, draw: random.Random) -> Levels:
-    """Between one and three units go up by one width, and others down until the budget is met again.
+    """Raises one to three units by one width, and lowers others until the budget is met again.
 
     EvoPress swaps one for one, which fits where steps cost the same; from int4 one step up costs as much as two down.
     """

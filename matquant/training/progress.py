@@ -28,7 +28,7 @@ from matquant.runs.tracking import Tracker
 class DiskProgress:
     """`Progress` in a run folder: finished pieces as safetensors, losses in train.jsonl and the tracker, and a bar.
 
-    Of several ranks each writes its shards of a training state; everything else is the main one's, which reports.
+    Each of several ranks writes its shards of a training state.  The main rank writes everything else, and reports.
     """
 
     def __init__(self, cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent, world: World = ALONE) -> None:
@@ -47,18 +47,18 @@ class DiskProgress:
         path = self.run.state / f"{piece}.safetensors"
         if not self.world.broadcast(path.exists()):
             if self.world.is_main:
-                # Lines of an attempt at this piece that was killed.
+                # Drops the lines of an earlier attempt at this piece, which was killed.
                 self.run.rewind_log(lambda record: record.get("piece") != piece)
             self.piece = piece
             layers = compute()
             if self.world.is_main:
-                # What training did to the codes: the data of Figures 1c and 4.
+                # The codes after training: the data of Figures 1c and 4.
                 self.log({**overflow_shares(layers), "histogram": code_histogram(layers)})
                 save_layers(path, layers, scale_dtype=self.scale_dtype)
             (stop,) = self.world.any(stopping.requested())
             if stop:
                 raise Stopped(f"stopped after {piece}, as asked; the state is saved")
-        # Read back even when just computed, so that both roads lead through the same stored bits.
+        # Read back even when just computed, so that a new and a resumed run use the same stored bits.
         return load_layers(path, device=self.device) if self.world.is_main else {}
 
     def load(self, state: Mapping[str, Tensor]) -> bool:
@@ -83,7 +83,7 @@ class DiskProgress:
     def _write(self, state: Mapping[str, Tensor]) -> None:
         """Writes a training state, and removes those before it once it is complete.
 
-        No rank goes on before it is in place: one that stops then may end the job and with it the others.
+        No rank goes on before the state is in place: a rank that stops may end the job, and with it the other ranks.
         """
         folder = self.run.training_state(int(state["step"]))
         beside = folder.with_name(f".{folder.name}.tmp")
