@@ -50,7 +50,7 @@ LONGEST = (
     "command_line",
     "experiments",
 )
-"""The test files that begin first, longest first: no process of a test run has to wait for one of them at its end."""
+"""The test files that begin first, longest first, so that no process of a test run waits for one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,7 +89,7 @@ def _no_process_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _text_is_read_once() -> Iterator[None]:
-    """The embedded corpus and its split, which take half a second for every cell, are the same for all of them."""
+    """Reads the embedded corpus and its split once for all cells, since either takes half a second for every cell."""
     corpus = cache(lambda read: tuple(read()))
     with pytest.MonkeyPatch.context() as patch:
         read, digest = text._embedded_documents, text._digest
@@ -106,7 +106,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def composed(shared_folder: Path) -> Callable[..., Study]:
-    """Composes a study, unless some test has done so before: its values are frozen."""
+    """Composes a study once for all tests, which can share it because its values are frozen."""
     return studies(shared_folder)
 
 

@@ -1,7 +1,8 @@
 """A process that has imported everything, and forks: `python -m tests.fork_server SOCKET` (see `tests/processes.py`).
 
-It reads orders, one JSON object a line.  A fork takes the command line, folder and variables of its order and runs the
-module as Python does that is started anew; the server says its number, and, when it is asked, how its forks have ended.
+It reads orders, one JSON object a line.  A fork takes the command line, folder and variables of its order, and runs the
+module as a new Python process does.  The server answers with the fork's number and, on request, with the exit statuses
+of its forks.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def serve(orders: socket.socket) -> None:
 
 
 def ended(children: set[int]) -> list[tuple[int, int]]:
-    """The forks that have ended since this was last asked, with their exit status as Popen gives it."""
+    """The forks that have ended since the last call, with their exit status as Popen gives it."""
     found = []
     for child in list(children):
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -105,9 +106,9 @@ def run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for pytest, whose end is the end of this too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for pytest, and this process ends with pytest
     torch.set_num_threads(1)
     analysis.report.report.FORMS = ("svg",)  # what the page shows: the other forms have tests of their own
     gc.collect()
-    gc.freeze()  # what is here stays as it is, in memory that all forks share
+    gc.freeze()  # everything imported stays in memory that all forks share
     serve(socket.socket(fileno=int(sys.argv[1])))

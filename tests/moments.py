@@ -27,8 +27,8 @@ RESULT = r"/results/[^/]*/[^/]*/[^/]*\.json$"
 class Moment:
     """The `count`-th event of a process: it opens a file to read or write it, renames one, or imports a module.
 
-    `victims` are the roles of the processes to kill then (its own, others, or both), `half` leaves half of the file,
-    and `hold` lets the process wait until the test says that it may go on.  Without any of them it is only a sign.
+    `victims` are the roles of the processes to kill then (its own, others, or both).  `half` leaves half of the file.
+    `hold` lets the process wait until the test lets it go on.  Without any of them the moment is only recorded.
     """
 
     role: str
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What makes a process, and those it starts, take part."""
+        """The environment variables that make a process, and those it starts, take part."""
         others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         owner = f"{os.getpid()}-{started(os.getpid())}"
         return {
@@ -67,7 +67,7 @@ class Plan:
         }
 
     def left(self) -> int:
-        """How many moments have not come yet."""
+        """The number of moments that have not come yet."""
         return len(list(self.folder.glob("*.json")))
 
     def taken(self) -> list[list[str]]:
@@ -80,7 +80,7 @@ class Plan:
         return [int(pid) for role, pid, start in found if role in roles and started(int(pid)) == start]
 
     def wait_for(self, number: int = 0, *, by: Process | None = None, told: Callable[[], str] = str) -> None:
-        """Waits until a moment has come: until a process is held there, or has killed whom it was to kill."""
+        """Waits until a moment has come: until a process is held there, or its victims have been killed."""
         path = self.folder / f"{number:02d}.taken"
         wait_until(path.exists, f"moment {number} of {self.folder}", by=by, told=told)
 

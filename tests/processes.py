@@ -1,8 +1,7 @@
 """Processes that tests start, and how tests wait for them: for events, never for a number of seconds.
 
-Starting Python, torch, transformers and lm_eval takes five seconds.  Where the start is not the point a process is a
-fork of one that has imported them all (`tests/fork_server.py`), with the command line, the folder, the variables and
-the streams of its own.
+Starting Python, torch, transformers and lm_eval takes five seconds.  A test that is not about the start forks a process
+that has imported them all (`tests/fork_server.py`); the fork has its own command line, folder, variables and streams.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ import psutil
 from matquant.checkout import PROJECT
 
 HUNG_S = 1500.0
-"""Long after this even a busy machine has done what a test waits for; less than pytest's own limit."""
+"""Seconds after which a test stops waiting: more than a busy machine needs, and less than pytest's own limit."""
 POLL_S = 0.02
 MARK = "MATQUANT_TEST_PROCESS"
 """The variable by which the processes of this test process are known, however they were started."""
 
 
 def variables() -> dict[str, str]:
-    """One thread a process, so that neither the machine nor its load decides how sums are grouped.
+    """The variables of a process: one thread, so that neither the machine nor its load decides how sums are grouped.
 
     Byte code is kept: every snapshot of a launch would be compiled again by each of its workers.
     """
@@ -45,7 +44,7 @@ def wait_until(
 ) -> None:
     """Waits for an event; fails if the process that should bring it about has ended, or, much later, all the same.
 
-    `told`: what else is to be known then, such as the states of a sweep and the ends of its logs.
+    `told` gives more for the message of a failure, such as the states of a sweep and the ends of its logs.
     """
     limit = time.monotonic() + HUNG_S
     while not happened():
@@ -59,7 +58,7 @@ def wait_until(
 
 
 class Process:
-    """A fork of the server: what Popen does with a process, whose streams are files."""
+    """A fork of the server, with the methods of Popen; its streams are files."""
 
     def __init__(self, server: _Server, pid: int, folder: Path, arguments: Sequence[str]) -> None:
         self.server, self.pid, self.folder, self.args = server, pid, folder, list(arguments)
@@ -84,7 +83,7 @@ class Process:
         return self.returncode
 
     def check(self) -> Process:
-        """Waits for the process, which has to end well."""
+        """Waits for the process, and fails if its exit status is not 0."""
         assert self.wait() == 0, self.told()
         return self
 
@@ -96,7 +95,7 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def told(self) -> str:
-        """The ends of what it has said."""
+        """The ends of its streams."""
         return f"{' '.join(self.args)}:\n{self.stdout[-2000:]}\n{self.stderr[-4000:]}"
 
 
@@ -133,7 +132,7 @@ class _Server:
     def status(self, pid: int) -> int | None:
         """The exit status of a fork that has ended."""
         if pid not in self.ended:
-            self.socket.sendall(b"{}\n")  # asks for what there is to tell; the answer ends with an empty object
+            self.socket.sendall(b"{}\n")  # asks for the forks that have ended; the answer ends with an empty object
             while said := self._next():
                 self.ended[said["ended"]] = said["status"]
         return self.ended.get(pid)
@@ -175,7 +174,7 @@ def python(*arguments: str, environment: Mapping[str, str] | None = None) -> sub
 
 
 def left_behind() -> dict[int, str]:
-    """The processes that tests of this process have started and not ended, each with the test that did."""
+    """The processes that tests of this process have started and that have not ended, each with its test."""
     server = _server() if _server.cache_info().currsize else None
     found: dict[int, str] = {}
     for process in psutil.process_iter():

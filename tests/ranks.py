@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py asks of two ranks, in one start of them: `torchrun -m tests.ranks FOLDER`."""
+"""The work of two ranks for tests/test_distributed.py, all in one start: `torchrun -m tests.ranks FOLDER`."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def losing_track(*, rank: int) -> Iterator[None]:
 
 
 def said(error: type[BaseException], act: Callable[[], object]) -> str:
-    """What an error says that has to be raised."""
+    """The message of an error, which has to be raised."""
     try:
         act()
     except error as raised:
@@ -118,7 +118,7 @@ def said(error: type[BaseException], act: Callable[[], object]) -> str:
 
 
 def main(folder: Path) -> None:
-    """Everything that two ranks are asked for; each writes what it was told to rankN.json."""
+    """Does everything that the tests look at; each rank writes what it has seen to rankN.json."""
     world = distributed.world()
     for name, overrides in FITS.items():
         fit(folder / "two" / name, *overrides)

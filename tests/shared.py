@@ -1,4 +1,4 @@
-"""What is made once for all tests of a run, by whichever of its processes asks first, while the others wait.
+"""Things that are made once for all tests of a run: the first process that asks makes them, and the others wait.
 
 A folder of the test run, which is filled once; and configurations, which take Hydra seconds to compose and are frozen.
 """
@@ -26,7 +26,7 @@ def run_folder(factory: pytest.TempPathFactory) -> Path:
 
 
 def once(folder: Path, fill: Callable[[Path], object]) -> Path:
-    """A folder that is filled by the first who asks for it; whoever finds it half filled begins anew."""
+    """A folder that the first process to ask fills; one that was left half filled is filled again from the start."""
     whole = folder.with_name(f"{folder.name}.whole")
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not whole.exists():

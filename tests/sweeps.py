@@ -1,4 +1,4 @@
-"""Small studies that are launched as jobs, and what must not depend on how often they were interrupted."""
+"""Small studies that are launched as jobs, and those of their files that interruptions must not change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def start(folder: Path, *arguments: str, subcommand: str = "launch", plan: Plan 
 
 
 def program(subcommand: str, folder: Path, *arguments: str, check: bool = True, plan: Plan | None = None) -> Process:
-    """The same from start to end."""
+    """Runs such a program from start to end."""
     process = start(folder, *arguments, subcommand=subcommand, plan=plan)
     if check:
         return process.check()
@@ -53,7 +53,7 @@ def start_run(folder: Path, *arguments: str, plan: Plan | None = None) -> Proces
 
 
 def items(folder: Path, *arguments: str) -> dict[tuple[str, str], dict]:
-    """What `matquant status --json` says, by cell and stage."""
+    """The output of `matquant status --json`, by cell and stage."""
     lines = program("status", folder, *arguments, "--json").stdout.splitlines()
     facts = [json.loads(line) for line in lines]
     return {(fact["cell"], fact["stage"]): fact for fact in facts}
@@ -64,18 +64,18 @@ def states(folder: Path, *arguments: str) -> list[str]:
 
 
 def run_here(folder: Path, *arguments: str) -> dict[str, bytes]:
-    """The same study by run.py, undisturbed: what a sweep must end in."""
+    """Runs the same study by run.py, undisturbed; a sweep must end in the same bits."""
     start_run(folder, NAME, *arguments).check()
     return bits(folder)
 
 
 def undisturbed(shared_folder: Path, name: str, *arguments: str) -> dict[str, bytes]:
-    """The same, once for all tests of a run."""
+    """The folder of an undisturbed run, made once for all tests of a run."""
     return bits(once(shared_folder / "undisturbed" / name, lambda folder: run_here(folder, *arguments)))
 
 
 def bits(folder: Path) -> dict[str, bytes]:
-    """What must not depend on interruptions: checkpoints, logs, and results without their provenance."""
+    """The bits that must not depend on interruptions: checkpoints, logs, and results without their provenance."""
     content = {}
     patterns = ("runs/*/checkpoint/*.safetensors", "runs/*/train.jsonl", "results/*/*/*.parquet")
     for path in [path for pattern in patterns for path in folder.glob(pattern)]:
@@ -98,6 +98,6 @@ def pieces(folder: Path) -> Sequence[Path]:
 
 
 def logs(folder: Path) -> str:
-    """The ends of what jobs have written, and the states they have told."""
+    """The ends of the logs of jobs, and their last states."""
     files = [*folder.glob("runs/.jobs/*/*.out"), *folder.glob("runs/*/*.status.json")]
     return "\n".join(f"{path}:\n{path.read_text(errors='replace').strip()[-2000:]}" for path in files)

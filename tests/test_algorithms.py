@@ -147,7 +147,7 @@ def test_training_lowers_the_loss_of_the_narrowest_slice(fit, loss, student_inpu
 
 
 def learned_layer(*, bias: bool = True) -> tuple[nn.Linear, omniquant.LearnableLayer]:
-    """A layer whose clipping and transformation are as after some training."""
+    """A layer with the clipping and the transformation of a layer that was trained for a while."""
     generator = torch.Generator().manual_seed(0)
     base = OmniQuantBase(kind="omniquant", num_steps=1, batch_size=1, clipping_lr=1.0, transformation=True)
     settings = omniquant.Settings(base, NESTED, "ffn", GRID, 0)

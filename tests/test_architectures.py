@@ -24,7 +24,7 @@ from matquant.runs.tracking import NoTracker
 from matquant.training import train
 from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT, tiny_paths
 
-# What an architecture needs beside the sizes of conf/model/tiny.yaml.
+# Settings of each architecture beside the sizes of conf/model/tiny.yaml.
 ARCHITECTURES = {
     "llama": [],
     "mistral": ["+model.config.sliding_window=8"],
@@ -122,7 +122,7 @@ FLOAT32 = {
 def test_a_narrow_model_is_quantized_in_float32_as_its_widened_copy_is(
     architecture, base, dtype, scope, tiny_study, tmp_path, monkeypatch
 ):
-    """What `model=hub` is by default, in bfloat16, under a base whose products are in float32."""
+    """A model in bfloat16, as `model=hub` is by default, under a base whose products are in float32."""
     study = tiny_study(
         *(f"model.architecture={architecture}", *ARCHITECTURES[architecture], *FLOAT32[base], f"scope={scope}"),
         *(f"model.dtype={dtype}", "bits=matquant"),

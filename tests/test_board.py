@@ -1,4 +1,4 @@
-"""What is watched during an evaluation."""
+"""The bars and the table that a person watches during an evaluation."""
 
 from __future__ import annotations
 

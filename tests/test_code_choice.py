@@ -51,7 +51,7 @@ def around(values: torch.Tensor) -> torch.Tensor:
 
 
 def is_best(code: int, position: float, objective: Objective) -> bool:
-    """The same code as by trying all; under plain rounding, which rounds half to even, one of equal cost will do."""
+    """True for the code that trying all codes finds; plain rounding, half to even, may find another of equal cost."""
     best = best_code(position, objective)
     return code == best or (
         not objective.is_nested and cost_of(code, position, objective) == cost_of(best, position, objective)

@@ -194,7 +194,7 @@ def test_without_any_activation_weights_are_zero():
 
 
 def indefinite(size: int) -> torch.Tensor:
-    """Symmetric with diagonal 1 and an eigenvalue of about -0.5, as rounding can leave one, only worse."""
+    """A symmetric matrix with diagonal 1 and an eigenvalue of about -0.5: as rounding can make one, but worse."""
     hessian = torch.eye(size)
     hessian[0, 1] = hessian[1, 0] = 1.5
     return hessian

@@ -30,7 +30,7 @@ EXAMPLE = re.compile(r"^ +(?:eval \"\$\()?(?:matquant|python run\.py)(?= |$).*",
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
-    """Logging stays as pytest has set it up."""
+    """Leaves logging as pytest has set it up."""
     monkeypatch.setattr("matquant.command.dispatch.log_to_stderr", lambda: None)
 
 

@@ -1,4 +1,4 @@
-"""What a person types: mistakes are one line before anything is computed, help teaches, a multirun runs."""
+"""The command line: a mistake is one line before anything is computed, help teaches, a multirun runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.tiny import tiny_overrides
 
 
 def command(*arguments: str) -> Process:
-    """run.py, from its start to its end."""
+    """Runs run.py from its start to its end."""
     process = fork("run.py", *arguments)
     process.wait()
     return process

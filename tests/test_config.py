@@ -34,7 +34,7 @@ SPECS: dict[str, tuple[str, Callable[[Study], BaseModel | None]]] = {
     "tracking": ("tracking", lambda study: study.setup.tracking),
     "cluster": ("cluster", lambda study: study.setup.cluster),
 }
-"""Where the values of a group's files stand, and what is made of them."""
+"""The place of the values of a group's files, and the type that is made of them."""
 FILES = [
     path
     for folder in config_folders()
@@ -91,7 +91,7 @@ AXES = {
 
 
 def outcome(act: Callable[[], object]) -> object:
-    """What comes out: values, or the words of a refusal."""
+    """The outcome: values, or the words of a refusal."""
     try:
         return act()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Where a cell is computed, and who is told what a dtype costs there."""
+"""The device of a cell, and the warning of what a dtype costs there."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_the_environment_describes_the_world(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert distributed.world() == ALONE
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"WORLD_SIZE=2, but RANK, LOCAL_RANK, .* not set; start .* with torchrun"):
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2, but the environment lacks RANK, .*; start .* with torchrun"):
         distributed.world()
     for name, value in zip(names, ("2", "1", "1", "localhost", "1234"), strict=True):
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""What a job is estimated to take: the figures of docs/experiments.md, and in proportion to what it does."""
+"""The estimated cost of a job: the figures of docs/experiments.md, and in proportion to the work."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _tiny_cell(cell: Cell, tiny: Cell) -> Cell:
 
 @pytest.fixture(scope="session")
 def _figures_are_drawn_once():
-    """Figures of the same numbers, which many experiments have when they are tiny, are one; at their larger width."""
+    """Draws figures of the same numbers, which many tiny experiments have, once and at their larger width alone."""
     figures: dict[tuple[str, str], Figure] = {}
     files: dict[tuple[int, str], bytes] = {}
 

@@ -177,7 +177,7 @@ def test_a_line_breaks_where_a_width_is_missing(tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 def test_buckets_are_those_of_the_slice_that_training_and_evaluation_read(bits):
-    """Eq. 8 from the harness itself, over all 256 codes."""
+    """Compares with Eq. 8 as the harness computes it, over all 256 codes."""
     to = Slice(bits, extra_precision=bits < 8)
     values = slice_codes(torch.arange(256), to, parent_bits=8).long() >> (8 - bits)
     expected = np.bincount(values.numpy(), weights=CODES.shares, minlength=2**bits + 1)

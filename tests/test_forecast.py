@@ -1,4 +1,4 @@
-"""How long a study takes is said before it starts, in proportion to what is missing, and corrected by what it took."""
+"""The forecast: made before a study starts, in proportion to what is missing, and corrected by what stages take."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_on_a_machine_of_unknown_speed_nothing_is_said_before_the_first_stage_ha
 
 @pytest.fixture
 def study(tiny_study, monkeypatch):
-    """Two cells on a machine of known speed, at which a stage's work counts and its start does not."""
+    """Two cells on a machine so slow that the work of a stage counts and its start does not."""
     monkeypatch.setattr(module, "product_speed", lambda dtype: 1e3 if dtype == "float32" else 1e2)
     return tiny_study("cells=[{base:[none]},{base:[omniquant],base.num_steps:[2],base.batch_size:[2]}]")
 

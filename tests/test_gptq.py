@@ -45,7 +45,7 @@ def fit(parts):
 
 
 def inputs_of(model, tokens, names) -> dict[str, torch.Tensor]:
-    """What some layers of the first block receive, in one run of the whole model."""
+    """The inputs of some layers of the first block, in one run of the whole model."""
     seen: dict[str, torch.Tensor] = {}
     layers = linears(blocks(model)[0], "ffn_attention")
     handles = [

@@ -1,4 +1,4 @@
-"""What an installation makes importable: the library from a wheel, the clone's packages from an editable install."""
+"""Installations: a wheel makes the library importable, an editable install the clone's packages."""
 
 from __future__ import annotations
 

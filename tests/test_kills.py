@@ -1,4 +1,4 @@
-"""Kills at chosen and at random moments of a sweep, and its results are those of a run that nobody disturbed."""
+"""Kills a sweep at chosen and at random moments; its results are those of an undisturbed run all the same."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ CHOSEN = (
 
 
 def at_random(draw: random.Random, num_events: int) -> Moment:
-    """Any write or rename of a worker, as many as a sweep has; more often one victim than several."""
+    """A moment at any write or rename of a worker, with one victim more often than several."""
     victims = draw.choice([LAUNCHER, LAUNCHER, WORKER, (*LAUNCHER, *WORKER), ALL])
     return Moment("worker", r"/(runs|results)/", draw.randint(1, num_events), victims=victims)
 
 
 def disturb(folder: Path, moments: Sequence[Moment]) -> tuple[list[list[str]], Sequence[Moment]]:
-    """Launches a sweep until it is done, whatever is killed; who was, and the moments that did not come."""
+    """Launches a sweep until it is done; returns the roles that were killed, and the moments that did not come."""
     plan = Plan(folder / "moments", moments)
     while launch(folder, *SWEEP, check=False, plan=plan).returncode != 0:
         pass

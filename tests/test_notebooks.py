@@ -16,7 +16,7 @@ from matquant.errors import UserError
 
 
 def outputs(notebook) -> list[dict[str, str]]:
-    """What every cell shows, pictures by their kind alone: their bytes depend on fonts and versions."""
+    """The outputs of every cell, pictures by their kind alone: their bytes depend on fonts and versions."""
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return [
         {kind: "" if kind == "image/png" else text for kind, text in output["data"].items()}

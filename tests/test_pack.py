@@ -49,7 +49,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def content_of(store: ResultStore, cell_ids: tuple[str, ...]) -> list[Any]:
-    """Everything that a store gives of some cells."""
+    """Everything that can be read of some cells from a store."""
     return [
         [str(result) + json.dumps(store.documents(result.key)) for result in store.results(cell_id)]
         for cell_id in cell_ids
@@ -309,7 +309,7 @@ def test_documents_of_a_kind_that_nobody_writes_stay_loose(store):
 
 @pytest.mark.parametrize("command", [pack, unpack])
 def test_an_interruption_at_any_moment_loses_nothing(store, command, monkeypatch, tmp_path):
-    """Before each file that is renamed or removed, in a folder that is half packed and has newer loose files."""
+    """Interrupts before each rename or removal of a file, in a half packed folder with newer loose files."""
     pack(store.folder)
     store.put(dataclasses.replace(RESULT, metrics={"acc": 1.0}), OUTCOMES)
     store.put(dataclasses.replace(RESULT, task="boolq"), {"doc_id": [4, 5], "acc_norm": [0.5, None]})

@@ -33,7 +33,7 @@ SILENT = tqdm.tqdm(disable=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """On a busy machine the threads of so small a model mostly wait for each other: 10 times slower."""
+    """Uses one thread: those of so small a model mostly wait for each other on a busy machine, 10 times slower."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

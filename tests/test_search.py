@@ -133,7 +133,7 @@ def trained(tiny_study):
 
 
 def found(cell: Cell, setup: Setup, wanted: str, beat: Beat = silent) -> Path:
-    """Where a plan lies that is searched for alone."""
+    """The path of a plan that is searched for alone."""
     plan = Plan.parse(wanted)
     return search(cell, setup, [plan], beat)[plan]
 

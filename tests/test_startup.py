@@ -35,7 +35,7 @@ for program, *arguments in commands:
             status = end.code or 0
     print(json.dumps([status, [name for name in heavy if name in sys.modules], said.getvalue()]), flush=True)
 """
-"""One process for all commands, as starting Python is most of each: what they have imported adds up."""
+"""A program that runs all commands in one process, since starting Python takes longest; their imports add up."""
 
 
 @pytest.fixture(scope="module")

@@ -51,12 +51,12 @@ HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told at this scale"
 FOLDER = study_folder("smollm2_135m")
 STUDY = FOLDER.definition()
 UNIGRAM = 7.5
-"""Of made-up read-outs."""
+"""The log perplexity of a unigram model, for made-up read-outs."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _composed_once(composed):
-    """The experiments of the study, which take Hydra half a minute, are those of other tests too."""
+    """Composes the experiments of the study, which takes Hydra half a minute, once for these and other tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matquant.config.study.load_study", lambda overrides: composed(*overrides))
         yield
@@ -333,7 +333,7 @@ def read_out(
 
 
 def uneven(nats: float, **facts) -> MeasuredReadOut:
-    """Blocks that differ from those of others in ways of their own, so that small differences drown."""
+    """A read-out whose blocks differ at random from those of others, so that small differences are lost in noise."""
     return read_out(nats=nats, offset=1, noise=2.0, **facts)
 
 
@@ -343,7 +343,7 @@ def counts(*buckets: float) -> Codes:
 
 LOW, HIGH = counts(*[2.0] * 128, *[1.0] * 128), counts(*[1.0] * 128, *[2.0] * 128)
 FLAT, MIDDLE = counts(*[1.0] * 256), counts(*[0.2] * 100, *[2.0] * 60, *[0.5] * 96)
-"""Codes in the middle have the higher mean, and fewer weights in the highest bucket."""
+"""Counts of codes: MIDDLE has a higher mean than FLAT, and fewer weights in the highest bucket."""
 TOPS = [bucket_shares(codes, Slice(2))[-2:].sum() for codes in (LOW, HIGH)]
 
 
@@ -598,7 +598,7 @@ def test_where_no_log_perplexity_of_a_failed_model_is_known_none_has_failed():
 
 HOW_TO = PROJECT / "studies" / "README.md"
 FILES = re.findall(r"`(studies/first_look/[^`]+)`:\n\n```\w+\n(.*?)```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL)
-"""Path and content of every file that the example has."""
+"""The path and content of every file of the example."""
 
 
 def test_the_study_of_the_readme_has_twenty_lines():

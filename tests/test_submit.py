@@ -1,4 +1,4 @@
-"""What waits for what on SLURM: arrays behind arrays, element by element, without a cluster."""
+"""The order of jobs on SLURM: arrays behind arrays, element by element, tested without a cluster."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ ODD_VALUES = [None, True, -1, 10**400, "text", [], {}, [1], {"acc": "x"}, math.n
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_a_result_file_holds_the_table_is_drawn_and_the_file_named(made, data):
-    """One field of one file is replaced by something else."""
+    """Replaces one field of one file by something else."""
     store = measure(made)
     path = next((store.folder / made.cells[3].id / "int4").glob("boolq-*.json"))
     whole = json.loads(path.read_text())

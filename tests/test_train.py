@@ -1,4 +1,4 @@
-"""A training run in its folder: states are complete or not there, stopping loses nothing, going on is exact."""
+"""A training run in its folder: a state is complete or absent, stopping loses nothing, and resuming is exact."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def made(tmp_path) -> Study:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[str]:
-    """What has been drawn, in order: how it is drawn is tested elsewhere, and takes a second."""
+    """The names of what has been drawn, in order; drawing itself is tested elsewhere, and takes a second."""
     pages: list[str] = []
 
     def build(_study: Study, _numbers: object, paths: ReportPaths, **_: object) -> list[Path]:

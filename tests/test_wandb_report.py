@@ -1,4 +1,4 @@
-"""W&B: what a run holds is what W&B itself wrote to disk, and a report is what the library sends.
+"""W&B: the content of a run as W&B itself wrote it to disk, and a report as the library sends it.
 
 Publishing is tested against a STAND-IN of the API on this machine (tests/wandb_stand_in.py); it is not W&B.
 """
@@ -107,7 +107,7 @@ def test_publishing_without_a_key_is_refused(tmp_path):
 
 
 def published(folder, url: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own: the library keeps whom it is logged in as."""
+    """Runs the command line in a process of its own, because the library remembers its login."""
     mine = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online", "HOME": str(folder)}
     command = [sys.executable, "-m", "matquant", "wandb", *overrides(folder), "--publish"]
     environment = {**os.environ, **mine, "NETRC": str(folder / "netrc"), "WANDB_ERROR_REPORTING": "false"}
@@ -141,7 +141,7 @@ def test_a_server_that_refuses_is_one_sentence(tmp_path):
 
 
 def test_an_offline_run_holds_config_curves_histogram_points_and_the_table(tiny_study):
-    """Read back from the files that W&B wrote, with W&B's own message types."""
+    """Reads the files that W&B wrote, with W&B's own message types."""
     made = tiny_study(*TINY_OMNIQUANT, "tracking=wandb", "readout.tasks=[piqa]", "readout.limit=2")
     (cell,) = made.cells
     run.run_cell(cell, made.setup)

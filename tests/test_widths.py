@@ -64,7 +64,7 @@ def test_the_dynamic_program_is_the_best_of_all_assignments(sizes, budget, overf
 
 
 def toy_loss(levels, share: float) -> float:
-    """Units matter by their number; with little text a little wrongly."""
+    """A loss to which every unit adds by its number; a small share of the text makes it a little wrong."""
     exact = sum((unit + 1) * 2.0**-level for unit, level in enumerate(levels))
     return exact * (1 + (1 - share) * 0.05 * (hash(levels) % 7))
 

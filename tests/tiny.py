@@ -13,7 +13,7 @@ TINY_OMNIQUANT = ("base=omniquant", "base.num_steps=2", "base.batch_size=2", "ba
 
 
 def tiny_overrides(folder: Path) -> Sequence[str]:
-    """The tiny random model, with all files in one folder."""
+    """The overrides of a study of the tiny random model, with all files in one folder."""
     paths = [f"paths.{name}={folder / name}" for name in FOLDERS]
     data = ["data.num_sequences=8", "data.sequence_length=32"]
     return ["model=tiny", *data, "grid=group_32", "readout=smoke", "tracking=none", "device=cpu", *paths]

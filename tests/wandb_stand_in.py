@@ -18,7 +18,7 @@ ENTITY = "somebody"
 
 @dataclass
 class StandIn:
-    """Where it listens, and what it was asked."""
+    """The address of the stand-in, and the requests that it has received."""
 
     url: str = ""
     queries: list[str] = field(default_factory=list)

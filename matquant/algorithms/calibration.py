@@ -121,8 +121,8 @@ def capture(
 ) -> BlockInputs:
     """Runs a model with its blocks skipped, and keeps what each block was called with.
 
-    With products in float32 a narrower model's embedding is widened for it: everything that depends on it, positions
-    too, is what the widened model gives its blocks.
+    With products in float32 the embedding of a narrower model is widened meanwhile, so that the blocks get what a
+    widened model gives them, positions included.
     """
     arguments: list[dict[str, Any]] = []
     device, body = next(model.parameters()).device, backbone(model)
@@ -131,7 +131,7 @@ def capture(
         arguments.append({**keywords, "past_key_values": None, "use_cache": False})
         return hidden
 
-    # What the first block is given is the model's output with all blocks passing it through and no final norm.
+    # With blocks that pass their input on and without the final norm, the model's output is its first block's input.
     with ExitStack() as stack:
         for block in blocks(model):
             stack.enter_context(forward_replaced(block, record))

@@ -108,7 +108,7 @@ def world() -> World:
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in needed if name not in os.environ]:
         raise UserError(
-            f"WORLD_SIZE={size}, but {', '.join(missing)} not set; start several ranks with torchrun, "
+            f"WORLD_SIZE={size}, but the environment lacks {', '.join(missing)}; start several ranks with torchrun, "
             "or unset WORLD_SIZE"
         )
     return World(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))

@@ -33,8 +33,8 @@ def shard(module: nn.Module, mesh: DeviceMesh | None, *, outermost: bool = False
     """Leaves each rank its shard, on its own device, of every parameter of a module that is not sharded already.
 
     The module moves to the device whole before it is cut: shard a model block by block, and no device ever holds more
-    than one whole block.  The parameters are whole again while the module runs forward or backward, so what is computed
-    from them there, a grid from a weight matrix say, is what one process computes.
+    than one whole block.  The parameters are whole again while the module runs forward or backward.  A grid, for
+    example, is therefore computed from the whole weight matrix, as in one process.
     """
     if mesh is not None:
         # The outermost module's own parameters end the forward pass and begin the backward pass: they stay in between.

@@ -58,7 +58,7 @@ def spec_defaults() -> dict[str, dict[str, Any]]:
 
 
 def cell_ids() -> dict[str, str]:
-    """The ids of some cells: what their checkpoints and results are found by."""
+    """The ids of some cells, by which their checkpoints and results are found."""
     return {name: load_study(overrides).cells[0].id for name, overrides in CELLS.items()}
 
 
@@ -69,7 +69,7 @@ def experiments(compose: Callable[[str], Study] = lambda override: load_study([o
 
 
 def row(cell: Cell) -> str:
-    """`gemma2_2b omniquant, {int8: 0.1, int2: 1} in int8, ffn, 1221 steps of 4 x 2048 tokens, in bfloat16`."""
+    """A cell in a line: `gemma2_2b omniquant, {int8: 0.1, int2: 1} in int8, ffn, 1221 steps of 4 x 2048 tokens`, ..."""
     facts = [f"{cell.model.name} {cell.base.kind}"]
     if cell.objective is not None:
         terms = ", ".join(f"{term}: {term.weight:g}" for term in cell.objective.terms)

@@ -4,7 +4,7 @@ Python imports this by its name when it starts, from PYTHONPATH.  It listens to 
 read or written, a file is renamed, a module is imported.  The plan is a folder, named by MATQUANT_MOMENTS:
 
     00.json 01.json ...   moments to come, in this order: only the first of those left can happen
-    00.taken              what happened: the processes that were killed, or the one that is held
+    00.taken              the processes that were killed, or the one that is held
     00.go                 the held one goes on
     alive/ROLE-PID-START  the processes that take part, as long as they live
 
@@ -34,7 +34,7 @@ POLL_S = 0.02
 
 
 def started(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None if it has ended."""
+    """The start time of a process, in the kernel's ticks; None if it has ended."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -76,7 +76,7 @@ class Listener:
         return "write" if set(mode) & set("wax+") else "read", os.fsdecode(path)
 
     def _is_due(self, kind: str, name: str) -> bool:
-        """True if this event is the current moment: the so-manyth of its kind since the moment before it."""
+        """True if this event is the current moment: the count of its kind starts again after every moment."""
         waiting = sorted(name for name in os.listdir(self.folder) if name.endswith(".json"))
         if not waiting:
             return False
@@ -124,7 +124,7 @@ class Listener:
 
     @staticmethod
     def _write_half(arguments: tuple) -> None:
-        """Leaves a file as a kill in the middle of writing it does: the one being renamed, or appended to."""
+        """Cuts the file that is being renamed or appended to, as a kill in the middle of writing does."""
         if len(arguments) == 3:
             with open(arguments[0], "a") as file:
                 file.write('{"block": 0, "st')
@@ -137,7 +137,7 @@ class Listener:
 
     @staticmethod
     def _wait(happened) -> None:
-        """Waits as long as the test that has planned this is there."""
+        """Waits until the test lets this process go on, or has ended."""
         pid, _, start = os.environ[OWNER].partition("-")
         while not happened():
             if started(int(pid)) != start:

@@ -41,7 +41,7 @@ def running(state: Path, *, accounting: bool) -> Iterator[None]:
 def cluster() -> Iterator[None]:
     """A cluster that keeps accounts; tests are skipped, loudly, where SLURM is not installed.
 
-    In a short and fixed place: a socket's path holds 107 bytes, and a cluster that a killed run left is found there.
+    It lies in a short and fixed place: a socket's path holds 107 bytes, and a cluster that a killed run left is found.
     """
     require_slurm()
     with running(Path(f"/tmp/matquant-slurm-{os.getuid()}"), accounting=True):
@@ -55,6 +55,6 @@ def require_slurm() -> None:
 
 @pytest.fixture(autouse=True)
 def _none_is_left(cluster: None) -> Iterator[None]:
-    """After a test, none of its jobs is in the queue."""
+    """Checks after each test that none of its jobs is in the queue."""
     yield
     subprocess.run(["scancel", "-u", str(os.getuid())], check=False)

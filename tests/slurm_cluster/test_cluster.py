@@ -47,7 +47,7 @@ AFTER_A_BLOCK = Moment("worker", BLOCK, 2, events=("rename",), hold=True)
 
 
 def ask(*command: str) -> str:
-    """What a command of SLURM's says."""
+    """The output of a command of SLURM's."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -57,12 +57,12 @@ def jobs(*options: str) -> list[str]:
 
 
 def told(folder: Path) -> str:
-    """How everything stands: the queue, the jobs, their states and the ends of their logs."""
+    """The state of everything: the queue, the jobs, their states and the ends of their logs."""
     return "\n".join([ask("squeue", "--long"), ask("scontrol", "show", "job"), logs(folder)])
 
 
 def wait(happened: Callable[[], object], what: str, folder: Path) -> None:
-    """Waits for something to happen on the cluster; says how that stands if it does not."""
+    """Waits for something to happen on the cluster; fails with the state of everything if it does not."""
     wait_until(happened, what, told=lambda: told(folder))
 
 
@@ -95,14 +95,14 @@ def stopped(folder: Path) -> list[str]:
 
 
 def starts_of_stopped_jobs(folder: Path) -> list[int]:
-    """Of every job that was asked to stop, how often it started."""
+    """The number of starts of every job that was asked to stop."""
     return [log.count("Starting with JobEnvironment") for log in stopped(folder)]
 
 
 def go_on_when_asked_to_stop(plan: Plan, folder: Path) -> None:
     """Lets a held job go on as soon as SLURM's signal has come, so that it stops at its next safe point.
 
-    Of several ranks the one that is held hears it: the others wait for that one, and hear it later.
+    Of several ranks the one that is held receives the signal first: the others wait for it, and receive theirs later.
     """
     wait(lambda: stopped(folder), "SLURM's signal", folder)
     plan.go_on()
