@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 COMMAND = "matquant study"
 GAP = "not measured yet"
 HONESTY = (
-    "Every number in a table, a figure or a verdict is taken from result files by code. A claim that fails is a finding "
-    "and stands here as one. A number that nobody has measured yet is a gap."
+    "Every number in a table, a figure or a verdict is taken from result files by code. A claim that fails is a "
+    "finding and stands here as one. A number that nobody has measured yet is a gap."
 )
 CHANCE_NOTE = f"Guessing has a Task Avg of {100 * sum(CHANCE.values()) / len(CHANCE):.1f}."
 
@@ -88,12 +88,12 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
     cells = {cell.id for one in opened.values() for cell in one.study.cells}
     measured = len(loaded.expected) - len(loaded.missing)
     yield f"{study.introduction} {HONESTY}".strip()
+    measure = f"matquant launch experiment={name}/PART"
     yield "\n".join(
         [
             "```",
-            f"matquant launch experiment={name}/PART           # measures what is missing of a part: "
-            + ", ".join(part.name for part in study.parts),
-            f"{COMMAND} {name}    # draws this document again, from results alone",
+            f"{measure}    # measures what is missing of a part: " + ", ".join(part.name for part in study.parts),
+            f"{f'{COMMAND} {name}':{len(measure)}}    # draws this document again, from results alone",
             "```",
         ]
     )

@@ -141,7 +141,8 @@ def cells_of(study: OpenStudy, read: ReadOut) -> list[tuple[int, str, str]]:
     fits = [_has(cells[row["cell_id"]], row, read.facts) for row in found.to_dict("records")]
     found = found[np.array(fits, dtype=bool)]
     if found["config_id"].nunique() > 1:
-        raise ValueError(f"{read} fits several configurations of {study.study.name}: {', '.join(found['label'])}; add facts")
+        labels = ", ".join(found["label"])
+        raise ValueError(f"{read} fits several configurations of {study.study.name}: {labels}; add facts")
     return list(found[["seed", "cell_id", "plan"]].itertuples(index=False, name=None))
 
 
@@ -193,7 +194,7 @@ def _deviations(each: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, f
 
 
 def places(codes: Codes) -> tuple[float, float]:
-    """The mean code, and the share of weights in the highest bucket of int2, with the overflow that is clamped into it."""
+    """The mean code, and the share of weights in the highest bucket of int2, into which the overflow is clamped."""
     return codes.mean, float(bucket_shares(codes, NARROW)[-2:].sum())
 
 

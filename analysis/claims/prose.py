@@ -5,7 +5,8 @@
     {qat/MatQuant/int2/task_avg - qat/Baseline (QAT)/int2/task_avg}    a difference, signed
     {omniquant/MatQuant/base.num_steps}               a setting of the row's cell, for which nothing has to be measured
 
-Accuracies are in percent, log perplexity in nats per token.  A placeholder that cannot be filled in becomes a visible gap.
+Accuracies are in percent, log perplexity in nats per token.  A placeholder that cannot be filled in becomes a visible
+gap.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Gain:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval: 1.96 standard errors over documents, and the noise of training, to each side of the mean."""
+        """The 95 % interval: 1.96 standard errors over documents and the noise of training, either side of the mean."""
         return self._within(math.hypot(NORMAL * self.stderr, self.noise))
 
     @property

@@ -48,7 +48,7 @@ SIZES = {
     "with_grid": "bits per quantized weight, with scales and zeros",
     "disk": "megabytes on disk",
 }
-"""What the horizontal axis may show: the paper's count; what is stored for the quantized weights; the whole model."""
+"""The horizontal axes: the paper's count; the bits stored for quantized weights; the size of the whole model."""
 
 PANEL_HEIGHT = 2.2
 FAINT = 0.4
@@ -56,7 +56,7 @@ FAINT = 0.4
 
 
 def non_dominated(bits: ArrayLike, quality: ArrayLike) -> np.ndarray:
-    """Which of n points no other point dominates; fewer bits and more quality are better.
+    """The points, of n, that no other point dominates, as a mask; fewer bits and more quality are better.
 
     A point with a NaN is never among them; equal points are there together.  O(n log n).
     """
@@ -89,7 +89,7 @@ FRONT_LINE = {"color": QUIET, "linewidth": 2.6, "alpha": 0.35, "solid_capstyle":
 
 
 def sizes(rows: pd.DataFrame, size: str, num_parameters: Mapping[str, float] | None = None) -> pd.Series:
-    """What a read-out costs, in the unit of the axis; NaN where it is not known.
+    """The size of each read-out, in the unit of the axis; NaN if it is not known.
 
     `num_parameters`: of the whole model, by model name; megabytes need it.
     """

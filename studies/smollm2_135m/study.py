@@ -40,8 +40,8 @@ REMARKS = {
 }
 
 CHANGES = (
-    "The rules were written down in commit ebfff96. Until then, only the accuracies of OmniQuant's int2 and MatQuant on "
-    "34 documents had been measured for the study.",
+    "The rules were written down in commit ebfff96. Until then, only the accuracies of OmniQuant's int2 and MatQuant "
+    "on 34 documents had been measured for the study.",
     "After three seeds of OmniQuant had disagreed about int2: a difference has to exceed what another training makes, "
     "and the interval of *at least as good* includes it. After QAT's codes had moved by 0.003: the same for codes.",
     "After 34 documents had proved too few: *within 0.5 points* is read from 300 documents a task where they were "
