@@ -124,7 +124,7 @@ def _without_seed(cell: Cell) -> Cell:
 
 
 def _differing_facts(rivals: Mapping[str, Cell], configs: Mapping[str, str]) -> dict[str, list[str]]:
-    """For each cell, by its id, the facts besides the seed in which it differs from others of the same name."""
+    """The facts of each cell, by its id, that differ from those of other cells of its name; the seed is left out."""
     if len({configs[cell_id] for cell_id in rivals}) < 2:
         return {}
     facts = {cell_id: dict(_facts(rival)) for cell_id, rival in rivals.items()}

@@ -102,7 +102,7 @@ def _means_of_draws(differences: np.ndarray, draws: int, rng: np.random.Generato
 # --- rows of a table -------------------------------------------------------------------------------------------------
 
 Outcomes = Mapping[str, np.ndarray]
-"""For each task the value of every document, by document; the mean over seeds where there are several."""
+"""The values of every document, by task; means over seeds if there are several."""
 
 
 def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from matquant.command.parsing import parse
 from matquant.errors import UserError
 
 DocumentValues = dict[tuple[str, str], np.ndarray]
-"""By task and protocol: the value of each document."""
+"""The value of each document, by task and protocol."""
 
 
 def measured(name: str, store: ResultStore) -> DocumentValues:
