@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CODE = (
     *(f"analysis/**/*.{kind}" for kind in ("py", "csv", "ipynb", "jinja", "css", "js")),
-    *("evaluation/*.py", "matquant/**/*.py"),
+    *("evaluation/**/*.py", "matquant/**/*.py"),
 )
 LIBRARIES = ("numpy", "pandas", "matplotlib", "scipy", "jinja2", "pyarrow", "fonttools", "ipykernel", "nbclient")
 """The libraries whose versions change what is drawn; an unknown version counts as one of its own."""
