@@ -137,7 +137,7 @@ def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
     The stage before such an item has failed; or, on SLURM, a process works on it, for which no job can wait.
     """
     kept: dict[tuple[str, str], Item] = {}
-    waits = sweep.study.setup.cluster.kind != "slurm"  # the launcher stays and waits for whoever is at work
+    waits = sweep.study.setup.cluster.kind != "slurm"  # the launcher stays, and waits for running stages
     for item in chosen:  # of each cell in the order of its stages
         before = sweep.leads_to(item)
         under_way = before is not None and ((waits and before.state == "running") or sweep.job_before(item) is not None)
