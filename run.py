@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("matquant")
 PATIENCE_S = 100.0
-"""How long a job of Hydra's launcher may take to a safe point: less than hydra.launcher.signal_delay_s."""
+"""Seconds that a job of Hydra's launcher may take to a safe point: less than hydra.launcher.signal_delay_s."""
 MULTIRUN = {"-m", "--multirun"}
 
 
@@ -60,7 +60,7 @@ def _run() -> None:
 
 
 def join(check: Callable[[], None]) -> None:
-    """Lets the main one of several ranks check and speak for all; the others wait for it, and are silent from here."""
+    """Lets the main rank check for all; other ranks wait for it, and log nothing from here on."""
     if num_ranks() == 1:
         check()
         return
@@ -74,7 +74,7 @@ def join(check: Callable[[], None]) -> None:
 
 
 def part() -> None:
-    """Ends together what `join` began: a rank that left early would look like one that died."""
+    """Lets all ranks leave together: one that left early would look like one that died."""
     if num_ranks() > 1:
         from matquant.parallel.distributed import leave, world
 
@@ -125,7 +125,7 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
                 run_cell(cell, study.setup, partial(outlook.stage, cell.id) if outlook is not None else untimed)
         except Exception as error:  # of any kind: what can still be measured is measured
             if num_ranks() > 1:
-                raise  # the other ranks may not know of it, and would wait for this one in another place
+                raise  # the other ranks may not have failed, and would wait for this one for ever
             # What the user can put right needs no traceback; everything else is ours to mend.
             log.error("cell %s failed: %s", cell.id, error, exc_info=not isinstance(error, UserError))
             failures[cell.id] = error
@@ -142,7 +142,7 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
 
 
 def _outlook(study: Study) -> Forecast | None:
-    """How long the study will take; None where nothing is missing, or it is not for this process to say."""
+    """The forecast of a study's time; None if nothing is missing, or if there are several ranks."""
     from evaluation.preflight import is_finished
 
     if num_ranks() > 1 or is_finished(study):
@@ -151,7 +151,7 @@ def _outlook(study: Study) -> Forecast | None:
 
     try:
         return forecast(study)
-    except UserError:  # of a cell that cannot be run, which is said when it is its turn
+    except UserError:  # a cell cannot be run; the message comes when it is its turn
         return None
 
 

@@ -1,4 +1,4 @@
-"""What a job will take, on paper: hours, memory of one GPU, disk.  The arithmetic of docs/experiments.md.
+"""Estimates of what a job takes: hours, memory of one GPU, disk.  docs/experiments.md has the arithmetic.
 
 Good to a factor of two: enough to ask for the right partition, and to see that a model does not fit before it fails.
 """
@@ -104,7 +104,7 @@ def _qat(cell: Cell, base: QATBase, setup: Setup, size: Size) -> Cost:
     activations = on_one * (size.hidden * size.layers * kept * BYTES[base.compute_dtype] + size.vocabulary * 20)
     # In float32: weight, gradient, AdamW's two moments and the update's copy.
     sharded = size.weights * BYTES[cell.model.dtype] + 20 * size.in_scope
-    embedding = size.vocabulary * size.hidden * BYTES[cell.model.dtype]  # stays gathered
+    embedding = size.vocabulary * size.hidden * BYTES[cell.model.dtype]  # each GPU keeps it whole
     memory = sharded / ranks + activations + 12 * size.in_block + (embedding if ranks > 1 else 0)
     disk = _checkpoint_gb(cell, size) + 2 * 12 * size.in_scope / GB  # a state, and the next one beside it
     return Cost((ranks * START_S + _training_seconds(cell, setup, size)) / 3600, memory / GB, disk)
@@ -130,13 +130,13 @@ def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
 
 
 def _training_seconds(cell: Cell, setup: Setup, size: Size, traffic: float = 0.0) -> float:
-    """`traffic`: bytes that go through the memory of a GPU besides; the speed of other machines includes it."""
+    """`traffic`: other bytes through the memory of a GPU; `tflops` of a machine without SLURM includes their time."""
     seconds = training_operations(cell, size) / _speed(setup)
     return seconds + (traffic / MEMORY_BYTES_PER_S if is_slurm(setup.cluster) else 0)
 
 
 def ranks_of(job: Job) -> int:
-    """How many processes a job is: one for each GPU of a training that is spread over them."""
+    """The number of processes of a job: one for each GPU of a training that is spread over them."""
     if not job.is_distributed:
         return 1
     nodes = job.setup.cluster.nodes if is_slurm(job.setup.cluster) else 1

@@ -1,6 +1,6 @@
 """The same jobs without a cluster: as processes of this machine, or, for a debugger, in this process.
 
-The launcher stays, starts what is ready while a worker is free, and looks at the disk for what has become of it.  A
+The launcher stays, starts what is ready while a worker is free, and looks at the disk for its outcome.  A
 launcher that is killed leaves its workers at work; the next one waits for them.
 """
 
@@ -109,7 +109,7 @@ class Workers:
 
 
 def run_local(observe: Observe, choose: Choose, code: Path) -> None:
-    """Works off everything that is chosen; returns when nothing is at work and nothing is ready any more."""
+    """Runs everything that is chosen; returns when nothing is at work and nothing more is ready."""
     sweep = observe()
     workers, tried = Workers(sweep, code), set[Key]()
     if workers.cluster.gpus_per_worker == 0 and (hidden := len(_visible_gpus())):
@@ -137,7 +137,7 @@ def run_local(observe: Observe, choose: Choose, code: Path) -> None:
 
 
 def run_debug(observe: Observe, choose: Choose) -> None:
-    """Works off everything that is chosen in this process, one job after the other."""
+    """Runs everything that is chosen in this process, one job after the other."""
     remember_interrupts()
     tried = set[Key]()
     while True:
@@ -177,7 +177,7 @@ def _tell(bar: tqdm, item: Item, seconds: float) -> None:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Other variables for a process that is started meanwhile."""
+    """Sets variables for a process that is started inside the block."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -188,5 +188,5 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _interval() -> float:
-    """Seconds between two states of a bar; a log file keeps them all."""
+    """Seconds between two states of a bar; more in a log file, which keeps them all."""
     return 0.3 if sys.stderr.isatty() else 30.0

@@ -1,4 +1,4 @@
-"""One stage of one cell as a job: picklable, resumable, and told nothing that is not in it.
+"""One stage of one cell as a job, which can be pickled and resumed, and holds everything that it needs.
 
 A job is stopped by a signal before its time limit, or when a job of higher priority wants its place.  It then goes on
 to the next safe point (the end of a step, of a block, of a task), saves, and is put back into the queue.
@@ -39,7 +39,7 @@ class Job:
 
     @property
     def num_gpus(self) -> int:
-        """On each node.  Quantization-aware training is spread over all it can get; everything else takes one."""
+        """The GPUs on each node: all of them for quantization-aware training, one for everything else."""
         match self.setup.cluster:
             case SlurmCluster(gpus_per_node=available) | LocalCluster(gpus_per_worker=available):
                 return available if self.is_distributed else min(1, available)
@@ -54,7 +54,7 @@ class Job:
 
     def __call__(self) -> None:
         """Runs inside a submitit job."""
-        # Imported here: what only looks at a study makes Jobs to say what they would cost.
+        # Imported here: a plan makes Jobs only to estimate their cost.
         import submitit
         from submitit.core.utils import UncompletedJobError
 
@@ -90,13 +90,13 @@ class Job:
             leave(world())
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit when the job is requeued: everything that matters is on disk, so it is the job itself."""
+        """Called by submitit when the job is requeued: its state is on disk, so the same job goes on."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def _patience_s(self) -> float:
-        """How long a job may take to its next safe point before it is requeued without having saved."""
+        """The time to a job's next safe point, after which it is requeued without saving."""
         assert isinstance(self.setup.cluster, SlurmCluster | LocalCluster)
         delay = self.setup.cluster.signal_delay_s
         return max(delay - 20, delay / 2)

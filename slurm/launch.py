@@ -1,4 +1,4 @@
-"""Launches a study: looks at what is on disk, says what is missing and what it will cost, and submits just that."""
+"""Launches a study: looks at what is on disk, prints what is missing and its cost, and submits that alone."""
 
 from __future__ import annotations
 
@@ -105,27 +105,27 @@ def _cancel_what_can_never_run(items: Iterable[Item]) -> None:
 
 
 def cancel(study: Study, options: Options) -> int:
-    """Takes the jobs of a study back, or says which it would."""
+    """Cancels the jobs of a study, or in a dry run prints how many."""
     at_work = [item for item in _look(study, options).items if item.state in ("running", "queued") or item.job]
     job_ids = {item.job.job_id for item in at_work if item.job is not None}
     here = [item.submission for item in at_work if item.job is None and item.submission is not None]
     mine = [submission for submission in here if submission.process_is_alive()]
     if not options.dry_run:
         queue.cancel(job_ids)
-        # A launcher on this machine stops what it has started; workers that have lost theirs are stopped themselves.
+        # A launcher on this machine stops its workers; a worker without a launcher is stopped directly.
         for pid in {submission.living_launcher() or submission.pid for submission in mine}:
             if pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
     would = "would cancel" if options.dry_run else "cancelled"
-    print(f"{would} {len(job_ids) + len(mine)} jobs; what is finished is on disk, a launch goes on from there")
+    print(f"{would} {len(job_ids) + len(mine)} jobs; finished work is on disk, and a launch goes on from there")
     if others := len(at_work) - len(job_ids) - len(mine):
-        print(f"{others} more are at work, but not as jobs of a launch: stop them where they were started")
+        print(f"{others} more are running that no launch started; stop them where they were started")
     return 0
 
 
 def show_plan(sweep: Sweep, options: Options) -> list[Item]:
-    """Prints what is there, what will be submitted and what it costs, and what is refused; returns what to submit."""
+    """Prints the state, the jobs to submit with their cost, and the refused cells; returns what to submit."""
     print(wording.overview(sweep))
     chosen = [item for item in sweep.items if options.wants(item)]
     refused = dict[str, str]()
@@ -148,12 +148,12 @@ def show_plan(sweep: Sweep, options: Options) -> list[Item]:
 
 
 def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
-    """Without items that nothing leads up to: a later launch finds what they need.
+    """The chosen items without those that cannot start in this launch; a later launch submits them.
 
-    The stage before them has failed; or, on SLURM, is done by a process that no job can wait for.
+    The stage before such an item has failed; or, on SLURM, a process works on it, for which no job can wait.
     """
     kept: dict[tuple[str, str], Item] = {}
-    waits = not queue.is_slurm(sweep.study.setup.cluster)  # the launcher stays and waits for whoever is at work
+    waits = not queue.is_slurm(sweep.study.setup.cluster)  # the launcher stays, and waits for running stages
     for item in chosen:  # of each cell in the order of its stages
         before = sweep.leads_to(item)
         under_way = before is not None and ((waits and before.state == "running") or sweep.job_before(item) is not None)
@@ -241,7 +241,7 @@ def _look(study: Study, options: Options) -> Sweep:
 
 @contextmanager
 def _one_launcher(setup: Setup) -> Iterator[None]:
-    """Two launchers at once would both find the same jobs missing: one looks and submits, then the other looks."""
+    """Lets one launcher at a time look and submit: two at once would find the same jobs missing."""
     lock = FileLock(setup.paths.runs / ".launch.lock")
     try:
         lock.acquire(blocking=False)

@@ -1,4 +1,4 @@
-"""What of a study is done, under way, failed or missing, from what is on disk and what the scheduler says.
+"""The state of a study, done, under way, failed or missing, from its files and the scheduler.
 
 Every stage of every cell is one item.  Its state is derived anew each time and never stored, so there is nothing that
 could disagree with the files.
@@ -31,7 +31,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ItemState = Literal["done", "running", "queued", "failed", "missing"]
 STATES: tuple[ItemState, ...] = ("done", "running", "queued", "failed", "missing")
 RESUMABLE: tuple[Reason, ...] = ("killed", "cancelled", "interrupted")
-"""What happened to a job from outside: it goes on with the next launch, without having to be asked for."""
+"""The reasons that come from outside a job: the next launch goes on with it, without --retry-failed."""
 SACCT: Mapping[str, Reason] = {
     "OUT_OF_MEMORY": "out of memory",
     "TIMEOUT": "time limit",
@@ -40,12 +40,12 @@ SACCT: Mapping[str, Reason] = {
 NO_ROOM = 1_000_000  # bytes
 OOM_KILLED = re.compile(r"\boom[-_ ]?kill", re.IGNORECASE)  # as slurmstepd writes it
 STUBBORN: tuple[Reason, ...] = ("out of memory", "non-finite")
-"""What the same job would meet again: tried again only if it is named."""
+"""The reasons that the same job would meet again: only --retry-failed=all tries it again."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One stage of one cell.  `note` says why it is as it is.
+    """One stage of one cell.  `note` explains its state.
 
     `gaps` are the results that an evaluation still owes, `plans` those that a search has still to find.
     """
@@ -59,9 +59,9 @@ class Item:
     status: Status | None = None
     submission: Submission | None = None
     job: QueuedJob | None = None
-    """Its job, while that is in SLURM's queue; of a missing item one that can never run."""
+    """The item's job, while it is in SLURM's queue; of a missing item, a job that can never run."""
     explained: bool = True
-    """False where nobody has said why it failed: SLURM's accounts may know."""
+    """False if it left no reason for its failure; SLURM's accounts may have one."""
     gaps: Mapping[Plan, tuple[str, ...]] = field(default_factory=dict)
     plans: tuple[Plan, ...] = ()
 
@@ -107,14 +107,14 @@ class Sweep:
         return self.leads_to(item) is None
 
     def job_before(self, item: Item) -> str | None:
-        """The job, if it is one, whose end an item waits for."""
+        """The id of the job that an item waits for; None if it waits for no job."""
         before = self.leads_to(item)
         if before is None or before.job is None or before.state not in ("running", "queued"):
             return None
         return before.job.job_id
 
     def only(self, wanted: Callable[[str], bool]) -> Sweep:
-        """The cells whose id is wanted."""
+        """The sweep of the cells whose id is wanted."""
         return Sweep(self.study, tuple(item for item in self.items if wanted(item.cell_id)))
 
 
@@ -128,7 +128,7 @@ def absolute(study: Study) -> Study:
 def look(study: Study) -> Sweep:
     """The state of a study now; UserError if some of it is on SLURM and SLURM does not answer.
 
-    Whatever cluster is named: jobs that were submitted to SLURM are there, and not dead because nobody asks.
+    SLURM is asked whatever cluster is named: its jobs go on when the study is looked at with another cluster.
     """
     if is_slurm(study.setup.cluster):
         return observe(study, jobs_in_queue())
@@ -138,14 +138,14 @@ def look(study: Study) -> Sweep:
         return sweep
     if shutil.which("squeue") is None:
         raise UserError(
-            f"{len(unknown)} jobs of this study were submitted to SLURM, whose commands cannot be found here: ask "
-            f"where they are, or, if they are over, delete {study.setup.paths.runs}/*/*.job.json"
+            f"{len(unknown)} jobs of this study were submitted to SLURM, whose commands cannot be found here; run "
+            f"this on a login node, or, if the jobs have ended, delete {study.setup.paths.runs}/*/*.job.json"
         )
     return observe(study, jobs_in_queue())
 
 
 def _may_be_on_slurm(item: Item) -> bool:
-    """True if an item was submitted to SLURM and has not said itself how that ended."""
+    """True if an item was submitted to SLURM and has left no status of its end."""
     submission, status = item.submission, item.status
     if submission is None or submission.cluster != "slurm":
         return False
@@ -191,19 +191,19 @@ def _evaluations(
         owed = {plan: gaps[plan] for plan in plans if plan in gaps}
         item = Item(cell, cell_id, stage, "missing" if owed else "done", gaps=owed)
         if owed and elsewhere is not None:
-            note = f"its plans are divided otherwise by a job that is at work: {elsewhere}"
+            note = f"a job with another cluster.evaluate_jobs works on its plans: {elsewhere}"
             yield replace(item, state="running", note=note)
         else:
             yield _observed(item, run, queue)
 
 
 def _last_not_over(items: Iterable[Item]) -> Item | None:
-    """The last of some stages that keeps those behind it from starting."""
+    """The last of some stages that is not over, for which those behind it wait."""
     return next((item for item in reversed(list(items)) if not item.is_over), None)
 
 
 def _led_up_to(item: Item, before: Sequence[Item]) -> Item:
-    """An item, which is missing if the stage that its job waits for has ended and has left nothing.
+    """The item, set to missing if the stage that its job waits for has ended without output.
 
     SLURM takes a while to notice that, and some clusters keep such a job for ever.
     """
@@ -214,7 +214,7 @@ def _led_up_to(item: Item, before: Sequence[Item]) -> Item:
 
 
 def _evaluated_elsewhere(run: RunDir, stages: set[str], queue: Mapping[str, QueuedJob]) -> str | None:
-    """An evaluation of this cell under another `evaluate_jobs` that is not over."""
+    """An evaluation of this cell, under another `evaluate_jobs`, that is running or queued."""
     found = {path.name.split(".")[0] for path in run.path.glob("evaluate*.json")}
     for stage in sorted(found - stages):
         if _follow(read_submission(run.job(stage)), read_status(run.status(stage)), queue) is not None:
@@ -223,7 +223,7 @@ def _evaluated_elsewhere(run: RunDir, stages: set[str], queue: Mapping[str, Queu
 
 
 def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
-    """The state of an item; what is done has its output on disk, and nothing else is asked."""
+    """The item with its state; of one that is done, whose output is on disk, nothing else is looked at."""
     if item.state == "done":
         return item
     submission, status = read_submission(run.job(item.stage.name)), read_status(run.status(item.stage.name))
@@ -249,7 +249,7 @@ def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
             return replace(item, state="failed", reason=status.reason, note=status.message or "")
         case "stopped":
             return replace(item, state="failed", reason="interrupted", note=status.message or "")
-        case "done":  # and its output is not there: deleted, or something else is asked for now
+        case "done":  # but its output is missing: deleted, or other results are asked for now
             return item
         case _:
             assert_never(status.state)
@@ -270,7 +270,7 @@ def _why_killed(run: RunDir, submission: Submission | None) -> tuple[Reason, str
 
 
 def _says_nothing(log: Path) -> bool:
-    """True for the log of a process that was killed before it got anywhere: at most submitit has noted its start."""
+    """True for the log of a process that was killed before it wrote anything; submitit may have noted its start."""
     return all(not line.strip() or line.startswith("submitit INFO") for line in _end_of(log).splitlines())
 
 
@@ -299,7 +299,7 @@ def _follow(
 
 
 def _is_alive(status: Status, queue: Mapping[str, QueuedJob]) -> bool:
-    """A SLURM job that is not in the queue any more is gone, whatever its node said last."""
+    """False for a SLURM job that has left the queue, whatever its last status says."""
     return status.is_alive() and (status.slurm_job is None or status.slurm_job in queue)
 
 
@@ -314,7 +314,7 @@ def _job_of(submission: Submission | None, queue: Mapping[str, QueuedJob]) -> Qu
 
 
 def _with_sacct(items: Sequence[Item]) -> Iterable[Item]:
-    """Failures that nobody has explained, with SLURM's own word for them where it keeps accounts."""
+    """The items; unexplained failures get SLURM's own word for them, if it keeps accounts."""
     unexplained = [item for item in items if not item.explained and item.submission is not None]
     words = how_jobs_ended(item.submission.job_id for item in unexplained if item.submission and item.submission.job_id)
     for item in items:

@@ -1,6 +1,6 @@
 """SLURM's queue, asked directly: squeue, sacct and scancel, each with a limit on how long it may take.
 
-Not through submitit, which knows a job's state from accounting only: where a cluster keeps none, it waits for ever.
+submitit is not asked: it knows a job's state from accounting only, and waits for ever on a cluster without it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def require_slurm() -> None:
     """Refuses a machine that is not part of a SLURM cluster."""
     if absent := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
         raise UserError(
-            f"{', '.join(absent)} cannot be found: run this where SLURM's commands are (a login node), "
+            f"{', '.join(absent)} cannot be found; run this where SLURM's commands are (a login node), "
             "or use cluster=local"
         )
 
@@ -69,7 +69,7 @@ def jobs_in_queue() -> dict[str, QueuedJob]:
 def how_jobs_ended(job_ids: Iterable[str]) -> Mapping[str, str]:
     """SLURM's word for how jobs ended (COMPLETED, FAILED, OUT_OF_MEMORY, TIMEOUT, CANCELLED, NODE_FAIL).
 
-    From accounting; empty where a cluster keeps none.
+    It comes from accounting; empty if a cluster has none.
     """
     ended: dict[str, str] = {}
     for ids in _portions(sorted(job_ids)):
@@ -96,10 +96,10 @@ def _ask(command: Sequence[str]) -> list[str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except FileNotFoundError as error:
-        raise UserError(f"{command[0]} cannot be found: run this where SLURM's commands are") from error
+        raise UserError(f"{command[0]} cannot be found; run this where SLURM's commands are (a login node)") from error
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"{command[0]} has not answered for {TIMEOUT_S} s: SLURM's controller is down or busy"
+            f"{command[0]} has not answered for {TIMEOUT_S} s: SLURM's controller is down or busy; try again later"
         ) from error
     if done.returncode:
         raise UserError(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")

@@ -1,4 +1,4 @@
-"""What was submitted: one small file for each stage of a cell, written by the launcher.
+"""The record of what was submitted: one small file for each stage of a cell, written by the launcher.
 
 It is written before the job is submitted and completed afterwards, so that a launcher that dies between the two leaves
 a name by which the job can be found.
@@ -38,11 +38,11 @@ class Submission:
     submitted: float = 0.0
 
     def with_job(self, job_id: str, log: Path) -> Submission:
-        """The same, now that SLURM has given it a number."""
+        """The submission with the number that SLURM has given it."""
         return replace(self, job_id=job_id, log=str(log))
 
     def with_process(self, pid: int, log: Path) -> Submission:
-        """The same, now that a process of this machine works on it."""
+        """The submission with the process of this machine that works on it."""
         launcher = os.getpid()
         return replace(
             self,
@@ -62,7 +62,7 @@ class Submission:
         )
 
     def living_launcher(self) -> int | None:
-        """The process that started this one and waits for it, if it still does."""
+        """The process that started this one and waits for it; None if it has ended."""
         if self.launcher is None or self.host != socket.gethostname():
             return None
         return self.launcher if process_started(self.launcher) == self.launcher_started is not None else None
@@ -78,7 +78,7 @@ def write_submission(path: Path, submission: Submission) -> None:
 
 
 def read_submission(path: Path) -> Submission | None:
-    """None where nothing, or nothing that this program understands, has been written."""
+    """The submission in a file; None if there is no file, or no submission in it."""
     try:
         return Submission(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):

@@ -1,6 +1,6 @@
 """The code that jobs run: a copy of the checkout as it is when they are launched.
 
-Whoever edits the checkout while jobs wait in a queue, or are requeued, does not change what they compute.
+An edit of the checkout while jobs wait in a queue, or are requeued, does not change their work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def take(folder: Path) -> Path:
 
 
 def environment(snapshot: Path) -> dict[str, str]:
-    """What makes Python import a snapshot instead of the checkout it was started from."""
+    """The variables that make Python import a snapshot instead of the checkout it was started from."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     # Safe path: `python -m` would put the working directory, which may be the checkout, before everything else.
     return {"PYTHONPATH": os.pathsep.join([str(snapshot), *others]), "PYTHONSAFEPATH": "1"}

@@ -1,4 +1,4 @@
-"""How a study is getting on: the state of every stage of every cell, and what to do about what failed."""
+"""The state of a study: that of every stage of every cell, and the remedy for every failure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def watch(study: Study, *, whole: bool) -> None:
     while True:
         try:
             sweep = look(study)
-        except UserError as error:  # a controller that restarts is no reason to stop watching
+        except UserError as error:  # SLURM's controller may be restarting: watch on
             print(f"{error}; asking again", file=sys.stderr)
             time.sleep(WATCH_S)
             continue
@@ -49,7 +49,7 @@ def watch(study: Study, *, whole: bool) -> None:
 
 
 def text(sweep: Sweep, *, whole: bool) -> str:
-    """Everything that a person wants to know at a glance."""
+    """The state of a sweep as text: an overview, open stages, failures."""
     parts = [wording.overview(sweep)]
     rows = wording.states(sweep)
     if len(rows) > 1:

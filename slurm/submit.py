@@ -1,7 +1,7 @@
-"""Jobs to SLURM: an array for each stage, whose elements wait each for the stage before it of its own cell.
+"""Submits jobs to SLURM: an array for each stage; each element waits for the stage before it of its own cell.
 
-Every job is recorded before it is submitted and completed with its number afterwards; what SLURM refuses is taken out
-of the records again.
+Every job is recorded before it is submitted and completed with its number afterwards; the records of refused jobs are
+removed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Launch:
     def _waiting_batches(
         self, items: Sequence[Item], latest: Mapping[str, Place], apart: Collection[str]
     ) -> Iterator[Batch]:
-        """Items of one stage: element by element behind the array of the stage before it, one by one, or at once."""
+        """Batches of one stage, which start behind the array of the stage before, behind single jobs, or at once."""
         at_once: list[Item] = []
         behind: dict[tuple[Place, str], list[Item]] = {}
         for item in items:
@@ -152,14 +152,14 @@ class Launch:
     def _setup_lines(self) -> list[str]:
         variables = {**snapshot.environment(self.code), LAUNCH: self.name, "TQDM_MININTERVAL": "30"}
         lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
-        # A module that the cluster's own lines load may have set it.  No colon without something behind it: an empty
-        # entry is the working directory.
+        # A module that cluster.setup loads may have set PYTHONPATH.  No colon without a path behind it: an empty entry
+        # means the working directory.
         behind = 'export PYTHONPATH="$PYTHONPATH${theirs:+:$theirs}"'
         return [*self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, behind]
 
 
 def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Sequence[str]) -> dict[str, Any]:
-    """What one batch asks of SLURM, in submitit's words."""
+    """The parameters of one batch, in submitit's words."""
     job = batch.jobs[0]
     nodes = cluster.nodes if job.is_distributed else 1
     tasks = max(1, job.num_gpus)
@@ -188,6 +188,6 @@ def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Seq
 
 
 def _words_of_sbatch(error: Exception) -> str:
-    """What sbatch said, without submitit's traceback around it."""
+    """The message of sbatch, without submitit's traceback around it."""
     said = re.findall(r"sbatch: (?:error: )?(.+)", str(error))
     return "; ".join(dict.fromkeys(line.strip() for line in said)) or " ".join(str(error).split())[:500]

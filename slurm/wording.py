@@ -1,4 +1,4 @@
-"""A sweep in words: how many stages are in which state, a line for each cell that is not done, and what went wrong."""
+"""A sweep in words: the number of stages in each state, a line for each stage that is not done, and the failures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from matquant.runs.status import Reason
 from slurm.plan import STATES, Item, Sweep
 
 REMEDIES: Mapping[Reason, str] = {
-    "out of memory": "give it less to hold (readout.batch_size, base.micro_batch_size, activations=host) or more room "
-    "(cluster.mem_gb_per_task, more GPUs), then --retry-failed=all",
-    "non-finite": "the same cell meets it again: lower base.lr or change what is trained, which is another cell",
+    "out of memory": "lower its memory (readout.batch_size, base.micro_batch_size, activations=host) or raise the "
+    "limit (cluster.mem_gb_per_task, more GPUs), then --retry-failed=all",
+    "non-finite": "the same cell would fail again: lower base.lr or change what is trained, which is another cell",
     "time limit": "raise cluster.time_min or cluster.max_requeues, then --retry-failed: its state is saved",
     "killed": "launch again: it goes on from its saved state",
     "cancelled": "launch again: it goes on from its saved state",
@@ -27,7 +27,7 @@ MANY = 40  # rows that a person still reads
 
 
 def overview(sweep: Sweep) -> str:
-    """How many stages are in which state."""
+    """The number of stages in each state."""
     study = sweep.study
     stages = {kind: [item for item in sweep.items if item.stage.kind == kind] for kind in get_args(Kind)}
     lines = [f"{study.name}: {len({item.cell_id for item in sweep.items})} cells, {_results(sweep)}", ""]
@@ -63,7 +63,7 @@ def by_cell(items: Iterable[Item]) -> dict[str, list[Item]]:
 
 
 def states(sweep: Sweep) -> list[list[str]]:
-    """A row for each stage that is not done: cell, stage, state, how far and for how long, and why."""
+    """A row for each stage that is not done: cell, stage, state, progress, time, and a remark."""
     rows = [["cell", "stage", "state", "done", "elapsed", "left", ""]]
     for item in sweep.items:
         if item.state != "done":
@@ -72,7 +72,7 @@ def states(sweep: Sweep) -> list[list[str]]:
 
 
 def progress(item: Item) -> tuple[str, str, str]:
-    """Percent, time and time left of a stage at work; the time left follows from what this process has done."""
+    """Percent, time and time left of a stage at work; the time left follows from this process's own progress."""
     status = item.status
     if item.state != "running" or status is None or status.state != "running":
         return "", "", ""

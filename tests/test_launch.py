@@ -101,7 +101,7 @@ def test_one_cell_that_fails_does_not_stop_the_others_and_is_not_tried_again_una
         ("int8", "evaluate"): "done",
     }
     assert told["int2", "train"]["reason"] == "non-finite"
-    assert "remedy: the same cell meets it again" in done.stdout
+    assert "remedy: the same cell would fail again" in done.stdout
     again = launch(tmp_path, *study, cells, "--retry-failed").stdout
     assert "nothing to submit" in again
     assert "not submitted:" in again
@@ -133,7 +133,7 @@ def test_two_launchers_at_once_do_the_work_once(tmp_path):
         (["--only", "nothing*"], "sweep has no cells whose id matches --only nothing*"),
         (
             ["cluster=slurm"],
-            "cannot be found: run this where SLURM's commands are (a login node), or use cluster=local",
+            "cannot be found; run this where SLURM's commands are (a login node), or use cluster=local",
         ),
         (["cluster=slurm", "cluster.time_min=2"], "signal_delay_s=120 is more than half of time_min=2"),
         (["paths.runs=/proc/nowhere"], "cannot write to /proc/nowhere"),

@@ -590,7 +590,7 @@ def test_where_no_log_perplexity_of_a_failed_model_is_known_none_has_failed():
     )
     assert judges.above(known[0], known[1:]).verdict == verdicts.BOTH_FAILED
     assert judges.above(unknown[0], unknown[1:]).verdict.word == HOLDS
-    with pytest.raises(UserError, match="needs `unigram` in the study's definition"):
+    with pytest.raises(UserError, match="add unigram=NATS to STUDY"):
         judges.trained(unknown[0], unknown[1:])
 
 

@@ -117,15 +117,15 @@ def test_it_is_drawn_again_by_other_code_and_other_libraries(made, drawn, monkey
     monkeypatch.setattr(unchanged, "_version", lambda library: f"another {library}")
     Report(made).draw()
     assert drawn == ["report"] * 2
-    for room in ("published", "report"):
-        (tmp_path / "analysis" / room).mkdir(parents=True)
+    for room in ("analysis/published", "analysis/report", "evaluation/results"):
+        (tmp_path / room).mkdir(parents=True)
     monkeypatch.setattr(unchanged, "PROJECT", tmp_path)
     Report(made).draw()
     files = ("report/page.py", "published/table01.csv", "page.html.jinja", "style.css", "script.js")
-    for name in files:
-        (tmp_path / "analysis" / name).write_text("code")
+    for name in (*(f"analysis/{name}" for name in files), "evaluation/results/store.py"):
+        (tmp_path / name).write_text("code")
         Report(made).draw()
-    assert drawn == ["report"] * 8
+    assert drawn == ["report"] * 9
 
 
 @pytest.mark.parametrize("name", ["table.csv", "report.html", ".drawn.json"])

@@ -1,6 +1,6 @@
 """A claim as data: its words, where a paper makes it, and its cases.
 
-A case has the read-outs that are compared and the rule (`judges`, `verdicts`) that tells what follows.
+A case has the read-outs that are compared and the rule (`judges`, `verdicts`) that gives the verdict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
 
 Opened = Mapping[str, "OpenStudy"]
-"""The experiments of a study that there are, by name."""
+"""The experiments of a study that exist, by name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Case:
     """A claim for one algorithm and width: `ours` is held against `theirs`.
 
     It is read from the first of `experiments` in which everything is measured; one with several seeds comes first.
-    `table`: of MatQuant, where the same difference is printed.
+    `table`: the number of MatQuant's table that prints the same difference.
     """
 
     where: str
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def is_check(self) -> bool:
-        """True for a case that no paper claims: what another one's outcome is owed to."""
+        """True for a case that no paper claims: it looks for the cause of another case's outcome."""
         return ", check: " in self.where
 
 
@@ -60,7 +60,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Background:
-    """What a study knows about its model besides the read-outs of a case.
+    """The facts about a study's model besides the read-outs of a case.
 
     `seeds`: the experiments in which an algorithm is measured with several seeds, by its name; the first that has been
     measured counts.  `unigram`: nats per token of the held-out text for a unigram model of the training text, one added
@@ -72,7 +72,7 @@ class Background:
 
 
 def find(case: Case, opened: Opened, background: Background) -> Finding:
-    """What was measured on a case, and the verdict."""
+    """The measurement of a case, and the verdict on it."""
     for name, study in ((name, opened[name]) for name in case.experiments if name in opened):
         ours, *theirs = (_read(study, read, background) for read in (case.ours, *case.theirs))
         if ours is None:
@@ -90,7 +90,7 @@ def _read(study: OpenStudy, read: ReadOut, background: Background) -> MeasuredRe
 
 
 def _noise(wanted: ReadOut, opened: Opened, background: Background) -> Noise | None:
-    """What training changes at a width: of all that the algorithm was trained for with several seeds."""
+    """The noise of training at a width, from MatQuant and the Baseline where they have several seeds."""
     plan = wanted.plan.removesuffix("+ep")
     for home in (opened[name] for name in background.seeds.get(wanted.base, ()) if name in opened):
         reads = (ReadOut(wanted.base, method, plan) for method in ("MatQuant", "Baseline"))
@@ -101,7 +101,7 @@ def _noise(wanted: ReadOut, opened: Opened, background: Background) -> Noise | N
 
 
 def paper_text(case: Case) -> str:
-    """`Table 1: Gemma-2 2B +1.0, ...`: the difference of Task Avg as the paper prints it; empty where it does not."""
+    """`Table 1: Gemma-2 2B +1.0, ...`: the difference of Task Avg as the paper prints it; empty if it does not."""
     if case.table is None or not case.theirs:
         return ""
     found = printed(case.table, case.ours, case.theirs[0])

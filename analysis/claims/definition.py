@@ -1,4 +1,4 @@
-"""The definition of a study: what studies/NAME/study.py says, as data, and where the files of a study lie."""
+"""The definition of a study, which studies/NAME/study.py holds as data, and the places of a study's files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class DocumentPart:
     """An experiment of a study as a section of its document.
 
-    `tables`: of MatQuant, to stand beside ours.  `figures`: of `gallery`.  `nested`: the objective of the checkpoint
-    that Figure 1b follows, where the experiment has several of that name.
+    `tables`: the numbers of MatQuant's tables that stand beside ours.  `figures`: names in `gallery`.  `nested`: the
+    objective of the checkpoint that Figure 1b shows, if the experiment has several MatQuant checkpoints.
     """
 
     name: str
@@ -34,7 +34,10 @@ class DocumentPart:
 
 @dataclass(frozen=True)
 class HeadlineRow:
-    """A row: read-outs of one method, whose label is `row` in `experiment`; at its own width `parent` is read as is."""
+    """A row of the headline's table: the read-outs of one method, which `experiment` labels `row`.
+
+    `parent`: the label at int8 instead, if nothing is sliced there.
+    """
 
     algorithm: str
     words: str
@@ -45,7 +48,7 @@ class HeadlineRow:
 
 @dataclass(frozen=True)
 class Headline:
-    """What stands of a study in README.md: a figure of a part, words/headline.md, and a table of log perplexity."""
+    """The share of a study in README.md: a figure of a part, words/headline.md, and a table of log perplexity."""
 
     part: str
     figure: str
@@ -58,9 +61,9 @@ class StudyDefinition:
     """A study: its parts are experiments, and its claims are held against what was measured in them.
 
     `introduction` opens the document.  `words`: the files of words/ that stand in it after the experiments, in this
-    order.  `seeds` and `unigram`: see `cases.Background`.  `remarks`: sentences about a rule (by its name in
-    `verdicts.RULES`) for want of which it would be misread here.  `changes`: what was altered in the rules, or in what
-    they are applied to, after results had been seen, and when.
+    order.  `seeds` and `unigram`: see `cases.Background`.  `remarks`: sentences that keep a rule from
+    being misread in this study, by its name in `verdicts.RULES`.  `changes`: the changes to the rules, or to the cases
+    they are applied to, that were made after results had been seen, and their occasions.
     """
 
     title: str
@@ -117,11 +120,11 @@ class StudyFolder:
         return (self.path / "words" / f"{name}.md").read_text(encoding="utf-8").strip()
 
     def definition(self) -> StudyDefinition:
-        """What study.py defines; UserError where there is none."""
+        """Loads the definition from study.py; UserError if there is none."""
         path = self.path / "study.py"
         if not path.is_file():
             raise UserError(f"{path} does not exist; it defines the study: STUDY = StudyDefinition(...)")
-        # A package of its own, wherever the folder lies: it finds its other modules beside it.
+        # A package of its own, wherever the folder lies, so that it finds its other modules.
         name = f"studies.{self.name}"
         spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(self.path)])
         assert spec is not None
@@ -135,12 +138,12 @@ class StudyFolder:
 
 
 def study_names() -> list[str]:
-    """The studies that there are."""
+    """The names of all studies."""
     return [path.name for path in study_folders()]
 
 
 def study_folder(name: str) -> StudyFolder:
-    """The folder of a study; UserError, with the studies that there are, where there is none of that name."""
+    """The folder of a study; UserError, with the names of all studies, if none has that name."""
     found = {path.name: path for path in study_folders()}
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)

@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 COMMAND = "matquant study"
 GAP = "not measured yet"
 HONESTY = (
-    "What stands in a table, in a figure or in the verdict on a claim is taken from result files by code; a claim that "
-    "fails is a finding and stands here as one; what nobody has measured yet is a gap."
+    "Every number in a table, a figure or a verdict is taken from result files by code. A claim that fails is a "
+    "finding and stands here as one. A number that nobody has measured yet is a gap."
 )
-CHANCE_NOTE = f"Who guesses has a Task Avg of {100 * sum(CHANCE.values()) / len(CHANCE):.1f}."
+CHANCE_NOTE = f"Guessing has a Task Avg of {100 * sum(CHANCE.values()) / len(CHANCE):.1f}."
 
 
 @dataclass(frozen=True)
 class Document:
-    """The markdown, its figures by file name, and what stands of it in README.md, if anything does."""
+    """The markdown, its figures by file name, and its share of README.md, if it has one."""
 
     text: str
     figures: Mapping[str, Plot]
@@ -53,7 +53,7 @@ class Document:
 
 
 def document(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> Document:
-    """The document of a study; `opened`: its experiments that there are, and `folder` has its words."""
+    """The document of a study; `opened` has its experiments that exist, and `folder` its words."""
     drawn = {part.name: figures_of(part, opened[part.name]) for part in study.parts if part.name in opened}
     blocks = [
         f"# {study.title}",
@@ -89,12 +89,12 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
     cells = {cell.id for one in opened.values() for cell in one.study.cells}
     measured = len(loaded.expected) - len(loaded.missing)
     yield f"{study.introduction} {HONESTY}".strip()
+    measure = f"matquant launch experiment={name}/PART"
     yield "\n".join(
         [
             "```",
-            f"matquant launch experiment={name}/PART           # measures what is missing of a part: "
-            + ", ".join(part.name for part in study.parts),
-            f"{COMMAND} {name}    # draws this document again, from results alone",
+            f"{measure}    # measures what is missing of a part: " + ", ".join(part.name for part in study.parts),
+            f"{f'{COMMAND} {name}':{len(measure)}}    # draws this document again, from results alone",
             "```",
         ]
     )
@@ -105,7 +105,7 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
         *provenance_rows(loaded),
     ]
     yield "\n".join(f"- {name}: {text}" for name, text in facts)
-    yield "What each algorithm is given, as configured:"
+    yield "The text and the training of each algorithm, as configured:"
     yield markdown_rows(budgets(opened))
 
 
@@ -124,7 +124,7 @@ def together(opened: Opened) -> LoadedResults:
 
 
 def _of_so_many(study: OpenStudy, frame: pd.DataFrame) -> pd.DataFrame:
-    """`boolq of 300`: the same task on more documents is another."""
+    """Tasks renamed to `boolq of 300`: the same task on more documents is another."""
     limit = study.study.setup.readout.limit or "all"
     return frame.assign(task=frame["task"].where(frame["task"] == LOG_PPLX, frame["task"] + f" of {limit}"))
 
@@ -196,7 +196,7 @@ def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
     yield "## Claims"
     sentence = f"{checks.count(False)} cases of {len(study.claims)} claims. {tally(study, opened).capitalize()}."
     besides = (
-        f" Besides them there are {checks.count(True)} checks, cases of ours that ask what an outcome is owed to."
+        f" Besides them there are {checks.count(True)} checks: cases of ours that look for the cause of an outcome."
         if any(checks)
         else ""
     )
@@ -211,7 +211,7 @@ def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
     }
     yield "\n".join(f"- *{name}.* {text}" for name, text in rules.items())
     if study.changes:
-        yield "When they were made, and what was altered after results had been seen:"
+        yield "The making of the rules, and their changes after results had been seen:"
         yield "\n".join(f"- {change}" for change in study.changes)
 
 
@@ -265,7 +265,7 @@ def beside(number: int, study: OpenStudy) -> Table:
 
 
 def figures_of(part: DocumentPart, study: OpenStudy) -> dict[str, Plot]:
-    """Those of the part's figures that its results make up."""
+    """The figures of a part for which there are results."""
     if study.loaded.frame.empty:
         return {}
     found = {}
@@ -276,7 +276,7 @@ def figures_of(part: DocumentPart, study: OpenStudy) -> dict[str, Plot]:
 
 
 def _rows_of(figure: str, part: DocumentPart, rows: pd.DataFrame) -> pd.DataFrame:
-    """Of the codes Baseline and MatQuant alone; at the widths one checkpoint of each name."""
+    """The rows of a figure: codes show Baseline and MatQuant alone, Figure 1b one MatQuant checkpoint."""
     if figure == "codes":
         return rows[rows["method"].isin(["Baseline", "MatQuant"]) & (rows["base"] != "minmax")]
     if part.nested is not None and figure.startswith("widths"):
@@ -285,8 +285,8 @@ def _rows_of(figure: str, part: DocumentPart, rows: pd.DataFrame) -> pd.DataFram
 
 
 def _gaps(opened: Opened) -> Iterator[str]:
-    """What is missing and what is wrong, at the end; nothing where there is neither."""
-    # Experiments share cells, and each leaves out what another one has measured on more documents, or fewer.
+    """The problems and the missing results, at the end; nothing if there are none."""
+    # Not a problem: experiments share cells, and each leaves out the results of another on more or fewer documents.
     problems = dict.fromkeys(
         problem for study in opened.values() for problem in study.loaded.problems if LEFT_OUT not in problem
     )

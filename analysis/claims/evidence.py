@@ -1,4 +1,4 @@
-"""What was measured about a claim: read-outs by the paper's names, paired on the same documents, in words."""
+"""The evidence for a claim: read-outs by the paper's names, paired on the same documents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NARROW = Slice(2)
 
 @dataclass(frozen=True)
 class ReadOut:
-    """A read-out as the tables name it; `facts` tell it from its namesakes: `weights`, or `base.student_input`."""
+    """A read-out as the tables name it; `facts` tell it from others of that name: `weights`, `base.student_input`."""
 
     base: str
     method: str
@@ -42,16 +42,16 @@ class ReadOut:
 
     @property
     def name(self) -> str:
-        """What tells rivals apart: `Sliced int8`, `pyramid`, `int6`."""
+        """The part of the name in which rivals differ: `pyramid`, or `MatQuant at int6`."""
         mixed = self.method.removeprefix("Mix'n'Match ")
         return mixed if mixed != self.method else f"{self.method} at {self.plan}"
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What training once more changes: standard deviations over seeds, pooled, with their degrees of freedom.
+    """The noise of training: pooled standard deviations over seeds, with their degrees of freedom.
 
-    `codes`: of the mean code and of the share of weights in the highest bucket; zeros where no seed's codes are known.
+    `codes`: of the mean code and of the share of weights in the highest bucket; zeros if no seed's codes are known.
     """
 
     task_avg: float
@@ -60,17 +60,17 @@ class Noise:
     codes: tuple[float, float] = (0.0, 0.0)
 
     def reach(self, num_seeds: int) -> float:
-        """How many of them two means over so many seeds may lie apart by training alone, 19 times in 20."""
+        """The standard deviations that two means over so many seeds stay within by training alone, 19 times in 20."""
         return float(student_t.ppf(1 - LEVEL / 2, self.freedom)) * math.sqrt(2 / num_seeds)
 
 
 @dataclass(frozen=True)
 class MeasuredReadOut:
-    """What one read-out has reached: for every seed the outcomes of every document; its bits and codes.
+    """A read-out as measured: for every seed the outcomes of every document; its bits and codes.
 
-    `codes`: of the seeds that have them; `cells`: the ids of its checkpoints; `noise`: what training such a one once
-    more changes, where that is known; `unigram`: nats per token of a unigram model of the training text, where that is
-    known: a log perplexity above it is that of a model that has failed.
+    `codes`: of the seeds that have them.  `cells`: the ids of its checkpoints.  `noise`: the noise of training at that
+    width, if known.  `unigram`: nats per token of a unigram model of the training text, if known; a model with a higher
+    log perplexity has failed.
     """
 
     read: ReadOut
@@ -113,7 +113,7 @@ def _task_avg(outcomes: Outcomes) -> float:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured, in words, what it says about the claim, and in which experiment of the study it was."""
+    """The outcome of a case: the measurement in words, the verdict, and the experiment that was measured."""
 
     measured: str
     verdict: Verdict
@@ -123,25 +123,26 @@ class Finding:
 NOT_MEASURED = Finding("", Verdict("not measured yet"))
 
 Judge = Callable[[MeasuredReadOut, Sequence[MeasuredReadOut]], Finding]
-"""What a claim asks of its read-out and of those it is held against."""
+"""The rule of a claim, which takes its read-out and the ones that it is held against."""
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def cells_of(study: OpenStudy, read: ReadOut) -> list[tuple[int, str, str]]:
-    """Seed, cell id and plan label of a read-out, a line for each seed; empty where the study has no such read-out.
+    """Seed, cell id and plan label of a read-out, a line for each seed; empty if the study has no such read-out.
 
-    Raises ValueError where the words fit several configurations: then `facts` have to tell them apart.
+    Raises ValueError if several configurations fit; `facts` have to tell them apart.
     """
     expected = study.loaded.expected.drop_duplicates(["cell_id", "plan"])
-    # A searched plan carries after a dash how it was searched for.
+    # After a dash, the label of a searched plan names its search.
     plans = expected["plan"].str.partition("-")[0]
     found = expected[(expected["base"] == read.base) & (expected["method"] == read.method) & (plans == read.plan)]
     cells = {cell.id: cell for cell in study.study.cells}
     fits = [_has(cells[row["cell_id"]], row, read.facts) for row in found.to_dict("records")]
     found = found[np.array(fits, dtype=bool)]
     if found["config_id"].nunique() > 1:
-        raise ValueError(f"{read} fits several configurations of {study.study.name}: {', '.join(found['label'])}")
+        labels = ", ".join(found["label"])
+        raise ValueError(f"{read} fits several configurations of {study.study.name}: {labels}; add facts")
     return list(found[["seed", "cell_id", "plan"]].itertuples(index=False, name=None))
 
 
@@ -152,7 +153,7 @@ def _has(cell: Cell, row: Mapping[Any, Any], facts: Mapping[str, str]) -> bool:
 
 
 def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
-    """A read-out with all seeds that are measured on every task; None where there is none."""
+    """A read-out with all seeds that are measured on every task; None if there is none."""
     seeds: dict[int, Outcomes] = {}
     cells = cells_of(study, read)
     loaded = study.loaded
@@ -172,7 +173,7 @@ def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
 
 
 def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:
-    """What a training changes, from read-outs of the same width with several seeds each; None where none has them."""
+    """The noise of training, from read-outs of one width with several seeds each; None if none has several."""
     each = [[(_task_avg(found), float(found[LOG_PPLX].mean())) for found in read.seeds.values()] for read in several]
     freedom = sum(len(pairs) - 1 for pairs in each)
     if freedom < 1:
@@ -183,7 +184,7 @@ def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:
 
 
 def _deviations(each: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
-    """Standard deviations of pairs within each group, pooled; zeros where no group has two."""
+    """Pooled standard deviations within groups of pairs, for both numbers of a pair; zeros if no group has two."""
     several = [np.array(pairs) for pairs in each if len(pairs) > 1]
     if not several:
         return 0.0, 0.0
@@ -193,7 +194,7 @@ def _deviations(each: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, f
 
 
 def places(codes: Codes) -> tuple[float, float]:
-    """The mean code, and the share of weights in the highest bucket of int2: what overflows is clamped into it."""
+    """The mean code, and the share of weights in the highest bucket of int2, into which the overflow is clamped."""
     return codes.mean, float(bucket_shares(codes, NARROW)[-2:].sum())
 
 
@@ -207,7 +208,7 @@ def paired_gains(ours: MeasuredReadOut, theirs: MeasuredReadOut) -> PairedGains:
         _gain(log_pplx, -1, [difference for _, difference in each]),
         both_failed=ours.has_failed and theirs.has_failed,
     )
-    # Two read-outs of one checkpoint owe nothing to training.
+    # Two read-outs of one checkpoint do not differ by training.
     if ours.noise is None or ours.cells & theirs.cells:
         return found
     reach = ours.noise.reach(len(seeds))
@@ -227,7 +228,7 @@ def _differences(ours: Outcomes, theirs: Outcomes) -> tuple[Difference, Differen
 
 
 def _means(ours: Outcomes, theirs: Outcomes) -> tuple[float, float]:
-    """The same differences without their errors."""
+    """The mean differences of Task Avg and log perplexity, without errors."""
     tasks = [task for task in ours if task != LOG_PPLX]
     task_avg = np.mean([ours[task].mean() - theirs[task].mean() for task in tasks])
     return float(task_avg), float(ours[LOG_PPLX].mean() - theirs[LOG_PPLX].mean())
@@ -244,22 +245,22 @@ def _gain(difference: Difference, sign: int, by_seed: Sequence[float]) -> Gain:
 
 
 def over_chance(read: MeasuredReadOut) -> Gain:
-    """Task Avg over what guessing reaches; without BoolQ, whose two answers are not equally frequent."""
+    """The gain of Task Avg over guessing, without BoolQ, whose two answers are not equally frequent."""
     values = {task: values for task, values in read.outcomes.items() if task not in (LOG_PPLX, "boolq")}
     pairs = [(of_task.tolist(), [CHANCE[task]] * len(of_task)) for task, of_task in values.items()]
     return _gain(paired_bootstrap(pairs), +1, [])
 
 
 def below_unigram(read: MeasuredReadOut) -> Gain:
-    """How far log perplexity lies below what the frequencies of single tokens reach."""
+    """The gain of log perplexity over a unigram model, which knows only the frequencies of tokens."""
     if read.unigram is None:
-        raise UserError("the rule about models that train or fail needs `unigram` in the study's definition")
+        raise UserError("the rule about models that train or fail has no limit; add unigram=NATS to STUDY in study.py")
     values = read.outcomes[LOG_PPLX]
     return _gain(paired_bootstrap([(values.tolist(), [read.unigram] * len(values))]), -1, [])
 
 
 def signed(value: float, form: str) -> str:
-    """`+0.4`, `−0.31`; what rounds to zero is `+0.0`."""
+    """A number with its sign: `+0.4`, `−0.31`; one that rounds to zero is `+0.0`."""
     return f"{value:+z{form}}".replace("-", "−")
 
 

@@ -40,9 +40,9 @@ def headline_block(headline: Headline, opened: Opened, words: str, image: str) -
 
 
 def placed(readme: str, study: str, block: str) -> str:
-    """README with the block between the marks of a study; ValueError where it has none."""
+    """README with the block between the marks of a study; ValueError if it has none."""
     first, last = f"<!-- study {study}:", f"<!-- end of study {study} -->"
     found = re.compile(rf"({re.escape(first)}[^>]*-->\n).*?(\n{re.escape(last)})", re.DOTALL)
     if found.search(readme) is None:
-        raise ValueError(f"README.md has no place for the study: {first} ... --> and {last}")
+        raise ValueError(f"README.md has no place for the study; add the lines {first} ... --> and {last}")
     return found.sub(lambda marks: f"{marks[1]}\n{block}\n{marks[2]}", readme, count=1)

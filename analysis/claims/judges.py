@@ -1,4 +1,4 @@
-"""Judges: each reads what was measured by one rule of `verdicts`, and says it in words."""
+"""Judges: each applies one rule of `verdicts` to measured read-outs, and words the measurement."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from analysis.frame.code_counts import bucket_shares
 
 
 def p_text(gain: Gain) -> str:
-    """A bootstrap says no more than that p is small where no draw, or hardly one, had the other sign."""
+    """A p-value in words; the draws of a bootstrap are too few to tell values below 0.001 apart."""
     return f"p = {gain.p_value:.2g}" if gain.p_value >= 0.001 else "p < 0.001"
 
 
 def nats(gain: Gain) -> str:
-    """`−0.31 ± 0.02 nats (p < 0.001)`: ours minus theirs, so that less is better; a digit more where that is zero."""
+    """`−0.31 ± 0.02 nats (p < 0.001)`: ours minus theirs, so that less is better; a digit more if that is zero."""
     form = ".2f" if gain.stderr >= 0.005 else ".3f"
     return f"{signed(-gain.mean, form)} ± {gain.stderr:{form}} nats ({p_text(gain)})"
 
@@ -41,14 +41,14 @@ def points(gain: Gain) -> str:
 
 
 def noise_text(found: PairedGains) -> str:
-    """`; by training alone up to 0.84 nats, 3.8 points`; empty where nobody knows."""
+    """`; by training alone up to 0.84 nats, 3.8 points`; empty if it is unknown."""
     if not (found.log_pplx.noise or found.task_avg.noise):
         return ""
     return f"; by training alone up to {found.log_pplx.noise:.2f} nats, {100 * found.task_avg.noise:.1f} points"
 
 
 def difference_text(found: PairedGains) -> str:
-    """Both measures, and where there are several seeds the differences of each."""
+    """The differences in both measures, and those of each seed if there are several."""
     text = f"{nats(found.log_pplx)}, {points(found.task_avg)}{noise_text(found)}"
     if not found.log_pplx.by_seed:
         return text
@@ -90,7 +90,7 @@ def collapsed(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Findi
 
 
 def between(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
-    """`theirs`: the wider and the narrower trained width of the same checkpoint."""
+    """Judges an interpolated width; `theirs`: the wider and the narrower trained width of the checkpoint."""
     wider, narrower = theirs
     to_wider, to_narrower = paired_gains(ours, wider).log_pplx, paired_gains(ours, narrower).log_pplx
     text = (
@@ -135,7 +135,7 @@ def higher_codes(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Fi
 
 
 def bits(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
-    """`theirs`: the parent as it is rounded to nearest, whose overflow owes nothing to training."""
+    """Judges effective bits; `theirs`: a parent rounded to nearest, whose overflow does not come from training."""
     text = f"{ours.effective_bits:.3f} bits"
     for codes in (codes for read in theirs for codes in read.codes.values()):
         text += f"; the same grid untrained: {NARROW.bits + bucket_shares(codes, NARROW)[-1]:.3f}"

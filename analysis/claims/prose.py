@@ -5,7 +5,8 @@
     {qat/MatQuant/int2/task_avg - qat/Baseline (QAT)/int2/task_avg}    a difference, signed
     {omniquant/MatQuant/base.num_steps}               a setting of the row's cell, for which nothing has to be measured
 
-Accuracies are in percent, log perplexity in nats per token.  What cannot be filled in is a gap that is seen.
+Accuracies are in percent, log perplexity in nats per token.  A placeholder that cannot be filled in becomes a visible
+gap.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
 
 PLACEHOLDER = re.compile(r"\{([a-z0-9_]+/(?:[^{}]|\{[^{}]*\})+)\}")
-"""A row's own name may hold one pair of braces, as {int8: 1, int4: 1, int2: 1}."""
+"""A placeholder; a row's own name may hold one pair of braces, as {int8: 1, int4: 1, int2: 1}."""
 
 MINUS = " - "
 
@@ -47,7 +48,7 @@ def gaps(text: str, opened: Mapping[str, OpenStudy]) -> list[str]:
 
 
 def resolve(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
-    """What stands for a placeholder; None where there is no such row, or it is not measured."""
+    """The text for a placeholder; None if there is no such row, or it is not measured."""
     first, minus, second = address.partition(MINUS)
     ours, theirs = number(first, opened), number(second, opened) if minus else 0.0
     if ours is None or theirs is None:
@@ -64,19 +65,19 @@ def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
     if experiment not in opened or len(parts) != 3:
         return None
     rows, (name, plan, column) = opened[experiment].rows, parts
-    # A searched plan carries after a dash how it was searched for.
+    # After a dash, the label of a searched plan names its search.
     found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
     accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
     if len(found) != 1 or column.removesuffix(STDERR) not in (*accuracies, LOG_PPLX, *COST_COLUMNS):
         return None
     row = found.iloc[0]
-    # The bits of a width are known before anything is measured; a number of the text is one that was.
+    # The bits of a width are known before anything is measured; the text shows measured rows only.
     value = math.nan if pd.isna(row[[TASK_AVG, LOG_PPLX]]).all() else float(row[column])
     return None if math.isnan(value) else 100 * value if column.removesuffix(STDERR) in accuracies else value
 
 
 def setting(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
-    """A setting by its dotted key, if all cells that a name stands for have the same."""
+    """A setting by its dotted key; None unless all cells of that name have the same."""
     experiment, _, place = address.strip().partition("/")
     name, _, key = place.rpartition("/")
     if experiment not in opened:

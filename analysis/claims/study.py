@@ -1,6 +1,6 @@
 """Draws the document of a study from its results: studies/NAME/document.md, its figures and the head of README.md.
 
-Nothing is measured here.  How to write a study of your own: studies/README.md.
+Nothing is measured here.  studies/README.md explains how to write a study of your own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHOWN_LINES = 20
 
 
 def open_parts(folder: StudyFolder, study: StudyDefinition, *overrides: str) -> Opened:
-    """Every experiment of a study that there is; `overrides` are those of run.py, such as `paths.results=DIR`."""
+    """Every existing experiment of a study; `overrides` are those of `matquant run`, as `paths.results=DIR`."""
     from matquant.config.study import load_study
 
     written = folder.experiments
@@ -58,7 +58,7 @@ def write(drawn: Document, folder: StudyFolder, readme: Path | None = None) -> P
 
 
 def out_of_date(drawn: Document, folder: StudyFolder, readme: Path | None = None) -> list[str]:
-    """A sentence for each file that is not what would be written; figures have to be there, whatever is in them."""
+    """A sentence for each file that differs from the one that would be written; of figures, for a missing one."""
     found = []
     for path, text in _texts(drawn, folder, readme).items():
         written = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -70,7 +70,7 @@ def out_of_date(drawn: Document, folder: StudyFolder, readme: Path | None = None
 
 
 def _texts(drawn: Document, folder: StudyFolder, readme: Path | None) -> dict[Path, str]:
-    """The document and, where the study has a place in it, the README, with what is to stand in them."""
+    """The paths of the document and, if the study has a place in it, of the README, with their texts."""
     texts = {folder.document: drawn.text}
     if readme is not None and drawn.headline is not None:
         texts[readme] = placed(readme.read_text(encoding="utf-8"), folder.name, drawn.headline)

@@ -1,4 +1,4 @@
-"""Claims with their verdicts, as tables: how many cases came to which, and case by case what was measured."""
+"""Claims with their verdicts, as tables: the number of cases with each verdict, and the measurement of each case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADS = ("Claim", "Source", "Case", "The paper, Task Avg", "Measured here", "Ver
 
 
 def glance(study: StudyDefinition, opened: Opened) -> Table:
-    """A row for each claim: how many of its cases came to which verdict, checks not among them."""
+    """A row for each claim: the number of its cases with each verdict, without checks."""
     heads = ("Claim", *(word.capitalize() for word in WORDS), "Checks")
     rows = []
     for claim in study.claims:
@@ -31,7 +31,7 @@ def glance(study: StudyDefinition, opened: Opened) -> Table:
 
 
 def claims_table(study: StudyDefinition, opened: Opened) -> Table:
-    """A row for each case of each claim: what the paper prints, what we measured, and the verdict."""
+    """A row for each case of each claim: the paper's number, our measurement, and the verdict."""
     sections = []
     for claim in study.claims:
         rows = []
@@ -46,7 +46,7 @@ def claims_table(study: StudyDefinition, opened: Opened) -> Table:
 
 
 def _notes(study: StudyDefinition) -> tuple[str, ...]:
-    """How to read the cases."""
+    """The notes on reading the cases."""
     with_one_seed = dict.fromkeys(case.ours.base for case in study.cases if case.ours.base not in study.seeds)
     named = f" ({', '.join(BASE_NAMES.get(base, base) for base in with_one_seed)})" if with_one_seed else ""
     return (
@@ -54,18 +54,18 @@ def _notes(study: StudyDefinition) -> tuple[str, ...]:
         "better) and percent points of Task Avg (more is better), ± standard error, with the p-value of a paired "
         "bootstrap.",
         "In square brackets: the 95 % interval.",
-        f"p-values are not corrected for their number: of twenty differences that are none, one has p < {LEVEL}.",
-        "By training alone: so far two trainings that differ in nothing but their seed, which draws their text and "
-        "batches, may lie apart, 19 times in 20. Where nothing is said of it both read-outs are of one checkpoint, the "
-        f"algorithm was trained with one seed{named} and nobody knows, or the rule does not ask.",
+        f"p-values are not corrected for their number: where nothing differs, one of twenty is still below {LEVEL}.",
+        "By training alone: two trainings with different seeds, which draw text and batches, differ by less than this "
+        "19 times in 20. It is not stated where both read-outs are of one checkpoint, where the algorithm was trained "
+        f"with one seed{named}, and where the rule does not need it.",
         "In brackets after a case: the experiment below that it is read from.",
-        "A check is a case of ours, added when the claim's own had been seen: it asks what their outcome is owed to.",
+        "A check is a case of ours, added after the results of the claim's own cases: it looks for their cause.",
         "The paper: the same difference of Task Avg as its table prints it, model by model; – where it prints a dash. "
         "Empty where it prints none: MatGPTQ's accuracies and the points of figures are not among the numbers we have.",
     )
 
 
 def tally(study: StudyDefinition, opened: Opened) -> str:
-    """`holds: 3; does not hold: 1`: how many cases came to which verdict, checks not among them."""
+    """`holds: 3; does not hold: 1`: the number of cases with each verdict, without checks."""
     found = [find(case, opened, study.background).verdict.word for case in study.cases if not case.is_check]
     return "; ".join(f"{word}: {found.count(word)}" for word in WORDS if word in found)

@@ -1,8 +1,8 @@
-"""Verdicts: what a paired measurement says about a claim.
+"""Verdicts: the rules that turn a paired measurement into a verdict on a claim.
 
-The rules are the same for every claim and printed with the claims: the words of a function here are the words of the
-document.  In them stand `{unigram}` for the study's log perplexity of a model that has failed, and `{remark}` for what
-the study has to say about a rule.
+The rules are the same for every claim and are printed with the claims: the docstring of a rule is its text in the
+document.  `{unigram}` in it stands for the log perplexity above which a model of the study has failed, and `{remark}`
+for the study's own remark on the rule.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NORMAL = 1.96
 ABOUT_TWO = (2.00, 2.10)
 
 LEAST_MOVE = (0.1, 0.001)
-"""Of the mean code, and of the share of weights in a bucket: what moves by less in both has not moved to speak of."""
+"""The least changes of the mean code and of a bucket's share of weights; smaller ones in both count as none."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of four words, and in a few more why it is this one."""
+    """One of four words, and the reason for it in a few more."""
 
     word: Word
     why: str = ""
@@ -43,10 +43,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much better ours is than theirs in one measure, paired: positive is better, whatever the measure.
+    """The gain of ours over theirs in one measure, paired: positive is better, whatever the measure.
 
-    `by_seed`: the same for every seed that both were trained with, where there are several.  `noise`: as large a
-    difference as training once more would make, in the mean over so many seeds; 0 where that is not known.
+    `by_seed`: the same for every seed that both were trained with, if there are several.  `noise`: the difference that
+    another training could make in the mean over so many seeds; 0 if unknown.
     """
 
     mean: float
@@ -62,7 +62,7 @@ class Gain:
 
     @property
     def is_of_training(self) -> bool:
-        """True if other documents and training once more could together make as large a difference."""
+        """True if other documents and another training could together make as large a difference."""
         return self.noise > 0 and abs(self.mean) <= math.hypot(NORMAL * self.stderr, self.noise)
 
     @property
@@ -80,12 +80,12 @@ class Gain:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %: 1.96 standard errors over documents and what training once more changes, to each side of the mean."""
+        """The 95 % interval: 1.96 standard errors over documents and the noise of training, either side of the mean."""
         return self._within(math.hypot(NORMAL * self.stderr, self.noise))
 
     @property
     def wary_interval(self) -> tuple[float, float]:
-        """The same of a share of documents, never narrower than what n documents can hide (the rule of three)."""
+        """The interval of a share of documents, never narrower than n documents allow (the rule of three)."""
         return self._within(max(NORMAL * self.stderr, 3 / self.num_documents))
 
     def _within(self, half: float) -> tuple[float, float]:
@@ -173,7 +173,7 @@ def interpolates(over_narrower: Gain, over_wider: Gain) -> Verdict:
     """Holds: in log perplexity the width lies between its trained neighbours, within one paired standard error.
 
     Does not hold: it is significantly worse than the narrower neighbour.  Cannot be told: it is worse than that by more
-    than a standard error, but not significantly.  That it is better than both does the claim no harm.
+    than a standard error, but not significantly.  A width better than both still holds.
     """
     if over_narrower.worse:
         return Verdict("does not hold", "worse than the narrower width")
@@ -235,8 +235,8 @@ def codes_move_up(moves: tuple[float, float], noise: tuple[float, float] = (0.0,
     """Holds: the mean code and the share of weights in the highest int2 bucket are both larger.
 
     Does not hold: neither is.  Cannot be told: the two disagree, another training run could make as large a difference
-    (Student's t over the seeds there are), or neither moves to speak of: less than a tenth of a code and of a percent
-    of the weights.  Codes are counted, all of them: there is no other test.
+    (Student's t over the seeds there are), or both changes are small: less than a tenth of a code and less than a tenth
+    of a percent of the weights.  All codes are counted, so no other test is needed.
     """
     if all(abs(move) < least for move, least in zip(moves, LEAST_MOVE, strict=True)):
         return Verdict("cannot be told at this scale", "codes hardly move")
@@ -249,7 +249,7 @@ def codes_move_up(moves: tuple[float, float], noise: tuple[float, float] = (0.0,
 
 
 def about_two(effective_bits: float) -> Verdict:
-    """Holds: between 2.00 and 2.10 effective bits.  Does not hold: outside.  Bits are counted: there is no test."""
+    """Holds: between 2.00 and 2.10 effective bits.  Does not hold: outside.  Bits are counted, so no test is needed."""
     low, high = ABOUT_TWO
     return Verdict("holds" if low <= effective_bits <= high else "does not hold")
 
@@ -268,7 +268,7 @@ RULES: Mapping[str, Callable[..., Verdict]] = {
 
 
 def rule_text(rule: Callable[..., Any], *, unigram: float | None = None, remark: str = "") -> str:
-    """The words of a rule, on one line, with what a study says of it."""
+    """The words of a rule, on one line, with the remark of a study."""
     text = " ".join((inspect.getdoc(rule) or "").split())
     text = text.replace("{unigram}", "token frequencies" if unigram is None else f"{unigram:.2f} nats")
     return text.replace(" {remark}", f" {remark}" if remark else "")

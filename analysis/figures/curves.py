@@ -27,7 +27,7 @@ SLICE_STYLES = {
     2: Style("#D55E00", "v"),
 }
 TERM = re.compile(r"(?:int(\d)(?:\+ep)?|\d(?:\+ep)?->(\d)(?:\+ep)?)")
-"""What train.jsonl calls the loss of a term: `int2`, `int2+ep`, `8->2`."""
+"""The name of a term's loss in train.jsonl: `int2`, `int2+ep`, `8->2`."""
 
 
 def read_log(text: str) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def read_log(text: str) -> pd.DataFrame:
 
 
 def _record(line: str) -> dict[str, float]:
-    """A line as numbers; nothing of one that was cut short."""
+    """The numbers of a line; none of one that was cut short."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError:

@@ -98,7 +98,7 @@ def points(rows: pd.DataFrame, base: str, value: str) -> pd.DataFrame:
 
 
 def printed_points(model: str, base: str, value: str) -> pd.DataFrame:
-    """The same of what MatQuant v3 prints in Tables 1 and 2, corrected where it is known to be wrong."""
+    """The points that MatQuant v3 prints in Tables 1 and 2, with known errors corrected."""
     frame = published.table(1 if base == "omniquant" else 2)
     frame = frame[(frame["model"] == model) & (frame["metric"] == value)].dropna(subset="value")
     objective = Objective.parse(8, {"int8": 1, "int4": 1, "int2": 1})
@@ -134,7 +134,7 @@ def _lines(axes: Axes, found: pd.DataFrame, *, faint: bool) -> None:
     look = {"alpha": 0.35 if faint else 1.0, "zorder": 2 if faint else 4}
     for full in found.loc[found["line"] == "full", "value"]:
         axes.axhline(full, **FULL_LINE, zorder=1)
-    # MatQuant comes last, on top, and with the smallest marker, so that what it covers still shows around it.
+    # MatQuant comes last, on top, and with the smallest marker, so that covered markers still show around it.
     for line in reversed(LINES):
         on = found[found["line"] == line.name].sort_values("bits")
         if on.empty:

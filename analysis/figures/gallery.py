@@ -1,4 +1,4 @@
-"""Which figures a study has, each drawn at the width that is asked for, with the words that explain it."""
+"""The figures of a study, each drawn at the width that is asked for, with the words that explain it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matquant.notation import Plan
 
 MAX_PANELS = 6
-"""Curves and plans of more cells than this are a wall, not a figure; the rest is in the notebooks."""
+"""The most panels of curves or plans in a figure; notebooks show the others."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def _pareto(loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes]) 
             yield Plot(
                 "pareto" if size == "effective" else f"pareto_{size}",
                 label,
-                "Bars: one standard error. The pale stairs pass through the read-outs that no other one beats with as "
-                "little; all others are faint.",
+                "Bars: one standard error. The pale stairs pass through the read-outs that no other one beats at the "
+                "same or a smaller size; all others are faint.",
                 lambda width, size=size: pareto_figure(
                     rows, loaded.tasks, size=size, num_parameters=parameters, width=width
                 ),
@@ -72,7 +72,7 @@ def _pareto(loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes]) 
 
 
 def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
-    """Figure 1b, for the algorithm that is nested."""
+    """Figure 1b, for the algorithm that has a nested checkpoint."""
     nested = rows[rows["method"].str.startswith("MatQuant")]
     base = nested["base"].iloc[0] if len(nested) else None
     for value, name in ((TASK_AVG, "widths"), (LOG_PPLX, "widths_log_pplx")):
@@ -107,7 +107,7 @@ def _mixed(study: Study, store: ResultStore | None, rows: pd.DataFrame, codes: d
         layers = list(codes[cell.id].num_weights)
         first = dict(list(shown.items())[:MAX_PANELS])
         yield Plot(
-            "plans", "Which layer is read at which width", "", lambda width: plan_figure(first, layers, width=width)
+            "plans", "The width that each layer is read at", "", lambda width: plan_figure(first, layers, width=width)
         )
 
 

@@ -62,7 +62,7 @@ def histogram_figure(panels: Mapping[str, Mapping[str, Codes]], *, to: Slice = N
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
-    """The colour that a method has in all figures, where no other name has taken it."""
+    """The colour that a method has in all figures, unless another name has taken it."""
     free = {method: style.colour for method, style in METHOD_STYLES.items()}
     others = cycle(style.colour for style in OTHER_STYLES)
     colours = {}
@@ -73,7 +73,7 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def _draw_codes(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, str], to: Slice) -> None:
-    """The share of every code; the ends, where clipping gathers codes, are written where they do not fit."""
+    """The share of every code; the ends, where clipping gathers codes, are written as numbers where they do not fit."""
     widest = max(len(codes.histogram) for codes in cells.values())
     inner = max((100 * codes.shares[1:-1].max() for codes in cells.values() if len(codes.shares) > 2), default=1.0)
     axes.set_ylim(0, 1.18 * inner)
@@ -97,7 +97,7 @@ def _draw_codes(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, st
 
 
 def _draw_buckets(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, str], to: Slice) -> None:
-    """The share of every bucket of the slice; what would overflow is clamped, and hatched on top of the last one."""
+    """The share of every bucket of the slice; overflow is clamped, and hatched on top of the last."""
     width = 0.8 / len(cells)
     for place, (name, codes) in enumerate(cells.items()):
         *inside, overflow = 100 * bucket_shares(codes, to)

@@ -58,7 +58,7 @@ FAINT = 0.4
 
 
 def non_dominated(bits: ArrayLike, quality: ArrayLike) -> np.ndarray:
-    """Which of n points no other point dominates; fewer bits and more quality are better.
+    """The points, of n, that no other point dominates, as a mask; fewer bits and more quality are better.
 
     A point with a NaN is never among them; equal points are there together.  O(n log n).
     """

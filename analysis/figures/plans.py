@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 WIDTHS = (2, 3, 4, 6, 8)
 SHADES = ("#fde0c5", "#f2a07b", "#c9667a", "#8a3c86", "#3d1d5c")
-"""From light to dark and from few bits to many: one order for every reader and in grey print."""
+"""Shades from few bits (light) to many (dark): every reader sees that order, in grey print too."""
 
 ROOM_FOR_A_NUMBER = 0.13
-"""Inches a block needs so that its bits can be written into it."""
+"""The inches that a block needs to have its bits written into it."""
 
 BLOCK = re.compile(r"\.(\d+)\.(.+)")
 
@@ -77,7 +77,7 @@ def _draw(axes: Axes, kinds: Sequence[str], bits: np.ndarray, *, with_numbers: b
     axes.pcolormesh(bits, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=0.8)
     for (row, column), width in np.ndenumerate(bits):
         if np.isfinite(width) and with_numbers:
-            ink = "#ffffff" if width >= 4 else "#202020"  # not a page's own ink: the shades stay in the dark
+            ink = "#ffffff" if width >= 4 else "#202020"  # not the page's ink: a dark theme keeps the shades
             axes.text(column + 0.5, row + 0.5, f"{width:.0f}", ha="center", va="center", fontsize=5.5, color=ink)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)

@@ -1,4 +1,4 @@
-"""How all figures look: type, sizes, colours that stay apart for colour-blind readers, ticks, and files.
+"""The look of all figures: type, sizes, colours that stay apart for colour-blind readers, ticks, and files.
 
 A figure is as wide as a column (3.25 in) or the text (6.75 in) of a two-column paper, so its type is never scaled.
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 INK, PAPER, QUIET = "#1b1b1b", "#fefefe", "#8c8c8c"
-"""Colours of text, background and everything that stands back; a page may replace them to follow its own theme."""
+"""Colours of text, background and secondary marks; a page may replace them to follow its own theme."""
 
 COLUMN, TEXT = 3.25, 6.75
-"""Inches: the width of a column and of the text of a two-column paper."""
+"""The width in inches of a column, and of the text, of a two-column paper."""
 
 SCREEN_DPI = 150
-"""Of a figure that is looked at on a screen."""
+"""The resolution of a figure on a screen."""
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -62,7 +62,7 @@ RC: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn, in every figure."""
+    """The colour and marker of a method, in every figure."""
 
     colour: str
     marker: str
@@ -125,7 +125,7 @@ def value_axis(axes: Axes, values: pd.Series, *, nats: bool) -> None:
 
 
 def say(axes: Axes, text: str) -> None:
-    """Words in the place of a curve that is not there."""
+    """Writes words in the place of a missing curve."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET)
 
 

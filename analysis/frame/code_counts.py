@@ -1,4 +1,4 @@
-"""What training did to the codes of a cell: how often each one occurs, as recorded beside its results."""
+"""The codes of a cell after training: the number of weights at each one, as recorded beside its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Codes:
-    """`histogram`: weights per parent code; `num_weights`: of every quantized layer, in the model's order."""
+    """The codes of a cell: `histogram` counts weights per parent code, `num_weights` those of every quantized layer."""
 
     histogram: np.ndarray
     num_weights: Mapping[str, int]
@@ -30,7 +30,7 @@ class Codes:
 
     @property
     def shares(self) -> np.ndarray:
-        """Of all weights, per code."""
+        """The share of all weights at each code."""
         return self.histogram / max(1, self.histogram.sum())
 
     @property
@@ -39,7 +39,7 @@ class Codes:
 
 
 def load_codes(store: ResultStore, cell_id: str) -> Codes | None:
-    """The codes of a cell; None where they are not on disk or not what they should be."""
+    """The codes of a cell; None if they are not on disk, or not valid."""
     try:
         recorded = json.loads(store.text(cell_id, "codes.json"))
         histogram = np.asarray(recorded["histogram"], dtype=float)
@@ -53,7 +53,7 @@ def load_codes(store: ResultStore, cell_id: str) -> Codes | None:
 def bucket_shares(codes: Codes, to: Slice) -> np.ndarray:
     """The share of weights in each bucket of a narrower slice (Eq. 6), the overflow bucket last (Eq. 8).
 
-    The last number is what a slice without the extra bit clamps into the bucket before it.
+    A slice without the extra bit clamps the last share into the bucket before it.
     """
     step = codes.parent_bits - to.bits
     values = np.arange(len(codes.histogram))
@@ -62,7 +62,7 @@ def bucket_shares(codes: Codes, to: Slice) -> np.ndarray:
 
 
 def num_parameters(rows: pd.DataFrame, codes: Mapping[str, Codes]) -> dict[str, float]:
-    """The number of parameters of each model, from what is stored of a uniform read-out and its quantized weights.
+    """The number of parameters of each model, from the stored bits of a uniform read-out and its quantized weights.
 
     model_bits P = (bits + grid_bits + overflow_bits) Q + 16 (P - Q), with Q quantized weights of P.
     """
@@ -79,6 +79,6 @@ def num_parameters(rows: pd.DataFrame, codes: Mapping[str, Codes]) -> dict[str, 
 
 
 def codes_of(store: ResultStore | None, cell_ids: Iterable[str]) -> dict[str, Codes]:
-    """Of every cell that has them."""
+    """The codes of every cell that has them."""
     found = {} if store is None else {cell_id: load_codes(store, cell_id) for cell_id in cell_ids}
     return {cell_id: codes for cell_id, codes in found.items() if codes is not None}

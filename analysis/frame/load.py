@@ -1,8 +1,8 @@
 """Results on disk and the cells that should have them, as one tidy table: a row per (cell, plan, task, metric).
 
-Three promises hold for whatever is drawn from it.  What the read-out asks for and nobody has measured is in `missing`;
-a file that cannot be trusted is left out and named in `problems`; and the rows of one task were all measured under one
-protocol (`analysis.frame.protocols`).
+Three promises hold for everything drawn from it.  Results that the read-out asks for and nobody has measured are in
+`missing`; a file that cannot be trusted is left out and named in `problems`; and the rows of one task were all measured
+under one protocol (`analysis.frame.protocols`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STDERR = "_stderr"
 
 PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
 COST_COLUMNS = ("effective_bits", "grid_bits", "overflow_bits", "model_bits")
-"""The paper's count of bits, and what it leaves out (`matquant.codes.extra_precision.overhead_bits`)."""
+"""The paper's count of bits, and the bits that it leaves out (`matquant.codes.extra_precision.overhead_bits`)."""
 COLUMNS = (
     *IDENTITY_COLUMNS,
     *COST_COLUMNS,
@@ -43,7 +43,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LoadedResults:
-    """What was measured, what should have been, and what is wrong.
+    """The measured results, the expected ones, and the problems.
 
     `frame` has COLUMNS: accuracies as fractions, log perplexity in nats per token, seconds of wall clock.  `expected`
     has IDENTITY_COLUMNS and `task`, a row for each (cell, plan, task) of the read-out, in the order it lists them.
@@ -54,10 +54,10 @@ class LoadedResults:
     problems: tuple[str, ...] = ()
     store: ResultStore | None = None
     keys: Mapping[tuple[str, str, str], Key] = field(default_factory=dict)
-    """Of every result in the frame, by cell id, plan and task."""
+    """The key of every result in the frame, by cell id, plan and task."""
 
     def documents(self, cell_id: str, plan: str, task: str) -> dict[str, list[Any]]:
-        """The outcome of every document, as columns; empty where it is not to be had."""
+        """The outcome of every document, as columns; empty if it is not stored."""
         key = self.keys.get((cell_id, plan, task))
         if self.store is None or key is None:
             return {}
@@ -83,7 +83,7 @@ class LoadedResults:
 
 
 def load_frame(cells: Sequence[Cell], setup: Setup, store: ResultStore) -> LoadedResults:
-    """Everything a report on these cells needs to know, read from result files alone."""
+    """Everything that a report on these cells needs, read from result files alone."""
     distinct = list({cell.id: cell for cell in cells}.values())
     results, unreadable = _read_all(distinct, store)
     return frame_of(results, distinct, setup.readout, store, unreadable)
@@ -146,7 +146,7 @@ def _read_sound(path: Path, store: ResultStore) -> Result:
 
 
 def _is_sound(result: Result) -> bool:
-    """False where a field is not what the rest of the code takes it for."""
+    """False if a field has another type or value than the rest of the code relies on."""
     parts = (result.metrics, result.protocol, result.provenance, result.overhead)
     if not all(isinstance(part, Mapping) for part in parts):
         return False
@@ -196,6 +196,6 @@ def _commit_text(provenance: Mapping[str, Any]) -> str:
 
 
 def _versions_text(provenance: Mapping[str, Any]) -> str:
-    """`python 3.11.7, torch 2.13.0`: what a number was measured with."""
+    """`python 3.11.7, torch 2.13.0`: the versions that a number was measured with."""
     versions = provenance.get("versions")
     return ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, Mapping) else ""

@@ -1,4 +1,4 @@
-"""What a row is called: the paper's name of a read-out, its base algorithm, and what tells it from its namesakes."""
+"""The name of a row: the paper's name of a read-out, its base algorithm, and facts that tell it from others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str],
 
 
 def _row_name(cell: Cell, plan: Plan, readout: Readout) -> tuple[str, str, str]:
-    """Model, method with base algorithm, plan: rows that share it need their differing facts spelled out."""
+    """Model, method with base algorithm, and plan; rows that share them are told apart by the facts that differ."""
     method = method_name(cell, plan, readout)
     named = f"{method} ({base_name(cell)})" if cell.objective is not None else method
     return cell.model.name, named, plan.label
@@ -124,7 +124,7 @@ def _without_seed(cell: Cell) -> Cell:
 
 
 def _differing_facts(rivals: Mapping[str, Cell], configs: Mapping[str, str]) -> dict[str, list[str]]:
-    """For each cell, by its id, the facts besides the seed in which it differs from others of the same name."""
+    """The facts of each cell, by its id, that differ from those of other cells of its name; the seed is left out."""
     if len({configs[cell_id] for cell_id in rivals}) < 2:
         return {}
     facts = {cell_id: dict(_facts(rival)) for cell_id, rival in rivals.items()}

@@ -1,8 +1,8 @@
 """One protocol a task: numbers that were measured in different ways do not stand in one column.
 
 An accuracy over 50 documents and one over 10000, or of two versions of lm-eval, mean different things.  For each task
-of a model the results of one protocol are kept and the others left out; whatever still differs, between the tasks of an
-average or between models, is said in a sentence that names it.
+of a model the results of one protocol are kept and the others left out; a difference that remains, between the tasks of
+an average or between models, is named in a sentence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHARED_BY_TASKS = ("limit", "batch_size", "dtype", "lm_eval")
 SHARED_BY_TEXT = ("num_sequences", "tokens_per_document")
 SHARED_BY_MODELS = ("limit", "batch_size", "dtype", "lm_eval", "data", "num_fewshot", *SHARED_BY_TEXT)
-"""Fields in which columns of one table may not differ without a word; `add_bos` is the model's own."""
+"""The fields whose differences between columns of a table are reported; `add_bos` belongs to the model."""
 
 LEFT_OUT = "left out, because of another protocol"
 
@@ -27,7 +27,7 @@ LEFT_OUT = "left out, because of another protocol"
 def one_protocol_a_task(
     results: Sequence[Result], readout: Readout, models: Mapping[str, str]
 ) -> tuple[list[Result], list[str]]:
-    """For each task of a model the results of one protocol, and a sentence for what was left out or is not as asked.
+    """The results of one protocol for each task of a model, and sentences for those left out or measured otherwise.
 
     Chosen is the protocol the read-out asks for, then the one with most results, then the one measured last.  Models
     are apart because a protocol may have to differ between them: Gemma needs a BOS token, others must not have it.
@@ -84,7 +84,7 @@ def _newest(group: Iterable[Result]) -> str:
 
 
 def _deviation(result: Result, readout: Readout) -> str:
-    """How a result's protocol differs from the one the read-out asks for; empty if it does not."""
+    """The differences of a result's protocol from the one the read-out asks for; empty if there are none."""
     fields = ("dtype",) if result.task == LOG_PPLX else ("limit", "batch_size", "dtype")
     asked = {name: getattr(readout, name) for name in fields if name in result.protocol}
     return _difference({name: result.protocol[name] for name in asked}, asked)

@@ -1,11 +1,11 @@
-"""Whether two read-outs really differ: both were measured on the same documents, so documents are compared in pairs.
+"""Tests for a difference of two read-outs: both were measured on the same documents, which are compared in pairs.
 
     one task, accuracy      McNemar's exact test on the documents that only one of the two got right
     Task Avg                paired bootstrap: documents are drawn anew within each task, the tasks stay
     log perplexity          paired bootstrap over blocks of text
 
-Pairing removes what makes documents hard or easy for every model alike, which is most of the error of a single
-accuracy.  None of this covers training again with another seed.
+Pairing removes the error that comes from documents being hard or easy for every model, which is most of the error of
+a single accuracy.  None of this covers training again with another seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TASK_AVG = "task_avg"
 LEVEL = 0.05
 DRAWS = 10_000
 DIGITS = 12
-"""Of a drawn difference; what lies beyond is rounding error, and another on every processor."""
+"""The digits kept of a drawn difference; further ones are rounding errors, which differ between processors."""
 
 ROWS_AT_ONCE = 4_000_000
 """Numbers that a bootstrap has in memory at the same time."""
@@ -36,7 +36,7 @@ COLUMNS = ("model", "plan", "row", "reference", "task", "difference", "stderr", 
 
 @dataclass(frozen=True)
 class Difference:
-    """`mean`: ours minus theirs, as a fraction or in nats per token; `p_value` is two-sided."""
+    """A difference: `mean` is ours minus theirs, as a fraction or in nats per token; `p_value` is two-sided."""
 
     mean: float
     stderr: float
@@ -67,7 +67,7 @@ def mcnemar(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
 def paired_bootstrap(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, draws: int = DRAWS, seed: int = 0
 ) -> Difference:
-    """The mean over strata (tasks) of the mean difference of their documents, and how it scatters over other documents.
+    """The mean over strata (tasks) of the mean difference of their documents, and its scatter over other documents.
 
     `pairs`: for each stratum our and their value of every document.  The p-value counts how often the difference of a
     drawn sample has the other sign, twice; it is never below 2 / (draws + 1).
@@ -75,7 +75,7 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     strata = [np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float) for ours, theirs in pairs]
     scattered = np.mean([_means_of_draws(differences, draws, rng) for differences in strata], axis=0)
-    # A draw in which tasks cancel out is a tie and counts on both sides; its last bits would make it a win or a loss.
+    # A draw in which tasks cancel out is a tie and counts on both sides; rounding errors would make it a win or a loss.
     scattered = scattered.round(DIGITS)
     tail = min((scattered <= 0).sum(), (scattered >= 0).sum())
     return Difference(
@@ -102,7 +102,7 @@ def _means_of_draws(differences: np.ndarray, draws: int, rng: np.random.Generato
 # --- rows of a table -------------------------------------------------------------------------------------------------
 
 Outcomes = Mapping[str, np.ndarray]
-"""For each task the value of every document, by document; the mean over seeds where there are several."""
+"""The values of every document, by task; means over seeds if there are several."""
 
 
 def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame:
@@ -111,7 +111,7 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
     The reference is the explicit Baseline of that width, where there is one, else the sliced parent; of the same base
     algorithm and scope, where there is one.  A Baseline has no reference.
     """
-    import pandas as pd  # two read-outs are compared without any table
+    import pandas as pd  # imported here: comparing two read-outs needs no table
 
     found = []
     for _, group in rows[rows["base"] != "none"].groupby(["model", "bits", "plan"], sort=False):
@@ -157,12 +157,12 @@ def _reference(group: pd.DataFrame, index: Any) -> Any | None:
 
 
 def outcomes(loaded: LoadedResults, row: pd.Series) -> Outcomes:
-    """What a row of the table is the mean of; tasks without stored documents are left out."""
+    """The outcomes of every document behind a row of the table; tasks without stored documents are left out."""
     return outcomes_of(loaded, row["cell_id"].split(", "), row["plan"])
 
 
 def outcomes_of(loaded: LoadedResults, cell_ids: Sequence[str], plan: str) -> Outcomes:
-    """The same of cells that differ in their seed alone."""
+    """The outcomes of cells that differ in their seed alone, averaged over seeds."""
     found = {}
     for task in (*loaded.tasks, LOG_PPLX):
         seeds = [document_values(loaded.documents(cell_id, plan, task)) for cell_id in cell_ids]
@@ -173,7 +173,7 @@ def outcomes_of(loaded: LoadedResults, cell_ids: Sequence[str], plan: str) -> Ou
 
 
 def document_values(documents: Mapping[str, Sequence[Any]]) -> np.ndarray | None:
-    """The headline metric of every document; None for a task that has no number of its own for each, as perplexity."""
+    """The headline metric of every document; None for a task without a number for each."""
     name = headline_metric(name for name in documents if name != "doc_id")
     if name is None or any(value is None for value in documents[name]):
         return None
@@ -181,7 +181,7 @@ def document_values(documents: Mapping[str, Sequence[Any]]) -> np.ndarray | None
 
 
 def differences(ours: Outcomes, theirs: Outcomes) -> dict[str, Difference]:
-    """Every task that both have on equally many documents, Task Avg if that is all of them, and log perplexity."""
+    """Differences in every task that both have on equally many documents, in Task Avg if those are all, in log pplx."""
     common = [task for task in ours if task in theirs and len(ours[task]) == len(theirs[task])]
     tasks = [task for task in common if task != LOG_PPLX]
     found = {task: _of_task(ours[task], theirs[task]) for task in tasks}

@@ -22,7 +22,7 @@ SummaryRow = Mapping[Any, Any]
 
 METHOD_ORDER = ("Sliced", "Baseline", "Single Precision", "MatQuant")
 CHANCE = {name: task.chance for name, task in PAPER_TASKS.items()}
-"""Accuracy of a guess."""
+"""The accuracy of a guess, by task."""
 
 
 def summary(loaded: LoadedResults) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def _one_row_a_configuration(rows: pd.DataFrame, values: Sequence[str]) -> pd.Da
     merged = [_over_seeds(seeds, values) for _, seeds in rows[~alone].groupby(keys, sort=False)]
     if not merged:
         return rows.assign(num_seeds=1)
-    # In the place of the first seed.
+    # A merged row takes the place of its first seed.
     dtypes: dict[Any, Any] = rows.drop(columns="effective_bits").dtypes.to_dict()
     together = pd.DataFrame(merged, index=[row.name for row in merged]).astype(dtypes)
     return pd.concat([rows[alone].assign(num_seeds=1), together]).sort_index()
@@ -121,7 +121,7 @@ def _in_paper_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def task_name(task: str) -> str:
-    """What a table calls a task: the paper's name for it, or its own."""
+    """The name of a task in tables: the paper's, or its own."""
     return TASK_NAMES.get(task, task)
 
 

@@ -14,4 +14,4 @@ from matquant.checkout import study_folders
 NOTEBOOKS = tuple(
     path for folder in (Path(__file__).parent, *study_folders()) for path in sorted(folder.glob("*.ipynb"))
 )
-"""Those of this folder, then those of studies."""
+"""The notebooks of this folder, then those of studies."""

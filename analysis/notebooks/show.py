@@ -1,4 +1,4 @@
-"""What notebooks show: each function returns something that a cell displays, and `print` shows as text.
+"""Functions for notebooks: each returns something that a cell displays, and `print` shows as text.
 
 from analysis.notebooks import show
 
@@ -115,13 +115,13 @@ class ShownStudy:
         return ShownText([f"{name}: {value}" for name, value in provenance_rows(self.opened.loaded)])
 
     def problems(self) -> ShownText:
-        """What is wrong with the results, and what is missing."""
+        """The problems of the results, and the missing ones."""
         loaded = self.opened.loaded
         return ShownText([*loaded.problems, *gap_texts(loaded)] or ["No problem, and nothing is missing."])
 
 
 def open_study(*overrides: str) -> ShownStudy:
-    """A study as `python run.py` is told of it: `experiment=demo`, `paths.results=...`."""
+    """A study, chosen by overrides of `matquant run`: `experiment=demo`, `paths.results=...`."""
     from matquant.config.study import load_study
 
     return ShownStudy(OpenStudy(load_study(list(overrides))))
@@ -133,7 +133,7 @@ def compare(ours: ShownStudy, theirs: ShownStudy, *, first: str, second: str) ->
 
 
 def check_published() -> ShownText:
-    """The papers' averages against their tasks, and what the papers themselves got wrong."""
+    """The papers' averages against their tasks, and the known errors of the papers."""
     frame = published.load()
     known = frame[frame["error"] != ""]
     lines = [f"{len(frame)} published numbers; {len(published.averages(frame))} averages follow from their six tasks."]

@@ -1,4 +1,4 @@
-"""What the notebook of a study shows: its verdicts, its claims, figures and tables of its document.
+"""The study of a notebook: its verdicts, its claims, the figures and tables of its document.
 
 from analysis.notebooks.shown_claims import open_claims
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShownClaims:
-    """A study with its claims, and its experiments that there are."""
+    """A study with its claims, and its experiments that exist."""
 
     study: StudyDefinition
     opened: Opened
@@ -34,7 +34,7 @@ class ShownClaims:
         return ShownTable(claims_table(self.study, self.opened))
 
     def verdicts(self) -> ShownText:
-        """How many cases came to which verdict, checks not among them."""
+        """The number of cases with each verdict, without checks."""
         return ShownText(tally(self.study, self.opened).split("; "))
 
     def figure(self, experiment: str, name: str) -> ShownPlot | ShownText:

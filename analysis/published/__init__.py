@@ -3,7 +3,7 @@
     analysis/published/matquant_v3_table01.csv ... table30.csv    MatQuant (arXiv:2502.06786), version 3
     analysis/published/matquant_v1_table02.csv, table03.csv       version 1, which sliced without the clamp of Eq. 6
     analysis/published/matgptq_{kernel,vllm}.csv                  MatGPTQ (arXiv:2602.03537): speed, not quality
-    analysis/published/known_errors.csv                           what the paper itself got wrong
+    analysis/published/known_errors.csv                           errors of the paper itself
 
 `value` is as printed: accuracies in percent, log perplexity in nats per token; empty where the paper prints a dash.
 Every row of MatQuant v3 names a run by model, base, scope, method, weights (lambda of int8, int4, int2) and width, so
@@ -22,7 +22,7 @@ from evaluation.sources.table import PAPER_TASKS
 FOLDER = Path(__file__).parent
 KNOWN_ERRORS = FOLDER / "known_errors.csv"
 RUN = ("model", "base", "scope", "method", "weights", "width")
-"""What a row is a row of: the same run in another table has the same values here."""
+"""The columns that identify a number: the same run in another table has the same values in them."""
 COLUMNS = ("paper", "version", "table", *RUN, "metric", "value")
 TASKS = tuple(PAPER_TASKS)
 TASK_AVG = "task_avg"
@@ -68,7 +68,7 @@ def disagreements(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def problems() -> list[str]:
-    """What is wrong with these numbers beyond the paper's known errors: nothing, unless a file was edited."""
+    """The problems of these numbers beyond the paper's known errors: none, unless a file was edited."""
     frame = load()
     found = [
         f"Table {row['table']}: {row['model']} {row['method']} {row['width']} prints an average of {row['printed']}, "

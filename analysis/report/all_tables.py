@@ -1,6 +1,6 @@
 """All thirty tables of MatQuant (arXiv:2502.06786v3), ours beside theirs, from results on disk.
 
-Each table N is that of the cells of `experiment=tableN`; what has not been measured is a visible gap.
+Table 1 is that of the cells of `experiment=table01`, and so on; a number that was not measured is a visible gap.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOLDER = "papers"
 
 
 def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, tuple[str, ...]]:
-    """Table `number` with the results of a study: as text, as numbers, and what is wrong with the results."""
+    """Table `number` with the results of a study: as text, as numbers, and the problems of the results."""
     loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
     rows = summary(loaded)
     entries = side_by_side(number, rows, significant_marks(against_reference(rows, loaded)))

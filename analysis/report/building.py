@@ -88,7 +88,7 @@ def build(
 
 
 def paper_number(name: str) -> int | None:
-    """Which of the paper's tables an experiment is: 1 for `table01` and for `smollm2_table01`."""
+    """The number of the paper's table that an experiment is: 1 for `table01` and for `smollm2_table01`."""
     match = re.fullmatch(r"(?:.*[_/])?table(\d\d)", name)
     return int(match[1]) if match else None
 

@@ -17,11 +17,11 @@ from matquant.command.parsing import parse
 from matquant.errors import UserError
 
 DocumentValues = dict[tuple[str, str], np.ndarray]
-"""By task and protocol: the value of each document."""
+"""The value of each document, by task and protocol."""
 
 
 def measured(name: str, store: ResultStore) -> DocumentValues:
-    """Everything that was measured on CELL:PLAN; UserError if that is nothing."""
+    """Everything that was measured on CELL:PLAN; UserError if there is nothing."""
     cell_id, _, plan = name.rpartition(":")
     found: DocumentValues = {}
     for result in store.results(cell_id) if cell_id else ():
@@ -40,7 +40,7 @@ def difference_lines(ours: DocumentValues, theirs: DocumentValues) -> list[str]:
     """A line for each task that both were measured on in the same way."""
     common = {key[0]: key for key in ours if key in theirs}
     if not common:
-        raise UserError("the two have no task in common that was measured under the same protocol")
+        raise UserError("the two have no task under the same protocol; measure both with the same readout.* overrides")
     found = differences(
         {task: ours[key] for task, key in common.items()}, {task: theirs[key] for task, key in common.items()}
     )
@@ -67,6 +67,6 @@ def main(arguments: Sequence[str]) -> None:
     store = ResultStore(given.results)
     try:
         first, second = measured(given.first, store), measured(given.second, store)
-    except ValueError as error:  # of a damaged result, which says what to delete
+    except ValueError as error:  # a damaged result; the message says what to delete
         raise UserError(str(error)) from error
     print("\n".join(difference_lines(first, second)))

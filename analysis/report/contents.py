@@ -1,4 +1,4 @@
-"""What the page of a report says: headlines, how each number was made, what is missing and how to make it again."""
+"""The content of a report's page: headlines, the record of each number, the gaps and the commands that fill them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matquant.config.study import Study
 
 DEFAULT_NAME = "cell"
-"""What conf/config.yaml calls a study that is no experiment."""
+"""The name in conf/config.yaml of a study that is no experiment."""
 
 THEME = {INK: "ink", PAPER: "paper", QUIET: "quiet"}
 
@@ -39,7 +39,7 @@ def page_of(
     drawn: Sequence[tuple[Plot, Sequence[str]]],
     again: Sequence[str],
 ) -> Page:
-    """`paper`: the paper's table, where the study is one; `drawn`: figures with their SVGs, widest first."""
+    """The page; `paper`: the paper's table, if the study is one; `drawn`: figures with their SVGs, widest first."""
     return Page(
         name=study.name,
         headlines=headlines(rows),
@@ -61,7 +61,7 @@ def _picture(plot: Plot, svgs: Sequence[str]) -> Picture:
 
 
 def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
-    """What all numbers were made with: commits, devices, versions, time and the cells that are missing."""
+    """The provenance of all numbers: commits, devices, versions, time and the cells that are missing."""
     results = loaded.frame.drop_duplicates(["cell_id", "plan", "task"])
     seconds = pd.to_numeric(results["seconds"], errors="coerce").sum()
     cells = loaded.expected.groupby("cell_id", sort=False).size()
@@ -86,7 +86,7 @@ def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
 
 
 def headlines(rows: pd.DataFrame) -> list[list[str]]:
-    """For each model: what its narrowest MatQuant read-out reaches, then the other rows of that width as rivals."""
+    """Sentences for each model: its narrowest MatQuant read-out, then the other rows of that width as rivals."""
     measured = rows[rows[TASK_AVG].notna() | rows[LOG_PPLX].notna()]
     if measured.empty:
         return [["Nothing has been measured yet."]]
@@ -101,7 +101,7 @@ def _headline(rows: pd.DataFrame, prefix: str) -> list[str]:
     full, reads = rows[rows["base"] == "none"], rows[(rows["base"] != "none") & ~rows["extra_precision"].astype(bool)]
     nested = reads[reads["method"].str.startswith("MatQuant")]
     candidates = nested if len(nested) else reads if len(reads) else full
-    # Among several the plain MatQuant: a variant's name is longer by what it varies.
+    # Of several the plain MatQuant, which has the shortest name: a variant adds to it.
     width = candidates[candidates["bits"] == candidates["bits"].min()]
     first = width.loc[width["method"].str.len().idxmin()]
     rivals = reads[(reads["plan"] == first["plan"]) & (reads.index != first.name)]
@@ -147,7 +147,7 @@ RECORD_COLUMNS = {
 
 
 def _record(cell: Cell, loaded: LoadedResults) -> Record:
-    """How the numbers of one cell were made: a row for each result, in the order of the read-out."""
+    """The record of one cell's numbers: a row for each result, in the order of the read-out."""
     expected = loaded.expected[loaded.expected["cell_id"] == cell.id]
     keys = ["cell_id", "plan", "task"]
     results = expected[keys].merge(headline_results(loaded), on=keys)
@@ -162,7 +162,7 @@ def _record(cell: Cell, loaded: LoadedResults) -> Record:
 
 
 def _facts(cell: Cell) -> dict[str, str]:
-    """What determines the cell's checkpoint, a line for each part: its model, base algorithm, grid, data, objective."""
+    """The facts that determine the cell's checkpoint, a line for each: model, base algorithm, grid, data, objective."""
     facts = {"cell id": cell.id}
     for name, value in cell.model_dump(mode="json", exclude={"objective"}, exclude_none=True).items():
         facts[name] = _part_text(value) if isinstance(value, dict) else str(value)
@@ -200,7 +200,7 @@ def gap_texts(loaded: LoadedResults) -> list[str]:
 
 
 def commands(name: str, overrides: Sequence[str] | None) -> list[str]:
-    """How to measure what is missing and draw the report again."""
+    """The commands that measure what is missing and draw the report again."""
     guessed = [] if name == DEFAULT_NAME else [f"experiment={name}"]
     typed = guessed if overrides is None else list(overrides)
     return [shlex.join(["python", "run.py", *typed]), shlex.join(["matquant", "report", *typed])]

@@ -39,7 +39,7 @@ class ReportPaths:
         return self.folder / ".drawn.json"
 
     def figure(self, name: str, form: str) -> Path:
-        """`form` is svg, pdf or png."""
+        """The file of a figure; `form` is svg, pdf or png."""
         return self.folder / f"{name}.{form}"
 
 

@@ -1,4 +1,4 @@
-"""Notebooks are executed here, without a browser; that of a report is written."""
+"""Executes notebooks without a browser, and writes that of a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 TEMPLATE = Path(__file__).with_name("experiment.ipynb")
-"""What `matquant report` executes; its cell of parameters is replaced by the command line."""
+"""The notebook that `matquant report` executes; its cell of parameters is replaced by the command line."""
 
 PARAMETERS = "parameters"
 TIMEOUT_S = 600

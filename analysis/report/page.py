@@ -26,7 +26,7 @@ PAGES = PROJECT / "analysis" / "report" / "templates"
 
 @dataclass(frozen=True)
 class Record:
-    """How one cell's numbers were made: its facts, and a row for every result."""
+    """The record of one cell's numbers: its facts, and a row for every result."""
 
     anchor: str
     title: str
@@ -51,9 +51,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report says, in the order it says it.
+    """The content of a report, in the order of its page.
 
-    `paper`: caption and table of the paper, where the study is one.  `provenance`: names and values.
+    `paper`: caption and table of the paper, if the study is one.  `provenance`: names and values.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """A study's tables, figures, notebook and HTML page, drawn from result files.
 
 Nothing is measured here and no model is loaded: a report can be drawn on a laptop from a copied results folder, and
-drawn again while an experiment is still running; what is missing is a visible gap.  What has been drawn from the same
-is not drawn again: that is known without pandas and matplotlib, which are imported where something has to be drawn.
+drawn again while an experiment is still running; a missing number is a visible gap.  A report whose sources are
+unchanged is not drawn again; pandas and matplotlib are imported only if something has to be drawn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matquant.config.study import Study
 
 FORMS = ("svg", "pdf", "png")
-"""Of every figure; the page shows the first."""
+"""The formats of every figure; the page shows the first."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def print_text(text: str) -> None:
-    """Prints text on whatever terminal there is; signs that it does not have become question marks."""
+    """Prints text on any terminal; characters that it does not have become question marks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, errors="replace").decode(encoding))
 
@@ -60,7 +60,7 @@ class Report:
         return text_of(self._numbers)
 
     def draw(self, *, notebook: bool = False) -> ReportPaths:
-        """Sees to it that the files of the report are there; UserError if the folder cannot be written to."""
+        """Draws those files of the report that are out of date; UserError if the folder cannot be written to."""
         require_writable(self.paths.folder, "paths.out")
         drawn = self._drawn
         if drawn is None or not drawn.has(self.paths.html, *self._pictures_and_tables(drawn)):
@@ -76,7 +76,7 @@ class Report:
         return self.paths
 
     def _pictures_and_tables(self, drawn: unchanged.Drawn) -> Sequence[Path]:
-        """The files of a report but its notebook, which is made only for those who ask for one."""
+        """All files of a report but its notebook, which is made only on request."""
         return [self.paths.folder / name for name in drawn.files if name != self.paths.notebook.name]
 
     def _remember(self, drawn: unchanged.Drawn) -> unchanged.Drawn:

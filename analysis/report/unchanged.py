@@ -1,10 +1,10 @@
-"""The record of what a report was drawn from, by which one that would be the same is not drawn again.
+"""The record of the sources of a report: while they are unchanged, it is not drawn again.
 
 A report is a function of the study, the command line it prints, the files of its cells, the code and the libraries.
 A digest of all of them is written into the report's folder, with a digest of every file drawn and the table as it was
 printed.  While everything is the same, the table is printed again and nothing is drawn.
 
-Contents count, not times: a copied results folder draws nothing anew, and a file changed within a second does.
+Contents count, not times: copying a results folder changes nothing, and a change within the same second counts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 CODE = (
     *(f"analysis/**/*.{kind}" for kind in ("py", "csv", "ipynb", "jinja", "css", "js")),
-    *("evaluation/*.py", "matquant/**/*.py"),
+    *("evaluation/**/*.py", "matquant/**/*.py"),
 )
 LIBRARIES = ("numpy", "pandas", "matplotlib", "scipy", "jinja2", "pyarrow", "fonttools", "ipykernel", "nbclient")
-"""Those that have a say in what is drawn; a version that is not known counts as one of its own."""
+"""The libraries whose versions change what is drawn; an unknown version counts as one of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def remember(paths: ReportPaths, drawn: Drawn) -> None:
 def sources_of(study: Study, overrides: Sequence[str] | None) -> str:
     """The digest of everything that a report is drawn from.
 
-    Taken before anything is read, so that what changes while a report is drawn is noticed by the next one.
+    It is taken before anything is read, so that a change during the drawing is noticed by the next report.
     """
     digest = hashlib.sha256()
     for fact in (*_facts(study, overrides), *_contents(study)):
@@ -84,7 +84,7 @@ def _facts(study: Study, overrides: Sequence[str] | None) -> Iterator[Any]:
     yield study.name
     yield study.setup.model_dump(mode="json")
     for cell in study.cells:
-        # A plan that is a file may be another one by now.
+        # A plan given as a file may have changed.
         yield [cell.model_dump(mode="json"), [repr(plan) for plan in study.setup.readout.plans_of(cell)]]
     yield None if overrides is None else list(overrides)
     yield [platform.python_version(), *map(_version, LIBRARIES)]
@@ -103,7 +103,7 @@ def _contents(study: Study) -> Iterator[Any]:
 
 
 def _digest(path: Path) -> str | None:
-    """Of a file's content; None where it cannot be read."""
+    """The digest of a file's content; None if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """A study as a Weights & Biases Report: Pareto panel, a run set for each method, curves, tables and words.
 
-The runs are those that `python run.py` tracked, one a cell; nothing is uploaded but the report itself.
+The runs are those that `matquant run` tracked, one for each cell; nothing is uploaded but the report itself.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MADE_UP = {"id", "__id__"}
 
 
 def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> Report:
-    """The report as the library's own blocks; with an `entity`, run sets name its project, for which W&B is asked."""
+    """The report as the library's own blocks; with an `entity`, run sets name its project, which is asked from W&B."""
     import wandb_workspaces.reports.v2.interface as wr
 
     rows = summary(loaded)
@@ -79,7 +79,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
 
 
 def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """For each method the runs that have it; a run is called by its cell's id."""
+    """The runs of each method, by the ids of their cells."""
     found: dict[str, dict[str, None]] = {}
     for row in rows.drop_duplicates(["cell_id"]).to_dict("records"):
         name = "unquantized" if row["base"] == "none" else row["label"]
@@ -88,7 +88,7 @@ def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _pareto_panels() -> list[Any]:
-    """A line a run, a point a plan."""
+    """Panels with a line for each run and a point for each plan."""
     import wandb_workspaces.reports.v2.interface as wr
 
     titles = {READOUT_AVG: "Task Avg (%), higher is better", READOUT_LOG_PPLX: "log perplexity, lower is better"}
@@ -120,7 +120,7 @@ def _curve_panels() -> list[Any]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """What would be published: title, blocks, panels and run sets, as the library sends them."""
+    """The report as it would be published: title, blocks, panels and run sets, as the library sends them."""
     model = report._to_model()  # the library offers no public way to see what it sends
     spec = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {

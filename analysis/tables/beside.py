@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BITS = "effective_bits"
 METRICS = (BITS, *published.TASKS, TASK_AVG, LOG_PPLX)
-"""What a table prints, in the order of its columns."""
+"""The metrics that a table prints, in the order of its columns."""
 
 COLUMNS = (
     *("table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
@@ -28,7 +28,7 @@ def side_by_side(number: int, rows: pd.DataFrame, marks: Mapping[Any, Mapping[st
     """COLUMNS for every number of Table `number`, in the paper's order; percent and nats, `ours` NaN where missing.
 
     `difference` is ours minus what the paper should read, where it is known to be wrong, else what it prints.
-    `rows`: of `summary`; `marks`: of `tables.significant_marks`, by row.  A model of ours that the paper does not have
+    `rows`: of `summary`; `marks`: of `significant_marks`, by row.  A model of ours that the paper does not have
     gets the same rows without a number of the paper.
     """
     printed = published.table(number)
@@ -52,7 +52,7 @@ def varies_weights(printed: pd.DataFrame) -> bool:
 
 
 def runs(rows: pd.DataFrame, *, with_weights: bool) -> dict[tuple[str, ...], list[Any]]:
-    """The rows of `summary` by the run they are, as published tables name it."""
+    """The rows of `summary` by their run, as published tables name it."""
     found: dict[tuple[str, ...], list[Any]] = {}
     for index, row in zip(rows.index, rows.to_dict("records"), strict=True):
         method = "bfloat16" if row["base"] == "none" else row["method"]
@@ -74,7 +74,7 @@ def _for_other_models(printed: pd.DataFrame, rows: pd.DataFrame) -> list[pd.Data
 
 
 def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mapping[Any, Any]) -> dict[str, Any]:
-    """What we measured of one printed number; of several runs of one name the first, as the experiment lists them."""
+    """Our measurement of one printed number; of several runs of one name the first, as the experiment lists them."""
     if not indices or metric not in rows:
         return {"ours": float("nan"), "stderr": float("nan"), "mark": "", "cell_id": ""}
     measured = rows.loc[indices[0]]

@@ -16,14 +16,14 @@ from matquant.checkout import PROJECT
 TABLES = PROJECT / "analysis" / "tables" / "templates"
 NOTE_WIDTH = 130
 METHOD_WIDTH = 30
-"""Characters; a longer method name goes on in the next line, so that a terminal of 137 columns holds the table."""
+"""The characters of a method's name in a line; a longer one is wrapped, so that a table fits into 137 columns."""
 ROWS = "rows of the table"
 LINES_A_PAGE = 60
 """Rows of a LaTeX table that fit on a page in the size of a footnote; more become a longtable."""
 
 
 def to_text(table: Table) -> str:
-    """Aligned columns for a terminal, a blank line between data types; what Stored is made of is left to the page."""
+    """Aligned columns for a terminal, a blank line between data types; only the page shows the parts of Stored."""
     table = _without(table, {GRID, OVERFLOW})
     blocks = []
     for section in table.sections:
@@ -116,7 +116,7 @@ def _markdown_escape(text: str) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A `<table>` a model, without style of its own: classes name what an entry is (`best`, `missing`, `quiet`).
+    """A `<table>` for each model, without style of its own: classes name what an entry is (`best`, `missing`, `quiet`).
 
     Rows that belong together are one `<tbody>`, which is also what a page sorts by.
     """
@@ -151,7 +151,7 @@ LATEX = str.maketrans(
         "λ": r"$\lambda$",
     }
 )
-"""What a name may contain and LaTeX reads otherwise, and the marks that its fonts lack."""
+"""The characters that LaTeX would read otherwise, and the marks that its fonts lack."""
 
 
 def to_latex(table: Table) -> str:

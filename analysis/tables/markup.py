@@ -1,6 +1,6 @@
 """Draws HTML from jinja2 templates.
 
-A template escapes every text that it is given.  What is HTML already comes as `Markup`, and goes in as it is.
+A template escapes every text that it is given.  HTML comes as `Markup`, and goes in as it is.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     by_weights       Data type x lambda        Tables 3, 15-17
     by_distillation  Data type x Config.       Tables 4, 8, 18, 19, 29
 
-Which kind a table is, and whether its columns are models or tasks, is read from what it prints.
+The kind of a table, and whether its columns are models or tasks, follows from its entries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MATQUANT = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})
 EXTRA = " + Extra Precision"
 DOUBLE_DAGGER = "‡"
 DASH = "-"
-"""What the paper prints where training was unstable; our own gaps are longer."""
+"""The paper's mark for unstable training; our own gaps have a longer dash."""
 SCOPES = {"ffn": "FFN", "ffn_attention": "FFN + attention"}
 
 NumberRow = Mapping[Any, Any]
@@ -47,7 +47,7 @@ def paper_table(number: int, rows: pd.DataFrame, marks: Mapping[Any, Mapping[str
 
 
 def kind_of(entries: pd.DataFrame) -> Kind:
-    """Which function draws a table: what its rows differ in."""
+    """The function that draws a table, which follows from the facts that its rows differ in."""
     if entries["method"].str.contains("[", regex=False).any():
         return by_distillation
     if varies_weights(entries):
@@ -91,7 +91,7 @@ def by_distillation(number: int, entries: pd.DataFrame) -> Table:
 
 
 def by_model(number: int, entries: pd.DataFrame) -> Table:
-    """Any of these tables in one line a run: the paper's models with what it prints, then ours with what we measured.
+    """Any of these tables with one line for each run: the paper's models with its numbers, then our models with ours.
 
     The base algorithm and lambda are columns where the rows differ in them.
     """
@@ -166,7 +166,7 @@ def _draw(
     label: Callable[[NumberRow], tuple[str, str]],
     column: Callable[[NumberRow], str],
 ) -> Table:
-    """Two lines a row: what the paper prints, and below it ours with its error, mark and difference."""
+    """Two lines for each row: the paper's numbers, and below them ours with error, mark and difference."""
     records = entries.to_dict("records")
     metrics = [metric for metric in METRICS if metric in set(entries["metric"])]
     groups = list(dict.fromkeys(map(column, records)))

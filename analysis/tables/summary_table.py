@@ -61,7 +61,7 @@ def summary_table(rows: pd.DataFrame, tasks: Sequence[str], comparisons: pd.Data
 
 
 def significant_marks(comparisons: pd.DataFrame | None) -> dict[Any, dict[str, str]]:
-    """For each row, and each task in which it differs significantly from its reference: better or worse."""
+    """The marks of each row, by task: better or worse, where it differs significantly from its reference."""
     if comparisons is None:
         return {}
     found = comparisons[comparisons["p_value"] < LEVEL]

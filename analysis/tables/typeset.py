@@ -1,4 +1,4 @@
-"""A table as text, whatever it is drawn on: heads, sections between rules, marks and the notes that explain them."""
+"""A table as text, before it is drawn: heads, sections between rules, marks and the notes that explain them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MISSING = "\u2013"
-"""An en dash: what a printed table puts in an empty field."""
+"""An en dash, the mark of an empty field."""
 
 DAGGER = "†"
 BETTER, WORSE = "▲", "▼"
@@ -15,7 +15,7 @@ BOLD_NOTE = "Bold: the best value, as printed, among the rows of a data type."
 
 @dataclass(frozen=True)
 class Entry:
-    """One printed entry; `best` marks the best value of its data type, `quiet` what stands back: a paper's number."""
+    """One printed entry; `best` marks the best value of its data type, `quiet` a paper's number."""
 
     text: str
     best: bool = False
@@ -63,7 +63,7 @@ class Table:
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """The notes below the table, with what bold means where something is bold."""
+        """The notes below the table, with one on bold if something is bold."""
         bold = any(entry.best for section in self.sections for row in section.rows for entry in row)
         return (*self.notes, *([BOLD_NOTE] if bold else []))
 
@@ -74,8 +74,8 @@ class Table:
 
 
 def with_error(value: float | None, error: float | None, form: str) -> str:
-    """`38.1 ± 0.9`, without the error where there is none, and a gap where there is no value."""
-    # A NaN is what differs from itself; pandas' own test takes longer than everything else here together.
+    """`38.1 ± 0.9`, without the error if there is none; a gap if there is no value."""
+    # Only NaN differs from itself; pandas' own test takes longer than everything else here together.
     if value is None or value != value:
         return MISSING
     return f"{value:{form}}" if error is None or error != error else f"{value:{form}} ± {error:{form}}"

@@ -16,31 +16,31 @@ MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
 """MatGPTQ as published: R = {8, 4, 3}, the parent's outputs to the next block."""
 
 SEEDS = {base: ("headline_seeds", f"{base}_seeds") for base in ("omniquant", "qat")}
-"""Where an algorithm is measured with several seeds: int2 with many documents, all widths with fewer."""
+"""The experiments with several seeds of an algorithm: int2 with many documents, all widths with fewer."""
 
 INT2_CHECKS = (
     ("omniquant_ablations", "0.1, 0.1, 1", "weights (0.1, 0.1, 1)"),
     ("omniquant_budget", "1, 1, 1", "4 x the budget"),
     ("omniquant_budget", "0.1, 0.1, 1", "4 x the budget, weights (0.1, 0.1, 1)"),
 )
-"""Whether int2 of MatQuant lacks weight in the loss, or training; added when the claim had not held without."""
+"""Checks of two causes, too small a weight in the loss and too little training; added after the claim had failed."""
 
 WIDE = {"omniquant": ("headline", "omniquant"), "qat": ("headline_qat", "qat"), "gptq": ("gptq",)}
-"""Where the widths of an algorithm are measured: with many documents, else with fewer."""
+"""The experiments that measure the widths of an algorithm: with many documents, else with fewer."""
 
 ATTENTION_BUDGETS = (
     ("qat", "ffn_attention", ""),
     ("qat", "attention_budget", ", check: 3 x the budget"),
     ("omniquant", "ffn_attention", ""),
 )
-"""With attention: the first budget, and a larger one, added when the claim had failed at the first."""
+"""Budgets with attention: the first, and a larger one, added after the claim had failed at the first."""
 
 TABLES = {"omniquant": 1, "qat": 2}
 EXTRA_TABLES = {"omniquant": 7, "qat": 30}
 LAYOUTS = ("reverse_pyramid", "increasing", "decreasing")
 BUDGETS = ("2.5", "3", "4")
 LAYOUT_CHECKS = (("mixnmatch_seeds", "three seeds"), ("mixnmatch_budget", "4 x the budget"))
-"""Whether the order of the layouts is that of one training, or of too little of it; added when the claim had failed."""
+"""Checks of two causes, a single training and too little of it; added after the claim had failed."""
 
 SEARCHED = ("3",)
 CHECKPOINTS = {"omniquant": "OmniQuant {8, 4, 2}", "gptq": "MatGPTQ {8, 4, 3}"}

@@ -1,4 +1,4 @@
-"""The study of SmolLM2-135M: what its document shows, in which order, and what is known of the model besides.
+"""The study of SmolLM2-135M: the parts of its document, in their order, and other facts about the model.
 
 Another experiment of the study is a file under conf/experiment/smollm2_135m/ and a line in PARTS.
 """
@@ -40,12 +40,12 @@ REMARKS = {
 }
 
 CHANGES = (
-    "Written down in commit ebfff96, before anything but the accuracies of OmniQuant's int2 and MatQuant, on 34 "
-    "documents, had been measured for the study.",
-    "When three seeds of OmniQuant had disagreed about int2: a difference has to exceed what another training makes, "
-    "and the interval of *at least as good* has this in it. When QAT's codes had moved by 0.003: the same for codes.",
-    "When 34 documents had been seen not to tell: *within 0.5 points* is read from 300 documents a task where they "
-    "were measured, first for OmniQuant.",
+    "The rules were written down in commit ebfff96. Until then, only the accuracies of OmniQuant's int2 and MatQuant "
+    "on 34 documents had been measured for the study.",
+    "After three seeds of OmniQuant had disagreed about int2: a difference has to exceed what another training makes, "
+    "and the interval of *at least as good* includes it. After QAT's codes had moved by 0.003: the same for codes.",
+    "After 34 documents had proved too few: *within 0.5 points* is read from 300 documents a task where they were "
+    "measured, first for OmniQuant.",
     "When half of the held-out text was found to be one paper: every log perplexity was measured again on text of 116 "
     "documents.",
     "When a reader had objected: int6 and int3 are held against their own Baselines too, which is what the paper says; "
@@ -57,14 +57,14 @@ CHANGES = (
     "When another reader had objected: of two failed models neither is better, what documents alone show can "
     "contradict, codes have to move by more than nothing, *within 0.5 points* is not refuted by what another training "
     "could make or log perplexity contradicts, BoolQ says nothing about chance, and int6 and int3 too are held against "
-    "other seeds. What had held and is untold since: QAT's codes, Single Precision against QAT's baseline, GPTQ's "
-    "collapse; what had failed and is untold since: int6, int3 by OmniQuant, Single Precision by OmniQuant with "
+    "other seeds. Held before, cannot be told since: QAT's codes, Single Precision against QAT's baseline, GPTQ's "
+    "collapse. Did not hold before, cannot be told since: int6, int3 by OmniQuant, Single Precision by OmniQuant with "
     "attention, and int4 by MatGPTQ within half a point.",
     "When everything else had been measured, these were measured again, as checks: int2 by OmniQuant with four times "
     "the budget, FFN and attention by QAT with three times, the layouts at 3 bits with other seeds and with four times "
     "the budget. Checks are counted apart from the claims' own cases since.",
 )
-"""What was altered in the rules, or in what they are applied to, and when."""
+"""The changes to the rules, or to the cases that they are applied to, and their occasions."""
 
 
 def _rows(name: str, experiment: str, nested: tuple[str, str]) -> tuple[HeadlineRow, ...]:
@@ -84,8 +84,8 @@ ROWS = (
 
 STUDY = StudyDefinition(
     title="The study of SmolLM2-135M",
-    introduction="What the claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537) come to on "
-    "SmolLM2-135M, at a scale that two cores reach.",
+    introduction="The claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537), tested on SmolLM2-135M, "
+    "at a scale that two cores reach.",
     parts=PARTS,
     claims=CLAIMS,
     words=("surprises", "deviations"),

@@ -233,7 +233,7 @@ def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_
     assert "nothing to submit" in launch(tmp_path, *ON_SLURM, *study).stdout
     refused = launch(tmp_path, *ON_SLURM, *study, "--retry-failed").stdout
     assert "nothing to submit" in refused
-    assert "remedy: the same cell meets it again" in refused
+    assert "remedy: the same cell would fail again" in refused
     assert "submitted 2 jobs" in launch(tmp_path, *ON_SLURM, *study, "--retry-failed=all").stdout
     assert "cancelled" in launch(tmp_path, *ON_SLURM, *study, "--cancel").stdout
     wait_for_end(tmp_path)
