@@ -98,7 +98,7 @@ def commands(overrides: Sequence[str]) -> list[Command]:
         Command("second run, nothing to do", ["run.py", *overrides], 4.0, {**COMPOSES, **OPENS_TABLES}),
         Command(
             "compare",
-            ["analysis.report.compare", *pair, "--results", results],
+            ["matquant", "compare", *pair, "--results", results],
             3.0,
             {**OPENS_TABLES, "scipy": "McNemar's exact test"},
         ),
