@@ -34,7 +34,7 @@ from matquant.runs.folder import RunDir
 from matquant.runs.status import Beat, read_status, silent
 from matquant.runs.stopping import Stopped
 from matquant.runs.tracking import NoTracker
-from matquant.search import __main__ as command
+from matquant.search import command
 from matquant.search import fitness as fitness_module
 from matquant.search import stage as stage_module
 from matquant.search.fitness import Fitness, Teacher, divergence
@@ -309,11 +309,10 @@ def test_the_remedy_for_a_plan_that_was_not_found_is_one_that_can_be_typed(sever
     cell, setup = several
     with pytest.raises(UserError) as refused:
         evaluate(cell, setup, NoTracker())
-    (typed,) = re.findall(r"`python -m (.*)`", str(refused.value))
+    (typed,) = re.findall(r"`matquant search (.*)`", str(refused.value))
     overrides = ["model=tiny", "data.num_sequences=8"]
-    monkeypatch.setattr("sys.argv", [*typed.split(), *overrides])
     monkeypatch.setattr(command, "load_study", lambda given: given == overrides and Study("cell", (cell,), setup))
-    command.main()
+    command.main([*typed.split(), *overrides])
     assert len(capsys.readouterr().out.splitlines()) == len(SEVERAL)
     evaluate(cell, setup, NoTracker())
     assert not missing(cell, setup.readout, ResultStore(setup.paths.results))
