@@ -630,8 +630,8 @@ def test_the_study_of_the_readme_is_found_measured_and_drawn(tmp_path, monkeypat
     assert not [line for line in drawn.splitlines() if "not measured yet:" in line]
     assert main([]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "first_look"
-    assert main(["first_lock"]) == 2
-    assert "there is no study first_lock; did you mean first_look? studies: first_look" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"there is no study first_lock; did you mean first_look\? studies: first_look"):
+        main(["first_lock"])
 
 
 def test_a_folder_that_defines_no_study_is_refused(tmp_path):
