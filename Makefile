@@ -29,6 +29,7 @@ demo: $(READY) ## one real language model read at five precisions out of one che
 
 study: $(READY) ## measure what is missing of studies/smollm2_135m, here: one experiment after the other, hours; may be interrupted
 	@for file in studies/smollm2_135m/conf/experiment/smollm2_135m/*.yaml; do $(BIN)/matquant launch experiment=smollm2_135m/$$(basename $$file .yaml) || exit 1; done
+	@$(BIN)/matquant pack studies/smollm2_135m/results
 
 study-report: $(READY) ## draw the document of studies/smollm2_135m, its figures and its notebook again, from results alone
 	@$(BIN)/matquant study smollm2_135m

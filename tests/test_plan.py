@@ -144,7 +144,7 @@ def test_without_slurms_commands_only_jobs_that_may_still_run_are_refused(study,
     monkeypatch.setattr(plan.shutil, "which", lambda _: None)
     put(study, replace(ALIVE, **MINE), JOB)
     with pytest.raises(
-        UserError, match=r"1 jobs of this study were submitted to SLURM, .* or, if they are over, delete"
+        UserError, match=r"1 jobs of this study were submitted to SLURM, .* or, if the jobs have ended, delete"
     ):
         plan.look(study)
     put(study, replace(GONE, state="failed", reason="error", **MINE), JOB)

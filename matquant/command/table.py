@@ -209,7 +209,7 @@ TABLES = Subcommand(
     """
 Draws the thirty tables of MatQuant (arXiv:2502.06786v3), ours beside theirs, from results on disk, into out/papers/.
 
-Each table N is that of the cells of `experiment=tableN`; what has not been measured is a visible gap.
+Each table N is that of the cells of `experiment=table01`, `table02` and so on; what has not been measured is a visible gap.
 """,
     (
         Argument(
@@ -333,7 +333,7 @@ NOTEBOOKS = Subcommand(
     "notebooks",
     "analysis.notebooks.in_place",
     "execute the committed notebooks in place",
-    "Executes the notebooks of analysis/notebooks/ in place: all of them, or those that are named.",
+    "Executes the notebooks of analysis/notebooks/ and of studies in place: all of them, or those that are named.",
     (Argument("names", "notebooks (default: all), by the stem of their file", {"nargs": "*", "metavar": "NAME"}),),
     (
         Example("matquant notebooks", "all of them"),
