@@ -17,7 +17,7 @@ def test_the_same_code_is_copied_once_and_imported_from_anywhere(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [code.name]
     assert list(code.glob("studies/*/conf/experiment/*/*.yaml"))
     program = (
-        "import slurm.jobs, matquant.runs as runs, json;"
+        "import slurm.jobs, matquant.runs.provenance as runs, json;"
         "print(json.dumps([slurm.jobs.__file__, runs.__file__, runs.source_commit()]))"
     )
     environment = {**os.environ, **snapshot.environment(code)}
@@ -27,7 +27,7 @@ def test_the_same_code_is_copied_once_and_imported_from_anywhere(tmp_path):
     )
     jobs, runs, source = json.loads(done.stdout)
     assert jobs == str(code / "slurm/jobs.py")
-    assert runs == str(code / "matquant/runs/folder.py")
+    assert runs == str(code / "matquant/runs/provenance.py")
     assert source["snapshot"] == code.name
     assert set(source) == {"commit", "dirty", "snapshot"}
 

@@ -209,7 +209,7 @@ TABLES = Subcommand(
     """
 Draws the thirty tables of MatQuant (arXiv:2502.06786v3), ours beside theirs, from results on disk, into out/papers/.
 
-Each table N is that of the cells of `experiment=table01`, `table02` and so on; what has not been measured is a visible gap.
+Table 1 is that of the cells of `experiment=table01`, and so on; what has not been measured is a visible gap.
 """,
     (
         Argument(
