@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from analysis.papers import SCOPES
 from pydantic import ValidationError
-from slurm.show import REMEDIES
 
 from analysis.frame.names import BASE_NAMES
+from analysis.tables.papers import SCOPES
 from matquant.codes.quantizers import DTYPES
 from matquant.config.cell import BaseSpec, Cell, DType, Scope
 from matquant.config.setup import Readout
 from matquant.runs.status import Reason
 from slurm.estimate import BYTES
+from slurm.wording import REMEDIES
 from tests.golden import renew
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -159,7 +159,7 @@ def test_a_process_elsewhere_is_alive_while_it_is_heard_of():
 
 PROGRAM = """
 import logging, signal, sys
-from matquant import stopping
+from matquant.runs import stopping
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 def scheduler(*_):
     print("requeued", flush=True)
