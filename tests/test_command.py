@@ -98,13 +98,7 @@ def test_the_version_names_the_commit(capsys):
     assert re.match(r"matquant \S+( installed\))?, commit [0-9a-f]{40}", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(raises=ModuleNotFoundError, strict=True)) if name == "pack" else name
-        for name in SUBCOMMANDS  # the module that packs is not here yet
-    ],
-)
+@pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_every_module_of_the_table_takes_the_arguments_as_they_were_typed(name):
     (parameter,) = inspect.signature(import_module(SUBCOMMANDS[name].module).main).parameters.values()
     assert parameter.name == "arguments"
