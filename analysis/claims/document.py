@@ -87,13 +87,13 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
     loaded = together(opened)
     cells = {cell.id for one in opened.values() for cell in one.study.cells}
     measured = len(loaded.expected) - len(loaded.missing)
+    measure = f"matquant launch experiment={name}/PART"
     yield f"{study.introduction} {HONESTY}".strip()
     yield "\n".join(
         [
             "```",
-            f"matquant launch experiment={name}/PART           # measures what is missing of a part: "
-            + ", ".join(part.name for part in study.parts),
-            f"{COMMAND} {name}    # draws this document again, from results alone",
+            f"{measure}    # measures what is missing of a part: " + ", ".join(part.name for part in study.parts),
+            f"{f'{COMMAND} {name}':{len(measure)}}    # draws this document again, from results alone",
             "```",
         ]
     )
