@@ -33,7 +33,7 @@ from evaluation.results.store import ResultStore, documents_path, read_documents
 from evaluation.results.store import write_documents as write_loose_documents
 from matquant.command.parsing import parse
 from matquant.errors import UserError
-from matquant.runs.files import remove_leftovers, write_beside
+from matquant.runs.files import remove_leftovers, require_writable, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -118,6 +118,7 @@ def unpack(folder: Path) -> Outcome:
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the folder of results, such as results")
+    require_writable(folder, "DIR")
 
 
 def _packed(store: ResultStore) -> dict[str, PackedEntry]:
@@ -164,6 +165,8 @@ def _entry(path: Path, store: ResultStore) -> PackedEntry:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     if len(name.parts) == 3 and name.suffix == ".json":
         return PackedEntry(name.as_posix(), text, _documents(path, store))
     if len(name.parts) != 2 or not any(name.match(pattern) for pattern in OF_A_CELL):
