@@ -242,10 +242,17 @@ def test_subcommands_that_need_the_clone_say_so_where_the_package_is_alone(tmp_p
         status, out, error = found.pop(line)
         assert (status, out) == (2, "")
         assert re.fullmatch(
-            rf"error: matquant {name} needs the repository, .* `pip install --editable \.` in it\n", error
+            rf"error: matquant {name} needs the repository, .* `pip install --editable '\.\[harness\]'` in it\n", error
         )
     assert {(status, error) for status, _, error in found.values()} == {(0, "")}
     assert "commit" not in found["--version"][1]
+
+
+def test_a_clone_without_the_libraries_of_the_harness_says_how_they_are_installed(monkeypatch, capsys):
+    monkeypatch.setattr("matquant.command.dispatch.find_spec", lambda name: None)
+    for line in ("run model=tiny", "launch experiment=demo", "compare one two"):
+        assert main(line.split()) == 2
+        assert capsys.readouterr().err.endswith("run `pip install --editable '.[harness]'` in the clone\n")
 
 
 # --- completion ------------------------------------------------------------------------------------------------------
