@@ -130,7 +130,13 @@ def _packed(store: ResultStore) -> dict[str, PackedEntry]:
 
 
 def _packed_documents(store: ResultStore, facts: Facts, name: str) -> pa.Table | None:
-    return None if facts.columns(name) is None else packed_table(store.folder, name)
+    if facts.columns(name) is None:
+        return None
+    documents = packed_table(store.folder, name)
+    if len(documents) != (said := json.loads(facts.text(name))["num_documents"]):
+        counts = f"{name} has {len(documents)} documents, not {said}"
+        raise UserError(f"{store.folder / DOCUMENTS} and {FACTS} are not of one packing ({counts}); restore both")
+    return documents
 
 
 def _loose(store: ResultStore) -> Found:
