@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from evaluation.stages import run_cell, untimed
 from matquant.command.terminal import ended, fail, log_to_stderr
-from matquant.config.compose import sweep_points
+from matquant.config.compose import check_line, sweep_points
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from matquant.parallel.ranks import num_ranks
@@ -56,6 +56,7 @@ def _run() -> None:
         _hydra_main()
         part()
     else:
+        check_line(arguments)
         _hydra_main()
 
 

@@ -30,7 +30,7 @@ from matquant.errors import UserError
 from matquant.models.devices import pick_device
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import FULL, Plan
-from matquant.runs.checkpoint import load_checkpoint
+from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
 from matquant.runs.files import require_writable
 from matquant.runs.folder import RunDir
 from matquant.search.stage import find_plan
@@ -122,10 +122,21 @@ def one_cell(study: Study) -> Cell:
     return study.cells[0]
 
 
+def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
+    """Refuses, before a model is loaded, a read-out of codes that are not there."""
+    if str(plan) == FULL:
+        return
+    if cell.objective is None:
+        raise UserError(f"a cell of base=none is not quantized and has no {plan}; read it as {FULL}")
+    if not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint):
+        raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
+
+
 def main(arguments: Sequence[str]) -> None:
     given = parse("export", arguments)
     study = load_study(given.overrides)
     cell = one_cell(study)
+    require_codes(cell, study.setup, given.plan)
     require_writable(given.folder, "FOLDER")
     exported = export(cell, study.setup, given.plan, given.folder)
     print(shlex.join(exported.command(study.setup.readout, add_bos=cell.model.add_bos)))

@@ -21,6 +21,7 @@ from typing import Any
 
 from evaluation.export import PREFIX, Exported, export, one_cell
 from evaluation.lm_eval_patches import offline_environment
+from evaluation.preflight import check_tasks, refusals
 from evaluation.protocol import task_source
 from evaluation.scoring import language_model, num_answers, score_tasks
 from evaluation.sources.loading import load_tasks
@@ -174,13 +175,23 @@ def report(plan: Plan, pairs: Sequence[TaskPair], *, exact: bool) -> bool:
 def main(arguments: Sequence[str]) -> int:
     given = parse("faithfulness", arguments)
     study = load_study(given.overrides)
-    return 0 if run(one_cell(study), study.setup, given.plans) else 1
+    cell = one_cell(study)
+    _check(cell, study.setup, given.plans)
+    return 0 if run(cell, study.setup, given.plans) else 1
+
+
+def _check(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> None:
+    """Refuses, before anything is trained, a cell that cannot be and plans that it does not have."""
+    for plan in plans:
+        if (str(plan) == FULL) != (cell.objective is None):
+            raise UserError(f"{plan} is no read-out of base={cell.base.kind}; --plans full goes with base=none alone")
+    check_tasks(setup)
+    for reason in refusals([cell], setup).values():
+        raise UserError(reason)
 
 
 def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:
     """Trains a missing checkpoint and measures every plan in both ways; True if they agree."""
-    if cell.objective is not None and FULL in map(str, plans):
-        raise UserError("full is the unquantized model; compare it with base=none --plans full")
     train(cell, setup, NoTracker())
     exact, agree = setup.readout.dtype == "float32", True
     ours = OurMeasurement(cell, setup)

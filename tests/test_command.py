@@ -128,9 +128,17 @@ def test_there_is_one_way_to_start_a_command(folder):
         ("search evolution", "'evolution' is not a read-out plan"),
         ("search int4 model=tiny", "int4 is not searched for"),
         ("export int9 exported", "'int9' is not a read-out plan; did you mean int"),
-        ("export int4 exported experiment=demo", "4 cells match; choose one with base=... bits=..."),
-        ("export int4 /proc/nowhere base=minmax", "cannot write to /proc/nowhere"),
-        ("faithfulness --plans pyramid@9", "pyramid@9 cannot be met by layers of 2 to 8 bits"),
+        ("export int4 exported experiment=demo", "4 cells match; choose one with base="),
+        ("export full /proc/nowhere base=none", "cannot write to /proc/nowhere"),
+        ("export int4 exported base=none", "a cell of base=none is not quantized and has no int4; read it as full"),
+        ("export int4 exported base=minmax seed=7", "is not trained yet; run it with `matquant run`"),
+        ("search evolution@3 base=none", "choose base=omniquant, base=qat or base=gptq"),
+        ("launch experiment=smollm2/nope", "experiment=smollm2/nope does not exist"),
+        ("faithfulness base=none --plans int8", "int8 is no read-out of base=none; --plans full goes with"),
+        ("faithfulness model=tiny readout=smoke base=minmax --plans int8", "grid.group_size=64 does not divide"),
+        ("report experiment=demo paths.results=/etc/passwd --no-notebook", "/etc/passwd is a file"),
+        ("pack /proc", "cannot write to /proc"),
+        ("faithfulness --plans pyramid@9", "pyramid@9 cannot be met by layers of"),
         ("report experiment=dmeo", "did you mean demo"),
         ("report --no-notbook", "unrecognized arguments"),
         ("tables 31", "there is no table 31; choose from 1 to 30"),
@@ -228,10 +236,17 @@ def test_subcommands_that_need_the_clone_say_so_where_the_package_is_alone(tmp_p
         status, out, error = found.pop(line)
         assert (status, out) == (2, "")
         assert re.fullmatch(
-            rf"error: matquant {name} needs the repository, .* `pip install --editable \.` in it\n", error
+            rf"error: matquant {name} needs the repository, .* `pip install --editable '\.\[harness\]'` in it\n", error
         )
     assert {(status, error) for status, _, error in found.values()} == {(0, "")}
     assert "commit" not in found["--version"][1]
+
+
+def test_a_clone_without_the_libraries_of_the_harness_says_how_they_are_installed(monkeypatch, capsys):
+    monkeypatch.setattr("matquant.command.dispatch.find_spec", lambda name: None)
+    for line in ("run model=tiny", "launch experiment=demo", "compare one two"):
+        assert main(line.split()) == 2
+        assert capsys.readouterr().err.endswith("run `pip install --editable '.[harness]'` in the clone\n")
 
 
 # --- completion ------------------------------------------------------------------------------------------------------

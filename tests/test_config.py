@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from matquant.config.compose import choices, compose, compose_points, config_folders, key_of, sweep_points
+from matquant.checkout import PROJECT
+from matquant.config.compose import check_line, choices, compose, compose_points, config_folders, key_of, sweep_points
 from matquant.config.study import Study, load_study
 from matquant.errors import UserError
 from tests.golden import renew
@@ -253,6 +254,25 @@ def test_the_axes_compose_to_the_papers_objectives(overrides, terms):
         (["experiment=dmeo"], "experiment=dmeo does not exist; did you mean demo"),
         (["tracking=mlflow"], "choices: none, wandb"),
         (["bits=[int2"], "'bits=[int2' cannot be read"),
+        (["~bits"], "bits is missing; leave out ~bits"),
+        (["~base.kind"], "base.kind is missing; leave out ~base.kind"),
+        (["~readout.plans"], "readout.plans is missing"),
+        (["~distill.terms"], "distill.terms is missing"),
+        (["bits.widths=3"], "bits.widths=3: Input should be a valid list"),
+        (["bits.parent_bits=x"], "bits.parent_bits=x: Input should be a valid integer"),
+        (["+weights.int8=x"], "weights.int8=x: Input should be a valid number"),
+        (["distill.terms=[x]"], "distill.terms: "),
+        (["distill.terms=[4]"], "distill.terms"),
+        (["cells=[1]"], "cells.0=1: Input should be a valid dictionary"),
+        (["cells=x"], "cells=x: Input should be a valid list"),
+        (["name=../x"], "name=../x: a name is that of a folder"),
+        (["name="], "a name is that of a folder"),
+        (["extra_bit=true"], "extra_bit=true is not a choice of extra_bit; choices: off, on"),
+        (["base=null"], "base=null is not a choice of base; choices: gptq, "),
+        (["weights=[1]"], "weights=[1] is not a choice of weights"),
+        (["base="], "base= has no value; choices: gptq, "),
+        (["+base=minmax"], "leave out the plus and write base=minmax"),
+        (["experiment=smollm2/nope"], "experiment=smollm2/nope does not exist; did you mean smollm2/table"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )
@@ -288,6 +308,40 @@ def test_the_remedy_of_a_mistake_works_when_it_is_typed(overrides: list[str], re
         typed = remedy.split()
         kept = [override for override in overrides if key_of(override) not in map(key_of, typed)]
         assert load_study([*kept, *typed]).cells
+
+
+def test_a_studys_results_are_the_same_from_every_folder_unless_a_folder_is_typed(tmp_path, monkeypatch):
+    named = Path("studies/smollm2_135m/results")
+    chosen = ["experiment=smollm2_135m/headline"]
+    assert load_study(chosen).setup.paths.results in (named, PROJECT / named)
+    monkeypatch.chdir(tmp_path)
+    paths = load_study(chosen).setup.paths
+    assert (paths.results, paths.runs) == (PROJECT / named, Path("runs"))
+    assert load_study([*chosen, f"paths.results={named}"]).setup.paths.results == named
+    monkeypatch.chdir(PROJECT)
+    assert load_study(chosen).setup.paths.results == named
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nope"], "unrecognized arguments: --nope; "),
+        (["--cfg", "nope"], "invalid choice: 'nope'"),
+        (["--cfg", "job", "base=nope"], "base=nope does not exist; did you mean none?"),
+        (["--cfg", "job", "-m", "base=none,nope"], "base=nope does not exist; did you mean none?"),
+        (["base=none", "--cfg", "job", "bits=int8"], "unrecognized arguments: bits=int8; "),
+        (["-h", "extra"], "'extra' cannot be read"),
+    ],
+)
+def test_a_mistake_beside_a_flag_of_hydras_is_one_sentence_too(words, message):
+    with pytest.raises(UserError) as raised:
+        check_line(words)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_still_required_does_not_keep_a_composition_from_being_looked_at():
+    check_line(["--cfg", "job", "model=hub"])
 
 
 def test_choices_are_the_files_of_an_axis():

@@ -17,24 +17,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.figures.gallery import plots
-from analysis.report import Report
 from analysis.report.building import numbers_of, text_of
 from analysis.report.compare import measured
+from analysis.report.report import Report
 from benchmarks.startup import finished_study
 from evaluation.protocol import is_complete, missing, survey
 from evaluation.results import pack as packing
 from evaluation.results.pack import main, pack, same_bits, unpack
-from evaluation.results.packed import DOCUMENTS, FACTS, PackedEntry, packed_facts, write_documents
+from evaluation.results.packed import DOCUMENTS, FACTS, DocumentRows, Facts, PackedEntry, packed_facts, write_documents
 from evaluation.results.readouts import readout_rows
 from evaluation.results.store import Result, ResultStore, documents_path, read_documents
 from matquant.checkout import PROJECT
+from matquant.command import main as command
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.notation import Plan
 from tests.made_results import measure, paper_cells, study
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from matquant.config.study import Study
 
@@ -200,7 +201,7 @@ def test_a_training_log_that_lies_with_the_results_is_drawn(made):
 
 
 def test_a_report_is_drawn_again_when_what_is_packed_has_changed(made, monkeypatch):
-    monkeypatch.setattr("analysis.report.FORMS", ("svg",))
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))
     pack(made.setup.paths.results)
     record = Report(made).draw().record
     drawn = json.loads(record.read_text())["sources"]
@@ -429,9 +430,9 @@ def test_a_folder_without_results_is_refused_and_left_alone(tmp_path, capsys):
     (run / "cell.json").write_text("{}")
     (run / "train.jsonl").write_text("{}\n")
     before = files_of(tmp_path)
-    assert main([str(tmp_path / "runs")]) == 2
-    assert main([str(tmp_path / "none")]) == 2
-    assert main([str(tmp_path / "runs"), "--unpack"]) == 2
+    assert command(["pack", str(tmp_path / "runs")]) == 2
+    assert command(["pack", str(tmp_path / "none")]) == 2
+    assert command(["pack", str(tmp_path / "runs"), "--unpack"]) == 2
     said = capsys.readouterr().err
     assert [line.partition(" ")[0] for line in said.splitlines()] == ["error:"] * 3
     assert files_of(tmp_path) == before
@@ -448,3 +449,58 @@ def test_what_is_not_packed_is_planned_without_pyarrow(made):
     pack(made.setup.paths.results)
     run = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["3", "True"]
+
+
+# --- damage to packed files ------------------------------------------------------------------------------------------
+
+
+def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.ParquetFile(path).read()), path)
+
+
+def with_column(table: pa.Table, name: str, first: str | None) -> pa.Table:
+    """The table with another first value in a column."""
+    values = [first, *table[name].to_pylist()[1:]]
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, table.schema.field(name).type))
+
+
+DAMAGES: dict[str, tuple[str, Callable[[pa.Table], pa.Table], str]] = {
+    "a path out of the folder": (FACTS, lambda table: with_column(table, "path", "../evil.json"), "its paths are not"),
+    "an absolute path": (FACTS, lambda table: with_column(table, "path", "/tmp/evil.json"), "its paths are not"),
+    "a path twice": (FACTS, lambda table: pa.concat_tables([table, table.slice(0, 1)]), "its paths are not"),
+    "no text": (FACTS, lambda table: with_column(table, "text", None), "has no text"),
+    "documents in another order": (DOCUMENTS, lambda table: table.sort_by("doc_id:int32"), "do not lie together"),
+    "documents of another packing": (DOCUMENTS, lambda table: table.slice(1), "are not of one packing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("work", [pack, unpack])
+def test_packed_files_that_are_not_of_this_folder_are_refused_and_nothing_is_changed(store, damage, work):
+    file, change, message = DAMAGES[damage]
+    pack(store.folder)
+    rewritten(store.folder / file, change)
+    (store.folder / "cell-3").mkdir()
+    (store.folder / "cell-3" / "cell.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in store.folder.glob("*.parquet")}
+    with pytest.raises(UserError, match=message):
+        work(store.folder)
+    assert {path.name: path.read_bytes() for path in store.folder.glob("*.parquet")} == before
+    assert not (store.folder.parent / "evil.json").exists()
+
+
+def test_a_bit_that_turned_over_is_refused_or_changes_nothing(tmp_path):
+    whole = PROJECT / "studies" / "demo" / "results"
+    facts, told = Facts(whole / FACTS), DocumentRows(whole / DOCUMENTS)
+    columns = {name: found for name in facts if (found := facts.columns(name)) is not None}
+    content = (whole / DOCUMENTS).read_bytes()
+    refused = 0
+    for place in range(0, len(content), 97):
+        damaged = tmp_path / str(place)
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            rows = DocumentRows(damaged)
+            assert all(same_bits(rows.of(name, found), told.of(name, found)) for name, found in columns.items())
+        except UserError:
+            refused += 1
+    assert refused > 40

@@ -88,6 +88,7 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
     loaded = together(opened)
     cells = {cell.id for one in opened.values() for cell in one.study.cells}
     measured = len(loaded.expected) - len(loaded.missing)
+    measure = f"matquant launch experiment={name}/PART"
     yield f"{study.introduction} {HONESTY}".strip()
     measure = f"matquant launch experiment={name}/PART"
     yield "\n".join(

@@ -33,7 +33,7 @@ from evaluation.results.store import ResultStore, documents_path, read_documents
 from evaluation.results.store import write_documents as write_loose_documents
 from matquant.command.parsing import parse
 from matquant.errors import UserError
-from matquant.runs.files import remove_leftovers, write_beside
+from matquant.runs.files import remove_leftovers, require_writable, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -118,6 +118,7 @@ def unpack(folder: Path) -> Outcome:
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the folder of results, such as results")
+    require_writable(folder, "DIR")
 
 
 def _packed(store: ResultStore) -> dict[str, PackedEntry]:
@@ -129,7 +130,13 @@ def _packed(store: ResultStore) -> dict[str, PackedEntry]:
 
 
 def _packed_documents(store: ResultStore, facts: Facts, name: str) -> pa.Table | None:
-    return None if facts.columns(name) is None else packed_table(store.folder, name)
+    if facts.columns(name) is None:
+        return None
+    documents = packed_table(store.folder, name)
+    if len(documents) != (said := json.loads(facts.text(name))["num_documents"]):
+        counts = f"{name} has {len(documents)} documents, not {said}"
+        raise UserError(f"{store.folder / DOCUMENTS} and {FACTS} are not of one packing ({counts}); restore both")
+    return documents
 
 
 def _loose(store: ResultStore) -> Found:
@@ -164,6 +171,8 @@ def _entry(path: Path, store: ResultStore) -> PackedEntry:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     if len(name.parts) == 3 and name.suffix == ".json":
         return PackedEntry(name.as_posix(), text, _documents(path, store))
     if len(name.parts) != 2 or not any(name.match(pattern) for pattern in OF_A_CELL):

@@ -47,10 +47,13 @@ class Facts:
         self.path = path
         try:
             # Whole in memory: another file may take its place between two questions.
-            self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()))
+            self._file = pq.ParquetFile(pa.BufferReader(path.read_bytes()), page_checksum_verification=True)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
-        self._rows = {name: row for row, name in enumerate(self._column("path").to_pylist())}
+        paths = self._column("path").to_pylist()
+        if not all(map(_lies_inside, paths)) or len(set(paths)) < len(paths):
+            raise _unreadable(path, ValueError("its paths are not those of a folder of results"))
+        self._rows = {name: row for row, name in enumerate(paths)}
 
     def __contains__(self, path: str) -> bool:
         return path in self._rows
@@ -68,7 +71,10 @@ class Facts:
         return {cell_id: {plan: frozenset(names) for plan, names in plans.items()} for cell_id, plans in found.items()}
 
     def text(self, path: str) -> str:
-        return self._texts[self._rows[path]].as_py()
+        text = self._texts[self._rows[path]].as_py()
+        if not isinstance(text, str):
+            raise _unreadable(self.path, ValueError(f"{path} has no text"))
+        return text
 
     def columns(self, path: str) -> list[str] | None:
         """The columns of a result's documents; None for a file that is not a result."""
@@ -102,12 +108,14 @@ class DocumentRows:
         self.path = path
         try:
             # Not pq.read_table: it imports pandas, and looks for partitions first.
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 table = file.read()
             places = table["path"].combine_chunks().dictionary_encode()
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
         # The rows of a result lie together, so its number in the dictionary is that of its stretch.
+        if (np.diff(places.indices.to_numpy()) < 0).any():
+            raise _unreadable(path, ValueError("the documents of a result do not lie together"))
         ends = np.bincount(places.indices.to_numpy(), minlength=len(places.dictionary)).cumsum().tolist()
         starts = [0, *ends][: len(ends)]
         self._spans = dict(zip(places.dictionary.to_pylist(), zip(starts, ends, strict=True), strict=True))
@@ -131,6 +139,11 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     """The refusal of a packed file, which must not count as missing: a whole study would be measured again."""
     reason = " ".join(str(error).split())  # pyarrow's are of several lines
     return UserError(f"{path} cannot be read ({reason}); restore it, or delete it and evaluate again")
+
+
+def _lies_inside(path: str | None) -> bool:
+    """True for the path of a file below a folder; False for one that would lead out of it."""
+    return path is not None and not path.startswith("/") and not {"", ".", ".."} & set(path.split("/"))
 
 
 def _metric(column: str) -> str:
@@ -226,4 +239,5 @@ def write_documents(entries: Iterable[PackedEntry], path: Path) -> None:
 def _write(table: pa.Table, path: Path) -> None:
     import pyarrow.parquet as pq
 
-    pq.write_table(table, path, compression="zstd", compression_level=COMPRESSION_LEVEL)
+    # With checksums: most single bits that turn over would be read as other numbers.
+    pq.write_table(table, path, compression="zstd", compression_level=COMPRESSION_LEVEL, write_page_checksum=True)

@@ -137,6 +137,8 @@ class ResultStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        if self.folder.is_file():
+            raise UserError(f"{folder} is a file; name a folder of results")
 
     def path(self, key: Key) -> Path:
         """The path of a result while it is loose."""

@@ -6,12 +6,15 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
+from importlib.util import find_spec
 
 from matquant.command.parsing import lines, parse, parser_of
 from matquant.command.subcommand import Subcommand
 from matquant.command.table import FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.command.terminal import ended, log_to_stderr
 from matquant.errors import UserError
+
+INSTALL = "pip install --editable '.[harness]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,11 +56,15 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
 
 
 def require_clone(subcommand: Subcommand) -> None:
-    """Raises UserError where only the wheel is installed, which holds `matquant` and nothing beside it."""
+    """Raises UserError where only the wheel is installed, or the clone without the libraries of the harness."""
     if not is_clone():
         raise UserError(
             f"matquant {subcommand.name} needs the repository, and only the package is installed; "
-            "clone the repository and run `pip install --editable .` in it"
+            f"clone the repository and run `{INSTALL}` in it"
+        )
+    if find_spec("hydra") is None:  # one of them stands for all
+        raise UserError(
+            f"matquant {subcommand.name} needs libraries that are not installed; run `{INSTALL}` in the clone"
         )
 
 

@@ -9,6 +9,7 @@ import difflib
 import itertools
 import json
 import re
+from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from matquant.checkout import PROJECT, study_folders
 from matquant.errors import UserError
@@ -66,6 +67,7 @@ class _Composed(NamedTuple):
 def _composed(overrides: tuple[str, ...]) -> _Composed:
     """One composition by Hydra, about 0.1 s; a file under conf/ is read once."""
     try:
+        _require_choices(overrides)
         if GlobalHydra.instance().is_initialized():
             config = hydra.compose("config", overrides=list(overrides))
         else:
@@ -79,6 +81,44 @@ def _composed(overrides: tuple[str, ...]) -> _Composed:
         raise UserError(_one_line(error, overrides)) from error
     assert isinstance(values, dict)
     return _Composed({str(key): value for key, value in values.items()}, "${" in json.dumps(unresolved))
+
+
+def check_line(arguments: Sequence[str]) -> None:
+    """Refuses, in one line, what Hydra would answer by its usage or a traceback: flags, overrides, unknown choices.
+
+    A value that is still required may be missing: the line may ask for help or for the composed configuration.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        given, unknown = parser.parse_known_args(list(arguments))
+    except ArgumentError as error:
+        raise UserError(f"{error}; python run.py --hydra-help lists the options") from error
+    if unknown:
+        raise UserError(
+            f"unrecognized arguments: {' '.join(unknown)}; python run.py --hydra-help lists the options, "
+            "which stand before or behind all overrides"
+        )
+    if given.hydra_help or given.shell_completion:
+        return
+    for overrides in sweep_points(given.overrides) if given.multirun else [given.overrides]:
+        try:
+            compose(overrides)
+        except UserError as error:
+            if not isinstance(error.__cause__, MissingMandatoryValue):
+                raise
+
+
+def _require_choices(overrides: Sequence[str]) -> None:
+    """Refuses, of an axis, what cannot be the name of a file: Hydra would end in a TypeError."""
+    for one in OverridesParser.create().parse_overrides([text for text in overrides if _is_group(key_of(text))]):
+        value = None if one.is_sweep_override() else one.value()
+        names = value if isinstance(value, list) else [value]
+        if not (one.is_delete() or one.is_sweep_override() or all(isinstance(name, (str, dict)) for name in names)):
+            axis = one.key_or_group
+            raise UserError(f"{one.input_line} is not a choice of {axis}; choices: {', '.join(choices(axis))}")
 
 
 def compose_points(overrides: Sequence[str], points: Sequence[Sequence[str]]) -> Iterable[Mapping[str, Any]]:
@@ -186,16 +226,26 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], overrides)
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, name = match.groups()
+    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
+        group, name = _as_typed(*match.groups(), overrides)
         near = difflib.get_close_matches(name, choices(group), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{group}={name} does not exist; {hint}choices: {', '.join(choices(group))}"
+        given = f"{group}={name} does not exist" if name else f"{group}= has no value"
+        return f"{given}; {hint}choices: {', '.join(choices(group))}"
+    if match := re.search(r"Multiple values for (\S+)\. To override .*: (\S+)'", text):
+        return f"{match[1]} has a choice already; leave out the plus and write {match[1]}={match[2]}"
     if match := re.search(r"full_key: (\S+)", text) if "Missing mandatory value" in text else None:
         return f"{match[1]} is required with these choices; add {match[1]}=VALUE"
     if "sweep" in text.lower() or "Ambiguous value for argument" in text:
         return f"{text.splitlines()[0]}: a comma-separated sweep needs --multirun, or -m; a list is written [a,b]"
     return " ".join(text.split()).partition(" See https")[0]
+
+
+def _as_typed(folder: str, name: str, overrides: Sequence[str]) -> tuple[str, str]:
+    """The axis and its choice out of a file's place: experiment/smollm2/x is typed experiment=smollm2/x."""
+    typed = (override.lstrip("+").partition("=") for override in overrides)
+    pairs = ((axis, choice) for axis, _, choice in typed)
+    return next((pair for pair in pairs if "/".join(pair) == f"{folder}/{name}"), (folder, name))
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:

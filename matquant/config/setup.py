@@ -97,7 +97,10 @@ class Tracking(Spec):
 
 
 class Paths(Spec):
-    """Folders, relative to the working directory: checkpoints, results, reports, converted models."""
+    """Folders: checkpoints, results, reports, converted models.
+
+    They are relative to the working directory; one below studies/ that a study's files name is relative to the clone.
+    """
 
     runs: Path = Path("runs")
     results: Path = Path("results")

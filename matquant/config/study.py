@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
+from matquant.checkout import from_anywhere
 from matquant.config.cell import Cell
 from matquant.config.compose import choices_of, compose, compose_points, key_of, points_of
-from matquant.config.setup import Setup
+from matquant.config.setup import Paths, Setup
 from matquant.errors import UserError
 from matquant.notation import Slice, Term
 
@@ -29,6 +31,48 @@ class Study:
     setup: Setup
 
 
+class _Bits(BaseModel):
+    parent_bits: int
+    widths: list[Any]
+
+
+class _Distill(BaseModel):
+    terms: list[str]
+    replaces_ground_truth: bool
+
+
+class _Shape(BaseModel):
+    """The keys of a composition that are read here, with the kind of each value; `Cell` and `Setup` check the rest."""
+
+    name: str
+    cells: list[dict[str, Any]] | None
+    only: dict[str, Any] | None
+    model: dict[str, Any]
+    data: dict[str, Any]
+    base: dict[str, Any]
+    bits: _Bits
+    weights: dict[str, float]
+    distill: _Distill
+    extra_bit: bool
+    scope: str
+    grid: dict[str, Any]
+    seed: int
+    readout: dict[str, Any]
+    tracking: dict[str, Any]
+    cluster: dict[str, Any]
+    paths: dict[str, Any]
+    device: str
+    activations: str
+    save_every_min: float
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, name: str) -> str:
+        if not name or "/" in name or name.startswith("."):
+            raise ValueError("a name is that of a folder; write one without a slash and without a dot before it")
+        return name
+
+
 def load_study(overrides: Sequence[str]) -> Study:
     """Composes a command line, such as `["experiment=demo", "model=tiny"]`, into typed values.
 
@@ -36,10 +80,11 @@ def load_study(overrides: Sequence[str]) -> Study:
     Raises UserError, in one line, for anything that does not fit together.
     """
     config = compose(overrides)
+    _typed(_Shape, config)
     typed = {key_of(override) for override in overrides}
     points = _points(config, typed)
     cells = [_cell(point) for point in compose_points(overrides, points)]
-    return Study(config["name"], tuple({cell.id: cell for cell in cells}.values()), _setup(config))
+    return Study(config["name"], tuple({cell.id: cell for cell in cells}.values()), _setup(config, typed))
 
 
 def _points(config: Mapping[str, Any], typed: set[str]) -> list[list[str]]:
@@ -64,7 +109,8 @@ def _cell(config: Mapping[str, Any]) -> Cell:
     Facts that an algorithm does not look at are left out, so that `base=none` is one cell whatever `bits` says, and
     round to nearest does not depend on calibration text.
     """
-    kind = config["base"]["kind"]
+    _typed(_Shape, config)
+    kind = config["base"].get("kind")
     facts: dict[str, Any] = {"model": config["model"], "base": config["base"]}
     if kind != "none":
         facts |= {"objective": _objective(config), "grid": config["grid"], "scope": config["scope"]}
@@ -98,7 +144,12 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
     extra = bool(config["extra_bit"])
     terms = {str(_keeping(width, parent_bits, extra=extra)): weights.get(width, 1.0) for width in widths}
     for text in config["distill"]["terms"] if len(widths) > 1 else []:
-        term = Term.parse(text)
+        try:
+            term = Term.parse(text)
+        except ValueError as error:
+            raise UserError(f"distill.terms: {error}") from error
+        if term.teacher is None:
+            raise UserError(f"distill.terms: {text} names no teacher; write {text}->2 for a teacher of {text} bits")
         for part in (term.slice, term.teacher):
             if part not in widths:
                 raise UserError(
@@ -126,11 +177,20 @@ def _width(text: Any) -> Slice:
         raise UserError(f"bits and weights: {error}") from error
 
 
-def _setup(config: Mapping[str, Any]) -> Setup:
+def _setup(config: Mapping[str, Any], typed: set[str]) -> Setup:
     facts = {
         key: config[key] for key in ("readout", "tracking", "paths", "device", "activations", "save_every_min")
     } | {"cluster": config["cluster"]}
-    return _typed(Setup, {**facts, "experiment": config["name"]})
+    setup = _typed(Setup, {**facts, "experiment": config["name"]})
+    return setup.model_copy(update={"paths": _placed(setup.paths, typed)})
+
+
+def _placed(paths: Paths, typed: set[str]) -> Paths:
+    """The folders that a study's files name below studies/ where they are; typed ones as they are typed."""
+    named: dict[str, Path] = {name: getattr(paths, name) for name in Paths.model_fields if f"paths.{name}" not in typed}
+    return paths.model_copy(
+        update={} if "paths" in typed else {name: from_anywhere(path) for name, path in named.items()}
+    )
 
 
 def _typed(kind: type[Model], facts: Mapping[str, Any]) -> Model:
@@ -142,6 +202,10 @@ def _typed(kind: type[Model], facts: Mapping[str, Any]) -> Model:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             raise UserError(f"there is no key {place}; remove it") from error
+        if first["type"] == "union_tag_not_found":
+            place = f"{place}.kind"
+        if first["type"] in ("missing", "union_tag_not_found"):
+            raise UserError(f"{place} is missing; leave out ~{place}, or add it to the file that lacks it") from error
         if first["type"] == "union_tag_invalid":
             context = first.get("ctx", {})
             kinds = f"{place}.kind={context.get('tag')} does not exist; choose one of {context.get('expected_tags')}"

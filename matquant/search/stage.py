@@ -41,8 +41,8 @@ def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent)
     run, readout = RunDir(setup.paths.runs, cell.id), setup.readout
     if cell.objective is None or cell.data is None:
         raise UserError(
-            f"cell {cell.id} cannot be searched: it has no nested codes or no calibration text; choose base=omniquant, "
-            "base=gptq or base=qat"
+            f"cell {cell.id} has no nested checkpoint or no calibration text to search with; "
+            "choose base=omniquant, base=qat or base=gptq"
         )
     paths = {plan: run.plan(Search.of(plan, readout.search).label) for plan in plans}
     lacking = [plan for plan in plans if found_plan(run, readout, plan) is None]
@@ -51,7 +51,7 @@ def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent)
     device = pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another search")
     if not has_checkpoint(run.checkpoint):
-        raise UserError(f"cell {cell.id} is not trained yet; train it with `matquant run` and the same overrides first")
+        raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
     checkpoint = load_checkpoint(run.checkpoint, cell, device=str(device))
     spaces, refused = _spaces(cell, setup, checkpoint.layers, lacking)
     if spaces:
