@@ -47,10 +47,15 @@ def test_the_import_contracts_hold():
     assert result.returncode == 0, result.stdout
 
 
-def test_every_import_contract_can_be_broken(tmp_path):
+def _copy(folder: Path) -> None:
+    """What is linted, to be changed in another folder."""
     for package in PACKAGES:
-        shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+        shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+
+
+def test_every_import_contract_can_be_broken(tmp_path):
+    _copy(tmp_path)
     for name, line in BREACHES.values():
         path = tmp_path / name
         path.write_text(f"{path.read_text()}\n{line}\n")
@@ -101,9 +106,19 @@ def test_an_import_is_seen_however_it_is_written(source):
     assert _imported(source) & {"run", "tests"}
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "benchmarks", "reference"])
-def test_nothing_imports_the_program_or_the_tests(package):
+@pytest.mark.parametrize("package", [*PACKAGES, "benchmarks", "reference", "studies"])
+def test_nothing_imports_the_program_or_the_tests_or_a_study_that_is_not_its_own(package):
     paths = sorted((PROJECT / package).rglob("*.py"))
     assert paths
-    guilty = {path.name: found for path in paths if (found := _imported(path.read_text()) & {"run", "tests", "conf"})}
+    kept_out = {"run", "tests", "conf", "studies"} - {package}
+    guilty = {path.name: found for path in paths if (found := _imported(path.read_text()) & kept_out)}
     assert not guilty
+
+
+def test_a_new_room_is_refused_until_it_has_its_place(tmp_path):
+    _copy(tmp_path)
+    (tmp_path / "matquant" / "attic").mkdir()
+    (tmp_path / "matquant" / "attic" / "__init__.py").write_text("")
+    result = _lint(tmp_path)
+    assert result.returncode == 1
+    assert "attic" in result.stdout
