@@ -1,6 +1,6 @@
 """The command `matquant`: the table of its subcommands, their help and options, how each ends, and shell completion.
 
-It may use everything but `training` and `search`, and only when it is needed; a subcommand's own module is imported only when it is called.
+May use `config`, `notation` and `errors`; `main` imports a subcommand's own module only when it is called.
 No measuring, no drawing and no heavy library comes in here: `matquant --help` answers at once.
 """
 

@@ -255,7 +255,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     if isinstance(values.get(key), Mapping):
         return f"{key} holds values of its own; set one of them with +{key}.NAME=VALUE"
     known = [*_leaves(values), *(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")]
-    near = difflib.get_close_matches(key, dict.fromkeys(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(key, list(dict.fromkeys(known)), n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"there is no key {key} in this configuration{hint} (python run.py --cfg job prints all keys)"
 
