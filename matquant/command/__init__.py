@@ -1,6 +1,6 @@
 """The command `matquant`: the table of its subcommands, their help and options, how each ends, and shell completion.
 
-May use `config`, `notation` and `errors`; `main` imports a subcommand's own module only when it is called.
+May use `config`, `runs` and `notation`; `dispatch` imports the module of a subcommand only when it is called.
 No measuring, no drawing and no heavy library comes in here: `matquant --help` answers at once.
 """
 

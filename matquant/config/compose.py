@@ -227,7 +227,7 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], overrides)
     if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
-        group, name = _as_typed(*match.groups(), overrides)
+        group, name = _as_typed(match[1], match[2], overrides)
         near = difflib.get_close_matches(name, choices(group), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         given = f"{group}={name} does not exist" if name else f"{group}= has no value"
