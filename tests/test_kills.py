@@ -20,7 +20,7 @@ CHOSEN = (
     Moment("launcher", r"/train\.job\.json$", 2, ("rename",), victims=LAUNCHER),
     # Before the job has said a word, and before it has computed anything.
     Moment("controller", r"_log\.out$", victims=CONTROLLER),
-    Moment("worker", r"^matquant\.train$", 1, ("import",), victims=WORKER),
+    Moment("worker", r"^matquant\.training\.train$", 1, ("import",), victims=WORKER),
     Moment("worker", r"/cell\.json$", 1, ("rename",), victims=LAUNCHER),
     # In a step's line of the log, between a block and its place, and in the middle of writing a block.
     Moment("worker", STEP, 2, victims=WORKER, half=True),
@@ -55,7 +55,9 @@ def test_twenty_kills_at_chosen_and_random_moments_change_no_bit_and_leave_nothi
     draw, moments, taken, sweeps = random.Random(0), CHOSEN, [], 0
     while moments or sum(map(len, taken)) < 20 or sweeps < 2:
         folder = tmp_path / f"disturbed-{sweeps}"
-        hit, moments = disturb(folder, moments or [at_random(draw, 40) for _ in range(3)])
+        chosen = moments
+        hit, moments = disturb(folder, chosen or [at_random(draw, 40) for _ in range(3)])
+        assert hit or not chosen, f"a whole sweep went by without {chosen[0]}"
         taken, sweeps = taken + hit, sweeps + 1
         assert set(states(folder, *SWEEP)) == {"done"}
         assert bits(folder) == expected
