@@ -48,7 +48,7 @@ def test_the_import_contracts_hold():
 
 
 def _copy(folder: Path) -> None:
-    """What is linted, to be changed in another folder."""
+    """Copies everything that is linted, to be changed in another folder."""
     for package in PACKAGES:
         shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "pyproject.toml", folder)
