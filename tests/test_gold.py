@@ -35,4 +35,4 @@ def test_the_same_gold_answer_on_all_documents_is_refused(tmp_path):
 
 
 def test_the_same_gold_answer_on_the_few_documents_that_are_scored_is_no_reason_to_refuse(tmp_path):
-    load_tasks(["piqa"], mirror(tmp_path, "piqa", PIQA), limit=1)
+    assert list(load_tasks(["piqa"], mirror(tmp_path, "piqa", PIQA), limit=1)) == ["piqa"]

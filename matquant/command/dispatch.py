@@ -32,9 +32,8 @@ def _dispatch(words: list[str]) -> int | None:
         case [("-V" | "--version"), *_]:
             print(version())
             return 0
-        case [name, *arguments]:
-            return call(name, arguments)
-    return 0
+        case _:
+            return call(words[0], words[1:])
 
 
 def call(name: str, arguments: Sequence[str]) -> int | None:
