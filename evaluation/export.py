@@ -25,7 +25,7 @@ from matquant.codes.nested import materialize
 from matquant.command.parsing import parse
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
-from matquant.config.study import Study, load_study
+from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.devices import pick_device
 from matquant.models.loading import LoadedModel, load_model
@@ -115,13 +115,6 @@ def _export_local(folder: Path, names: Sequence[str], source: LocalSource) -> tu
     return tuple(PREFIX + name for name in names)
 
 
-def one_cell(study: Study) -> Cell:
-    """The only cell of a study; UserError if there are several."""
-    if len(study.cells) != 1:
-        raise UserError(f"{len(study.cells)} cells match; choose one with base=... bits=... instead of experiment=...")
-    return study.cells[0]
-
-
 def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
     """Refuses, before a model is loaded, a read-out of codes that are not there."""
     if str(plan) == FULL:
@@ -135,7 +128,7 @@ def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
 def main(arguments: Sequence[str]) -> None:
     given = parse("export", arguments)
     study = load_study(given.overrides)
-    cell = one_cell(study)
+    cell = study.one_cell()
     require_codes(cell, study.setup, given.plan)
     require_writable(given.folder, "FOLDER")
     exported = export(cell, study.setup, given.plan, given.folder)

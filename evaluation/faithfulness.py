@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.export import PREFIX, Exported, export, one_cell
+from evaluation.export import PREFIX, Exported, export
 from evaluation.lm_eval_patches import offline_environment
 from evaluation.preflight import check_tasks, refusals
 from evaluation.protocol import task_source
@@ -175,7 +175,7 @@ def report(plan: Plan, pairs: Sequence[TaskPair], *, exact: bool) -> bool:
 def main(arguments: Sequence[str]) -> int:
     given = parse("faithfulness", arguments)
     study = load_study(given.overrides)
-    cell = one_cell(study)
+    cell = study.one_cell()
     _check(cell, study.setup, given.plans)
     return 0 if run(cell, study.setup, given.plans) else 1
 

@@ -52,10 +52,7 @@ def check_folders(setup: Setup) -> None:
 
 def check_tasks(setup: Setup) -> None:
     """Refuses tasks that their source does not know."""
-    try:
-        check_task_names(setup.readout.tasks, task_source(setup.readout))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    check_task_names(setup.readout.tasks, task_source(setup.readout))
 
 
 def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:

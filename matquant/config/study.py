@@ -30,6 +30,14 @@ class Study:
     cells: tuple[Cell, ...]
     setup: Setup
 
+    def one_cell(self) -> Cell:
+        """The only cell; UserError if there are several."""
+        if len(self.cells) != 1:
+            raise UserError(
+                f"{len(self.cells)} cells match; choose one with base=... bits=... instead of experiment=..."
+            )
+        return self.cells[0]
+
 
 class _Bits(BaseModel):
     parent_bits: int

@@ -20,11 +20,9 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("no plan is named; type one before the overrides, such as evolution@3")
     remember_interrupts()
     study = load_study([choice for choice in choices if not isinstance(choice, Plan)])
-    if len(study.cells) != 1:
-        raise UserError(f"{len(study.cells)} cells match; choose one with base=... bits=... instead of experiment=...")
-    readout = study.setup.readout
+    cell, readout = study.one_cell(), study.setup.readout
     with interrupts_win():
-        paths = search(study.cells[0], study.setup, [readout.searched(plan) for plan in plans])
+        paths = search(cell, study.setup, [readout.searched(plan) for plan in plans])
     for path in paths.values():
         found = read_json(path)
         print(f"{path}: {found['effective_bits']:.3f} bits, loss {found['loss']:.5f}")
