@@ -22,7 +22,7 @@ from matquant.notation import Plan
 def main() -> None:
     model = AutoModelForCausalLM.from_config(SMOLLM2, dtype=torch.bfloat16)
     found = {
-        f"{block_name(index)}.{name}": linear
+        f"{block_name(model, index)}.{name}": linear
         for index, block in enumerate(blocks(model))
         for name, linear in linears(block, "ffn").items()
     }

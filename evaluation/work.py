@@ -48,7 +48,7 @@ def size_of(cell: Cell, cache: Path) -> Size:
             sum(linear.weight.numel() for linear in linears(block, cell.scope).values()) if cell.scope else 0
             for block in blocks(model)
         ]
-        config = model.config
+        config = model.config.get_text_config()
         _SIZES[key] = Size(
             weights=sum(parameter.numel() for parameter in model.parameters()),
             in_scope=sum(in_blocks),

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from matquant.algorithms.calibration import Activations, Shelf, attend, block_outputs, capture, run_block, run_chain
+from matquant.algorithms.calibration import (
+    Activations,
+    Shelf,
+    attend,
+    block_outputs,
+    capture,
+    for_batch,
+    run_block,
+    run_chain,
+)
 from matquant.config.cell import RandomModel
 from matquant.models.families import blocks, linears
 from matquant.models.loading import load_model
@@ -53,7 +62,7 @@ def test_sliding_and_full_blocks_have_arguments_of_their_own():
     spec = RandomModel(kind="random", name="tiny", architecture="gemma2", config={**SIZES, **ARCHITECTURES["gemma2"]})
     model = load_model(spec, cache=Path(), dtype="float32", device=torch.device("cpu")).model
     _, arguments = capture(model, TOKENS, batch_size=2, dtype=EXACT, shelf=SHELF)
-    masks = [keywords["attention_mask"] for keywords in arguments]
+    masks = [for_batch(keywords["attention_mask"], 2) for keywords in arguments]
     assert not torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
 

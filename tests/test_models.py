@@ -79,7 +79,7 @@ def test_a_replaced_forward_comes_back_after_an_error():
     [
         (["grid=group_128"], "grid.group_size=128 does not divide the 32 inputs of block 0 mlp.gate_proj of tiny"),
         (["model.architecture=lama"], "model.architecture=lama is not one that transformers knows"),
-        (["model.architecture=gpt2"], "is not supported: its blocks are not in model.layers"),
+        (["model.architecture=mamba"], "MambaForCausalLM is not supported: it has no blocks at model.layers or"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tiny_study, overrides, message):

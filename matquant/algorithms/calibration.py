@@ -8,9 +8,10 @@ sequences, [sequences, tokens, hidden], for the unquantized model (the teacher's
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
@@ -20,7 +21,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from matquant.config.cell import Place
-from matquant.models.families import attention, backbone, blocks, feed_forward, forward_replaced
+from matquant.errors import UserError
+from matquant.models.families import (
+    architecture,
+    around_blocks,
+    attention,
+    backbone,
+    blocks,
+    family_of,
+    forward_replaced,
+)
 
 Hidden = Float[Tensor, "sequences tokens hidden"]
 
@@ -89,12 +99,16 @@ class Shelf:
 
 @contextmanager
 def suited_to(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Holds a module's weights in float32 while its products are to be in float32, and narrows them again afterwards.
+    """Holds those weights of a module in float32 that products in `dtype` need in it, and narrows them afterwards.
 
-    For narrower products autocast converts weights on the way; nothing converts a bfloat16 weight for float32.
+    For narrower products autocast converts matrices on the way, and norms stay in float32: their vectors are widened,
+    which some norms need on a CPU.  For products in float32 nothing converts a matrix either: all weights are widened.
     Widening and narrowing again gives back the same bits.
     """
-    tensors = [*module.parameters(), *module.buffers()] if dtype == torch.float32 else []
+    wide = dtype == torch.float32
+    tensors = [parameter for parameter in module.parameters() if wide or parameter.ndim < 2]
+    if wide:
+        tensors += module.buffers()
     before = [(tensor, tensor.dtype) for tensor in tensors if tensor.is_floating_point()]
     for tensor, _ in before:
         tensor.data = tensor.data.float()
@@ -115,35 +129,117 @@ class BlockInputs(NamedTuple):
     arguments: list[dict[str, Any]]
 
 
+class Reached(Exception):  # noqa: N818 -- no error: it ends a forward pass that has given what was asked for
+    """The value that a forward pass was run for; what would come after it is not computed."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
 @torch.no_grad()
 def capture(
     model: nn.Module, tokens: Int[Tensor, "sequences tokens"], *, batch_size: int, dtype: torch.dtype, shelf: Shelf
 ) -> BlockInputs:
-    """Runs a model with its blocks skipped, and keeps what each block was called with.
+    """Runs a model up to its first block, and keeps what each block is called with.
 
     With products in float32 the embedding of a narrower model is widened meanwhile, so that the blocks get what a
     widened model gives them, positions included.
     """
-    arguments: list[dict[str, Any]] = []
-    device, body = next(model.parameters()).device, backbone(model)
+    device = next(model.parameters()).device
+    with ExitStack() as stack:
+        for part in around_blocks(model):
+            stack.enter_context(suited_to(part, dtype))
+        arguments = block_arguments(model, tokens[:1].to(device))
+        hidden = (first_input(model, batch.to(device)) for batch in tokens.split(batch_size))
+        return BlockInputs(shelf.keep(hidden, len(tokens)), arguments)
 
-    def record(hidden: Tensor, **keywords: Any) -> Tensor:
-        arguments.append({**keywords, "past_key_values": None, "use_cache": False})
-        return hidden
 
-    # With blocks that pass their input on and without the final norm, the model's output is its first block's input.
+def first_input(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Hidden:
+    """The hidden states that the first block is called with, in float32."""
+    first = blocks(model)[0]
+    bind = signature(first.forward).bind
+
+    def reached(*positional: Any, **keywords: Any) -> None:
+        raise Reached(next(iter(bind(*positional, **keywords).arguments.values())))
+
+    with forward_replaced(first, reached):
+        try:
+            backbone(model)(input_ids=tokens, use_cache=False)
+        except Reached as found:
+            return found.value.float()
+    raise AssertionError("the first block was not called")
+
+
+class PerSequence(NamedTuple):
+    """An argument of a block that has a part for every sequence of a batch, the same for all: alibi, for example."""
+
+    part: Tensor
+
+
+OF_POSITIONS = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias")
+"""Arguments that depend on the places of tokens in a sequence, and not on the tokens."""
+
+
+def block_arguments(model: nn.Module, tokens: Int[Tensor, "1 tokens"]) -> list[dict[str, Any]]:
+    """The arguments of every block beside its input; UserError if some of them depend on the text."""
+    one, two = (_recorded_arguments(model, tokens.expand(number, -1)) for number in (1, 2))
+    return [
+        {name: _of_any_batch(name, value, other[name], block) for name, value in arguments.items()}
+        for block, arguments, other in zip(blocks(model), one, two, strict=True)
+    ]
+
+
+def _recorded_arguments(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> list[dict[str, Any]]:
+    """Runs a model with blocks that pass their input on, and returns what they were called with beside it."""
+    recorded: list[dict[str, Any]] = []
+
+    def passing_on(block: nn.Module) -> Callable[..., Any]:
+        bind, as_tuple = signature(block.forward).bind, family_of(block).returns_tuple
+
+        def record(*positional: Any, **keywords: Any) -> Any:
+            hidden, *others = bind(*positional, **keywords).arguments.items()
+            arguments = dict(others)
+            recorded.append({**arguments.pop("kwargs", {}), **arguments})
+            return (hidden[1], None) if as_tuple else hidden[1]
+
+        return record
+
     with ExitStack() as stack:
         for block in blocks(model):
-            stack.enter_context(forward_replaced(block, record))
-        stack.enter_context(forward_replaced(body.get_submodule("norm"), lambda states: states))
-        stack.enter_context(suited_to(body.get_submodule("embed_tokens"), dtype))
-        body(input_ids=tokens[:1].to(device), use_cache=False)
-        kept = arguments.copy()
-        hidden = (
-            body(input_ids=batch.to(device), use_cache=False).last_hidden_state.float()
-            for batch in tokens.split(batch_size)
-        )
-        return BlockInputs(shelf.keep(hidden, len(tokens)), kept)
+            stack.enter_context(forward_replaced(block, passing_on(block)))
+        backbone(model)(input_ids=tokens, use_cache=False)
+    return recorded
+
+
+def _of_any_batch(name: str, one: Any, two: Any, block: nn.Module) -> Any:
+    """An argument for a batch of any size, from those for one sequence and for two."""
+    if isinstance(one, tuple):
+        return tuple(_of_any_batch(name, *pair, block) for pair in zip(one, two, strict=True))
+    if isinstance(one, Tensor):
+        if one.shape == two.shape:
+            return one
+        if name in OF_POSITIONS and two.shape == (2 * len(one), *one.shape[1:]):
+            return PerSequence(one)
+    elif not isinstance(one, MutableMapping):
+        return one
+    raise UserError(
+        f"the blocks of {architecture(block) or type(block).__name__} are called with {name}, which differs from text "
+        "to text, so that they cannot be run one by one; choose base=minmax or base=qat"
+    )
+
+
+def for_batch(value: Any, size: int) -> Any:
+    """An argument of a block for a batch of a given size."""
+    match value:
+        case PerSequence(part) if len(part) == 1:
+            return part.expand(size, *part.shape[1:])
+        case PerSequence(part):
+            return part.repeat(size, *[1] * (part.ndim - 1))
+        case tuple():
+            return tuple(for_batch(part, size) for part in value)
+        case _:
+            return value
 
 
 def run_block(
@@ -156,10 +252,12 @@ def run_block(
 ) -> Hidden:
     """One block on one batch, with some of its weights replaced; matrix products in `dtype`, the rest in float32.
 
-    A block whose own weights are narrower than `dtype` has to be `suited_to` it.
+    A block whose own weights are narrower than float32 has to be `suited_to` the dtype.
     """
+    keywords = {name: for_batch(value, len(hidden)) for name, value in arguments.items()}
     with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        return functional_call(block, dict(weights or {}), (hidden,), dict(arguments)).float()
+        output = functional_call(block, dict(weights or {}), (hidden,), keywords)
+    return (output[0] if isinstance(output, tuple) else output).float()
 
 
 @torch.no_grad()
@@ -205,21 +303,20 @@ def attend(
     shelf: Shelf,
 ) -> Chain:
     """Computes the attention of a block once: with scope=ffn it is a constant of the block's optimization."""
-    kept: list[Tensor] = []
     module = attention(block)
     original = module.forward
 
-    def record(*positional: Any, **keywords: Any) -> Any:
-        output, *rest = original(*positional, **keywords)
-        kept.append(output)
-        return output, *rest
+    def reached(*positional: Any, **keywords: Any) -> None:
+        raise Reached(original(*positional, **keywords)[0])
 
     def outputs() -> Iterator[Tensor]:
         for batch in hidden.batches(batch_size):
-            run_block(block, batch, arguments, dtype=dtype)
-            yield kept.pop()
+            try:
+                run_block(block, batch, arguments, dtype=dtype)
+            except Reached as found:
+                yield found.value
 
-    with forward_replaced(module, record), forward_replaced(feed_forward(block), lambda states: states):
+    with forward_replaced(module, reached):
         return Chain(hidden, shelf.keep(outputs(), len(hidden)))
 
 

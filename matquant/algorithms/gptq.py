@@ -89,8 +89,8 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     found = blocks(model)
     for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
         with suited_to(block, settings.dtype):
-            name = block_name(index)
-            solving = BlockSolve(index, block, keywords, settings.chain(block, hidden, keywords), settings)
+            name = block_name(model, index)
+            solving = BlockSolve(index, name, block, keywords, settings.chain(block, hidden, keywords), settings)
             finished = progress.resume(name, lambda solving=solving: solving.run(progress))
             layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
             progress.tick(index + 1, len(found), name)
@@ -116,6 +116,7 @@ class BlockSolve:
     """One block's layers, to be solved on what enters the block."""
 
     index: int
+    name: str
     block: nn.Module
     arguments: Mapping[str, Any]
     chain: Chain
@@ -174,7 +175,7 @@ class BlockSolve:
                 base=settings.base,
             )
         except FloatingPointError as error:
-            raise FloatingPointError(f"{block_name(self.index)}.{names}: {error}") from error
+            raise FloatingPointError(f"{self.name}.{names}: {error}") from error
 
     def _record(self, paths: Sequence[str], solution: Solution) -> dict[str, Any]:
         """A line of train.jsonl for some layers that were solved together."""

@@ -17,7 +17,7 @@ def fit(model: nn.Module, *, parent_bits: int, scope: Scope, grid: GridSpec, pro
     found = blocks(model)
     for index, block in enumerate(found):
         for name, linear in linears(block, scope).items():
-            layers[f"{block_name(index)}.{name}"] = nest(
+            layers[f"{block_name(model, index)}.{name}"] = nest(
                 linear.weight, minmax_grid(linear.weight, parent_bits, grid), parent_bits
             )
         progress.tick(index + 1, len(found), "round to nearest")

@@ -94,7 +94,7 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     found = blocks(model)
     for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
         with suited_to(block, settings.dtype):
-            name = block_name(index)
+            name = block_name(model, index)
             target = block_outputs(block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype, shelf=shelf)
             if settings.base.transformation:
                 for linear in linears(block, settings.scope).values():

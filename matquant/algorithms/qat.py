@@ -14,11 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from matquant.algorithms.objective import backward_per_slice
@@ -117,8 +119,8 @@ class Training:
         base = self.settings.base
         self._share = self.settings.world.share(base.batch_size)
         self.model.requires_grad_(False)
-        if base.compute_dtype == "float32":
-            self.model.float()  # nothing converts a bfloat16 weight for a float32 product
+        if self.model.dtype != DTYPES[base.compute_dtype]:
+            self.model.float()  # what a product is computed in converts no weight of another narrow dtype
         self.nested = install(self.model, self.settings, self.meter)
         groups = [
             {"params": list(self._weights()), "lr": base.lr, "weight_decay": base.weight_decay},
@@ -134,8 +136,7 @@ class Training:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
         if base.activation_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-            self.model.train()  # transformers recomputes activations in training mode only
+            recompute_activations(self.model)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -241,10 +242,19 @@ class Training:
         for index, block in enumerate(blocks(self.model)):
             with torch.no_grad(), whole(block):
                 for path, layer in self.nested.items():
-                    if world.is_main and path.startswith(f"{block_name(index)}."):
+                    if world.is_main and path.startswith(f"{block_name(self.model, index)}."):
                         nested = nest(layer.linear.weight, layer.grid(), bits)
                         layers[path] = nested if world.size == 1 else nested.to(torch.device("cpu"))
         return layers
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Lets every block compute its activations again in the backward pass.
+
+    transformers' own switch works in training mode only, where dropout is on: teacher and student would differ by it.
+    """
+    for block in blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def install(model: nn.Module, settings: Settings, meter: GradientMeter | None = None) -> dict[str, NestedLinear]:
@@ -263,7 +273,7 @@ def install(model: nn.Module, settings: Settings, meter: GradientMeter | None = 
             clipping = LearnableClipping(linear.weight, bits, settings.grid, init).to(linear.weight.device)
             layer = NestedLinear(linear, clipping.requires_grad_(base.train_scales), meter)
             block.set_submodule(path, layer)
-            nested[f"{block_name(index)}.{path}"] = layer
+            nested[f"{block_name(model, index)}.{path}"] = layer
         shard(block, mesh)
     shard(model, mesh, outermost=True)
     return nested

@@ -1,12 +1,13 @@
 """Families of models: transformer blocks, and the linear layers in a scope.
 
-The only module that knows architectures.
+The only module that knows architectures: one entry of `FAMILIES` for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 from torch import nn
@@ -15,22 +16,119 @@ from matquant.config.cell import Scope
 from matquant.errors import UserError
 
 
+@dataclass(frozen=True)
+class Family:
+    """The parts of one architecture, by their paths in `transformers`; the defaults are Llama's."""
+
+    blocks: tuple[str, ...] = ("model.layers", "model.language_model.layers")
+    """The list of blocks inside the model, at the first of these paths that exists; its parent is the text model."""
+    attention: str = "self_attn"
+    """The attention inside a block; its forward returns (output, weights)."""
+    feed_forward: tuple[str, ...] = ("mlp",)
+    """The modules of a block's feed-forward network, or its linear layers where they lie in the block itself."""
+    kept: tuple[str, ...] = ()
+    """Small modules of a block that stay in full precision, as routers do."""
+    returns_tuple: bool = False
+    """True if a block returns (hidden states, weights) and not hidden states alone."""
+    shares_contexts: bool = True
+    """True if attention follows a mask and positions that it is given, so that answers can share their question."""
+    not_block_wise: str | None = None
+    """The reason why the blocks cannot be run one by one, as OmniQuant and GPTQ do."""
+
+
+LLAMA = Family()
+GPT2 = Family(blocks=("transformer.h",), attention="attn")
+BLOOM = Family(blocks=("transformer.h",), attention="self_attention", returns_tuple=True, shares_contexts=False)
+OPT = Family(blocks=("model.decoder.layers",), feed_forward=("fc1", "fc2"))
+
+# The key is the folder of `transformers.models` that an architecture's classes come from.
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(
+        (
+            *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "starcoder2"),
+            *("stablelm", "granite", "olmo", "olmo2", "olmo3", "smollm3", "cohere", "cohere2", "glm", "glm4"),
+            *("nemotron", "persimmon", "helium", "exaone4", "ministral", "arcee", "seed_oss"),
+        ),
+        LLAMA,
+    ),
+    "opt": OPT,
+    "gpt2": GPT2,
+    "gpt_bigcode": GPT2,
+    "gpt_neox": Family(blocks=("gpt_neox.layers",), attention="attention"),
+    "gptj": Family(blocks=("transformer.h",), attention="attn", returns_tuple=True),
+    "codegen": Family(blocks=("transformer.h",), attention="attn", returns_tuple=True),
+    # Its local attention counts places in a row, not positions.
+    "gpt_neo": Family(blocks=("transformer.h",), attention="attn", returns_tuple=True, shares_contexts=False),
+    # Alibi counts places in a row, too.
+    "bloom": BLOOM,
+    "mpt": Family(
+        blocks=("transformer.blocks",),
+        attention="attn",
+        feed_forward=("ffn",),
+        returns_tuple=True,
+        shares_contexts=False,
+    ),
+    # With config.alibi=true it shares no contexts either: `shares_contexts`.
+    "falcon": Family(blocks=("transformer.h",), attention="self_attention", returns_tuple=True),
+    "gemma3n": Family(
+        feed_forward=("mlp", "laurel", "per_layer_input_gate", "per_layer_projection"),
+        kept=("altup",),
+        not_block_wise="its later blocks take keys and values from earlier ones, and every block an input of its own",
+    ),
+}
+
+
+def architecture(module: nn.Module) -> str:
+    """The folder of `transformers.models` that a model's or a block's class comes from; empty for other classes."""
+    for kind in type(module).__mro__:
+        place = kind.__module__.split(".")
+        if place[:2] == ["transformers", "models"]:
+            return place[2]
+    return ""
+
+
+def family_of(module: nn.Module) -> Family:
+    """The family of a model or of one of its blocks; an architecture that is not named is taken for Llama's."""
+    return FAMILIES.get(architecture(module), LLAMA)
+
+
+def _list_of_blocks(model: nn.Module) -> str:
+    """The path of the list of blocks; UserError for an architecture where there is none."""
+    paths = family_of(model).blocks
+    for path in paths:
+        try:
+            found = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(found, nn.ModuleList) and len(found):
+            return path
+    raise UserError(
+        f"{type(model).__name__} is not supported: it has no blocks at {' or '.join(paths)}; "
+        f"supported are {', '.join(sorted(FAMILIES))}"
+    )
+
+
 def backbone(model: nn.Module) -> nn.Module:
-    """The model without its language-model head: embedding, blocks, final norm."""
-    return model.get_submodule("model")
+    """The text model without its language-model head: embedding, blocks, final norm."""
+    return model.get_submodule(_list_of_blocks(model).rpartition(".")[0])
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, first to last; UserError for an architecture whose blocks are not at model.layers."""
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise UserError(f"{type(model).__name__} is not supported: its blocks are not in model.layers")
-    return list(layers)
+    """The transformer blocks, first to last; UserError for an architecture that has none."""
+    found = model.get_submodule(_list_of_blocks(model))
+    assert isinstance(found, nn.ModuleList)
+    return list(found)
 
 
-def block_name(index: int) -> str:
+def around_blocks(model: nn.Module) -> list[nn.Module]:
+    """The parts of the text model before and after its blocks: embeddings, projections, norms."""
+    found = model.get_submodule(_list_of_blocks(model))
+    return [part for part in backbone(model).children() if part is not found]
+
+
+def block_name(model: nn.Module, index: int) -> str:
     """The path of a block inside the model."""
-    return f"model.layers.{index}"
+    return f"{_list_of_blocks(model)}.{index}"
 
 
 def linears(block: nn.Module, scope: Scope) -> dict[str, nn.Linear]:
@@ -39,11 +137,12 @@ def linears(block: nn.Module, scope: Scope) -> dict[str, nn.Linear]:
     `ffn` is every linear of the feed-forward network, the scope of most of the paper; `ffn_attention` adds those of the
     attention (Table 6).  Fused projections (Phi-3's gate_up_proj and qkv_proj) are one layer here, as they are there.
     """
+    family = family_of(block)
     match scope:
         case "ffn":
-            parts = ("mlp",)
+            parts = family.feed_forward
         case "ffn_attention":
-            parts = ("self_attn", "mlp")
+            parts = (family.attention, *family.feed_forward)
         case _:
             assert_never(scope)
     found = {
@@ -52,7 +151,10 @@ def linears(block: nn.Module, scope: Scope) -> dict[str, nn.Linear]:
         if isinstance(module, nn.Linear) and name.split(".")[0] in parts
     }
     if not found:
-        raise UserError(f"{type(block).__name__} is not supported: no linear layers for scope={scope} under {parts}")
+        raise UserError(
+            f"{type(block).__name__} is not supported: no linear layers for scope={scope} under {' or '.join(parts)}; "
+            f"supported are {', '.join(sorted(FAMILIES))}"
+        )
     return found
 
 
@@ -74,11 +176,12 @@ def input_names(paths: Iterable[str]) -> dict[str, str]:
 
 def attention(block: nn.Module) -> nn.Module:
     """The self-attention of a block; its forward returns (output, weights)."""
-    return block.get_submodule("self_attn")
+    return block.get_submodule(family_of(block).attention)
 
 
-def feed_forward(block: nn.Module) -> nn.Module:
-    return block.get_submodule("mlp")
+def shares_contexts(model: nn.Module) -> bool:
+    """True if the attention of a model follows a mask and positions that it is given."""
+    return family_of(model).shares_contexts and not getattr(model.config, "alibi", False)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from matquant.codes.quantizers import DTYPES
 from matquant.config.cell import Cell, EmbeddedModel, FolderModel, HubModel, ModelSpec, RandomModel
 from matquant.errors import UserError
 from matquant.models.families import blocks, linears
+from matquant.models.linear_layers import as_linear
 from matquant.models.random_model import byte_tokenizer, random_config, random_model
 from matquant.models.wheels import DataWheel
 
@@ -49,6 +50,7 @@ def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device
 
 
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    as_linear(model)
     nn.Module.to(model, device)
     return model.eval()
 
@@ -65,7 +67,9 @@ def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
         case _:
             assert_never(spec)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
+    as_linear(model)
+    return model
 
 
 def check_model(cell: Cell, *, cache: Path) -> None:
