@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.timing import NoProgress, median_seconds, print_ratios, smollm2
 from matquant.algorithms import gptq
+from matquant.algorithms.moments import Sum
 from matquant.codes.column_solve import Solution, solve
 from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import Grid
@@ -58,17 +59,15 @@ class Solves:
 
 def problems_of(model: PreTrainedModel, tokens: Tensor) -> list[Problem]:
     """The two problems of a block: gate and up, which share an input, and down."""
-    hessians: dict[str, Tensor] = {}
     found = linears(blocks(model)[0], "ffn")
-    for name in ("mlp.gate_proj", "mlp.down_proj"):
-        hessians[name] = torch.zeros(found[name].in_features, found[name].in_features)
-    handles = [found[name].register_forward_pre_hook(gptq.adding_to(total)) for name, total in hessians.items()]
+    sums = {name: Sum.of(found[name]) for name in ("mlp.gate_proj", "mlp.down_proj")}
+    handles = [found[name].register_forward_pre_hook(total.add) for name, total in sums.items()]
     with torch.no_grad():
         model.get_submodule("model")(input_ids=tokens)
     for handle in handles:
         handle.remove()
     gate_up = torch.cat([found["mlp.gate_proj"].weight, found["mlp.up_proj"].weight])
-    hessians = {name: total * (2 / tokens.numel()) for name, total in hessians.items()}
+    hessians = {name: total.mean().hessian for name, total in sums.items()}
     return [
         ("gate and up", gate_up, hessians["mlp.gate_proj"]),
         ("down", found["mlp.down_proj"].weight, hessians["mlp.down_proj"]),

@@ -28,6 +28,7 @@ from matquant.config.setup import Readout, Setup
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.devices import pick_device
+from matquant.models.experts import together
 from matquant.models.linear_layers import as_stored
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import FULL, Plan
@@ -79,7 +80,7 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
         materialize(model, checkpoint.layers, find_plan(cell, setup, plan))
     exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
     transformers.logging.disable_progress_bar()
-    with as_stored(model):
+    with as_stored(model), together(model):
         model.save_pretrained(exported.model)
     tokenizer.save_pretrained(exported.model)
     return exported

@@ -23,7 +23,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from evaluation.lm_eval_patches import SHARED_CONTEXTS
 from matquant.errors import UserError
@@ -265,15 +265,18 @@ class SharedContextLM(_HFLM):
         tokens = self._padded([row.tokens for row in rows], 0)
         if all(len(row.scored) == 1 for row in rows):
             # Padding stands on the right, where causal attention does not look.
-            return backbone(self.model)(input_ids=tokens, use_cache=False).last_hidden_state
+            return self._backbone(input_ids=tokens)
         positions = self._padded([row.positions for row in rows], 0)
         branches = self._padded([row.branches for row in rows], PADDING)
-        return backbone(self.model)(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=self._masks(branches, positions),
-            use_cache=False,
-        ).last_hidden_state
+        return self._backbone(input_ids=tokens, position_ids=positions, attention_mask=self._masks(branches, positions))
+
+    def _backbone(self, **arguments: Any) -> Tensor:
+        output = backbone(self.model)(**arguments, use_cache=False)
+        self._output_type = type(output)
+        return output.last_hidden_state
+
+    _output_type: type[ModelOutput]
+    """The class of what the backbone returns: the head of a mixture of experts asks its backbone for router logits."""
 
     def _padded(self, sequences: Sequence[Sequence[int]], filler: int) -> Tensor:
         length = max(map(len, sequences))
@@ -308,7 +311,7 @@ class SharedContextLM(_HFLM):
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits at some positions, by the whole model with its backbone's answer given: its own soft-capping too."""
-        answer = BaseModelOutputWithPast(last_hidden_state=hidden.unsqueeze(0))  # pyright: ignore[reportArgumentType]
+        answer = self._output_type(last_hidden_state=hidden.unsqueeze(0))
         with forward_replaced(backbone(self.model), lambda *_, **__: answer):
             return self.model(input_ids=hidden.new_zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
 

@@ -62,7 +62,7 @@ def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
     verdicts: dict[str, str | None] = {}
     refused = {}
     for cell in cells:
-        facts = cell.model_dump_json(include={"model", "grid", "scope"})
+        facts = cell.model_dump_json(include={"model", "grid", "scope", "partial_scope"})
         if facts not in verdicts:
             try:
                 check_model(cell, cache=setup.paths.cache)

@@ -30,6 +30,7 @@ from matquant.models.families import (
     blocks,
     family_of,
     forward_replaced,
+    has_attention,
 )
 
 Hidden = Float[Tensor, "sequences tokens hidden"]
@@ -302,7 +303,12 @@ def attend(
     dtype: torch.dtype,
     shelf: Shelf,
 ) -> Chain:
-    """Computes the attention of a block once: with scope=ffn it is a constant of the block's optimization."""
+    """Computes the attention of a block once: with scope=ffn it is a constant of the block's optimization.
+
+    What stands in the place of attention (`Family.mixers`) is computed again each time.
+    """
+    if not has_attention(block):
+        return Chain(hidden)
     module = attention(block)
     original = module.forward
 

@@ -6,18 +6,21 @@ input.  With the one term {c} the codes are GPTQ's, with several MatGPTQ's.
 
 Layers with the same input (q, k, v; gate, up) share its moments and are solved as one, stacked along their outputs:
 every row of a weight is a problem of its own.
+
+An expert's moments are those of the tokens that were routed to it.  An input that none of them activates is rounded to
+nearest: other text may activate it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from matquant.algorithms.calibration import (
@@ -31,11 +34,13 @@ from matquant.algorithms.calibration import (
     run_chain,
     suited_to,
 )
+from matquant.algorithms.moments import Moments, Sum, all_alive
 from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.column_solve import Solution, solve
 from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import DTYPES, Grid
 from matquant.config.cell import GPTQBase, GridSpec, Scope
+from matquant.models.experts import is_of_expert, of_all_experts
 from matquant.models.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
 
@@ -100,8 +105,12 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
 
 
 def warn_of_few_tokens(model: nn.Module, scope: Scope, *, num_tokens: int) -> None:
-    """Warns of layers that have more inputs than there are tokens: their Hessians are singular but for the damping."""
-    features = [linear.in_features for block in blocks(model) for linear in linears(block, scope).values()]
+    """Warns of layers that have more inputs than there are tokens: their Hessians are singular but for the damping.
+
+    Not of experts: how many tokens each of them sees is known, and said, when its block is solved.
+    """
+    found = (pair for block in blocks(model) for pair in linears(block, scope).items())
+    features = [linear.in_features for path, linear in found if not is_of_expert(path)]
     starved = [number for number in features if number > num_tokens]
     if starved:
         log.warning(
@@ -125,33 +134,47 @@ class BlockSolve:
     def run(self, progress: Progress) -> Layers:
         """The nested weights of the block, by path inside it."""
         found = linears(self.block, self.settings.scope)
-        together: dict[str, list[str]] = {}
-        for path, name in input_names(found).items():
-            together.setdefault(name, []).append(path)
-        groups = list(together.values())
         layers: dict[str, NestedWeight] = {}
-        for stage in [[group] for group in groups] if self.settings.base.true_sequential else [groups]:
+        routed: dict[str, int] = {}
+        for stage in stages(found, one_by_one=self.settings.base.true_sequential):
             moments = self.second_moments([found[paths[0]] for paths in stage], layers)
-            for paths, hessian in zip(stage, moments, strict=True):
+            for paths, (hessian, tokens) in zip(stage, moments, strict=True):
+                if is_of_expert(paths[0]):
+                    hessian = all_alive(hessian)
+                    routed |= dict.fromkeys(paths, tokens)
                 solution = self._solve([found[path].weight for path in paths], hessian, " and ".join(paths))
                 outputs = [found[path].out_features for path in paths]
                 layers |= zip(paths, apart(solution, outputs, self.settings.objective.parent_bits), strict=True)
-                progress.log(self._record(paths, solution))
+                progress.log({**self._record(paths, solution), "tokens": tokens})
+        self._say_what_experts_saw(routed, found)
         return {path: layers[path] for path in found}
 
-    def second_moments(self, sees: Sequence[nn.Linear], layers: Layers) -> list[Float[Tensor, "_ _"]]:
-        """H = 2/n sum x x^T of what some linear layers receive, float32, summed batch by batch on their device.
+    def second_moments(self, sees: Sequence[nn.Linear], layers: Layers) -> list[Moments]:
+        """The moments of what some linear layers receive, float32, summed batch by batch on their device.
 
         `layers` of this block that are solved already are in place.
         """
-        sums = [torch.zeros(one.in_features, one.in_features, device=one.weight.device) for one in sees]
+        sums = [Sum.of(one) for one in sees]
         with ExitStack() as stack:
             for linear, total in zip(sees, sums, strict=True):
-                stack.callback(linear.register_forward_pre_hook(adding_to(total)).remove)
+                stack.callback(linear.register_forward_pre_hook(total.add).remove)
             for _ in self.outputs(layers):
                 pass
-        num_tokens = self.chain.hidden.states.shape[:2].numel()
-        return [total.mul_(2 / num_tokens) for total in sums]
+        return [total.mean() for total in sums]
+
+    def _say_what_experts_saw(self, routed: Mapping[str, int], found: Mapping[str, nn.Linear]) -> None:
+        """One line for a block with experts; a warning where some saw too few tokens to be solved well."""
+        if not routed:
+            return
+        num_tokens, number = self.chain.hidden.states.shape[:2].numel(), self.index
+        log.info("block %d: an expert saw %d to %d of %d tokens", number, *span(routed.values()), num_tokens)
+        few = [path for path, tokens in routed.items() if tokens < found[path].in_features]
+        if few:
+            log.warning(
+                "block %d: %d of %d matrices of experts saw fewer tokens than they have inputs, %d of them none "
+                "(rounded to nearest); raise data.num_sequences",
+                *(number, len(few), len(routed), sum(routed[path] == 0 for path in few)),
+            )
 
     def outputs(self, layers: Layers) -> Iterator[Hidden]:
         """The block's output for every batch, with these layers read at the slice that feeds the next block."""
@@ -190,14 +213,26 @@ class BlockSolve:
         }
 
 
-def adding_to(total: Float[Tensor, "features features"]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that adds sum x x^T of what a layer receives, in float32."""
+def stages(found: Iterable[str], *, one_by_one: bool) -> list[list[list[str]]]:
+    """Layers that share an input, in the stages that they are solved in: all at once, or one input after the other.
 
-    def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        x = given[0].flatten(0, -2).float()
-        total.addmm_(x.T, x)
+    The experts of a block have no order among them: a stage has the same matrix of each.
+    """
+    together: dict[str, list[str]] = {}
+    for path, name in input_names(found).items():
+        together.setdefault(name, []).append(path)
+    if not one_by_one:
+        return [list(together.values())]
+    ordered: dict[str, list[list[str]]] = {}
+    for name, paths in together.items():
+        ordered.setdefault(of_all_experts(name), []).append(paths)
+    return list(ordered.values())
 
-    return add
+
+def span(numbers: Iterable[int]) -> tuple[int, int]:
+    """The smallest and the largest of some numbers."""
+    ordered = sorted(numbers)
+    return ordered[0], ordered[-1]
 
 
 def apart(solution: Solution, num_outputs: Sequence[int], parent_bits: int) -> list[NestedWeight]:

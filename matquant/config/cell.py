@@ -287,6 +287,8 @@ class Cell(Spec):
     objective: ObjectiveSpec | None = None
     grid: GridSpec | None = None
     scope: Scope | None = None
+    partial_scope: bool = False
+    """Where a model has matrices that the scope names and quantization does not reach: true goes on without them."""
     data: TextSpec | None = None
     seed: int = 0
 

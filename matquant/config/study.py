@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from matquant.checkout import from_anywhere
 from matquant.config.cell import Cell
@@ -49,6 +49,13 @@ class _Distill(BaseModel):
     replaces_ground_truth: bool
 
 
+class _Scope(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    part: str
+    partial: bool
+
+
 class _Shape(BaseModel):
     """The keys of a composition that are read here, with the kind of each value; `Cell` and `Setup` check the rest."""
 
@@ -62,7 +69,7 @@ class _Shape(BaseModel):
     weights: dict[str, float]
     distill: _Distill
     extra_bit: bool
-    scope: str
+    scope: _Scope
     grid: dict[str, Any]
     seed: int
     readout: dict[str, Any]
@@ -121,7 +128,8 @@ def _cell(config: Mapping[str, Any]) -> Cell:
     kind = config["base"].get("kind")
     facts: dict[str, Any] = {"model": config["model"], "base": config["base"]}
     if kind != "none":
-        facts |= {"objective": _objective(config), "grid": config["grid"], "scope": config["scope"]}
+        facts |= {"objective": _objective(config), "grid": config["grid"]}
+        facts |= {"scope": config["scope"]["part"], "partial_scope": config["scope"]["partial"]}
     if kind == "minmax":
         # Nothing is trained, so only the parent's width matters: bits=matquant and bits=int8 are the same codes.
         parent_bits = facts["objective"]["parent_bits"]

@@ -14,6 +14,7 @@ from torch import nn
 
 from matquant.config.cell import Scope
 from matquant.errors import UserError
+from matquant.models.experts import routers
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Family:
     """The list of blocks inside the model, at the first of these paths that exists; its parent is the text model."""
     attention: str = "self_attn"
     """The attention inside a block; its forward returns (output, weights)."""
+    mixers: tuple[str, ...] = ()
+    """The modules that stand in the place of attention in some blocks, or beside it: linear attention, Mamba."""
     feed_forward: tuple[str, ...] = ("mlp",)
     """The modules of a block's feed-forward network, or its linear layers where they lie in the block itself."""
     kept: tuple[str, ...] = ()
@@ -51,6 +54,23 @@ FAMILIES: dict[str, Family] = {
         ),
         LLAMA,
     ),
+    # Mixtures of experts.
+    **dict.fromkeys(
+        (
+            *("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "flex_olmo", "deepseek_v2", "deepseek_v3", "glm4_moe"),
+            *("gpt_oss", "phimoe", "ernie4_5_moe", "dots1", "hunyuan_v1_moe"),
+        ),
+        LLAMA,
+    ),
+    "llama4": Family(feed_forward=("feed_forward",)),
+    "granitemoe": Family(feed_forward=("block_sparse_moe",)),
+    "granitemoeshared": Family(feed_forward=("block_sparse_moe", "shared_mlp")),
+    # Some blocks, or all, have linear attention, a state-space model or a convolution instead of attention.
+    "granitemoehybrid": Family(mixers=("mamba",), feed_forward=("block_sparse_moe", "shared_mlp"), shares_contexts=False),
+    "qwen3_next": Family(mixers=("linear_attn",), shares_contexts=False),
+    "jamba": Family(mixers=("mamba",), feed_forward=("feed_forward",), shares_contexts=False),
+    "lfm2": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
+    "lfm2_moe": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
     "opt": OPT,
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
@@ -137,18 +157,18 @@ def linears(block: nn.Module, scope: Scope) -> dict[str, nn.Linear]:
     `ffn` is every linear of the feed-forward network, the scope of most of the paper; `ffn_attention` adds those of the
     attention (Table 6).  Fused projections (Phi-3's gate_up_proj and qkv_proj) are one layer here, as they are there.
     """
-    family = family_of(block)
+    family, kept = family_of(block), routers(block)
     match scope:
         case "ffn":
             parts = family.feed_forward
         case "ffn_attention":
-            parts = (family.attention, *family.feed_forward)
+            parts = (family.attention, *family.mixers, *family.feed_forward)
         case _:
             assert_never(scope)
     found = {
         name: module
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[0] in parts
+        if isinstance(module, nn.Linear) and name.split(".")[0] in parts and name not in kept
     }
     if not found:
         raise UserError(
@@ -156,6 +176,12 @@ def linears(block: nn.Module, scope: Scope) -> dict[str, nn.Linear]:
             f"supported are {', '.join(sorted(FAMILIES))}"
         )
     return found
+
+
+def is_attention(block: nn.Module, path: str) -> bool:
+    """True for a path inside a block that leads into what mixes tokens."""
+    family = family_of(block)
+    return path.partition(".")[0] in (family.attention, *family.mixers)
 
 
 SAME_INPUT = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
@@ -177,6 +203,12 @@ def input_names(paths: Iterable[str]) -> dict[str, str]:
 def attention(block: nn.Module) -> nn.Module:
     """The self-attention of a block; its forward returns (output, weights)."""
     return block.get_submodule(family_of(block).attention)
+
+
+def has_attention(block: nn.Module) -> bool:
+    """False for a block that has something else in the place of attention, or beside it."""
+    family = family_of(block)
+    return hasattr(block, family.attention) and not any(hasattr(block, mixer) for mixer in family.mixers)
 
 
 def shares_contexts(model: nn.Module) -> bool:

@@ -21,6 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from matquant.codes.quantizers import DTYPES
 from matquant.config.cell import Cell, EmbeddedModel, FolderModel, HubModel, ModelSpec, RandomModel
 from matquant.errors import UserError
+from matquant.models.coverage import check_coverage
+from matquant.models.experts import separate_experts
 from matquant.models.families import blocks, linears
 from matquant.models.linear_layers import as_linear
 from matquant.models.random_model import byte_tokenizer, random_config, random_model
@@ -52,7 +54,7 @@ def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     as_linear(model)
     nn.Module.to(model, device)
-    return model.eval()
+    return separate_experts(model).eval()
 
 
 def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
@@ -69,14 +71,16 @@ def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     as_linear(model)
-    return model
+    return separate_experts(model)
 
 
 def check_model(cell: Cell, *, cache: Path) -> None:
     """Refuses, before any weights are read, a cell whose model lacks the scope or does not divide into its groups."""
-    found = blocks(skeleton(cell.model, cache=cache))
+    model = skeleton(cell.model, cache=cache)
+    found = blocks(model)
     if cell.grid is None or cell.scope is None:
         return
+    check_coverage(cell, model)
     group_size = cell.grid.group_size
     for index, block in enumerate(found):
         for name, linear in linears(block, cell.scope).items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from matquant.codes.extra_precision import overflow_share
 from matquant.codes.layouts import block_number
 from matquant.codes.nested import NestedWeight
+from matquant.models.experts import of_all_experts
 from matquant.models.families import input_names
 from matquant.notation import Slice
 from matquant.search.request import Granularity
@@ -40,7 +41,8 @@ def space_of(
     inputs = input_names(layers)
     members: dict[str, list[str]] = {}
     for name in layers:
-        unit = f"block {block_number(name)}" if granularity == "block" else inputs[name]
+        # The experts of a block are one unit: a width for each of them would be more choices than text can tell apart.
+        unit = f"block {block_number(name)}" if granularity == "block" else of_all_experts(inputs[name])
         members.setdefault(unit, []).append(name)
 
     parts = {width: Slice(width, extra_precision=extra_precision and width < parent_bits) for width in widths}
