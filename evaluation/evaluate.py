@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.readouts import readout_point, readout_rows
-from evaluation.results.store import LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
+from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks
 from evaluation.sources.loading import TaskSource, load_tasks
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
@@ -30,6 +30,7 @@ from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
 from matquant.errors import UserError
+from matquant.models.coverage import coverage
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import LoadedModel, load_model
 from matquant.models.tokens import token_blocks
@@ -172,7 +173,14 @@ class Bench:
         if self.checkpoint is None:
             return {"grid_bits": 0.0, "overflow_bits": 0.0, "model_bits": float(FULL_BITS)}
         num_parameters = sum(parameter.numel() for parameter in self.loaded.model.parameters())
-        return overhead_bits(self.checkpoint.layers, plan, num_parameters=num_parameters)
+        overhead = overhead_bits(self.checkpoint.layers, plan, num_parameters=num_parameters)
+        return overhead if self.block_share == 1.0 else {**overhead, BLOCK_SHARE: self.block_share}
+
+    @cached_property
+    def block_share(self) -> float:
+        """The share of the scope's weights that the cell quantizes; below 1 only where its scope says `partial`."""
+        assert self.cell.scope is not None
+        return coverage(self.loaded.model, self.cell.scope).share
 
     def _result(
         self,

@@ -14,7 +14,8 @@ from evaluation.results.store import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.config.setup import Readout, SearchSpec
-from matquant.models.families import blocks, linears
+from matquant.models.experts import active_weights, is_of_expert
+from matquant.models.families import block_name, blocks, linears
 from matquant.models.loading import skeleton
 from matquant.notation import Plan
 from matquant.search.request import Granularity, Search
@@ -26,11 +27,18 @@ TOKENS_OF_ANOTHER_TASK = 150
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a model: all weights, those in scope, those in scope of the largest block; and its dimensions."""
+    """The size of a model: all weights, those in scope, those in scope of the largest block; and its dimensions.
+
+    Memory holds all weights; a token is multiplied by the `active` ones, which are fewer in a mixture of experts.
+    `moments`: the numbers in the second moments of the experts of the largest block.
+    """
 
     weights: int
+    active: float
     in_scope: int
+    active_in_scope: float
     in_block: int
+    moments: int
     hidden: int
     layers: int
     vocabulary: int
@@ -44,15 +52,21 @@ def size_of(cell: Cell, cache: Path) -> Size:
     key = (cell.model.model_dump_json(), cell.scope)
     if key not in _SIZES:
         model = skeleton(cell.model, cache=cache)
-        in_blocks = [
-            sum(linear.weight.numel() for linear in linears(block, cell.scope).values()) if cell.scope else 0
-            for block in blocks(model)
-        ]
+        found = [linears(block, cell.scope) if cell.scope else {} for block in blocks(model)]
+        in_blocks = [sum(linear.weight.numel() for linear in of_block.values()) for of_block in found]
         config = model.config.get_text_config()
+        active = active_weights(model, config)
+        named = [f"{block_name(model, index)}.{path}.weight" for index, of_block in enumerate(found) for path in of_block]
         _SIZES[key] = Size(
             weights=sum(parameter.numel() for parameter in model.parameters()),
+            active=sum(active.values()),
             in_scope=sum(in_blocks),
+            active_in_scope=sum(active[path] for path in named),
             in_block=max(in_blocks),
+            moments=max(
+                sum(linear.in_features**2 for path, linear in of_block.items() if is_of_expert(path))
+                for of_block in found
+            ),
             hidden=config.hidden_size,
             layers=len(in_blocks),
             vocabulary=config.vocab_size,
@@ -70,23 +84,23 @@ def training_operations(cell: Cell, size: Size) -> float:
             trained = base.num_steps * base.batch_size * cell.data.sequence_length
             # Forward and backward of the layers in scope; then every block's output on the calibration text, for the
             # teacher and for each slice.
-            steps = 4.7 * size.in_scope * trained * num_slices(cell)
-            return steps + 2 * size.weights * calibration_tokens(cell) * (num_slices(cell) + 1)
+            steps = 4.7 * size.active_in_scope * trained * num_slices(cell)
+            return steps + 2 * size.active * calibration_tokens(cell) * (num_slices(cell) + 1)
         case QATBase() as base:
             assert cell.data is not None
             tokens = base.num_steps * base.batch_size * cell.data.sequence_length
-            return (8 if base.activation_checkpointing else 6) * size.weights * tokens * num_slices(cell)
+            return (8 if base.activation_checkpointing else 6) * size.active * tokens * num_slices(cell)
         case GPTQBase():
             # Two passes through every block, and the second moments of its inputs: where a feed-forward network is four
             # times as wide as its input, 1.4 x 2 operations a weight and token.  The solve is small beside them.
-            return (4 * size.weights + 3 * size.in_scope) * calibration_tokens(cell)
+            return (4 * size.active + 3 * size.active_in_scope) * calibration_tokens(cell)
         case _:
             assert_never(cell.base)
 
 
 def reading_operations(readout: Readout, size: Size, num_plans: float) -> float:
     """The operations that read a cell at so many plans: all tasks, and the held-out text."""
-    return 2 * size.weights * num_plans * tokens_of_plan(readout)
+    return 2 * size.active * num_plans * tokens_of_plan(readout)
 
 
 def searching_operations(cell: Cell, readout: Readout, size: Size, plans: Sequence[Plan]) -> float:
@@ -94,7 +108,7 @@ def searching_operations(cell: Cell, readout: Readout, size: Size, plans: Sequen
     if not plans or cell.data is None:
         return 0.0
     tokens = readout.search.num_sequences * cell.data.sequence_length
-    return 2 * size.weights * tokens * (1 + passes_of_searches(readout.search, size, plans))
+    return 2 * size.active * tokens * (1 + passes_of_searches(readout.search, size, plans))
 
 
 def tokens_of_plan(readout: Readout) -> int:

@@ -281,3 +281,9 @@ class Plan:
 
     def __str__(self) -> str:
         return self.label
+
+
+def share_text(share: float) -> str:
+    """`12 %`; of a share near none or all as many digits as tell it from them, such as `0.4 %` and `99.96 %`."""
+    digits = next((digits for digits in range(9) if 0 < float(f"{100 * share:.{digits}f}") < 100), 0)
+    return f"{100 * share:.{digits}f} %"

@@ -90,7 +90,7 @@ def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: Size) -> Cost:
     traffic = 4 * size.in_scope * base.block_size
     seconds = _training_seconds(cell, setup, size, traffic)
     states = tokens * size.hidden * (2 * BYTES[base.activation_dtype] + BYTES[base.compute_dtype])
-    solve = 24 * size.in_block + 16 * (4 * size.hidden) ** 2
+    solve = 24 * size.in_block + 16 * (4 * size.hidden) ** 2 + 4 * size.moments
     memory = size.weights * BYTES[cell.model.dtype] + solve + (states if setup.activations == "device" else 0)
     disk = _checkpoint_gb(cell, size) * 2 + (states / GB if setup.activations == "disk" else 0)
     return Cost((START_S + seconds) / 3600, memory / GB, disk)

@@ -25,6 +25,7 @@ from evaluation.language_model import (
 from matquant.config.cell import RandomModel
 from matquant.errors import UserError
 from matquant.models.loading import load_model
+from tests.mixtures import MIXTURES
 
 # --- packing ---------------------------------------------------------------------------------------------------------
 
@@ -146,6 +147,8 @@ ARCHITECTURES = {
     "qwen3": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0},
     "phi3": {"pad_token_id": 0},
+    # Outputs with router logits; experts by a choice for each token, and sorted.
+    **{name: MIXTURES[name] for name in ("qwen3_moe", "mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text")},
 }
 QUESTIONS = ["Is the sea blue?", "Which of these is red: a stone, a jar, or the lid of a jar?", "Who?", ""]
 ANSWERS = [" yes", " no", " the stone", " a blue lid, or a jar"]

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.frame.names import IDENTITY_COLUMNS, identities
 from analysis.frame.protocols import mixed_checkpoints, one_protocol_a_task
-from evaluation.results.store import LOG_PPLX, Result, ResultStore, protocol_id
+from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Result, ResultStore, protocol_id
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 STDERR = "_stderr"
 
 PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
-COST_COLUMNS = ("effective_bits", "grid_bits", "overflow_bits", "model_bits")
-"""The paper's count of bits, and the bits that it leaves out (`matquant.codes.extra_precision.overhead_bits`)."""
+COST_COLUMNS = ("effective_bits", "grid_bits", "overflow_bits", "model_bits", BLOCK_SHARE)
+"""The paper's count of bits, and the bits that it leaves out (`matquant.codes.extra_precision.overhead_bits`).
+
+The share of a scope's weights that is quantized comes with them; NaN where it is all of them.
+"""
 COLUMNS = (
     *IDENTITY_COLUMNS,
     *COST_COLUMNS,

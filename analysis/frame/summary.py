@@ -11,8 +11,9 @@ import pandas as pd
 from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import IDENTITY_COLUMNS, TASK_NAMES
 from analysis.frame.significance import TASK_AVG
-from evaluation.results.store import HEADLINE_METRICS, LOG_PPLX
+from evaluation.results.store import BLOCK_SHARE, HEADLINE_METRICS, LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
+from matquant.notation import share_text
 
 if TYPE_CHECKING:
     from analysis.frame.load import LoadedResults
@@ -41,7 +42,18 @@ def summary(loaded: LoadedResults) -> pd.DataFrame:
     rows.loc[rows[TASK_AVG].isna(), f"{TASK_AVG}_stderr"] = np.nan
     values = [*loaded.tasks, TASK_AVG, LOG_PPLX]
     columns = [*IDENTITY_COLUMNS, *COST_COLUMNS, "num_seeds", *(c for v in values for c in (v, f"{v}_stderr"))]
-    return _in_paper_order(_one_row_a_configuration(rows, values).reindex(columns=columns))
+    return _in_paper_order(_saying_share(_one_row_a_configuration(rows, values).reindex(columns=columns)))
+
+
+def _saying_share(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the share of the block weights in the label of those that quantize a part of their scope."""
+    shares = [("" if pd.isna(share) else f", {partial_text(share)}") for share in rows[BLOCK_SHARE]]
+    return rows.assign(label=rows["label"].str.cat(shares))
+
+
+def partial_text(share: float) -> str:
+    """`12 % of block weights`."""
+    return f"{share_text(share)} of block weights"
 
 
 def stderr_of_mean(stderrs: np.ndarray) -> np.ndarray:

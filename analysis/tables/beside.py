@@ -9,7 +9,7 @@ import pandas as pd
 from analysis import published
 from analysis.frame.significance import TASK_AVG
 from analysis.published import RUN
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.store import BLOCK_SHARE, LOG_PPLX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ METRICS = (BITS, *published.TASKS, TASK_AVG, LOG_PPLX)
 
 COLUMNS = (
     *("table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
-    *("ours", "stderr", "difference", "mark", "cell_id"),
+    *("ours", "stderr", "difference", "mark", "cell_id", BLOCK_SHARE),
 )
 
 
@@ -76,7 +76,7 @@ def _for_other_models(printed: pd.DataFrame, rows: pd.DataFrame) -> list[pd.Data
 def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mapping[Any, Any]) -> dict[str, Any]:
     """Our measurement of one printed number; of several runs of one name the first, as the experiment lists them."""
     if not indices or metric not in rows:
-        return {"ours": float("nan"), "stderr": float("nan"), "mark": "", "cell_id": ""}
+        return {"ours": float("nan"), "stderr": float("nan"), "mark": "", "cell_id": "", BLOCK_SHARE: float("nan")}
     measured = rows.loc[indices[0]]
     scale = 1 if metric in (BITS, LOG_PPLX) else 100
     missing = pd.isna(measured[metric]) or (metric == BITS and pd.isna(measured[[TASK_AVG, LOG_PPLX]]).all())
@@ -85,4 +85,5 @@ def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mappi
         "stderr": scale * float(measured.get(f"{metric}_stderr", float("nan"))),
         "mark": marks.get(indices[0], {}).get(metric, ""),
         "cell_id": measured["cell_id"],
+        BLOCK_SHARE: measured.get(BLOCK_SHARE, float("nan")),
     }

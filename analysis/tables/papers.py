@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.frame.names import BASE_NAMES, model_name
-from analysis.frame.summary import task_name
+from analysis.frame.summary import partial_text, task_name
 from analysis.tables.beside import BITS, METRICS, side_by_side, varies_weights
 from analysis.tables.summary_table import ERROR_NOTE, INTERPOLATED_NOTE, MISSING_NOTE, SIGNIFICANCE_NOTE, marked
 from analysis.tables.typeset import DAGGER, MISSING, Entry, Section, Table, winners, with_error
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.store import BLOCK_SHARE, LOG_PPLX
 from matquant.notation import Objective, Slice
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ def by_model(number: int, entries: pd.DataFrame) -> Table:
         sections.append(Section("", next(iter(labels))[0], tuple(rows)))
     heads = (*heads, *(HEADS.get(metric, task_name(metric)) for _, metric in columns))
     spans = (("", len(heads) - len(columns)), *((model_name(model), len(metrics)) for model in models))
-    return Table(heads, tuple(sections), (), spans, len(heads) - len(columns), caption=_caption(number, entries))
+    notes = tuple(_partial_notes(entries))
+    return Table(heads, tuple(sections), notes, spans, len(heads) - len(columns), caption=_caption(number, entries))
 
 
 def _column(rows: Sequence[NumberRow | None]) -> list[Entry]:
@@ -250,6 +251,7 @@ def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...
     ]
     measured = int(entries["ours"].notna().sum())
     notes.append(f"{measured} of {len(entries)} numbers measured.")
+    notes += _partial_notes(entries)
     if any("±" in text for text in texts):
         notes.append(ERROR_NOTE)
     if (entries["mark"] != "").any():
@@ -262,6 +264,16 @@ def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...
     if MISSING in texts:
         notes.append(MISSING_NOTE)
     return tuple(notes)
+
+
+def _partial_notes(entries: pd.DataFrame) -> list[str]:
+    """A sentence for each run of ours that quantizes a part of its scope."""
+    partial = entries[entries[BLOCK_SHARE].notna()].drop_duplicates(["model", "base", "method", "width"])
+    return [
+        f"Ours of {model_name(row['model'])}, {BASE_NAMES.get(row['base'], row['base'])} {row['method']} at "
+        f"{row['width']}, quantizes {partial_text(row[BLOCK_SHARE])}."
+        for row in partial.to_dict("records")
+    ]
 
 
 def _error_text(row: NumberRow) -> str:

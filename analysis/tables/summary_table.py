@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.frame.significance import LEVEL, TASK_AVG
 from analysis.frame.summary import SummaryRow, data_type, task_name
 from analysis.tables.typeset import BETTER, DAGGER, MISSING, WORSE, Entry, Section, Table, winners, with_error
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.store import BLOCK_SHARE, LOG_PPLX
 
 GRID, OVERFLOW, STORED = "+ grid", "+ overflow", "Stored"
 BITS_NOTE = (
@@ -113,6 +113,8 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section], comparisons: pd.Data
     notes = ["Tasks and Task Avg in percent, higher is better; log pplx in nats per token, lower is better."]
     if rows["model_bits"].notna().any():
         notes.append(BITS_NOTE)
+    if rows[BLOCK_SHARE].notna().any():
+        notes.append(PARTIAL_NOTE)
     if any("±" in text for text in texts):
         notes.append(ERROR_NOTE)
     if comparisons is not None and len(comparisons):
@@ -126,6 +128,10 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section], comparisons: pd.Data
     return tuple(notes)
 
 
+PARTIAL_NOTE = (
+    "Of block weights: the share of its scope's weights that a row quantizes (scope.partial=true); its Bits count "
+    "these alone, Stored counts all."
+)
 ERROR_NOTE = "±: standard error over documents; it does not cover another training run."
 SIGNIFICANCE_NOTE = (
     f"{BETTER} {WORSE} significantly better or worse than the explicit Baseline of the same width, or where "

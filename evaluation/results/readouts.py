@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.results.store import LOG_PPLX, Result, ResultStore, headline_metric
+from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Result, ResultStore, headline_metric
 
 EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX = "readout/effective_bits", "readout/task_avg", "readout/log_pplx"
 """Names of a plan's point: a line through a run's points is its Pareto curve."""
@@ -36,6 +36,7 @@ def _row(result: Result, metric: str) -> dict[str, Any]:
         "value": result.metrics[metric],
         "stderr": result.metrics.get(f"{metric}_stderr"),
         "documents": result.num_documents,
+        **{name: share for name, share in result.overhead.items() if name == BLOCK_SHARE},
     }
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Protocol = Mapping[str, Any]
 
 LOG_PPLX = "log_pplx"  # the pseudo task of log perplexity, beside the accuracy tasks
+BLOCK_SHARE = "block_share"
+"""In the overhead of a cell that quantizes a part of its scope: the share of the scope's weights that it is."""
 HEADLINE_METRICS = (LOG_PPLX, "acc_norm", "acc")
 """The metrics that can stand for a task: the first of them that lm-eval defines for it does."""
 

@@ -15,6 +15,7 @@ from matquant.config.cell import Cell, Scope
 from matquant.errors import UserError
 from matquant.models.experts import of_all_experts, routers
 from matquant.models.families import blocks, family_of, is_attention, linears
+from matquant.notation import share_text
 
 ELEMENTWISE = ("A_log",)
 """Parameters of two dimensions that multiply states number by number, as a norm's weight does (Mamba)."""
@@ -83,12 +84,7 @@ def check_coverage(cell: Cell, model: nn.Module) -> None:
     if found.left_out and not cell.partial_scope:
         names = ", ".join(found.left_out[:SHOWN]) + (", ..." if len(found.left_out) > SHOWN else "")
         raise UserError(
-            f"scope={cell.scope} reaches {percent(found.share)} of the block weights of {cell.model.name}: {names} "
+            f"scope={cell.scope} reaches {share_text(found.share)} of the block weights of {cell.model.name}: {names} "
             f"{'is' if len(found.left_out) == 1 else 'are'} left out; set scope.partial=true to go on, and every table "
             "will say so"
         )
-
-
-def percent(share: float) -> str:
-    """12 %, or 0.3 % and 99.7 %: never rounded to none or all."""
-    return f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 or share in (0.0, 1.0) else f"{100 * share:.2g} %"

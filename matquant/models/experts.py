@@ -15,7 +15,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,15 @@ from matquant.errors import UserError
 
 FIRST, LAST = ("gate_up_proj", "up_proj"), "down_proj"
 """The matrices of an expert: with a gate and its sibling in one, or the latter alone; then the one that leads back."""
+CHOSEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_k",
+    "moe_topk",
+    "top_k_experts",
+    "moe_num_active_experts",
+)
+"""The names that configurations give to the number of experts of a token."""
 Model = TypeVar("Model", bound=nn.Module)
 _NUMBER = re.compile(r"\.experts\.\d+\.")
 
@@ -48,6 +57,7 @@ class SeparateExperts(nn.Module):
         self._fused = (fused,)  # in a tuple: its parameters are emptied, and it is no part of this module
         self.names = (next(name for name in FIRST if name in fused._parameters), LAST)
         self.is_transposed = _is_transposed(fused)
+        self.is_routed = _is_routed(fused)
         self.num_experts = len(fused.get_parameter(LAST))
         for name, child in fused.named_children():
             self.add_module(name, child)
@@ -62,7 +72,7 @@ class SeparateExperts(nn.Module):
 
         Without it (Llama-4) the rows are sorted by expert, each expert has as many, and those of others are zero.
         """
-        if routing:
+        if self.is_routed:
             return self._routed(hidden_states, *routing)
         rows = hidden_states.view(self.num_experts, -1, hidden_states.shape[-1])
         return torch.cat([self._answer(number, row) for number, row in enumerate(rows)])
@@ -139,6 +149,11 @@ def _is_transposed(fused: nn.Module) -> bool:
     return bool(getattr(fused, "is_transposed", True))
 
 
+def _is_routed(fused: nn.Module) -> bool:
+    """True for experts that are called with each token's choice of them, as the shared interface has it."""
+    return hasattr(fused, "has_gate")
+
+
 def _is_fused(module: nn.Module) -> bool:
     """True for experts in parameters of three dimensions whose layout and gate are known."""
     parameters = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
@@ -148,7 +163,7 @@ def _is_fused(module: nn.Module) -> bool:
         return False
     if any(parameters[name].ndim != 3 for name in (first, LAST)):
         return False
-    return hasattr(module, "has_gate") or list(inspect.signature(module.forward).parameters) == ["hidden_states"]
+    return _is_routed(module) or list(inspect.signature(module.forward).parameters) == ["hidden_states"]
 
 
 def separate_experts(model: Model) -> Model:
@@ -169,6 +184,20 @@ def together(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         separate_experts(model)
+
+
+def active_weights(model: nn.Module, config: Any) -> dict[str, float]:
+    """The number of weights of each parameter that a token is multiplied by, on average over experts, by path.
+
+    Experts whose rows are sorted (Llama-4) are run on the rows of all others too, which are zero.
+    """
+    active = {path: float(parameter.numel()) for path, parameter in model.named_parameters()}
+    chosen = next((number for name in CHOSEN if (number := getattr(config, name, None))), None)
+    for name, module in model.named_modules():
+        if isinstance(module, SeparateExperts) and module.is_routed and chosen is not None:
+            for path, _ in module.named_parameters():
+                active[f"{name}.{path}"] *= min(1.0, chosen / module.num_experts)
+    return active
 
 
 def routers(block: nn.Module) -> set[str]:
