@@ -56,7 +56,9 @@ def size_of(cell: Cell, cache: Path) -> Size:
         in_blocks = [sum(linear.weight.numel() for linear in of_block.values()) for of_block in found]
         config = model.config.get_text_config()
         active = active_weights(model, config)
-        named = [f"{block_name(model, index)}.{path}.weight" for index, of_block in enumerate(found) for path in of_block]
+        named = [
+            f"{block_name(model, index)}.{path}.weight" for index, of_block in enumerate(found) for path in of_block
+        ]
         _SIZES[key] = Size(
             weights=sum(parameter.numel() for parameter in model.parameters()),
             active=sum(active.values()),

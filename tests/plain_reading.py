@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def plain_model(architecture: str, config: dict[str, Any], checkpoint: Path | No
         codes = np.minimum(np.floor(codes / step + 0.5), 2.0**bits - 1) * step
         per_group = codes.shape[1] // scale.shape[1]
         weight = (codes - zero.repeat(per_group, axis=1)) * scale.repeat(per_group, axis=1)
+        if expert := re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)", name):
+            experts = model.get_submodule(expert[1])
+            fused = experts.get_parameter(expert[3])[int(expert[2])]
+            fused.copy_(torch.from_numpy(weight.T if getattr(experts, "is_transposed", True) else weight))
+            continue
         layer = model.get_submodule(name)
         if f"{name}.transform.scale" in tensors:
             scale, shift, bias = (tensors[f"{name}.transform.{part}"] for part in ("scale", "shift", "bias"))

@@ -13,50 +13,37 @@ import run
 from evaluation.export import export
 from evaluation.results.store import ResultStore
 from matquant.algorithms import gptq
-from matquant.codes.nested import nest
+from matquant.codes.nested import materialize, nest
 from matquant.codes.quantizers import minmax_grid
-from matquant.config.cell import GPTQBase, RandomModel
+from matquant.config.cell import Cell, GPTQBase
 from matquant.models.experts import SeparateExperts, of_all_experts, separate_experts, together
 from matquant.models.families import blocks, forward_replaced, linears
-from matquant.models.loading import load_model
+from matquant.models.loading import check_model, load_model
 from matquant.models.random_model import random_config
 from matquant.notation import Objective, Plan
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.folder import RunDir
+from matquant.runs.tracking import NoTracker
 from matquant.search.space import space_of
+from matquant.training.train import train
 from reference.experts_reference import mixture
-from tests.mixtures import MIXTURES
+from tests.mixtures import MIXTURES, loaded, spec_of
+from tests.plain_reading import plain_model
 from tests.test_algorithms import GRID, SHELF, Memory
 from tests.test_architectures import TINY_QAT
 from tests.tiny import TINY_GPTQ, TINY_OMNIQUANT
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.3,
-}
 TOKENS = 1 + torch.arange(48).reshape(2, 24) % 31  # not 0, whose embedding may be that of padding: zero
 BASES = {"minmax": ("base=minmax", "bits=int8"), "gptq": TINY_GPTQ, "omniquant": TINY_OMNIQUANT, "qat": TINY_QAT}
 
 
-def spec(architecture: str) -> RandomModel:
-    config = {**SIZES, **MIXTURES[architecture]}
-    return RandomModel(kind="random", name="tiny", architecture=architecture, config=config)
-
-
-def plain(architecture: str):
+def plain(name: str):
     """A model as transformers builds it, with its loop over experts."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(random_config(spec(architecture)), experts_implementation="eager")
+    model = AutoModelForCausalLM.from_config(random_config(spec_of(name)))
+    if hasattr(model.config, "_experts_implementation"):
+        model.config._experts_implementation = "eager"
     return model.eval()
-
-
-def loaded(architecture: str):
-    return load_model(spec(architecture), cache=Path(), dtype="float32", device=torch.device("cpu")).model
 
 
 @torch.no_grad()
@@ -75,7 +62,6 @@ def test_separate_experts_give_the_logits_of_fused_ones_to_the_last_bit_and_go_b
         assert list(again) == list(weights)
         assert all(torch.equal(again[name], weights[name]) for name in weights)
         assert torch.equal(model(input_ids=TOKENS).logits, logits)
-    assert any(isinstance(module, SeparateExperts) for module in model.modules())
 
 
 @torch.no_grad()
@@ -105,7 +91,7 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero_as_on_every_other_rank(
 
 
 def test_every_matrix_of_a_mixture_is_quantized_but_its_router():
-    block = blocks(loaded("qwen2_moe"))[0]
+    block = blocks(loaded("qwen2_moe").model)[0]
     experts = [f"mlp.experts.{number}.{name}" for number in range(4) for name in ("gate_up_proj", "down_proj")]
     shared = [f"mlp.shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
     assert sorted(linears(block, "ffn")) == sorted([*experts, *shared])
@@ -115,7 +101,7 @@ def test_every_matrix_of_a_mixture_is_quantized_but_its_router():
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
 def test_a_mixture_is_trained_measured_and_exported(architecture, base, tiny_study, tmp_path):
-    config = [f"++model.config.{key}={value}" for key, value in {**SIZES, **MIXTURES[architecture]}.items()]
+    config = [f"++model.config.{key}={value}" for key, value in MIXTURES[architecture].config.items()]
     study = tiny_study(
         *(f"model.architecture={architecture}", *config, *BASES[base], "scope=ffn_attention", "distill=none"),
         *("readout.tasks=[piqa]", "readout.limit=4", "readout.plans=[int8,int2]"),
@@ -143,6 +129,36 @@ def test_a_mixture_is_trained_measured_and_exported(architecture, base, tiny_stu
     assert all(len(group.unique()) <= 4 for row in weight for group in row.split(32))
 
 
+TRAINED = {
+    "minmax": ({"kind": "minmax"}, {"int8": 1.0}, "ffn_attention"),
+    "gptq": ({"kind": "gptq", "batch_size": 2}, {"int8": 1.0, "int2": 1.0}, "ffn"),
+    "omniquant": ({"kind": "omniquant", "num_steps": 2, "batch_size": 2, "clipping_lr": 0.1}, {"int2": 1.0}, "ffn"),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_checkpoints_of_a_mixture_are_what_a_second_reading_of_them_says(name, tiny_study):
+    setup = tiny_study().setup
+    for base, terms, scope in TRAINED.values():
+        cell = Cell.model_validate(
+            {
+                "model": spec_of(name),
+                "base": base,
+                "objective": {"parent_bits": 8, "terms": terms},
+                "grid": {},
+                "scope": scope,
+                "data": {"kind": "embedded", "num_sequences": 4, "sequence_length": 16},
+            }
+        )
+        check_model(cell, cache=setup.paths.cache)
+        train(cell, setup, NoTracker())
+        folder = RunDir(setup.paths.runs, cell.id).checkpoint
+        read = materialize(loaded(name).model, load_checkpoint(folder, cell).layers, Plan.parse("int2"))
+        plain = plain_model(MIXTURES[name].architecture, MIXTURES[name].config, folder, bits=2)
+        with torch.no_grad():
+            assert torch.allclose(read(input_ids=TOKENS).logits, plain(input_ids=TOKENS).logits, atol=1e-4), base
+
+
 def fit(model, tokens, progress, **changes):
     base = GPTQBase.model_validate({"kind": "gptq", "batch_size": 2, "compute_dtype": "float32", **changes})
     settings = gptq.Settings(base, Objective.parse(4, {"int4": 1.0}), "ffn_attention", GRID, SHELF)
@@ -150,12 +166,12 @@ def fit(model, tokens, progress, **changes):
 
 
 @pytest.mark.parametrize("true_sequential", [False, True])
-@pytest.mark.parametrize("architecture", ["mixtral", "llama4_text"])
+@pytest.mark.parametrize("architecture", ["mixtral", "llama4"])
 def test_calibration_counts_the_tokens_that_every_expert_saw(architecture, true_sequential, caplog):
-    model, progress = loaded(architecture), Memory()
+    model, progress = loaded(architecture).model, Memory()
     with caplog.at_level(logging.INFO):
         fit(model, TOKENS, progress, true_sequential=true_sequential)
-    per_token = MIXTURES[architecture]["num_experts_per_tok"]
+    per_token = MIXTURES[architecture].config["num_experts_per_tok"]
     for name in ("gate_up_proj", "down_proj"):
         seen = [
             record["tokens"]
@@ -168,7 +184,7 @@ def test_calibration_counts_the_tokens_that_every_expert_saw(architecture, true_
 
 
 def test_an_expert_that_saw_no_token_is_rounded_to_nearest_and_named(caplog):
-    model = loaded("mixtral")
+    model = loaded("mixtral").model
 
     def never_the_last(x):
         return None, torch.full((len(x), 2), 0.5), torch.tensor([[0, 1], [1, 2]]).repeat(len(x) // 2, 1)
@@ -182,7 +198,7 @@ def test_an_expert_that_saw_no_token_is_rounded_to_nearest_and_named(caplog):
 
 
 def test_the_experts_of_a_block_are_one_unit_of_a_search():
-    model = loaded("mixtral")
+    model = loaded("mixtral").model
     layers = {
         f"model.layers.{number}.{path}": nest(linear.weight, minmax_grid(linear.weight, 8, GRID), 8)
         for number, block in enumerate(blocks(model))

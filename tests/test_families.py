@@ -17,6 +17,7 @@ from matquant.runs.folder import RunDir
 from matquant.runs.tracking import NoTracker
 from matquant.training.train import train
 from tests.families import MODELS, loaded, spec_of
+from tests.mixtures import MIXTURES
 from tests.plain_reading import plain_model
 
 TOKENS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(0))
@@ -24,7 +25,8 @@ BLOCK_WISE = [name for name, tiny in MODELS.items() if not FAMILIES[tiny.family 
 
 
 def test_every_family_of_the_table_has_a_tiny_model():
-    assert {tiny.family or tiny.architecture for tiny in MODELS.values()} == set(FAMILIES)
+    tinies = {**MODELS, **MIXTURES}.values()
+    assert {tiny.family or tiny.architecture for tiny in tinies} == set(FAMILIES)
 
 
 # --- block by block --------------------------------------------------------------------------------------------------

@@ -148,7 +148,10 @@ ARCHITECTURES = {
     "gemma2": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0},
     "phi3": {"pad_token_id": 0},
     # Outputs with router logits; experts by a choice for each token, and sorted.
-    **{name: MIXTURES[name] for name in ("qwen3_moe", "mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text")},
+    **{
+        MIXTURES[name].architecture: MIXTURES[name].config
+        for name in ("qwen3_moe", "mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4")
+    },
 }
 QUESTIONS = ["Is the sea blue?", "Which of these is red: a stone, a jar, or the lid of a jar?", "Who?", ""]
 ANSWERS = [" yes", " no", " the stone", " a blue lid, or a jar"]
