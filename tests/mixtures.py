@@ -71,7 +71,7 @@ MIXTURES: dict[str, Tiny] = {
         **{**FOUR, **LINEAR, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "head_dim": 8},
         layer_types=["linear_attention", "full_attention"],
     ),
-    "jamba": mixture("jamba", **FOUR, pad_token_id=0, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8),
+    "jamba": mixture("jamba", **FOUR, pad_token_id=0, attn_layer_period=2, attn_layer_offset=1, mamba_dt_rank=32),
     "lfm2": mixture("lfm2", layer_types=["conv", "full_attention"], pad_token_id=0),
     "lfm2_moe": mixture(
         *("lfm2_moe",), **FOUR, moe_intermediate_size=32, num_dense_layers=1, layer_types=["conv", "full_attention"]

@@ -131,8 +131,13 @@ def test_a_mixture_is_trained_measured_and_exported(architecture, base, tiny_stu
 
 TRAINED = {
     "minmax": ({"kind": "minmax"}, {"int8": 1.0}, "ffn_attention"),
-    "gptq": ({"kind": "gptq", "batch_size": 2}, {"int8": 1.0, "int2": 1.0}, "ffn"),
+    "gptq": ({"kind": "gptq", "batch_size": 2}, {"int8": 1.0, "int2": 1.0}, "ffn_attention"),
     "omniquant": ({"kind": "omniquant", "num_steps": 2, "batch_size": 2, "clipping_lr": 0.1}, {"int2": 1.0}, "ffn"),
+    "qat": (
+        {"kind": "qat", "num_steps": 1, "batch_size": 2, "lr": 1e-3, "warmup_steps": 0, "compute_dtype": "float32"},
+        {"int2": 1.0},
+        "ffn_attention",
+    ),
 }
 
 
@@ -157,6 +162,16 @@ def test_checkpoints_of_a_mixture_are_what_a_second_reading_of_them_says(name, t
         plain = plain_model(MIXTURES[name].architecture, MIXTURES[name].config, folder, bits=2)
         with torch.no_grad():
             assert torch.allclose(read(input_ids=TOKENS).logits, plain(input_ids=TOKENS).logits, atol=1e-4), base
+
+
+def test_a_weight_that_a_model_multiplies_by_itself_is_rounded_to_nearest_not_to_zero(caplog):
+    model = loaded("jamba").model  # Mamba's step size
+    layers = fit(model, TOKENS, Memory())
+    weight = model.model.layers[0].mamba.dt_proj.weight
+    assert torch.equal(
+        layers["model.layers.0.mamba.dt_proj"].codes, nest(weight, minmax_grid(weight, 4, GRID), 4).codes
+    )
+    assert "block 0: the input of mamba.dt_proj is not seen" in caplog.text
 
 
 def fit(model, tokens, progress, **changes):

@@ -140,8 +140,15 @@ class BlockSolve:
             moments = self.second_moments([found[paths[0]] for paths in stage], layers)
             for paths, (hessian, tokens) in zip(stage, moments, strict=True):
                 if is_of_expert(paths[0]):
-                    hessian = all_alive(hessian)
                     routed |= dict.fromkeys(paths, tokens)
+                elif tokens == 0:
+                    log.warning(
+                        "block %d: the input of %s is not seen, for the model multiplies by its weight itself; it is "
+                        "rounded to nearest",
+                        *(self.index, " and ".join(paths)),
+                    )
+                if is_of_expert(paths[0]) or tokens == 0:
+                    hessian = all_alive(hessian)
                 solution = self._solve([found[path].weight for path in paths], hessian, " and ".join(paths))
                 outputs = [found[path].out_features for path in paths]
                 layers |= zip(paths, apart(solution, outputs, self.settings.objective.parent_bits), strict=True)

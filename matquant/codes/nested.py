@@ -193,14 +193,23 @@ class NestedLinear(nn.Module):
         """The grid of the current weights; their end points are constants to the gradient."""
         return self.clipping(weight_range(self.linear.weight.detach(), self.clipping.spec))
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """The weight at the slice; some models multiply by it themselves (Mamba's step size)."""
         if self.slice is None:
-            return self.linear(x)
+            return self.linear.weight
         part = self.slice
         weight = read_slices(self.linear.weight, self.grid(), [part], parent_bits=self.clipping.bits)[part]
         if self.meter is not None:
             self.meter.watch(part, weight)
-        return F.linear(x, weight, self.linear.bias)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if self.slice is None else F.linear(x, self.weight, self.bias)
 
 
 @contextmanager

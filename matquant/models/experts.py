@@ -203,7 +203,8 @@ def active_weights(model: nn.Module, config: Any) -> dict[str, float]:
 def routers(block: nn.Module) -> set[str]:
     """The paths of the layers that choose experts or weigh them, which stay in full precision, as everywhere.
 
-    They stand beside the experts and have an output for each of them, or a single one (the gate of a shared expert).
+    They stand beside the experts, and are one matrix with an output for each of them, or with a single output (the gate
+    of a shared expert).
     """
     found = {
         path
@@ -214,9 +215,12 @@ def routers(block: nn.Module) -> set[str]:
         if (number := _number_of_experts(module)) is None:
             continue
         for name, child in module.named_children():
-            weight = child._parameters.get("weight")
-            if weight is not None and weight.ndim == 2 and len(weight) in (1, number):
-                found.add(f"{path}.{name}".lstrip("."))
+            inside = {} if name == "experts" else dict(child.named_parameters())
+            matrices = {inner: parameter for inner, parameter in inside.items() if parameter.ndim == 2}
+            # A correction for each expert, kept as a single row, is no second matrix (ERNIE).
+            matrices = {inner: matrix for inner, matrix in matrices.items() if len(matrix) > 1} or matrices
+            if len(matrices) == 1 and all(len(matrix) in (1, number) for matrix in matrices.values()):
+                found |= {f"{path}.{name}.{inner}".lstrip(".").removesuffix(".weight") for inner in matrices}
     return found
 
 
