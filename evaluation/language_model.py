@@ -23,7 +23,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from evaluation.lm_eval_patches import SHARED_CONTEXTS
 from matquant.errors import UserError

@@ -55,6 +55,13 @@ FITS: Mapping[str, tuple[str, ...]] = {
         "base.train_scales=true",
         "grid.symmetric=true",
     ),
+    # Of so many experts each rank finds tokens for other ones.
+    "experts": (
+        "model.architecture=mixtral",
+        "+model.config.num_local_experts=16",
+        "+model.config.num_experts_per_tok=1",
+        "data.sequence_length=8",
+    ),
 }
 # With one slice, and no norm to clip by, the ranks' gradients are summed in the order of micro-batches.
 ONE_SLICE = ("bits=int2", "base.max_gradient_norm=null", "base.train_scales=true", "base.lr=1e-2")

@@ -64,7 +64,7 @@ class Odd(nn.Module):
         super().__init__()
         self.fused = nn.Parameter(torch.ones(2, 4, 4))
         self.one_row = nn.Parameter(torch.ones(1, 4))
-        self.heads_norm = nn.RMSNorm((4, 4))
+        self.heads_norm = nn.RMSNorm([4, 4])
         self.kernel = nn.Conv1d(4, 4, 3, groups=4)
         self.table = nn.Embedding(4, 4)
         self.A_log = nn.Parameter(torch.ones(4, 4))

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 import run
 from evaluation.export import export
 from evaluation.results.store import ResultStore
+from evaluation.work import size_of
 from matquant.algorithms import gptq
 from matquant.codes.nested import materialize, nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import Cell, GPTQBase
+from matquant.errors import UserError
 from matquant.models.experts import SeparateExperts, of_all_experts, separate_experts, together
 from matquant.models.families import blocks, forward_replaced, linears
 from matquant.models.loading import check_model, load_model
@@ -85,9 +87,10 @@ def test_separate_experts_take_no_memory_of_their_own(architecture):
 def test_an_expert_without_tokens_has_a_gradient_of_zero_as_on_every_other_rank():
     experts = SeparateExperts(plain("mixtral").model.layers[0].mlp.experts)
     experts(torch.ones(3, 32), torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1)).sum().backward()
-    gradients = {name: parameter.grad for name, parameter in experts.named_parameters()}
-    assert gradients["0.down_proj.weight"].abs().sum() > 0
-    assert all(not gradients[f"{number}.down_proj.weight"].any() for number in (1, 2, 3))
+    seen, *unseen = (experts.get_parameter(f"{number}.down_proj.weight").grad for number in range(4))
+    assert seen is not None
+    assert seen.any()
+    assert all(gradient is not None and not gradient.any() for gradient in unseen)
 
 
 def test_every_matrix_of_a_mixture_is_quantized_but_its_router():
@@ -117,8 +120,8 @@ def test_a_mixture_is_trained_measured_and_exported(architecture, base, tiny_stu
     assert len(layers) == 2 * (4 + 2 * 4)
     assert "model.layers.1.mlp.experts.3.gate_up_proj" in layers
 
-    model, tokenizer = load_model(cell.model, cache=Path(), dtype="float32", device=torch.device("cpu"))
-    exported = export(cell, study.setup, Plan.parse("int2"), tmp_path / "exported", loaded=(model, tokenizer))
+    ours = load_model(cell.model, cache=Path(), dtype="float32", device=torch.device("cpu"))
+    exported, model = export(cell, study.setup, Plan.parse("int2"), tmp_path / "exported", loaded=ours), ours.model
     read = AutoModelForCausalLM.from_pretrained(exported.model, experts_implementation="eager")
     with torch.no_grad():
         assert torch.equal(read(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
@@ -172,6 +175,25 @@ def test_a_weight_that_a_model_multiplies_by_itself_is_rounded_to_nearest_not_to
         layers["model.layers.0.mamba.dt_proj"].codes, nest(weight, minmax_grid(weight, 4, GRID), 4).codes
     )
     assert "block 0: the input of mamba.dt_proj is not seen" in caplog.text
+
+
+def test_biases_of_a_transformation_that_a_folder_has_no_place_for_are_not_left_out_in_silence(tiny_study, tmp_path):
+    config = [f"++model.config.{key}={value}" for key, value in MIXTURES["mixtral"].config.items()]
+    study = tiny_study("model.architecture=mixtral", *config, *TINY_OMNIQUANT, "base.transformation=true")
+    (cell,) = study.cells
+    train(cell, study.setup, NoTracker())
+    with pytest.raises(UserError, match="transformation=true gives 16 layers of tiny a bias"):
+        export(cell, study.setup, Plan.parse("int2"), tmp_path / "exported")
+
+
+def test_tokens_are_multiplied_by_active_weights_and_memory_holds_all(tiny_study):
+    config = [f"++model.config.{key}={value}" for key, value in MIXTURES["mixtral"].config.items()]
+    (cell,) = tiny_study("model.architecture=mixtral", *config, *TINY_GPTQ).cells
+    size, experts = size_of(cell, Path()), 2 * 4 * 3 * 32 * 64
+    assert size.in_scope == experts
+    assert size.active_in_scope == experts / 2
+    assert size.weights - size.active == experts / 2
+    assert size.moments == 4 * (32**2 + 64**2)
 
 
 def fit(model, tokens, progress, **changes):

@@ -22,8 +22,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matquant.errors import UserError
-
 FIRST, LAST = ("gate_up_proj", "up_proj"), "down_proj"
 """The matrices of an expert: with a gate and its sibling in one, or the latter alone; then the one that leads back."""
 CHOSEN = (
@@ -120,12 +118,8 @@ class SeparateExperts(nn.Module):
             whole = torch.stack([weight.T for weight in weights] if self.is_transposed else weights)
             fused.register_parameter(name, nn.Parameter(whole, linears[0].get_parameter("weight").requires_grad))
             biases = [linear.bias for linear in linears if isinstance(linear.bias, Tensor)]
-            if biases and f"{name}_bias" not in fused._parameters:
-                raise UserError(
-                    f"the experts of {type(fused).__name__} have no biases, and base.transformation=true gives them "
-                    "some; choose base.transformation=false to write a folder"
-                )
             if biases:
+                assert f"{name}_bias" in fused._parameters, f"{type(fused).__name__} has no place for biases"
                 whole = torch.stack([bias.detach() for bias in biases])
                 fused.register_parameter(f"{name}_bias", nn.Parameter(whole, biases[0].requires_grad))
         return fused
