@@ -30,7 +30,7 @@ from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
 from matquant.errors import UserError
-from matquant.models.coverage import coverage
+from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import LoadedModel, load_model
 from matquant.models.tokens import token_blocks
@@ -221,7 +221,9 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=device)
     checkpoint = None
     if cell.objective is not None:
-        checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
+        folder = RunDir(setup.paths.runs, cell.id).checkpoint
+        checkpoint = load_checkpoint(folder, cell, device=str(device))
+        check_layers(cell, loaded.model, checkpoint.layers, folder)
     source = task_source(readout)
     named = {task: _task(task, source, readout.limit) for task in readout.tasks if task in tasks}
     sizes = num_answers(named, limit=readout.limit)

@@ -28,6 +28,7 @@ from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
 from matquant.config.study import load_study
 from matquant.errors import UserError
+from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device
 from matquant.models.experts import together
 from matquant.models.linear_layers import as_stored
@@ -77,7 +78,9 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
         cell.model, cache=setup.paths.cache, dtype=setup.readout.dtype, device=device
     )
     if str(plan) != FULL:
-        checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
+        trained = RunDir(setup.paths.runs, cell.id).checkpoint
+        checkpoint = load_checkpoint(trained, cell, device=str(device))
+        check_layers(cell, model, checkpoint.layers, trained)
         require_places(model, checkpoint.layers, cell)
         materialize(model, checkpoint.layers, find_plan(cell, setup, plan))
     exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))

@@ -11,6 +11,7 @@ from analysis.frame.load import load_frame
 from analysis.frame.summary import summary
 from analysis.tables.papers import paper_table
 from analysis.tables.summary_table import PARTIAL_NOTE, summary_table
+from evaluation.evaluate import evaluate
 from evaluation.preflight import refusals
 from evaluation.results.readouts import readout_rows
 from evaluation.results.store import ResultStore
@@ -20,6 +21,8 @@ from matquant.models import experts
 from matquant.models.coverage import check_coverage, coverage, matrices
 from matquant.models.families import blocks, linears
 from matquant.notation import share_text
+from matquant.runs.tracking import NoTracker
+from matquant.training.train import train
 from tests.families import MODELS
 from tests.families import loaded as dense
 from tests.mixtures import MIXTURES, loaded
@@ -123,6 +126,19 @@ def test_a_partial_scope_goes_on_and_every_table_says_the_share(of_attention_alo
     assert share in (study.setup.paths.out / study.name / "report.html").read_text(encoding="utf-8")
     rows = rows.assign(base="omniquant", scope="ffn", method="MatQuant")
     assert any(share in note for note in paper_table(1, rows).notes)
+
+
+def test_a_checkpoint_of_fewer_layers_than_the_scope_names_is_not_taken_for_the_whole(of_attention_alone, monkeypatch):
+    """As one that was made before experts were separated, under the id that the cell still has."""
+    study = of_attention_alone("scope.partial=true")
+    (cell,) = study.cells
+    train(cell, study.setup, NoTracker())
+    monkeypatch.undo()
+    message = (
+        "does not hold the layers that scope=ffn_attention names in tiny: model.layers.0.mlp.experts.0.down_proj is"
+    )
+    with pytest.raises(UserError, match=message):
+        evaluate(cell, study.setup, NoTracker())
 
 
 def test_a_whole_scope_says_nothing_of_shares(tiny_study):

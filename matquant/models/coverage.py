@@ -6,15 +6,16 @@ or in a place that nobody looks at, a table that calls the rest "4 bits" is wron
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from matquant.config.cell import Cell, Scope
 from matquant.errors import UserError
 from matquant.models.experts import of_all_experts, routers
-from matquant.models.families import blocks, family_of, is_attention, linears
+from matquant.models.families import block_name, blocks, family_of, is_attention, linears
 from matquant.notation import share_text
 
 ELEMENTWISE = ("A_log",)
@@ -75,6 +76,21 @@ def matrices(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _name(path: str) -> str:
     return of_all_experts(path.removesuffix(".weight"))
+
+
+def check_layers(cell: Cell, model: nn.Module, names: Iterable[str], folder: Path) -> None:
+    """Refuses a checkpoint of other layers than the cell's scope names, as of a time when fewer were known."""
+    assert cell.scope is not None
+    expected = {
+        f"{block_name(model, index)}.{path}"
+        for index, block in enumerate(blocks(model))
+        for path in linears(block, cell.scope)
+    }
+    if odd := sorted(expected ^ set(names)):
+        raise UserError(
+            f"{folder} does not hold the layers that scope={cell.scope} names in {cell.model.name}: {odd[0]} is in "
+            f"only one of them ({len(odd)} differ); delete {folder} and run the cell again"
+        )
 
 
 def check_coverage(cell: Cell, model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from matquant.codes.nested import NestedWeight
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.errors import UserError
+from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import load_model
 from matquant.models.tokens import token_blocks
@@ -98,6 +99,7 @@ def _fitness(cell: Cell, setup: Setup, layers: Mapping[str, NestedWeight]) -> Fi
     readout, spec = setup.readout, setup.readout.search
     # In the dtype that plans are read in: what is rounded there is rounded here.
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=pick_device(setup))
+    check_layers(cell, model, layers, RunDir(setup.paths.runs, cell.id).checkpoint)
     data = cell.data.model_copy(update={"num_sequences": spec.num_sequences})
     text = token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
     return Fitness(model, layers, text, top_k=spec.top_k, batch_size=spec.batch_size)
