@@ -105,7 +105,7 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
 
 def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:
     """Tells a tracker everything that was measured of a cell, by this process and by others."""
-    wanted = protocols(readout, add_bos=cell.model.add_bos)
+    wanted = protocols(readout, add_bos=cell.sets_bos)
     keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
     results = [store.read(store.path(key)) for key in keys if store.has(key)]
     tracker.summarize({name: value for result in results for name, value in _named(result).items()})
@@ -231,12 +231,12 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
             loaded.model,
             loaded.tokenizer,
             batch_size=readout.batch_size,
-            add_bos=cell.model.add_bos,
+            add_bos=cell.sets_bos,
         )
     text = None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.
-        text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
+        text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.sets_bos)
         sizes[LOG_PPLX] = len(text)
     return Bench(cell, readout, loaded, lm, checkpoint, named, sizes, text)
 

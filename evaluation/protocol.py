@@ -79,7 +79,7 @@ def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
 
 def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict[str, Protocol]]:
     """The plans and tasks of a cell that have no result on disk; files are read, and a damaged one counts as none."""
-    wanted, cell_id = protocols(readout, add_bos=cell.model.add_bos), cell.id
+    wanted, cell_id = protocols(readout, add_bos=cell.sets_bos), cell.id
     gaps = {
         plan: {
             task: protocol
@@ -112,7 +112,7 @@ def survey(cells: Iterable[Cell], readout: Readout, store: ResultStore) -> dict[
     wanted: dict[bool, dict[str, str]] = {}
     gaps: dict[str, Mapping[Plan, tuple[str, ...]]] = {}
     for cell in cells:
-        add_bos, cell_id = cell.model.add_bos, cell.id
+        add_bos, cell_id = cell.sets_bos, cell.id
         if add_bos not in wanted:
             found = protocols(readout, add_bos=add_bos)
             wanted[add_bos] = {task: store.path(Key("", "", task, protocol)).name for task, protocol in found.items()}
