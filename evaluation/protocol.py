@@ -56,7 +56,7 @@ def task_source(readout: Readout) -> TaskSource:
 def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     """For each task of a read-out, every fact besides the weights that decides what its number means."""
     common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": add_bos}
-    source = task_source(readout)
+    source, cutting = task_source(readout), {"cut_contexts": True} if readout.cut_contexts else {}
     found: dict[str, Protocol] = {
         task: {
             "task": task,
@@ -64,6 +64,7 @@ def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
             "num_fewshot": 0,
             "data": source.revision(task),
             "lm_eval": metadata.version("lm_eval"),
+            **cutting,
             **common,
         }
         for task in readout.tasks

@@ -22,7 +22,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, Pretrained
 from matquant.config.cell import Cell, FolderModel, HubModel, ModelSpec, TextSpec
 from matquant.errors import UserError
 
-POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "max_seq_len")
 """The names under which configurations keep the most tokens that a model takes."""
 EMBEDDED = "use model=smollm2_135m, which is embedded"
 COPIED = "or model=folder model.path=FOLDER model.name=NAME for a local copy"
@@ -111,7 +111,7 @@ def check_tokenizer(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, num_emb
     """Refuses a tokenizer that reads no text, has more tokens than the model, or sets BOS where it is not wanted."""
     known = tokenizer.get_vocab()
     text = tokenizer.encode("a text", add_special_tokens=False)
-    if not text or set(text) <= {tokenizer.unk_token_id}:
+    if not text or all(token == tokenizer.unk_token_id for token in text):
         raise UserError(
             f"{title(spec)} has no tokenizer that reads text ({type(tokenizer).__name__} with {len(known)} tokens); "
             f"save its tokenizer there too: {SAVED_TOKENIZER}"

@@ -80,13 +80,14 @@ def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device
             source, arguments = _source(spec, cache)
             _check_files(spec, source, skeleton(spec, cache=cache))
             with report_kept(), plain_words(spec):
-                model, info = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
                     source,
                     dtype=DTYPES[dtype],
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported, and refused here by name
                     **arguments,
                 )
+            model, info = loaded
             check_report(info, title(spec))
             tokenizer = _tokenizer(spec, source, arguments, model)
             model = _ready(model, device)
@@ -115,6 +116,11 @@ def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config)
     as_linear(model)
     return separate_experts(model)
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """The number of tokens for which a model has an embedding."""
+    return len(model.get_input_embeddings().get_parameter("weight"))
 
 
 def check_model(cell: Cell, *, cache: Path, heldout: TextSpec | None = None) -> None:
@@ -166,12 +172,26 @@ def _tokenizer(
     """The tokenizer of a model; UserError for one that does not suit it."""
     with report_kept(), plain_words(spec, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-        check_tokenizer(spec, tokenizer, model.get_input_embeddings().num_embeddings)
+        check_tokenizer(spec, tokenizer, num_embeddings(model))
     return tokenizer
 
 
 SMALL = 1 << 30
 """Bytes of weights that are read before anything is computed; those of a larger model when it is loaded."""
+
+
+def tokenizer_of(spec: ModelSpec, *, cache: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model whose weights are not read."""
+    match spec:
+        case RandomModel():
+            return byte_tokenizer(sets_bos=spec.add_bos is True)
+        case HubModel() | FolderModel() | EmbeddedModel():
+            source, arguments = _source(spec, cache)
+            return _tokenizer(spec, source, arguments, skeleton(spec, cache=cache))
+        case _:
+            assert_never(spec)
+
+
 _whole: set[tuple[object, ...]] = set()
 """The files that were found to be whole, with sizes and times: a model of many cells is looked at once."""
 

@@ -96,7 +96,7 @@ def check_tensors(tensors: Mapping[str, Tensor], empty: PreTrainedModel, title: 
         kind = str(tensors[packed[0]].dtype).removeprefix("torch.")
         raise UserError(f"{title} is already quantized ({packed[0]} is {kind}); give its unquantized weights")
     with report_kept() as report, _plain_conversion(report, title):
-        _, info = type(empty).from_pretrained(
+        loaded: Any = type(empty).from_pretrained(
             None,
             config=empty.config,
             state_dict=dict(tensors),
@@ -105,7 +105,7 @@ def check_tensors(tensors: Mapping[str, Tensor], empty: PreTrainedModel, title: 
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    check_report(info, title)
+    check_report(loaded[1], title)
 
 
 def _is_real(tensor: Tensor) -> bool:
