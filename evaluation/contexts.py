@@ -43,46 +43,56 @@ class Cut(NamedTuple):
     documents: Collection[Any]
     num_documents: int
     longest: int
+    longest_answer: int
+    """The tokens of the longest answer to one of these documents."""
 
 
 def cut_documents(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, add_bos: bool) -> Cut:
     """The documents of a task, with its requests built, that do not fit into a model with one of their answers."""
-    spare, documents, longest = int(add_bos), set[Any](), 0
-    lengths: dict[str, int] = {}
+
+    @cache
+    def length_of(text: str, *, with_bos: bool) -> int:
+        return len(tokenizer(text, add_special_tokens=with_bos, verbose=False)["input_ids"])
+
+    documents, longest, longest_answer = set[Any](), 0, 0
     for instance in task.instances:
         given: Any = instance.args
         match instance.request_type:
             case "loglikelihood":
-                # The last token of an answer is only predicted.
-                text, more = "".join(given), -1
+                text, more = "".join(given), -1  # the last token of an answer is only predicted
             case "generate_until":
                 text, more = given[0], int(given[1].get("max_gen_toks", GENERATED))
             case _:  # rolling windows leave nothing out
                 continue
-        if len(text.encode()) + spare + more <= max_length:
+        if len(text.encode()) + int(add_bos) + more <= max_length:
             continue  # no token is shorter than a byte
-        if text not in lengths:
-            lengths[text] = len(tokenizer(text, add_special_tokens=add_bos, verbose=False)["input_ids"])
-        if (length := lengths[text] + more) > max_length:
+        if (length := length_of(text, with_bos=add_bos) + more) > max_length:
             documents.add(instance.doc_id)
             longest = max(longest, length)
-    return Cut(documents, len({instance.doc_id for instance in task.instances}), longest)
+            answer = more if more > 0 else length_of(given[1], with_bos=False)
+            longest_answer = max(longest_answer, answer)
+    return Cut(documents, len({instance.doc_id for instance in task.instances}), longest, longest_answer)
 
 
-def refuse_cut(cut: Mapping[str, Cut], *, model: str, max_length: int) -> None:
-    """Refuses tasks with documents that would be cut."""
+def check_cut(cut: Mapping[str, Cut], readout: Readout, *, model: str, max_length: int) -> None:
+    """Refuses tasks with documents that would be cut, unless the read-out allows it, and with answers that would be."""
+    takes = f"longer than the {max_length} tokens that {model} takes"
     for name, found in cut.items():
-        if found.documents:
+        if found.longest_answer >= max_length:
             raise UserError(
-                f"{len(found.documents)} of {found.num_documents} documents of {name} are longer than the {max_length} "
-                f"tokens that {model} takes (up to {found.longest}), and would be cut from the left; leave {name} out "
-                "of readout.tasks, or set readout.cut_contexts=true to measure them cut"
+                f"an answer of {found.longest_answer} tokens in {name} is {takes}; leave {name} out of readout.tasks"
+            )
+        if found.documents and not readout.cut_contexts:
+            raise UserError(
+                f"{len(found.documents)} of {found.num_documents} documents of {name} are {takes} (up to "
+                f"{found.longest}), and would be cut from the left; leave {name} out of readout.tasks, or set "
+                "readout.cut_contexts=true to measure them cut"
             )
 
 
 def check_contexts(cell: Cell, readout: Readout, *, cache: Path) -> None:
     """Refuses, before a model is loaded, tasks with documents that are longer than it; few need to be read for that."""
-    if readout.cut_contexts or not readout.tasks:
+    if not readout.tasks:
         return
     model = skeleton(cell.model, cache=cache)
     longest = longest_text(model.config)
@@ -99,7 +109,7 @@ def check_contexts(cell: Cell, readout: Readout, *, cache: Path) -> None:
         task = task_of(name, task_source(readout), readout.limit)
         build_requests_once(task, limit=readout.limit)
         found[name] = cut_documents(task, tokenizer, max_length=longest, add_bos=cell.sets_bos)
-    refuse_cut(found, model=title(cell.model), max_length=longest)
+    check_cut(found, readout, model=title(cell.model), max_length=longest)
 
 
 def _doubtful(names: Iterable[str], longest: int, vocabulary: int) -> Iterable[str]:

@@ -18,7 +18,7 @@ import torch
 from lm_eval.api.task import Task
 
 from evaluation.board import Board
-from evaluation.contexts import Cut, cut_documents, refuse_cut, task_of
+from evaluation.contexts import Cut, check_cut, cut_documents, task_of
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
@@ -239,8 +239,7 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
             name: cut_documents(task, loaded.tokenizer, max_length=lm.max_length, add_bos=cell.sets_bos)
             for name, task in named.items()
         }
-        if not readout.cut_contexts:
-            refuse_cut(cut, model=title(cell.model), max_length=lm.max_length)
+        check_cut(cut, readout, model=title(cell.model), max_length=lm.max_length)
     text = None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.

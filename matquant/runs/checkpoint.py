@@ -52,7 +52,8 @@ def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: 
     if bad := _not_finite(tensors):
         narrow = "set grid.scale_dtype=float32, or " if scale_dtype != "float32" else ""
         raise NotFiniteError(
-            f"{bad} is not finite; {narrow}lower the learning rates (base.lr, base.clipping_lr, base.transformation_lr)"
+            f"{bad} of {path.stem} is not finite; {narrow}lower the learning rates "
+            "(base.lr, base.clipping_lr, base.transformation_lr)"
         )
     # One entry only: safetensors writes several in no fixed order, and equal weights should be equal files.
     parents = {"parent_bits": json.dumps({name: nested.parent_bits for name, nested in layers.items()})}
