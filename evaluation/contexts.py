@@ -18,7 +18,7 @@ from matquant.config.cell import Cell
 from matquant.config.setup import Readout
 from matquant.errors import UserError
 from matquant.models.checks import longest_text, title
-from matquant.models.loading import num_embeddings, skeleton, tokenizer_of
+from matquant.models.loading import config_of, tokenizer_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -94,11 +94,11 @@ def check_contexts(cell: Cell, readout: Readout, *, cache: Path) -> None:
     """Refuses, before a model is loaded, tasks with documents that are longer than it; few need to be read for that."""
     if not readout.tasks:
         return
-    model = skeleton(cell.model, cache=cache)
-    longest = longest_text(model.config)
+    config = config_of(cell.model, cache=cache)
+    longest = longest_text(config)
     if longest is None:
         return
-    doubtful = list(_doubtful(readout.tasks, longest, num_embeddings(model)))
+    doubtful = list(_doubtful(readout.tasks, longest, config.get_text_config().vocab_size))
     if not doubtful:
         return
     from evaluation.lm_eval_patches import build_requests_once

@@ -179,6 +179,11 @@ def test_a_file_that_is_not_whole_is_refused(folder, content, words):
     assert_refused(folder, str(path), *words)
 
 
+def test_an_adapter_beside_the_weights_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    assert_refused(folder, "holds an adapter beside its weights; merge it")
+
+
 def test_a_mended_folder_is_measured(folder):
     whole = (folder / "model.safetensors").read_bytes()
     retensor(folder, with_value(float("nan")))

@@ -105,17 +105,22 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
     """The model without its weights (on the meta device): enough to know its blocks and the shapes of its layers."""
-    match spec:
-        case RandomModel():
-            config = random_config(spec)
-        case HubModel() | FolderModel() | EmbeddedModel():
-            config = _config(spec, *_source(spec, cache))
-        case _:
-            assert_never(spec)
+    config = config_of(spec, cache=cache)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     as_linear(model)
     return separate_experts(model)
+
+
+def config_of(spec: ModelSpec, *, cache: Path) -> PretrainedConfig:
+    """The configuration of a model; UserError for one that is not measured here."""
+    match spec:
+        case RandomModel():
+            return random_config(spec)
+        case HubModel() | FolderModel() | EmbeddedModel():
+            return _config(spec, *_source(spec, cache))
+        case _:
+            assert_never(spec)
 
 
 def num_embeddings(model: PreTrainedModel) -> int:

@@ -41,6 +41,10 @@ def weight_files(find: Callable[[str], Path | None], title: str) -> list[Path]:
 
     `find` gives the path of a file of the model, or None.
     """
+    if find("adapter_config.json") is not None:
+        raise UserError(
+            f"{title} holds an adapter beside its weights; merge it into them (peft's merge_and_unload) and save that"
+        )
     for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if (path := find(single)) is not None:
             return [path]
