@@ -17,7 +17,7 @@ from matquant.config.cell import Cell, EmbeddedText, FolderModel, HubModel, Mode
 from matquant.errors import UserError
 from matquant.models import checks, loading
 from matquant.models.loading import check_model, load_model
-from matquant.models.random_model import byte_tokenizer
+from matquant.models.random_model import byte_tokenizer, random_model
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -34,9 +34,8 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 def saved(folder: Path, architecture: str = "llama", **config) -> Path:
     spec = RandomModel(kind="random", name="x", architecture=architecture, config={**SIZES, **config})
-    model, tokenizer = load_model(spec, cache=folder, dtype="float32", device=CPU)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    random_model(spec, torch.float32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -177,6 +176,19 @@ def test_a_file_that_is_not_whole_is_refused(folder, content, words):
     path = folder / "model.safetensors"
     path.write_bytes(content(path.read_bytes()))
     assert_refused(folder, str(path), *words)
+
+
+def test_older_files_may_hold_masks_and_tables_that_a_model_computes_by_itself(tmp_path):
+    folder = saved(tmp_path, "gpt2", n_embd=32, n_head=4, n_layer=2, n_inner=64)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
+    retensor(
+        folder,
+        lambda tensors: {
+            **{name.removeprefix("transformer."): one for name, one in tensors.items()},
+            **{f"h.{index}.attn.{kind}": mask.clone() for index in range(2) for kind in ("bias", "masked_bias")},
+        },
+    )
+    assert_measured(folder)
 
 
 def test_an_adapter_beside_the_weights_is_refused(folder):

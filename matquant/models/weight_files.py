@@ -32,6 +32,10 @@ NAMED = 3
 """The most tensors that a sentence names."""
 BAD_FILE = (SafetensorError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError)
 """The exceptions of files of weights that are cut short, damaged, or something else."""
+CONSTANTS = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|(attn|(self_)?attention)\.(masked_?)?bias)$"
+)
+"""Masks and tables that older versions saved among the weights, and that a model computes by itself."""
 MENDED = "train or convert it again, and save_pretrained it there"
 LFS = b"version https://git-lfs"
 
@@ -130,7 +134,7 @@ def check_report(info: Mapping[str, Any], title: str) -> None:
             f"{title} has {counted(mismatched)} of another shape than its config.json says: {name} is "
             f"{tuple(found)} and should be {tuple(wanted)}; {remedy}"
         )
-    if unexpected := sorted(info["unexpected_keys"]):
+    if unexpected := sorted(name for name in info["unexpected_keys"] if not CONSTANTS.search(name)):
         raise UserError(
             f"{title} has {counted(unexpected)} that its model does not know, and that would be left out: "
             f"{named(unexpected)}; {remedy}"
