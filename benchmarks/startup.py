@@ -119,7 +119,7 @@ def finished_study(folder: Path) -> list[str]:
     study = load_study(overrides)
     store = ResultStore(study.setup.paths.results)
     for cell in study.cells:
-        for task, protocol in protocols(study.setup.readout, add_bos=cell.model.add_bos).items():
+        for task, protocol in protocols(study.setup.readout, add_bos=cell.sets_bos).items():
             for plan in study.setup.readout.plans_of(cell):
                 # As a real result would be drawn: two documents, of which one is right.
                 metric, values = (LOG_PPLX, [3.0, 4.0]) if task == LOG_PPLX else ("acc", [0, 1])

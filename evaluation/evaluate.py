@@ -11,25 +11,26 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
 from lm_eval.api.task import Task
 
 from evaluation.board import Board
+from evaluation.contexts import Cut, check_cut, cut_documents, task_of
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
-from evaluation.scoring import Bar, language_model, num_answers, score_tasks
-from evaluation.sources.loading import TaskSource, load_tasks
+from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
-from matquant.errors import UserError
+from matquant.errors import NotFiniteError, UserError
+from matquant.models.checks import title
 from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import LoadedModel, load_model
@@ -105,7 +106,7 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
 
 def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:
     """Tells a tracker everything that was measured of a cell, by this process and by others."""
-    wanted = protocols(readout, add_bos=cell.model.add_bos)
+    wanted = protocols(readout, add_bos=cell.sets_bos)
     keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
     results = [store.read(store.path(key)) for key in keys if store.has(key)]
     tracker.summarize({name: value for result in results for name, value in _named(result).items()})
@@ -129,6 +130,8 @@ class Bench:
     tasks: Mapping[str, Task]
     sizes: Mapping[str, int]
     text: torch.Tensor | None
+    num_cut: Mapping[str, int]
+    """Documents that are measured without their start, where the read-out allows it."""
 
     def size_of(self, tasks: Collection[str]) -> int:
         """The number of steps that measuring some tasks takes: answers to score, or sequences of text."""
@@ -139,7 +142,7 @@ class Bench:
         if self.checkpoint is not None:
             materialize(self.loaded.model, self.checkpoint.layers, plan)
         if LOG_PPLX in tasks:
-            metrics, documents, seconds = self._log_perplexity(bar)
+            metrics, documents, seconds = self._log_perplexity(plan, bar)
             yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds), documents
         accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
         if not accuracies:
@@ -151,7 +154,7 @@ class Bench:
             documents = score.documents
             yield self._result(plan, task, tasks[task], score.metrics, documents, score.seconds), documents
 
-    def _log_perplexity(self, bar: Bar) -> tuple[dict[str, float], dict[str, list[Any]], float]:
+    def _log_perplexity(self, plan: Plan, bar: Bar) -> tuple[dict[str, float], dict[str, list[Any]], float]:
         assert self.text is not None
         start = time.monotonic()
         nats = []
@@ -160,8 +163,10 @@ class Bench:
             bar.update(len(batch))
         summary = log_perplexity(torch.cat(nats), self.text.shape[1] - 1)
         if not math.isfinite(summary.mean):
-            raise FloatingPointError(
-                f"the log perplexity of {self.cell.id} is {summary.mean}: the model's logits are not finite"
+            block = next(index for index, one in enumerate(summary.block_nats) if not math.isfinite(one))
+            raise NotFiniteError(
+                f"the logits of {self.cell.id} at {plan} are not finite on held-out text, block {block}; "
+                f"{wider(self.loaded.model.dtype)}"
             )
         metrics = {LOG_PPLX: summary.mean, "num_tokens": float(summary.num_tokens)}
         if math.isfinite(summary.stderr):
@@ -204,14 +209,11 @@ class Bench:
             else effective_bits(self.checkpoint.layers, plan),
             overhead=self._overhead(plan),
             checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
-            provenance=provenance(device=_device_name(device), seconds=seconds),
+            provenance={
+                **provenance(device=_device_name(device), seconds=seconds),
+                **({"num_cut": self.num_cut[task]} if task in self.num_cut else {}),
+            },
         )
-
-
-@cache
-def _task(name: str, source: TaskSource, limit: int | None) -> Task:
-    """A task, loaded once for all cells of a study."""
-    return load_tasks([name], source, limit=limit)[name]
 
 
 def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
@@ -225,22 +227,28 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
         checkpoint = load_checkpoint(folder, cell, device=str(device))
         check_layers(cell, loaded.model, checkpoint.layers, folder)
     source = task_source(readout)
-    named = {task: _task(task, source, readout.limit) for task in readout.tasks if task in tasks}
+    named = {task: task_of(task, source, readout.limit) for task in readout.tasks if task in tasks}
     sizes = num_answers(named, limit=readout.limit)
-    lm = None
+    lm, cut = None, dict[str, Cut]()
     if named:
         lm = language_model(
             loaded.model,
             loaded.tokenizer,
             batch_size=readout.batch_size,
-            add_bos=cell.model.add_bos,
+            add_bos=cell.sets_bos,
         )
+        cut = {
+            name: cut_documents(task, loaded.tokenizer, max_length=lm.max_length, add_bos=cell.sets_bos)
+            for name, task in named.items()
+        }
+        check_cut(cut, readout, model=title(cell.model), max_length=lm.max_length)
     text = None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.
-        text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
+        text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.sets_bos)
         sizes[LOG_PPLX] = len(text)
-    return Bench(cell, readout, loaded, lm, checkpoint, named, sizes, text)
+    num_cut = {name: len(found.documents) for name, found in cut.items()} if readout.cut_contexts else {}
+    return Bench(cell, readout, loaded, lm, checkpoint, named, sizes, text, num_cut)
 
 
 def _device_name(device: torch.device) -> str:

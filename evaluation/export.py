@@ -154,4 +154,4 @@ def main(arguments: Sequence[str]) -> None:
     require_codes(cell, study.setup, given.plan)
     require_writable(given.folder, "FOLDER")
     exported = export(cell, study.setup, given.plan, given.folder)
-    print(shlex.join(exported.command(study.setup.readout, add_bos=cell.model.add_bos)))
+    print(shlex.join(exported.command(study.setup.readout, add_bos=cell.sets_bos)))

@@ -130,7 +130,7 @@ class OurMeasurement:
         self.lm = language_model(
             *self.loaded,
             batch_size=readout.batch_size,
-            add_bos=cell.model.add_bos,
+            add_bos=cell.sets_bos,
         )
 
     def measure(self) -> ReadoutOutcomes:
@@ -199,6 +199,6 @@ def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:
     for plan in plans:
         with tempfile.TemporaryDirectory() as folder:
             exported = export(cell, setup, plan, Path(folder), loaded=ours.loaded)
-            pairs = pair_tasks(ours.measure(), run_lm_eval(exported, setup, add_bos=cell.model.add_bos))
+            pairs = pair_tasks(ours.measure(), run_lm_eval(exported, setup, add_bos=cell.sets_bos))
         agree &= report(plan, pairs, exact=exact)
     return agree or not exact

@@ -15,13 +15,14 @@ generation.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
 
@@ -47,6 +48,14 @@ POSITIONS_AT_ONCE = 1024
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would produce it."""
+
+
+class LogitsNotFiniteError(FloatingPointError):
+    """Logits that are NaN or infinite, from which no answer can be chosen; `document` is where, if that is known."""
+
+    def __init__(self, document: Hashable | None) -> None:
+        super().__init__("logits are not finite")
+        self.document = document
 
 
 class Request(NamedTuple):
@@ -208,7 +217,26 @@ class SharedContextLM(_HFLM):
         texts = [Request.of(context, continuation, max_length=self.max_length) for _, context, continuation in requests]
         documents: Sequence[Hashable] = getattr(self, "_documents", range(len(texts)))  # rolling windows share nothing
         rows = pack(texts, documents if self.shares_contexts else range(len(texts)))
-        return self._score(texts, rows)
+        answers = self._score(texts, rows)
+        for document, (score, _is_greedy) in zip(documents, answers, strict=True):
+            if not math.isfinite(score):
+                # lm-eval would take the answer with a NaN for the likeliest, and count it as right or wrong.
+                raise LogitsNotFiniteError(document[1] if isinstance(document, tuple) else None)
+        return answers
+
+    def _model_generate(self, *positional: Any, **keywords: Any) -> Tensor:
+        """Generates as lm-eval does; LogitsNotFiniteError where logits are no numbers to choose a token by."""
+
+        def check(_: nn.Module, __: Any, output: Any) -> None:
+            # Its largest is NaN if one is; tokens that are masked out are minus infinity.
+            if not output.logits[:, -1].amax(-1).isfinite().all():
+                raise LogitsNotFiniteError(None)
+
+        handle = self.model.register_forward_hook(check)
+        try:
+            return super()._model_generate(*positional, **keywords)
+        finally:
+            handle.remove()
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 
@@ -329,6 +357,8 @@ class SharedContextLM(_HFLM):
                 *(type(self.model).__name__, error),
             )
             return False
+        if not all(math.isfinite(score) for score, _ in (*apart, *together)):
+            return True  # whoever asks for a score is told
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
         right = all(abs(a - b) <= tolerance * abs(a) for (a, _), (b, _) in zip(apart, together, strict=True))
         if not right:

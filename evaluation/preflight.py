@@ -57,15 +57,17 @@ def check_tasks(setup: Setup) -> None:
 
 def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
     """The reasons by cell id why cells cannot be run: a model is out of reach, lacks the scope or misfits the grid."""
-    from matquant.models.loading import check_model  # torch takes seconds to import
+    from evaluation.contexts import check_contexts  # torch takes seconds to import
+    from matquant.models.loading import check_model
 
     verdicts: dict[str, str | None] = {}
     refused = {}
     for cell in cells:
-        facts = cell.model_dump_json(include={"model", "grid", "scope", "partial_scope"})
+        facts = cell.model_dump_json(include={"model", "grid", "scope", "partial_scope", "data"})
         if facts not in verdicts:
             try:
-                check_model(cell, cache=setup.paths.cache)
+                check_model(cell, cache=setup.paths.cache, heldout=setup.readout.perplexity)
+                check_contexts(cell, setup.readout, cache=setup.paths.cache)
                 verdicts[facts] = None
             except UserError as error:
                 verdicts[facts] = str(error)

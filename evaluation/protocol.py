@@ -56,7 +56,7 @@ def task_source(readout: Readout) -> TaskSource:
 def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     """For each task of a read-out, every fact besides the weights that decides what its number means."""
     common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": add_bos}
-    source = task_source(readout)
+    source, cutting = task_source(readout), {"cut_contexts": True} if readout.cut_contexts else {}
     found: dict[str, Protocol] = {
         task: {
             "task": task,
@@ -64,6 +64,7 @@ def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
             "num_fewshot": 0,
             "data": source.revision(task),
             "lm_eval": metadata.version("lm_eval"),
+            **cutting,
             **common,
         }
         for task in readout.tasks
@@ -79,7 +80,7 @@ def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
 
 def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict[str, Protocol]]:
     """The plans and tasks of a cell that have no result on disk; files are read, and a damaged one counts as none."""
-    wanted, cell_id = protocols(readout, add_bos=cell.model.add_bos), cell.id
+    wanted, cell_id = protocols(readout, add_bos=cell.sets_bos), cell.id
     gaps = {
         plan: {
             task: protocol
@@ -112,7 +113,7 @@ def survey(cells: Iterable[Cell], readout: Readout, store: ResultStore) -> dict[
     wanted: dict[bool, dict[str, str]] = {}
     gaps: dict[str, Mapping[Plan, tuple[str, ...]]] = {}
     for cell in cells:
-        add_bos, cell_id = cell.model.add_bos, cell.id
+        add_bos, cell_id = cell.sets_bos, cell.id
         if add_bos not in wanted:
             found = protocols(readout, add_bos=add_bos)
             wanted[add_bos] = {task: store.path(Key("", "", task, protocol)).name for task, protocol in found.items()}

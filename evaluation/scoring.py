@@ -18,9 +18,10 @@ import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 
-from evaluation.language_model import SharedContextLM
+from evaluation.language_model import LogitsNotFiniteError, SharedContextLM
 from evaluation.lm_eval_patches import build_requests_once, no_bars, quiet_lm_eval
-from matquant.errors import UserError
+from matquant.errors import NotFiniteError, UserError
+from matquant.models.checks import longest_text
 from matquant.runs.stopping import interrupts_win
 
 if TYPE_CHECKING:
@@ -62,11 +63,18 @@ def score_tasks(
         try:
             with interrupts_win(), _fixed_seeds(lm.device):
                 score = _score(lm, name, task, limit=limit, bar=bar)
+        except LogitsNotFiniteError as error:
+            where = "" if error.document is None else f", document {error.document}"
+            failures.append(
+                NotFiniteError(f"the logits of {description} are not finite on {name}{where}; {wider(lm.model.dtype)}")
+            )
         except Exception as error:  # of any kind: the tasks that follow are still worth scoring
             error.add_note(f"while scoring {description} on {name}")
             failures.append(error)
         else:
             yield name, score
+    if failures and all(isinstance(error, UserError) for error in failures):
+        raise failures[0]  # the same mistake, as a rule; the sentence about one is enough
     if failures:
         raise ExceptionGroup(f"{len(failures)} of {len(tasks)} tasks could not be scored on {description}", failures)
 
@@ -91,7 +99,15 @@ def language_model(
             tokenizer=tokenizer,
             batch_size=batch_size,
             add_bos_token=add_bos,
+            max_length=longest_text(model.config),
         )
+
+
+def wider(dtype: torch.dtype) -> str:
+    """The remedy for logits that are not finite in a dtype."""
+    if dtype != torch.float32:
+        return "set readout.dtype=float32"
+    return "the weights are too large even for float32: leave the plan out of readout.plans, or train the cell anew"
 
 
 def prepare(task: Task, *, limit: int | None) -> int:

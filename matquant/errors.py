@@ -1,5 +1,9 @@
-"""The one exception that is shown to a user as a single line, without a traceback."""
+"""The exceptions that are shown to a user as a single line, without a traceback."""
 
 
 class UserError(ValueError):
     """Something the user can put right: a wrong value, a missing file.  The message names the value and the remedy."""
+
+
+class NotFiniteError(UserError, FloatingPointError):
+    """A loss, a weight or a score that is NaN or infinite.  The message names it and the remedy."""

@@ -24,6 +24,8 @@ class PaperTask:
     """The size of the scored split."""
     num_tokens: int
     """Of a document with all its answers, the text they share counted once; measured with SmolLM2's tokenizer."""
+    num_bytes: int
+    """No document with one of its answers has more, however it is published."""
     yaml: str
     """The folder of the task in lm-eval."""
     dataset: str
@@ -43,6 +45,7 @@ _ROWS = (
         chance=0.25,
         num_documents=1172,
         num_tokens=45,
+        num_bytes=1000,
         yaml="arc",
         dataset="allenai/ai2_arc",
         subset="ARC-Challenge",
@@ -55,6 +58,7 @@ _ROWS = (
         chance=0.25,
         num_documents=2376,
         num_tokens=40,
+        num_bytes=1000,
         yaml="arc",
         dataset="allenai/ai2_arc",
         subset="ARC-Easy",
@@ -67,6 +71,7 @@ _ROWS = (
         chance=0.5,
         num_documents=3270,
         num_tokens=146,
+        num_bytes=5000,
         yaml="super_glue/boolq",
         dataset="aps/super_glue",
         subset="boolq",
@@ -78,6 +83,7 @@ _ROWS = (
         chance=0.25,
         num_documents=10042,
         num_tokens=82,
+        num_bytes=1000,
         yaml="hellaswag",
         dataset="Rowan/hellaswag",
         embedded="hellaswag/none",
@@ -88,6 +94,7 @@ _ROWS = (
         chance=0.5,
         num_documents=1838,
         num_tokens=51,
+        num_bytes=1500,
         yaml="piqa",
         dataset="baber/piqa",
         embedded="piqa/plain_text",
@@ -98,6 +105,7 @@ _ROWS = (
         chance=0.5,
         num_documents=1267,
         num_tokens=28,
+        num_bytes=300,
         yaml="winogrande",
         dataset="allenai/winogrande",
         subset="winogrande_xl",

@@ -40,6 +40,7 @@ from matquant.codes.column_solve import Solution, solve
 from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import DTYPES, Grid
 from matquant.config.cell import GPTQBase, GridSpec, Scope
+from matquant.errors import NotFiniteError
 from matquant.models.experts import is_of_expert, of_all_experts
 from matquant.models.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
@@ -204,8 +205,8 @@ class BlockSolve:
                 spec=settings.grid,
                 base=settings.base,
             )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{self.name}.{names}: {error}") from error
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{self.name}.{names}: {error}") from error
 
     def _record(self, paths: Sequence[str], solution: Solution) -> dict[str, Any]:
         """A line of train.jsonl for some layers that were solved together."""

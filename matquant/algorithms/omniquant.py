@@ -36,6 +36,7 @@ from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
 from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_range
 from matquant.config.cell import GridSpec, OmniQuantBase, Scope
+from matquant.errors import NotFiniteError
 from matquant.models.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
 
@@ -178,7 +179,7 @@ class BlockFit:
             else:
                 skipped += 1
                 if skipped > base.max_skipped_steps:
-                    raise FloatingPointError(
+                    raise NotFiniteError(
                         f"block {self.index}, step {step}: loss or gradient is not finite, as in {skipped - 1} steps "
                         "before; lower base.clipping_lr"
                     )

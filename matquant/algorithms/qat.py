@@ -28,6 +28,7 @@ from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
 from matquant.codes.quantizers import DTYPES, LearnableClipping
 from matquant.config.cell import GridSpec, QATBase, Scope
+from matquant.errors import NotFiniteError
 from matquant.models.families import block_name, blocks, linears
 from matquant.notation import Objective
 from matquant.parallel.distributed import ALONE, World
@@ -149,7 +150,7 @@ class Training:
         return (parameter for parameter in parameters if parameter.requires_grad)
 
     def advance(self) -> dict[str, float | int]:
-        """One optimizer step, skipped if its loss or gradient is not finite; FloatingPointError after too many."""
+        """One optimizer step, skipped if its loss or gradient is not finite; NotFiniteError after too many."""
         base = self.settings.base
         factor = learning_rate_factor(self.step, num_steps=base.num_steps, warmup_steps=base.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
@@ -213,7 +214,7 @@ class Training:
             gradients = {name: local(p.grad) for name, p in self._trained().items() if p.grad is not None}
             infinite = self.settings.world.any(*(not bool(part.isfinite().all()) for part in gradients.values()))
             bad += [name for name, found in zip(gradients, infinite, strict=True) if found]
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"step {self.step}: not finite, as {self.skipped - 1} steps before it "
                 f"({', '.join(bad[:4])}); lower base.lr"
             )

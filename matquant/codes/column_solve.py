@@ -26,6 +26,7 @@ from torch import Tensor
 from matquant.codes.code_choice import CodeChoice, code_choice
 from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.config.cell import GPTQBase, GridSpec
+from matquant.errors import NotFiniteError
 from matquant.notation import Objective
 
 RAISED = 10.0  # the factor of the damping at each retry
@@ -63,17 +64,17 @@ def solve(
 ) -> Solution:
     """The codes of one linear layer, or of several with the same input stacked along their outputs.
 
-    Raises FloatingPointError for a Hessian or a weight that is not finite, or a Hessian singular after all retries.
+    Raises NotFiniteError for a Hessian or a weight that is not finite, or a Hessian singular after all retries.
     """
     if not weight.isfinite().all():
-        raise FloatingPointError("its weights are not finite")
+        raise NotFiniteError("its weights are not finite; mend the model's weights")
     inverse = invert(hessian, base)
     choice = code_choice(objective, base.residual).to(weight.device)
     # A dead input has no say in any output; zero keeps it from widening the grid (as in GPTQ's own code).
     weight = weight.detach().float().masked_fill(inverse.dead, 0.0)
     solution = _solve_columns(weight, inverse, choice, bits=objective.parent_bits, spec=spec, base=base)
     if not solution.error.isfinite().all():
-        raise FloatingPointError("its errors outgrow float32; raise base.damping, or take grid.scale_dtype=float32")
+        raise NotFiniteError("its errors outgrow float32; raise base.damping, or take grid.scale_dtype=float32")
     return solution
 
 
@@ -84,7 +85,7 @@ def invert(hessian: Float[Tensor, "in in"], base: GPTQBase) -> Inverse:
     factorization and one triangular solve, where Cholesky, inverse and Cholesky again take three times as long.
     """
     if not hessian.isfinite().all():
-        raise FloatingPointError("the second moments of its inputs are not finite")
+        raise NotFiniteError("the second moments of its inputs are not finite; set base.compute_dtype=float32")
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     # The mean over inputs that are alive: the 1 that stands in for a dead one says nothing about their size.
@@ -101,7 +102,7 @@ def invert(hessian: Float[Tensor, "in in"], base: GPTQBase) -> Inverse:
         if (upper := _upper_of_inverse(damped)) is not None:
             return Inverse(upper, order, dead, damping, retry)
         damping *= RAISED
-    raise FloatingPointError(
+    raise NotFiniteError(
         f"its Hessian is singular, with damping {damping / RAISED:g} of its mean diagonal after "
         f"{base.max_damping_retries} retries; raise base.damping, or take more calibration text"
     )

@@ -20,6 +20,8 @@ Place = Literal["device", "host", "disk"]
 Residual = Literal["mean", "weighted"]
 Scope = Literal["ffn", "ffn_attention"]
 Positive = Annotated[int, Field(gt=0)]
+Bos = Literal[True, False, "never"]
+"""True: every text begins with the BOS token.  `never`: none does, though the tokenizer begins every text with it."""
 
 
 class Spec(BaseModel):
@@ -38,7 +40,7 @@ class HubModel(Spec):
     name: str
     repo: str
     revision: str = "main"
-    add_bos: bool = False
+    add_bos: Bos = False
     dtype: DType = "bfloat16"
 
 
@@ -48,7 +50,7 @@ class FolderModel(Spec):
     kind: Literal["folder"]
     name: str
     path: str
-    add_bos: bool = False
+    add_bos: Bos = False
     dtype: DType = "float32"
 
 
@@ -60,7 +62,7 @@ class EmbeddedModel(Spec):
     package: str
     version: str
     file: str
-    add_bos: bool = False
+    add_bos: Bos = False
     dtype: DType = "float32"
 
 
@@ -72,7 +74,7 @@ class RandomModel(Spec):
     architecture: str
     config: dict[str, Any] = {}
     seed: int = 0
-    add_bos: bool = False
+    add_bos: Bos = False
     dtype: DType = "float32"
 
 
@@ -310,6 +312,11 @@ class Cell(Spec):
             case _:
                 assert_never(base)
         return self
+
+    @property
+    def sets_bos(self) -> bool:
+        """True if every text that the model reads begins with the BOS token."""
+        return self.model.add_bos is True
 
     @property
     def id(self) -> str:

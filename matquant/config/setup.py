@@ -45,6 +45,8 @@ class Readout(Spec):
     source: Literal["hub", "embedded", "folder"] = "hub"
     data_dir: str | None = None
     arc_split: Literal["test", "validation"] = "test"
+    cut_contexts: bool = False
+    """Measures documents that are longer than the model without their start; else they are refused."""
     perplexity: TextSpec | None = None
     search: SearchSpec = SearchSpec()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from matquant.codes.nested import NestedWeight, Transform
 from matquant.codes.quantizers import DTYPES, Grid
 from matquant.config.cell import Cell
-from matquant.errors import UserError
+from matquant.errors import NotFiniteError, UserError
 from matquant.runs.files import write_beside, write_json
 from matquant.runs.provenance import library_versions, source_commit
 
@@ -36,7 +36,10 @@ class NestedCheckpoint:
 
 
 def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: str) -> None:
-    """Writes nested weights as safetensors, atomically."""
+    """Writes nested weights as safetensors, atomically; NotFiniteError names a scale or zero that is not.
+
+    A file that holds one would be read for ever: it counts as done.
+    """
     tensors = {}
     for name, nested in layers.items():
         tensors[f"{name}.codes"] = nested.codes.contiguous().cpu()
@@ -46,18 +49,35 @@ def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: 
             for part, tensor in nested.transform._asdict().items():
                 # A copy: layers with the same input share theirs, which safetensors refuses.
                 tensors[f"{name}.transform.{part}"] = tensor.cpu().clone()
+    if bad := _not_finite(tensors):
+        narrow = "set grid.scale_dtype=float32, or " if scale_dtype != "float32" else ""
+        raise NotFiniteError(
+            f"{bad} of {path.stem} is not finite; {narrow}lower the learning rates "
+            "(base.lr, base.clipping_lr, base.transformation_lr)"
+        )
     # One entry only: safetensors writes several in no fixed order, and equal weights should be equal files.
     parents = {"parent_bits": json.dumps({name: nested.parent_bits for name, nested in layers.items()})}
     write_beside(path, lambda beside: save_file(tensors, beside, parents))
 
 
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with a number that is NaN or infinite, if there is one."""
+    numbers = ((name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point())
+    return next((name for name, tensor in numbers if not tensor.isfinite().all()), None)
+
+
 def load_layers(path: Path, *, device: str = "cpu") -> dict[str, NestedWeight]:
-    """Reads what `save_layers` wrote; scales and zeros come back in float32 with their stored values."""
+    """Reads what `save_layers` wrote; scales and zeros come back in float32 with their stored values.
+
+    NotFiniteError for a number that is not: older versions wrote them.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         parents = json.loads(file.metadata()["parent_bits"])
     tensors = load_file(path, device=device)
+    if bad := _not_finite(tensors):
+        raise NotFiniteError(f"{bad} in {path} is not finite; delete {path.parent} and run the cell again")
     return {
         name: NestedWeight(
             tensors[f"{name}.codes"],

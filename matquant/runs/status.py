@@ -176,10 +176,10 @@ def reason_of(error: BaseException) -> Reason:
     """The kind of a failure, which decides what a user can do about it."""
     if isinstance(error, BaseExceptionGroup):
         return reason_of(error.exceptions[0])
-    if isinstance(error, UserError):
-        return "bad input"
     if isinstance(error, FloatingPointError):
         return "non-finite"
+    if isinstance(error, UserError):
+        return "bad input"
     if _is_out_of_memory(error):
         return "out of memory"
     if _is_disk_full(error):

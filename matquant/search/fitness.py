@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from matquant.codes.nested import NestedWeight, write_layer
+from matquant.errors import NotFiniteError
 from matquant.notation import Slice
 
 
@@ -70,6 +71,8 @@ class Fitness:
             part = slice(start, min(start + self.batch_size, number))
             teacher = Teacher(*(kept[part] for kept in self.teacher))
             total += divergence(teacher, self._logits(self.text[part])).sum().item()
+        if not math.isfinite(total):
+            raise NotFiniteError("the logits that a search compares are not finite; set readout.dtype=float32")
         return total / self.text[:number].numel()
 
     @torch.no_grad()

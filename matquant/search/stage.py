@@ -101,7 +101,7 @@ def _fitness(cell: Cell, setup: Setup, layers: Mapping[str, NestedWeight]) -> Fi
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=pick_device(setup))
     check_layers(cell, model, layers, RunDir(setup.paths.runs, cell.id).checkpoint)
     data = cell.data.model_copy(update={"num_sequences": spec.num_sequences})
-    text = token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
+    text = token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos)
     return Fitness(model, layers, text, top_k=spec.top_k, batch_size=spec.batch_size)
 
 

@@ -89,7 +89,7 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
 def _tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """The calibration or training text of a cell."""
     assert cell.data is not None
-    return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.model.add_bos)
+    return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos)
 
 
 def _shelf(base: OmniQuantBase | GPTQBase, cell: Cell, setup: Setup) -> Shelf:
