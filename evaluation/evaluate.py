@@ -38,6 +38,7 @@ from matquant.notation import FULL_BITS, Plan
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import provenance
+from matquant.runs.sources import Sources, claim
 from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
 from matquant.runs.tracking import Tracker
@@ -126,6 +127,7 @@ class Bench:
     loaded: LoadedModel
     lm: SharedContextLM | None
     checkpoint: NestedCheckpoint | None
+    sources: Sources
     tasks: Mapping[str, Task]
     sizes: Mapping[str, int]
     text: torch.Tensor | None
@@ -205,6 +207,7 @@ class Bench:
             overhead=self._overhead(plan),
             checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
             provenance=provenance(device=_device_name(device), seconds=seconds),
+            sources=self.sources,
         )
 
 
@@ -219,6 +222,7 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     readout, device = setup.readout, pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another protocol")
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=device)
+    sources = claim(cell, setup)
     checkpoint = None
     if cell.objective is not None:
         checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))
@@ -238,7 +242,7 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
         # Seed 0 whatever the cell's: held-out text is the same for all.
         text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
         sizes[LOG_PPLX] = len(text)
-    return Bench(cell, readout, loaded, lm, checkpoint, named, sizes, text)
+    return Bench(cell, readout, loaded, lm, checkpoint, sources, named, sizes, text)
 
 
 def _device_name(device: torch.device) -> str:
