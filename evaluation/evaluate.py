@@ -18,6 +18,7 @@ import torch
 from lm_eval.api.task import Task
 
 from evaluation.board import Board
+from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
@@ -128,6 +129,7 @@ class Bench:
     lm: SharedContextLM | None
     checkpoint: NestedCheckpoint | None
     sources: Sources
+    held_out: Sources
     tasks: Mapping[str, Task]
     sizes: Mapping[str, int]
     text: torch.Tensor | None
@@ -207,7 +209,7 @@ class Bench:
             overhead=self._overhead(plan),
             checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
             provenance=provenance(device=_device_name(device), seconds=seconds),
-            sources=self.sources,
+            sources=self.sources if task != LOG_PPLX else {**self.sources, **self.held_out},
         )
 
 
@@ -237,12 +239,12 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
             batch_size=readout.batch_size,
             add_bos=cell.model.add_bos,
         )
-    text = None
+    text, held_out = None, dict[str, str]()
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.
         text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.model.add_bos)
-        sizes[LOG_PPLX] = len(text)
-    return Bench(cell, readout, loaded, lm, checkpoint, sources, named, sizes, text)
+        sizes[LOG_PPLX], held_out = len(text), held_out_source(setup)
+    return Bench(cell, readout, loaded, lm, checkpoint, sources, held_out, named, sizes, text)
 
 
 def _device_name(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from evaluation.results.store import ResultStore
 from evaluation.stages import run_cell
 from matquant.config.study import Study
 from matquant.errors import UserError
-from matquant.models import digests
+from matquant.models import digests, text
 from matquant.models.fingerprint import model_fingerprint
 from matquant.models.random_model import byte_tokenizer, random_config
 from matquant.notation import Plan
@@ -193,14 +193,14 @@ def test_searches_and_exports_do_not_meet_other_weights(of_folder, folder, tmp_p
 
 
 def test_calibration_text_is_told_by_its_content(of_folder, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n\n".join(f"{number} of many short documents in a file of text" * 3 for number in range(200)))
-    overrides = (*TINY_GPTQ, "bits=int8", "data=text_files", f"data.paths=[{text}]", "data.num_sequences=2")
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n\n".join(f"{number} of many short documents in a file of text" * 3 for number in range(200)))
+    overrides = (*TINY_GPTQ, "bits=int8", "data=text_files", f"data.paths=[{file}]", "data.num_sequences=2")
     small = "data.sequence_length=32"
     run(of_folder(*overrides, small))
-    text.write_text(text.read_text().replace("short", "brief"))
+    file.write_text(file.read_text().replace("short", "brief"))
     sentence = refusal(of_folder(*overrides, small))
-    assert f"data.paths=[{text}] holds other text" in sentence
+    assert f"data.paths=[{file}] holds other text" in sentence
     type_removal(sentence)
     run(of_folder(*overrides, small))
 
@@ -282,6 +282,23 @@ def test_a_branch_of_the_hub_that_has_moved_is_refused(tiny_study, folder, tmp_p
     assert f"model.revision=main of a/b holds other weights (bbbbbbbb) than made {tmp_path / 'runs'}" in sentence
     (commit,) = re.findall(r"model\.revision=b\S+(?=,)", sentence)
     assert run(tiny_study(*hub, commit)) != old
+
+
+def test_held_out_text_of_a_branch_that_has_moved_is_refused(tiny_study, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(text, "_hub_documents", lambda *_: iter(["some held-out text " * 100] * 3))
+    main = tmp_path / "hub/datasets--wiki--text/refs/main"
+    main.parent.mkdir(parents=True)
+    main.write_text("a" * 40)
+    overrides = ("base=none", *SMALL, "perplexity=wikitext2", "readout.perplexity.repo=wiki/text")
+    run(tiny_study(*overrides))
+    assert run(tiny_study(*overrides))
+    main.write_text("b" * 40)
+    sentence = refusal(tiny_study(*overrides))
+    assert "readout.perplexity.revision=main of wiki/text holds other text (bbbbbbbb)" in sentence
+    run(tiny_study(*overrides, f"readout.perplexity.revision={'b' * 40}"))
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------
