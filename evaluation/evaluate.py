@@ -39,7 +39,7 @@ from matquant.notation import FULL_BITS, Plan
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import provenance
-from matquant.runs.sources import Sources, claim
+from matquant.runs.sources import Sources, claim, present_sources
 from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
 from matquant.runs.tracking import Tracker
@@ -223,8 +223,9 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     """Loads everything that is needed to measure some tasks of a cell."""
     readout, device = setup.readout, pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another protocol")
+    before = present_sources(cell, setup.paths.cache)
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=device)
-    sources = claim(cell, setup)
+    sources = claim(cell, setup, before)
     checkpoint = None
     if cell.objective is not None:
         checkpoint = load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell, device=str(device))

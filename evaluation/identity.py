@@ -16,7 +16,17 @@ from matquant.errors import UserError
 from matquant.models.fingerprint import is_told_by_its_id, short, text_fingerprint
 from matquant.models.text import revision
 from matquant.runs.folder import RunDir
-from matquant.runs.sources import Sources, has_record, is_unproven, other_sources, present_sources, records, unproven
+from matquant.runs.sources import (
+    Sources,
+    has_record,
+    has_work,
+    is_unproven,
+    other_sources,
+    present_sources,
+    recorded_sources,
+    records,
+    unproven,
+)
 
 HELD_OUT = "held_out"
 
@@ -29,16 +39,12 @@ def require_same_sources(cells: Sequence[Cell], setup: Setup) -> None:
 
 def identity_refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
     """The sentences by cell id that refuse to mix weights or texts; model and text are looked at once for all cells."""
-    known: dict[str, Sources] = {}
-    refused = {}
+    known, refused = dict[str, Sources](), dict[str, str]()
     held_out = held_out_source(setup)
     for cell in cells:
         if is_told_by_its_id(cell) and not held_out:
             continue
-        facts = cell.model_dump_json(include={"model", "data"})
-        if facts not in known:
-            known[facts] = present_sources(cell, setup.paths.cache)
-        if reason := _refusal(cell, setup, known[facts], held_out):
+        if reason := _refusal(cell, setup, known, held_out):
             refused[cell.id] = reason
     return refused
 
@@ -52,14 +58,21 @@ def held_out_source(setup: Setup) -> Sources:
     return {} if commit is None else {HELD_OUT: f"{revision(held_out)} is {commit}"}
 
 
-def _refusal(cell: Cell, setup: Setup, present: Sources, held_out: Sources) -> str | None:
+def _refusal(cell: Cell, setup: Setup, known: dict[str, Sources], held_out: Sources) -> str | None:
     run, store = RunDir(setup.paths.runs, cell.id), ResultStore(setup.paths.results)
     of_results = store.sources(cell.id)
+    if not (of_results or has_work(run)):
+        return None  # a model that nothing was made of is not read for this: 80 GB take a minute
+    facts = cell.model_dump_json(include={"model", "data"})
+    if facts not in known:
+        known[facts] = present_sources(cell, setup.paths.cache)
+    present = known[facts]
     is_packed = store.has_packed(cell.id)
     results = store.folder / cell.id
     places = [*([run.path] if run.path.exists() else []), *([results] if is_packed or results.exists() else [])]
     unpack = store.folder if is_packed else None
-    if other := other_sources(cell, present, [*records(run), *of_results], places, unpack=unpack):
+    made = [*records(run), *(sources or recorded_sources(run) for sources in of_results)]
+    if other := other_sources(cell, present, made, places, unpack=unpack):
         return other
     if moved := _other_held_out(setup, of_results, held_out, store.folder / cell.id):
         return moved

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from matquant.config.study import Study
 from matquant.errors import UserError
 from matquant.models import digests, text
 from matquant.models.fingerprint import model_fingerprint
+from matquant.models.loading import load_model
 from matquant.models.random_model import byte_tokenizer, random_config
 from matquant.notation import Plan
 from matquant.runs import stopping
@@ -228,6 +230,35 @@ def test_a_launch_names_a_finished_cell_of_other_weights(of_folder, folder, caps
     options = Options((), dry_run=True, retry_failed=None, only=(), cancel=False, wait=False, show_all=False)
     launch(study, options)
     assert f"{study.cells[0].id}: model.path={folder} holds other weights" in capsys.readouterr().out
+
+
+def test_a_model_that_changes_while_it_is_read_is_refused(of_folder, folder, monkeypatch):
+    from evaluation import evaluate
+
+    def load(*given: Any, **named: Any) -> Any:
+        loaded = load_model(*given, **named)
+        write_model(folder, seed=1)
+        return loaded
+
+    monkeypatch.setattr(evaluate, "load_model", load)
+    with pytest.raises(UserError, match=r"the model of mine-none-.* was changed while it was read; run the same"):
+        run(of_folder("base=none"))
+    monkeypatch.undo()
+    assert run(of_folder("base=none"))
+
+
+def test_a_model_of_which_nothing_was_made_may_be_replaced(of_folder, folder, monkeypatch):
+    from matquant.training import train
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise FloatingPointError("not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.minmax, "fit", fail)
+        with pytest.raises(FloatingPointError):
+            run(of_folder("base=minmax"))
+    write_model(folder, seed=1)
+    assert run(of_folder("base=minmax"))
 
 
 # --- records of earlier versions -------------------------------------------------------------------------------------

@@ -33,14 +33,17 @@ def present_sources(cell: Cell, cache: Path) -> Sources:
     return {part: fingerprint for part, fingerprint in found.items() if fingerprint is not None}
 
 
-def claim(cell: Cell, setup: Setup) -> Sources:
+def claim(cell: Cell, setup: Setup, before: Sources) -> Sources:
     """The sources of a cell as they are now, recorded with its run; UserError if its run was made by others.
 
-    To be called when the model is loaded: it is then that the commit of a model on the hub is known.
+    Called when model and text have been read: a model that was fetched from the hub has its commit by then.  `before`
+    are the sources as they were before the reading.
     """
     run, present = RunDir(setup.paths.runs, cell.id), present_sources(cell, setup.paths.cache)
+    if changed := [part for part in present if before.get(part, present[part]) != present[part]]:
+        raise UserError(f"the {changed[0]} of {cell.id} was changed while it was read; run the same command again")
     require_same(cell, setup, present)
-    recorded = recorded_sources(run)
+    recorded = recorded_sources(run) if has_work(run) else {}
     if {**recorded, **present} != recorded:
         write_json(run.sources, {**recorded, **present})
     return present
@@ -60,8 +63,8 @@ def require_same(cell: Cell, setup: Setup, present: Sources | None = None) -> No
 
 
 def records(run: RunDir) -> list[Sources]:
-    """The sources that are recorded with a run and its checkpoint."""
-    return [sources for sources in (_recorded(run), _of_checkpoint(run)) if sources]
+    """The sources that made a run's checkpoint, or the part of it that is there."""
+    return [sources for sources in (_recorded(run), _of_checkpoint(run)) if sources] if has_work(run) else []
 
 
 def recorded_sources(run: RunDir) -> Sources:
@@ -74,9 +77,14 @@ def has_record(run: RunDir) -> bool:
     return _recorded(run) is not None
 
 
+def has_work(run: RunDir) -> bool:
+    """True if a run has a checkpoint, or a part of one; a record alone binds nobody."""
+    return run.description.exists() or any(True for kind in ("*.safetensors", "step-*") for _ in run.state.glob(kind))
+
+
 def is_unproven(run: RunDir) -> bool:
     """True if a run has a checkpoint, or a part of one, and no record of what made it."""
-    return not has_record(run) and not _of_checkpoint(run) and (run.description.exists() or run.state.exists())
+    return has_work(run) and not has_record(run) and not _of_checkpoint(run)
 
 
 def _recorded(run: RunDir) -> Sources | None:

@@ -22,7 +22,7 @@ from matquant.parallel.distributed import World, check_ranks
 from matquant.runs.checkpoint import has_checkpoint, save_checkpoint
 from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
-from matquant.runs.sources import claim, recorded_sources
+from matquant.runs.sources import claim, present_sources, recorded_sources
 from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import Tracker
 from matquant.training.progress import DiskProgress
@@ -65,10 +65,11 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
         say_what_it_costs(cell.base.compute_dtype, device, "base.compute_dtype", "another cell")
     # Several ranks share a model that one device may not hold: each reads it on its CPU and moves its shards.
     place = device if world.size == 1 else torch.device("cpu")
+    before = present_sources(cell, setup.paths.cache) if world.is_main else {}
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=place)
     tokens = _tokens(cell, tokenizer)
     if world.is_main:
-        claim(cell, setup)
+        claim(cell, setup, before)
     match cell.base:
         case MinMaxBase():
             return minmax.fit(
