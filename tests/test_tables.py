@@ -332,6 +332,7 @@ def test_cells_of_one_model_that_held_several_weights_are_named(made):
             store.put(result, documents_of(result))
     (problem,) = load(made).problems
     assert problem.startswith(f"{made.cells[0].id} and {made.cells[1].id} were made from 2 contents of one model")
+    assert set(load(made).frame["model_content"].dropna()) == {"sha256:aa", "sha256:bb"}
 
 
 def test_results_of_two_checkpoints_of_one_cell_are_named(made):

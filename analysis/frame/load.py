@@ -39,7 +39,7 @@ COLUMNS = (
     *COST_COLUMNS,
     *("task", "metric", "value", "stderr", "num_documents"),
     *PROTOCOL_COLUMNS,
-    *("protocol_id", "checkpoint", "device", "seconds", "commit", "versions", "finished"),
+    *("protocol_id", "checkpoint", "model_content", "device", "seconds", "commit", "versions", "finished"),
 )
 
 
@@ -163,6 +163,7 @@ def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
         **{column: result.protocol.get(column) for column in PROTOCOL_COLUMNS},
         "protocol_id": protocol_id(result.protocol),
         "checkpoint": result.checkpoint,
+        "model_content": result.sources.get("model"),
         "device": provenance.get("device"),
         "seconds": provenance.get("seconds"),
         "commit": _commit_text(provenance),
