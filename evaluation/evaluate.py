@@ -19,6 +19,7 @@ from lm_eval.api.task import Task
 
 from evaluation.board import Board
 from evaluation.contexts import Cut, check_cut, cut_documents, task_of
+from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
@@ -39,6 +40,7 @@ from matquant.notation import FULL_BITS, Plan
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import provenance
+from matquant.runs.sources import Sources, claim, present_sources
 from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
 from matquant.runs.tracking import Tracker
@@ -127,6 +129,8 @@ class Bench:
     loaded: LoadedModel
     lm: SharedContextLM | None
     checkpoint: NestedCheckpoint | None
+    sources: Sources
+    held_out: Sources
     tasks: Mapping[str, Task]
     sizes: Mapping[str, int]
     text: torch.Tensor | None
@@ -213,6 +217,7 @@ class Bench:
                 **provenance(device=_device_name(device), seconds=seconds),
                 **({"num_cut": self.num_cut[task]} if task in self.num_cut else {}),
             },
+            sources=self.sources if task != LOG_PPLX else {**self.sources, **self.held_out},
         )
 
 
@@ -220,7 +225,9 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
     """Loads everything that is needed to measure some tasks of a cell."""
     readout, device = setup.readout, pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another protocol")
+    before = present_sources(cell, setup.paths.cache)
     loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=device)
+    sources = claim(cell, setup, before)
     checkpoint = None
     if cell.objective is not None:
         folder = RunDir(setup.paths.runs, cell.id).checkpoint
@@ -242,13 +249,13 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
             for name, task in named.items()
         }
         check_cut(cut, readout, model=title(cell.model), max_length=lm.max_length)
-    text = None
+    text, held_out = None, dict[str, str]()
     if readout.perplexity is not None and LOG_PPLX in tasks:
         # Seed 0 whatever the cell's: held-out text is the same for all.
         text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.sets_bos)
-        sizes[LOG_PPLX] = len(text)
+        sizes[LOG_PPLX], held_out = len(text), held_out_source(setup)
     num_cut = {name: len(found.documents) for name, found in cut.items()} if readout.cut_contexts else {}
-    return Bench(cell, readout, loaded, lm, checkpoint, named, sizes, text, num_cut)
+    return Bench(cell, readout, loaded, lm, checkpoint, sources, held_out, named, sizes, text, num_cut)
 
 
 def _device_name(device: torch.device) -> str:

@@ -37,6 +37,7 @@ from matquant.notation import FULL, Plan
 from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
 from matquant.runs.files import require_writable
 from matquant.runs.folder import RunDir
+from matquant.runs.sources import require_same
 from matquant.search.stage import find_plan
 
 PREFIX = "local_"
@@ -74,6 +75,8 @@ class Exported:
 def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: LoadedModel | None = None) -> Exported:
     """Writes a read-out of a trained cell and the read-out's tasks; `loaded` spares loading the model again."""
     device = pick_device(setup)
+    if str(plan) != FULL:
+        require_same(cell, setup)
     model, tokenizer = loaded or load_model(
         cell.model, cache=setup.paths.cache, dtype=setup.readout.dtype, device=device
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from evaluation.identity import identity_refusals, require_same_sources
 from evaluation.protocol import is_complete, task_source
 from evaluation.results.store import ResultStore
 from evaluation.sources.loading import check_task_names
@@ -23,6 +24,8 @@ def check(studies: Sequence[Study]) -> None:
     """
     for setup in _distinct(studies):
         check_folders(setup)
+    for study in studies:
+        require_same_sources(study.cells, study.setup)
     unfinished = [study for study in studies if not is_finished(study)]
     for setup in _distinct(unfinished):
         check_tasks(setup)
@@ -73,4 +76,5 @@ def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
                 verdicts[facts] = str(error)
         if (reason := verdicts[facts]) is not None:
             refused[cell.id] = reason
-    return refused
+    # Once more: the models' configurations were asked for, so the commit of a model on the hub is known now.
+    return {**identity_refusals(cells, setup), **refused}

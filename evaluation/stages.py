@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, assert_never
 
+from evaluation.identity import require_same_sources
 from evaluation.protocol import WHOLE, PlanShare, missing
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.notation import Plan
 from matquant.runs.folder import RunDir
-from matquant.runs.stage_runner import Work, run_alone
+from matquant.runs.stage_runner import Work, is_main, run_alone
 from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import NoTracker, Tracker, tracking
 from matquant.search.request import found_plan
@@ -62,6 +63,8 @@ def untimed(_: Kind) -> AbstractContextManager[object]:
 
 def run_cell(cell: Cell, setup: Setup, timed: Timed = untimed) -> None:
     """Does what is missing of a cell, all stages in one W&B run; a cell that lacks no result is left alone."""
+    if is_main():
+        require_same_sources([cell], setup)
     store = ResultStore(setup.paths.results)
     stages = (TRAIN, SEARCH, EVALUATE) if has_searches(setup.readout.plans_of(cell)) else (TRAIN, EVALUATE)
     run_alone(
@@ -75,6 +78,8 @@ def run_cell(cell: Cell, setup: Setup, timed: Timed = untimed) -> None:
 
 def run_stage(cell: Cell, setup: Setup, stage: Stage) -> None:
     """Does one stage of a cell; a second process on the same stage waits for the first and finds nothing to do."""
+    if is_main():
+        require_same_sources([cell], setup)
     run_alone(
         RunDir(setup.paths.runs, cell.id),
         [_work(cell, setup, stage, untimed)],

@@ -16,6 +16,7 @@ from typing import Literal, assert_never
 from filelock import FileLock, Timeout
 
 from evaluation import preflight
+from evaluation.identity import identity_refusals
 from matquant.command.parsing import parse
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
 from matquant.config.study import Study, load_study
@@ -128,9 +129,10 @@ def show_plan(sweep: Sweep, options: Options) -> list[Item]:
     """Prints the state, the jobs to submit with their cost, and the refused cells; returns what to submit."""
     print(wording.overview(sweep))
     chosen = [item for item in sweep.items if options.wants(item)]
-    refused = dict[str, str]()
+    # Of all cells: the results of one that is done are no results of other weights.
+    refused = identity_refusals(list({item.cell_id: item.cell for item in sweep.items}.values()), sweep.study.setup)
     if chosen:
-        refused = preflight.refusals([item.cell for item in chosen], sweep.study.setup)
+        refused |= preflight.refusals([item.cell for item in chosen], sweep.study.setup)
         chosen = [item for item in chosen if item.cell_id not in refused]
         chosen = _without_orphans(sweep, chosen)
     if chosen:

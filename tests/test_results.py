@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -86,3 +87,48 @@ def test_what_a_cell_is_stands_beside_its_results_and_is_written_once(store, tmp
     store.put_cell("cell-1", {"a": 1})
     store.put_cell("cell-1", {"a": 2})
     assert (tmp_path / "cell-1/cell.json").read_text() == '{\n "a": 1\n}\n'
+
+
+EDITS = [
+    ({"metrics": {"acc": "0.5"}}, 'metrics.acc is "0.5", which is no number'),
+    ({"metrics": {"acc": "0.5", "acc_norm": 0.5}}, 'metrics.acc is "0.5", which is no number'),
+    ({"metrics": {"acc": 1.5}}, r"metrics.acc is 1.5, which is no share of documents \(0 to 1\)"),
+    ({"metrics": {"acc_norm": -0.1}}, "metrics.acc_norm is -0.1, which is no share"),
+    ({"metrics": {"exact_match,strict-match": 50.0}}, "metrics.exact_match,strict-match is 50.0, which is no share"),
+    ({"metrics": {"acc": 0.5, "acc_stderr": "N/A"}}, 'metrics.acc_stderr is "N/A", which is no number'),
+    ({"metrics": {"acc": True}}, "metrics.acc is true, which is no number"),
+    ({"metrics": {"acc": float("nan")}}, "metrics.acc is NaN, which is no number"),
+    ({"metrics": {"log_pplx": -1.0}}, "metrics.log_pplx is -1.0, which is below 0"),
+    ({"metrics": {"f1": 50.0, "f1_stderr": -1.0}}, "metrics.f1_stderr is -1.0, which is below 0"),
+    ({"num_documents": 0}, "num_documents is 0, which is no number of documents"),
+    ({"num_documents": 2.0}, "num_documents is 2.0, which is no number of documents"),
+    ({"effective_bits": float("inf")}, "effective_bits is Infinity, which is no number of bits"),
+    ({"overhead": {"grid_bits": "1"}}, 'overhead.grid_bits is "1", which is no number'),
+    ({"sources": {"model": 1}}, "sources.model is 1, which is no text"),
+]
+
+
+@pytest.mark.parametrize(("edit", "words"), EDITS)
+def test_a_value_that_no_result_has_is_named_and_counts_as_missing(store, edit, words):
+    store.put(RESULT, DOCUMENTS)
+    path = store.path(RESULT.key)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    with pytest.raises(ValueError, match=rf"piqa-.*json is no sound result: {words}.*; delete it and evaluate again"):
+        store.read(path)
+    assert not store.has(RESULT.key)
+
+
+def test_metrics_on_other_scales_are_left_alone(store):
+    metrics = {"f1": 50.0, "bleu": 34.5, "mcc": -0.2, "word_perplexity": 1e9, "acc_norm": 1.0, "acc": 0.0}
+    store.put(dataclasses.replace(RESULT, metrics=metrics), DOCUMENTS)
+    assert store.has(RESULT.key)
+
+
+def test_a_result_without_sources_is_read_as_one_of_an_earlier_version(store):
+    store.put(RESULT, DOCUMENTS)
+    path = store.path(RESULT.key)
+    facts = json.loads(path.read_text())
+    del facts["sources"]
+    path.write_text(json.dumps(facts))
+    assert store.read(path) == RESULT
+    assert store.sources("cell-1") == [{}]

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,8 @@ from analysis.frame.summary import stderr_of_mean, summary
 from analysis.tables.drawing import to_html, to_markdown, to_text
 from analysis.tables.summary_table import summary_table
 from analysis.tables.typeset import MISSING
-from evaluation.results.store import ResultStore
+from evaluation.results.pack import pack, unpack
+from evaluation.results.store import ResultStore, documents_path, write_documents
 from evaluation.sources.table import PAPER_TASKS
 from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized
 
@@ -278,6 +280,59 @@ def test_a_number_that_is_none_is_a_gap_and_named(made, value):
     loaded = load(made)
     assert [str(path) in problem for problem in loaded.problems] == [True]
     assert loaded.missing[["plan", "task"]].values.tolist() == [["int4", "boolq"]]
+
+
+@pytest.mark.parametrize("edit", [{"acc": "0.5"}, {"acc": 1.5}, {"acc": 0.5, "acc_stderr": "x"}])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_edited_metric_is_a_gap_and_named_loose_or_packed(made, edit, packed, monkeypatch):
+    store = measure(made)
+    path = next((store.folder / made.cells[3].id / "int4").glob("boolq-*.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": edit}))
+    if packed:
+        assert [str(path) in problem for problem in pack(store.folder).problems] == [True]
+        # An earlier version packed without looking at values.
+        monkeypatch.setattr("evaluation.results.store.fault_of", lambda _: None)
+        assert not pack(store.folder).problems
+        monkeypatch.undo()
+        assert not path.exists()
+    loaded = load(made)
+    (problem,) = loaded.problems
+    assert str(path) in problem
+    assert loaded.missing[["plan", "task"]].values.tolist() == [["int4", "boolq"]]
+    if packed:
+        assert not unpack(store.folder).problems  # as it was, with its fault
+        assert path.exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "shorter"])
+def test_documents_that_are_not_those_of_their_result_are_a_gap_and_named(made, damage):
+    store = measure(made)
+    path = next((store.folder / made.cells[3].id / "int4").glob("boolq-*.json"))
+    documents = documents_path(path)
+    match damage:
+        case "missing":
+            documents.unlink()
+        case "cut":
+            documents.write_bytes(documents.read_bytes()[:-5])
+        case _:
+            few = dataclasses.replace(store.read(path), num_documents=3)
+            write_documents(path, pa.table(documents_of(few)))
+    loaded = load(made)
+    (problem,) = loaded.problems
+    assert path.stem in problem
+    assert "evaluate again" in problem
+    assert loaded.missing[["plan", "task"]].values.tolist() == [["int4", "boolq"]]
+
+
+def test_cells_of_one_model_that_held_several_weights_are_named(made):
+    store = measure(made)
+    for cell, content in zip(made.cells[:2], ("sha256:aa", "sha256:bb"), strict=True):
+        for path in store.paths(cell.id):
+            result = dataclasses.replace(store.read(path), sources={"model": content})
+            store.put(result, documents_of(result))
+    (problem,) = load(made).problems
+    assert problem.startswith(f"{made.cells[0].id} and {made.cells[1].id} were made from 2 contents of one model")
+    assert set(load(made).frame["model_content"].dropna()) == {"sha256:aa", "sha256:bb"}
 
 
 def test_results_of_two_checkpoints_of_one_cell_are_named(made):

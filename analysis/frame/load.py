@@ -7,16 +7,15 @@ under one protocol (`analysis.frame.protocols`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.frame.names import IDENTITY_COLUMNS, identities
 from analysis.frame.protocols import mixed_checkpoints, one_protocol_a_task
+from analysis.frame.sources import mixed_sources
 from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Result, ResultStore, protocol_id
 from matquant.errors import UserError
 
@@ -40,7 +39,7 @@ COLUMNS = (
     *COST_COLUMNS,
     *("task", "metric", "value", "stderr", "num_documents"),
     *PROTOCOL_COLUMNS,
-    *("protocol_id", "checkpoint", "device", "seconds", "commit", "versions", "finished"),
+    *("protocol_id", "checkpoint", "model_content", "device", "seconds", "commit", "versions", "finished"),
 )
 
 
@@ -109,7 +108,7 @@ def frame_of(
     return LoadedResults(
         frame=pd.DataFrame(rows, columns=list(COLUMNS)).astype({"limit": "Int64", "parent_bits": "Int64"}),
         expected=pd.DataFrame(expected, columns=[*IDENTITY_COLUMNS, "task"]).astype({"parent_bits": "Int64"}),
-        problems=(*problems, *mixed, *mixed_checkpoints(kept)),
+        problems=(*problems, *mixed, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
         store=store,
         keys={(result.cell_id, result.plan, result.task): result.key for result in kept},
     )
@@ -131,49 +130,30 @@ def _read_all(cells: Iterable[Cell], store: ResultStore) -> tuple[list[Result], 
         for path in store.paths(cell.id):
             try:
                 results.append(_read_sound(path, store))
+            except UserError:  # the packed documents of the whole study
+                raise
             except (OSError, ValueError) as error:
                 problems.append(str(error))
     return results, problems
 
 
 def _read_sound(path: Path, store: ResultStore) -> Result:
-    """A result whose content says what its place says, in numbers that are numbers; ValueError otherwise."""
+    """A result whose content says what its place says, with as many documents as it counts; ValueError otherwise."""
     result = store.read(path)
-    try:
-        sound = store.path(result.key) == path and _is_sound(result)
-    except (TypeError, AttributeError, OverflowError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError(f"{path} does not hold the result its name promises; delete it and evaluate again")
+    if store.path(result.key) != path:
+        raise ValueError(f"{path} does not hold the result its name promises; {store.remedy(path)}")
+    if all(name.endswith(STDERR) for name in result.metrics):
+        raise ValueError(f"{path} has no metric; leave {result.task} out of readout.tasks")
+    if (stored := store.num_documents(path)) != result.num_documents:
+        counts = f"{path} counts {result.num_documents} documents, and {stored} are stored"
+        raise ValueError(f"{counts}; {store.remedy(path)}")
     return result
-
-
-def _is_sound(result: Result) -> bool:
-    """False if a field has another type or value than the rest of the code relies on."""
-    parts = (result.metrics, result.protocol, result.provenance, result.overhead)
-    if not all(isinstance(part, Mapping) for part in parts):
-        return False
-    numbers = [result.effective_bits, result.num_documents, *result.overhead.values()]
-    measured = [
-        value for name, value in result.metrics.items() if not name.endswith(STDERR) and isinstance(value, Real)
-    ]
-    limit = result.protocol.get("limit")
-    return (
-        len(measured) > 0
-        and all(_is_number(number) for number in (*numbers, *measured))
-        and (limit is None or type(limit) is int)
-        and (result.checkpoint is None or isinstance(result.checkpoint, str))
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
 
 
 def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each metric, its standard error beside it."""
     provenance = result.provenance
-    measured = {name: value for name, value in result.metrics.items() if isinstance(value, Real)}
+    measured = result.metrics
     shared = {
         **identity,
         "effective_bits": result.effective_bits,
@@ -183,6 +163,7 @@ def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
         **{column: result.protocol.get(column) for column in PROTOCOL_COLUMNS},
         "protocol_id": protocol_id(result.protocol),
         "checkpoint": result.checkpoint,
+        "model_content": result.sources.get("model"),
         "device": provenance.get("device"),
         "seconds": provenance.get("seconds"),
         "commit": _commit_text(provenance),

@@ -155,10 +155,16 @@ def _record(cell: Cell, loaded: LoadedResults) -> Record:
     return Record(
         anchor=cell.id,
         title=f"{cell.id}: {', '.join(expected['label'].unique())}",
-        facts={**_facts(cell), "checkpoint": ", ".join(checkpoints) or "none"},
+        facts={**_facts(cell), **_contents(results), "checkpoint": ", ".join(checkpoints) or "none"},
         heads=tuple(RECORD_COLUMNS.values()),
         rows=[[_record_text(column, row) for column in RECORD_COLUMNS] for row in results.to_dict("records")],
     )
+
+
+def _contents(results: pd.DataFrame) -> dict[str, str]:
+    """The fingerprint of the model that was read, its first digits; nothing where no result has one."""
+    parts = [str(text).partition(":") for text in results["model_content"].dropna().unique()]
+    return {"model content": ", ".join(f"{kind}{colon}{digits[:8]}" for kind, colon, digits in parts)} if parts else {}
 
 
 def _facts(cell: Cell) -> dict[str, str]:

@@ -22,11 +22,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results.packed import DOCUMENTS, FACTS, packed_documents, packed_facts, packed_table
+from evaluation.results.soundness import fault_of
 from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.files import write_beside, write_json
@@ -93,6 +95,7 @@ class Result:
 
     `metrics` holds fractions (acc, acc_norm) or nats per token (log_pplx), each with its `_stderr`.  `effective_bits`
     is the paper's count; `overhead` is what that leaves out (`matquant.codes.extra_precision.overhead_bits`).
+    `sources` are the fingerprints of the weights and the text (`matquant.runs.sources`); older results have none.
     """
 
     cell_id: str
@@ -105,6 +108,7 @@ class Result:
     overhead: Mapping[str, float] = field(default_factory=dict)
     checkpoint: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -129,9 +133,12 @@ def read_documents(path: Path) -> pa.Table:
         with pq.ParquetFile(documents) as file:
             return file.read()
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{documents} cannot be read ({error}); delete the json beside it and evaluate again"
-        ) from error
+        raise _unreadable(documents, error) from error
+
+
+def _unreadable(documents: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())  # pyarrow's are of several lines
+    return ValueError(f"{documents} cannot be read ({reason}); delete the json beside it and evaluate again")
 
 
 class ResultStore:
@@ -185,7 +192,7 @@ class ResultStore:
         path = self.path(key)
         try:
             result = self.read(path)
-            return result.key == key and self._num_documents(path) == result.num_documents
+            return result.key == key and self.num_documents(path) == result.num_documents
         except UserError:
             raise
         except (OSError, ValueError):
@@ -243,11 +250,20 @@ class ResultStore:
         return self._text(self.folder / cell_id / name)
 
     def read(self, path: Path) -> Result:
-        """The result in a file; ValueError if the file is not a whole result."""
+        """The result in a file; ValueError if the file is not a whole result, or has a value that no result has."""
         try:
-            return Result(**json.loads(self._text(path)))
+            result = Result(**json.loads(self._text(path)))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is not a whole result file ({error}); delete it and evaluate again") from error
+            raise ValueError(f"{path} is not a whole result file ({error}); {self.remedy(path)}") from error
+        if (fault := fault_of(result)) is not None:
+            raise ValueError(f"{path} is no sound result: {fault}; {self.remedy(path)}")
+        return result
+
+    def remedy(self, path: Path) -> str:
+        """The words that say how to replace a result that is not to be trusted."""
+        if self._is_packed(path):
+            return f"it is packed in {self.folder / FACTS}: `matquant run` measures it again, and that result counts"
+        return "delete it and evaluate again"
 
     def documents(self, key: Key) -> dict[str, list[Any]]:
         """The outcome of every document of a result; ValueError if they are not there or cut short."""
@@ -261,6 +277,14 @@ class ResultStore:
         for path in self.paths(cell_id):
             yield self.read(path)
 
+    def sources(self, cell_id: str) -> list[Mapping[str, str]]:
+        """The sources of every result of a cell; an older result has none, and files that are no results are passed."""
+        found = []
+        for path in self.paths(cell_id):
+            with suppress(OSError, ValueError):  # a damaged one is measured again
+                found.append(self.read(path).sources)
+        return found
+
     def _text(self, path: Path) -> str:
         try:
             return path.read_text(encoding="utf-8")
@@ -270,7 +294,11 @@ class ResultStore:
                 raise
             return facts.text(self._name(path))
 
-    def _num_documents(self, path: Path) -> int:
+    def has_packed(self, cell_id: str) -> bool:
+        """True if some files of a cell are packed."""
+        return bool(self._packed_names(cell_id))
+
+    def num_documents(self, path: Path) -> int:
         """The number of documents of a result, without reading them; ValueError if they cannot be read."""
         if self._is_packed(path):
             return packed_documents(self.folder).count(self._name(path))
@@ -279,8 +307,8 @@ class ResultStore:
 
         try:
             return pq.read_metadata(documents_path(path)).num_rows
-        except pa.ArrowException as error:
-            raise ValueError(f"{documents_path(path)} cannot be read ({error})") from error
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(documents_path(path), error) from error
 
     def _is_packed(self, path: Path) -> bool:
         """True if a file is packed and not loose."""

@@ -1,7 +1,7 @@
 """The nested checkpoint on disk: one set of parent codes from which every slice is read.
 
 checkpoint/nested.safetensors   <layer>.codes uint8, <layer>.scale and <layer>.zero in the grid's stated dtype
-checkpoint/nested.json          format version, cell, layers, library versions, checksum of the tensors
+checkpoint/nested.json          format version, cell, its sources, layers, library versions, checksum of the tensors
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def _transform(tensors: Mapping[str, Tensor], name: str) -> Transform | None:
     return Transform(*(tensors[f"{name}.transform.{part}"] for part in Transform._fields))
 
 
-def save_checkpoint(folder: Path, cell: Cell, layers: Mapping[str, NestedWeight]) -> NestedCheckpoint:
+def save_checkpoint(
+    folder: Path, cell: Cell, layers: Mapping[str, NestedWeight], sources: Mapping[str, str] = {}
+) -> NestedCheckpoint:
     """Writes a finished checkpoint; the json goes last, so its presence means that the checkpoint is whole."""
     assert cell.grid is not None
     path = folder / "nested.safetensors"
@@ -105,6 +107,7 @@ def save_checkpoint(folder: Path, cell: Cell, layers: Mapping[str, NestedWeight]
         "format_version": FORMAT_VERSION,
         "cell_id": cell.id,
         "cell": cell.model_dump(mode="json"),
+        "sources": dict(sources),
         "layers": {
             name: {
                 "shape": list(nested.codes.shape),

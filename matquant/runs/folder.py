@@ -1,6 +1,6 @@
 """The folder of a cell's run.  Every path of a run is spelled here and nowhere else.
 
-runs/<cell id>/  cell.json  train.jsonl  state/ (until done: finished pieces, step-*/)
+runs/<cell id>/  cell.json  sources.json  train.jsonl  state/ (until done: finished pieces, step-*/)
                  checkpoint/{nested.safetensors,nested.json}
                  plans/ (found by searches)  search/ (what searches go on from)
                  <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, search, evaluate,
@@ -31,6 +31,7 @@ class RunDir:
     def __init__(self, root: Path, cell_id: str) -> None:
         self.path = Path(root) / cell_id
         self.cell = self.path / "cell.json"
+        self.sources = self.path / "sources.json"
         self.log = self.path / "train.jsonl"
         self.state = self.path / "state"
         self.checkpoint = self.path / "checkpoint"

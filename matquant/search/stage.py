@@ -25,6 +25,7 @@ from matquant.notation import Plan
 from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
+from matquant.runs.sources import claim, present_sources, require_same
 from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
 from matquant.search.fitness import Fitness
@@ -53,6 +54,7 @@ def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another search")
     if not has_checkpoint(run.checkpoint):
         raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
+    require_same(cell, setup)
     checkpoint = load_checkpoint(run.checkpoint, cell, device=str(device))
     spaces, refused = _spaces(cell, setup, checkpoint.layers, lacking)
     if spaces:
@@ -97,11 +99,13 @@ def _fitness(cell: Cell, setup: Setup, layers: Mapping[str, NestedWeight]) -> Fi
     """The divergence of a checkpoint's read-outs from the unquantized model, which is loaded and run for it."""
     assert cell.data is not None
     readout, spec = setup.readout, setup.readout.search
+    before = present_sources(cell, setup.paths.cache)
     # In the dtype that plans are read in: what is rounded there is rounded here.
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=pick_device(setup))
     check_layers(cell, model, layers, RunDir(setup.paths.runs, cell.id).checkpoint)
     data = cell.data.model_copy(update={"num_sequences": spec.num_sequences})
     text = token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos)
+    claim(cell, setup, before)
     return Fitness(model, layers, text, top_k=spec.top_k, batch_size=spec.batch_size)
 
 

@@ -22,6 +22,7 @@ from matquant.parallel.distributed import World, check_ranks
 from matquant.runs.checkpoint import has_checkpoint, save_checkpoint
 from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
+from matquant.runs.sources import claim, present_sources, recorded_sources
 from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import Tracker
 from matquant.training.progress import DiskProgress
@@ -45,7 +46,7 @@ def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> No
     finally:
         progress.bar.close()
     if world.is_main:
-        save_checkpoint(run.checkpoint, cell, layers)
+        save_checkpoint(run.checkpoint, cell, layers, recorded_sources(run))
         run.clear_state()
     world.barrier()
 
@@ -64,7 +65,11 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
         say_what_it_costs(cell.base.compute_dtype, device, "base.compute_dtype", "another cell")
     # Several ranks share a model that one device may not hold: each reads it on its CPU and moves its shards.
     place = device if world.size == 1 else torch.device("cpu")
+    before = present_sources(cell, setup.paths.cache) if world.is_main else {}
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=place)
+    tokens = _tokens(cell, tokenizer)
+    if world.is_main:
+        claim(cell, setup, before)
     match cell.base:
         case MinMaxBase():
             return minmax.fit(
@@ -73,13 +78,13 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
         case OmniQuantBase() as base:
             shelf = _shelf(base, cell, setup)
             settings = omniquant.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, shelf)
-            return omniquant.fit(model, _tokens(cell, tokenizer), settings, progress)
+            return omniquant.fit(model, tokens, settings, progress)
         case GPTQBase() as base:
             settings = gptq.Settings(base, cell.objective, cell.scope, cell.grid, _shelf(base, cell, setup))
-            return gptq.fit(model, _tokens(cell, tokenizer), settings, progress)
+            return gptq.fit(model, tokens, settings, progress)
         case QATBase() as base:
             settings = qat.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, world, device.type)
-            return qat.fit(model, _tokens(cell, tokenizer), settings, progress)
+            return qat.fit(model, tokens, settings, progress)
         case NoBase():
             raise AssertionError("a cell without quantization has nothing to train")
         case _:
@@ -87,8 +92,9 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
 
 
 def _tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The calibration or training text of a cell."""
-    assert cell.data is not None
+    """The calibration or training text of a cell; nothing for a cell that needs none."""
+    if cell.data is None:
+        return torch.empty(0, 0, dtype=torch.long)
     return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos)
 
 
