@@ -23,8 +23,9 @@ from omegaconf import DictConfig
 from evaluation.stages import run_cell, untimed
 from matquant.command.terminal import ended, fail, log_to_stderr
 from matquant.config.compose import check_line, sweep_points
+from matquant.config.overrides import understood
 from matquant.config.study import Study, load_study
-from matquant.errors import UserError
+from matquant.errors import FailedCellsError, UserError
 from matquant.parallel.ranks import num_ranks
 from matquant.runs.stage_runner import is_main
 from matquant.runs.stopping import at_safe_points, interrupts_win, remember_interrupts
@@ -49,14 +50,14 @@ def _run() -> None:
     arguments = sys.argv[1:]
     flags = {argument for argument in arguments if argument.startswith("-")}
     if flags <= MULTIRUN:
-        overrides = [argument for argument in arguments if not argument.startswith("-")]
+        overrides = understood([word for word in arguments if not word.startswith("-")], swept=bool(flags))
         sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
         points = sweep_points(overrides) if flags else [overrides]
         join(lambda: check([load_study(point) for point in points]))
         _hydra_main()
         part()
     else:
-        check_line(arguments)
+        sys.argv[1:] = check_line(arguments)
         _hydra_main()
 
 
@@ -137,7 +138,7 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
     print(f"report: {report.draw().html}")
     if failures:
         reasons = "; ".join(f"{cell_id}: {error}" for cell_id, error in failures.items())
-        raise UserError(
+        raise FailedCellsError(
             f"{len(failures)} of {len(study.cells)} cells failed ({reasons}); the same command tries them again"
         )
 

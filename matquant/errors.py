@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class NotFiniteError(UserError, FloatingPointError):
     """A loss, a weight or a score that is NaN or infinite.  The message names it and the remedy."""
+
+
+class FailedCellsError(UserError):
+    """Cells that failed although nothing was mistyped; the exit status is 1, and not 2 as after a mistake."""

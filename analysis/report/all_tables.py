@@ -80,5 +80,9 @@ def main(arguments: Sequence[str]) -> None:
         if not 1 <= number <= NUM_TABLES:
             raise UserError(f"there is no table {number}; choose from 1 to {NUM_TABLES}")
     overrides = [choice for choice in choices if not choice.isdecimal()]
+    if any(choice.startswith("experiment=") for choice in overrides):
+        raise UserError(
+            "tables are those of the paper, by number; for another experiment type matquant report experiment=..."
+        )
     folder = write_all(numbers or range(1, NUM_TABLES + 1), overrides)
     print(f"tables: {folder / 'tables.html'}")

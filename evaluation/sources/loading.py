@@ -95,7 +95,7 @@ def _load_from_hub(name: str, source: HubSource) -> Task:
     except ConnectionError as error:
         raise UserError(
             f"task {name}: the Hugging Face hub cannot be reached and its local cache lacks the documents; use "
-            "readout.source=embedded, or readout.source=folder readout.data_dir=<mirror>"
+            "readout.source=embedded, or readout.source=folder readout.data_dir=DIR"
         ) from error
 
 

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from matquant.errors import UserError
+from matquant.errors import FailedCellsError, UserError
 
+FAILED = 1
 MISTAKE = 2
 INTERRUPTED = 130
 
@@ -23,7 +24,7 @@ def log_to_stderr() -> None:
 
 
 def ended(work: Callable[[], int | None]) -> int:
-    """Runs some work and returns its exit status: its own, 2 after a user's mistake, 130 after Ctrl-C.
+    """Runs some work and returns its exit status: its own, 1 after failed cells, 2 after a mistake, 130 after Ctrl-C.
 
     A mistake and Ctrl-C are one sentence on stderr.  Every other exception is our bug and keeps its traceback.
     """
@@ -32,7 +33,7 @@ def ended(work: Callable[[], int | None]) -> int:
         sys.stdout.flush()
     except UserError as error:
         say(error)
-        return MISTAKE
+        return status_of(error)
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished is on disk, the same command continues", file=sys.stderr)
         return INTERRUPTED
@@ -46,9 +47,13 @@ def ended(work: Callable[[], int | None]) -> int:
 
 
 def fail(error: UserError) -> NoReturn:
-    """Ends the program with one sentence and exit status 2, where an exception would pass through another library."""
+    """Ends the program with one sentence, where an exception would pass through another library."""
     say(error)
-    sys.exit(MISTAKE)
+    sys.exit(status_of(error))
+
+
+def status_of(error: UserError) -> int:
+    return FAILED if isinstance(error, FailedCellsError) else MISTAKE
 
 
 def say(error: UserError) -> None:

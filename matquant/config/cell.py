@@ -11,7 +11,14 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, assert_never
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from matquant.notation import Objective, Slice
 
@@ -19,15 +26,36 @@ DType = Literal["float32", "bfloat16", "float16"]
 Place = Literal["device", "host", "disk"]
 Residual = Literal["mean", "weighted"]
 Scope = Literal["ffn", "ffn_attention"]
-Positive = Annotated[int, Field(gt=0)]
 Bos = Literal[True, False, "never"]
 """True: every text begins with the BOS token.  `never`: none does, though the tokenizer begins every text with it."""
 
 
-class Spec(BaseModel):
+def _number(value: Any) -> Any:
+    """The value as it is; pydantic alone would take true for 1, and an integer that no tensor can hold."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, and true and false are none; write the number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("Input should be less than 2**63")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Int, Field(gt=0)]
+Seed = Annotated[Int, Field(ge=0)]
+"""What a generator of random numbers takes."""
+
+
+class Checked(BaseModel):
+    """Base of values that come from configuration: frozen, and every number is finite."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Spec(Checked):
     """Base of every typed piece of configuration: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid")
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
@@ -73,7 +101,7 @@ class RandomModel(Spec):
     name: str
     architecture: str
     config: dict[str, Any] = {}
-    seed: int = 0
+    seed: Seed = 0
     add_bos: Bos = False
     dtype: DType = "float32"
 
@@ -102,7 +130,7 @@ class FilesText(Text):
     """Text files, one document per blank-line separated paragraph group; split by document."""
 
     kind: Literal["text_files"]
-    paths: tuple[str, ...]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class HubText(Text):
@@ -142,15 +170,15 @@ class OmniQuantBase(Spec):
     kind: Literal["omniquant"]
     num_steps: Positive
     batch_size: Positive
-    clipping_lr: Annotated[float, Field(gt=0)]
-    clipping_init: float = 4.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clipping_lr: Annotated[Float, Field(gt=0)]
+    clipping_init: Float = 4.0
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     transformation: bool = False
     """Learns an equivalent transformation too: a scale and a shift of every input channel."""
-    transformation_lr: Annotated[float, Field(gt=0)] = 5e-3
+    transformation_lr: Annotated[Float, Field(gt=0)] = 5e-3
     loss: Literal["l2", "relative_l2"] = "l2"
     student_input: Literal["own_slice", "parent"] = "own_slice"
-    max_skipped_steps: Annotated[int, Field(ge=0)] = 10
+    max_skipped_steps: Annotated[Int, Field(ge=0)] = 10
     """Steps of one block whose loss or gradient is not finite; one more ends the run."""
     compute_dtype: DType = "float32"
     activation_dtype: DType = "float32"
@@ -165,17 +193,17 @@ class QATBase(Spec):
     batch_size: Positive
     micro_batch_size: Positive | None = None
     """Sequences in memory at once; the gradient is accumulated over the batch."""
-    lr: Annotated[float, Field(gt=0)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    lr: Annotated[Float, Field(gt=0)]
+    warmup_steps: Annotated[Int, Field(ge=0)]
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    max_gradient_norm: Annotated[Float, Field(gt=0)] | None = 1.0
     train_weights: bool = True
     train_scales: bool = False
-    scale_lr: Annotated[float, Field(gt=0)] = 1e-3
-    clipping_init: float = 4.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    scale_lr: Annotated[Float, Field(gt=0)] = 1e-3
+    clipping_init: Float = 4.0
+    temperature: Annotated[Float, Field(gt=0)] = 1.0
     activation_checkpointing: bool = False
-    max_skipped_steps: Annotated[int, Field(ge=0)] = 10
+    max_skipped_steps: Annotated[Int, Field(ge=0)] = 10
     compute_dtype: DType = "bfloat16"
 
     @model_validator(mode="after")
@@ -195,9 +223,9 @@ class GPTQBase(Spec):
     kind: Literal["gptq"]
     batch_size: Positive = 4
     """Sequences that run through a block at once."""
-    damping: Annotated[float, Field(gt=0)] = 0.01
+    damping: Annotated[Float, Field(gt=0)] = 0.01
     """Share of its mean diagonal that is added to a Hessian's diagonal."""
-    max_damping_retries: Annotated[int, Field(ge=0)] = 3
+    max_damping_retries: Annotated[Int, Field(ge=0)] = 3
     """Tenfold raises of the damping for a Hessian that is still singular; one more ends the run."""
     act_order: bool = False
     """Solves the input channels with the largest activations first, on grids of the unchanged weights."""
@@ -277,7 +305,8 @@ def _check_text(base: OmniQuantBase | QATBase | GPTQBase, data: TextSpec | None)
         raise ValueError(f"base={base.kind} needs text; choose data=embedded or another data set")
     if base.batch_size > data.num_sequences:
         raise ValueError(
-            f"base.batch_size={base.batch_size} exceeds data.num_sequences={data.num_sequences}; lower base.batch_size"
+            f"base.batch_size={base.batch_size} exceeds data.num_sequences={data.num_sequences}; "
+            f"set base.batch_size={data.num_sequences} or raise data.num_sequences"
         )
 
 
@@ -292,7 +321,7 @@ class Cell(Spec):
     partial_scope: bool = False
     """Where a model has matrices that the scope names and quantization does not reach: true goes on without them."""
     data: TextSpec | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from matquant.config.cell import Cell, DType, Place, Positive, Spec, TextSpec
+from matquant.config.cell import Cell, DType, Float, Int, Place, Positive, Seed, Spec, TextSpec
 from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
 
 
@@ -23,7 +23,7 @@ class SearchSpec(Spec):
     """The number of most likely next tokens, by the unquantized model, that are told apart."""
     generations: Positive = 100
     offspring: Positive = 64
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def digest(self) -> str:
@@ -36,7 +36,7 @@ class Readout(Spec):
     """The read-outs of every checkpoint: slices, tasks and protocol."""
 
     plans: tuple[str, ...]
-    sliced_parents: tuple[int, ...] = (8,)
+    sliced_parents: tuple[Int, ...] = (8,)
     """Parents whose explicit baselines are also read narrower (Sliced int8); others are read at their own width."""
     tasks: tuple[str, ...]
     limit: Positive | None = None
@@ -54,6 +54,27 @@ class Readout(Spec):
     @classmethod
     def _plans_parse(cls, plans: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(plan if plan.endswith(".json") and Plan.parse(plan) else str(Plan.parse(plan)) for plan in plans)
+
+    @field_validator("plans")
+    @classmethod
+    def _reads_a_plan(cls, plans: tuple[str, ...]) -> tuple[str, ...]:
+        if not plans:
+            raise ValueError("an empty list reads nothing; name a plan, such as readout.plans=[int8]")
+        return plans
+
+    @field_validator("plans", "tasks")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Readout:
+        if not self.tasks and self.perplexity is None:
+            raise ValueError(
+                "readout.tasks=[] without perplexity measures nothing; choose perplexity=embedded or "
+                "readout.tasks=[piqa]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> Readout:
@@ -109,12 +130,19 @@ class Paths(Spec):
     out: Path = Path("out")
     cache: Path = Path("~/.cache/matquant")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_named(cls, path: object) -> object:
+        if path == "":
+            raise ValueError("no folder is named; write . for the working directory")
+        return path
+
 
 class DebugCluster(Spec):
     """Every job in the launching process, one after the other: for a debugger."""
 
     kind: Literal["debug"]
-    tflops: Annotated[float, Field(gt=0)] = 0.2
+    tflops: Annotated[Float, Field(gt=0)] = 0.2
     """The training speed of one GPU, or of this machine, in 1e12 operations a second; for estimates only."""
     evaluate_jobs: Positive = 1
 
@@ -124,11 +152,11 @@ class LocalCluster(Spec):
 
     kind: Literal["local"]
     workers: Positive = 1
-    gpus_per_worker: Annotated[int, Field(ge=0)] = 0
-    tflops: Annotated[float, Field(gt=0)] = 0.2
+    gpus_per_worker: Annotated[Int, Field(ge=0)] = 0
+    tflops: Annotated[Float, Field(gt=0)] = 0.2
     time_min: Positive = 100_000
     signal_delay_s: Positive = 60
-    max_requeues: Annotated[int, Field(ge=0, le=5)] = 5
+    max_requeues: Annotated[Int, Field(ge=0, le=5)] = 5
     """At most 5: submitit's local controller starts a job six times and no more."""
     evaluate_jobs: Positive = 1
 
@@ -143,19 +171,19 @@ class SlurmCluster(Spec):
     constraint: str | None = None
     nodes: Positive = 1
     """Nodes of one base=qat training job; everything else runs on one GPU."""
-    gpus_per_node: Annotated[int, Field(ge=0)] = 1
-    gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
+    gpus_per_node: Annotated[Int, Field(ge=0)] = 1
+    gpu_memory_gb: Annotated[Float, Field(gt=0)] = 80.0
     """The memory of one GPU; a plan warns of cells that are estimated to need more."""
-    tflops: Annotated[float, Field(gt=0)] = 400.0
+    tflops: Annotated[Float, Field(gt=0)] = 400.0
     cpus_per_task: Positive = 8
-    mem_gb_per_task: Annotated[float, Field(gt=0)] = 64.0
+    mem_gb_per_task: Annotated[Float, Field(gt=0)] = 64.0
     time_min: Positive = 1440
     evaluate_time_min: Positive | None = None
     signal_delay_s: Positive = 120
     """Seconds before the time limit at which a job is told to save its state and requeue itself."""
     array_parallelism: Positive = 64
     max_array_size: Positive = 1000
-    max_requeues: Annotated[int, Field(ge=0)] = 20
+    max_requeues: Annotated[Int, Field(ge=0)] = 20
     """The most restarts of one job, after preemptions, time limits and lost nodes together."""
     evaluate_jobs: Positive = 1
     """Jobs that the plans of one cell are divided over."""
@@ -187,6 +215,6 @@ class Setup(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     activations: Place = "device"
     """The place of calibration activations: beside the model, in host memory, or in a file of the run's folder."""
-    save_every_min: Annotated[float, Field(ge=0)] = 5.0
+    save_every_min: Annotated[Float, Field(ge=0)] = 5.0
     """Minutes between two saves of a training state: the most that a killed run loses."""
     experiment: str = "cell"

@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError, field_validator
 
 from matquant.checkout import from_anywhere
-from matquant.config.cell import Cell
-from matquant.config.compose import choices_of, compose, compose_points, key_of, points_of
+from matquant.config.cell import Cell, Checked, Float, Int, Seed, Spec
+from matquant.config.compose import choices_of, compose, compose_points, points_of
+from matquant.config.grammar import as_typed
+from matquant.config.overrides import key_of, understood
 from matquant.config.setup import Paths, Setup
 from matquant.errors import UserError
 from matquant.notation import Slice, Term
 
 Model = TypeVar("Model", bound=BaseModel)
+SETUP = {*Setup.model_fields, "perplexity", "search", "name", "only", "cells"}
+"""Keys that no cell has of its own."""
+
+SECTION_EXPECTED = ("dict_type", "model_type", "model_attributes_type")
+"""pydantic's names of a mistake: a single value where values below a key are expected."""
 
 
 @dataclass(frozen=True)
@@ -39,46 +46,44 @@ class Study:
         return self.cells[0]
 
 
-class _Bits(BaseModel):
-    parent_bits: int
+class _Bits(Spec):
+    parent_bits: Int
     widths: list[Any]
 
 
-class _Distill(BaseModel):
+class _Distill(Spec):
     terms: list[str]
     replaces_ground_truth: bool
 
 
-class _Scope(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Scope(Spec):
     part: str
     partial: bool
 
 
-class _Shape(BaseModel):
+class _Shape(Checked):
     """The keys of a composition that are read here, with the kind of each value; `Cell` and `Setup` check the rest."""
 
     name: str
     cells: list[dict[str, Any]] | None
     only: dict[str, Any] | None
     model: dict[str, Any]
-    data: dict[str, Any]
+    data: dict[str, Any] | None = None
     base: dict[str, Any]
     bits: _Bits
-    weights: dict[str, float]
+    weights: dict[str, Float]
     distill: _Distill
     extra_bit: bool
     scope: _Scope
     grid: dict[str, Any]
-    seed: int
+    seed: Seed
     readout: dict[str, Any]
     tracking: dict[str, Any]
     cluster: dict[str, Any]
     paths: dict[str, Any]
-    device: str
-    activations: str
-    save_every_min: float
+    device: Any
+    activations: Any
+    save_every_min: Any
 
     @field_validator("name")
     @classmethod
@@ -94,9 +99,10 @@ def load_study(overrides: Sequence[str]) -> Study:
     The command line has the last word: an axis that it sets is not swept by the experiment's cells.
     Raises UserError, in one line, for anything that does not fit together.
     """
+    typed = {key_of(override) for override in overrides}
+    overrides = understood(overrides)
     config = compose(overrides)
     _typed(_Shape, config)
-    typed = {key_of(override) for override in overrides}
     points = _points(config, typed)
     cells = [_cell(point) for point in compose_points(overrides, points)]
     return Study(config["name"], tuple({cell.id: cell for cell in cells}.values()), _setup(config, typed))
@@ -106,8 +112,16 @@ def _points(config: Mapping[str, Any], typed: set[str]) -> list[list[str]]:
     """The override lists of an experiment's cells; a single empty one for a command line that names no experiment."""
     cells, only = config["cells"] or [], config["only"] or {}
     if not cells:
+        if only:
+            raise UserError(f"only={only} keeps a part of an experiment's cells; add experiment=...")
         return [[]]
+    for key in [key for product in cells for key in product]:
+        if key.partition(".")[0] in SETUP:
+            raise UserError(f"cells.{key}: all cells of a study have the same {key}; type {key}=... beside cells")
     choices = choices_of(cells)
+    for axis, words in choices.items():
+        if not words:
+            raise UserError(f"cells.{axis}=[] names no choice; name one, or leave {axis} out")
     for axis in only:
         if axis not in choices:
             raise UserError(f"only.{axis}: no cell has this axis; choose one of {', '.join(sorted(choices))}")
@@ -135,7 +149,7 @@ def _cell(config: Mapping[str, Any]) -> Cell:
         parent_bits = facts["objective"]["parent_bits"]
         facts["objective"] = {"parent_bits": parent_bits, "terms": {str(Slice(parent_bits)): 1.0}}
     if kind not in ("none", "minmax"):
-        facts |= {"data": config["data"], "seed": config["seed"]}
+        facts |= {"data": config.get("data"), "seed": config["seed"]}
     return _typed(Cell, facts)
 
 
@@ -148,11 +162,18 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
     parent_bits, widths = config["bits"]["parent_bits"], [_width(text) for text in config["bits"]["widths"]]
     weights = {_width(text): weight for text, weight in config["weights"].items()}
     trained = ", ".join(map(str, widths))
-    for width in weights:
-        if width not in widths:
+    if unused := [width for width in weights if width not in widths]:
+        without = " ".join(f"~weights.{width}" for width in unused)
+        raise UserError(
+            f"weights.{unused[0]}={weights[unused[0]]}, but {unused[0]} is not trained (bits trains {trained}); "
+            f"leave out what is not trained ({without}), or choose weights=uniform"
+        )
+    for width, weight in weights.items():
+        if not weight > 0:
+            others = ",".join(str(other) for other in widths if other != width)
             raise UserError(
-                f"weights.{width}={weights[width]}, but {width} is not trained (bits trains {trained}); "
-                "leave it out, or choose weights=uniform"
+                f"weights.{width}={weight:g}, but weights are positive; choose weights=uniform, or leave {width} out: "
+                f"~weights.{width} bits.widths=[{others}]"
             )
     if weights and (forgotten := [width for width in widths if width not in weights]):
         remedy = " ".join(f"+weights.{width}=1.0" for width in forgotten)
@@ -167,10 +188,13 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
         if term.teacher is None:
             raise UserError(f"distill.terms: {text} names no teacher; write {text}->2 for a teacher of {text} bits")
         for part in (term.slice, term.teacher):
+            if part.extra_precision:
+                raise UserError(f"distill has a term {text}; write it without +ep and choose extra_bit=on")
             if part not in widths:
+                wider = f" bits.parent_bits={part.bits}" if part.bits > parent_bits else ""
                 raise UserError(
                     f"distill has a term {text}, but {part} is not trained (bits trains {trained}); "
-                    f"choose distill=none, or train it with bits.widths=[{','.join(map(str, [*widths, part]))}]"
+                    f"choose distill=none, or train it with bits.widths=[{','.join(map(str, [*widths, part]))}]{wider}"
                 )
         student = _keeping(term.slice, parent_bits, extra=extra)
         assert term.teacher is not None
@@ -188,9 +212,12 @@ def _keeping(width: Slice, parent_bits: int, *, extra: bool) -> Slice:
 
 def _width(text: Any) -> Slice:
     try:
-        return Slice.parse(text)
+        width = Slice.parse(as_typed(text))
     except ValueError as error:
         raise UserError(f"bits and weights: {error}") from error
+    if width.extra_precision:
+        raise UserError(f"bits and weights: {width} is int{width.bits} with extra_bit=on; write int{width.bits}")
+    return width
 
 
 def _setup(config: Mapping[str, Any], typed: set[str]) -> Setup:
@@ -226,7 +253,15 @@ def _typed(kind: type[Model], facts: Mapping[str, Any]) -> Model:
             context = first.get("ctx", {})
             kinds = f"{place}.kind={context.get('tag')} does not exist; choose one of {context.get('expected_tags')}"
             raise UserError(kinds) from error
-        given = "" if isinstance(first["input"], (dict, list, tuple)) or not place else f"={first['input']}"
+        if (
+            first["type"] in ("dict_type", "model_type", "model_attributes_type")
+            and place != ""
+            and "cells" not in place
+        ):
+            message += f", a section with values of its own; set one of them: {place}.NAME=VALUE"
+        if first["type"] in ("list_type", "tuple_type"):
+            message = f"Input should be a valid list; write {place}=[...]"
+        given = "" if isinstance(first["input"], (dict, list, tuple)) or not place else f"={as_typed(first['input'])}"
         raise UserError(f"{place}{given}: {message}" if place else message) from error
 
 

@@ -6,6 +6,7 @@ Everything returned is a plain `transformers` causal language model.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -156,11 +157,19 @@ def _check_groups(cell: Cell, found: Sequence[nn.Module], grid: GridSpec, scope:
     for index, block in enumerate(found):
         for name, linear in linears(block, scope).items():
             if grid.group_size is not None and linear.in_features % grid.group_size:
-                divisors = [size for size in (32, 64, 96, 128, 256) if linear.in_features % size == 0]
+                widths = [layer.in_features for one in found for layer in linears(one, scope).values()]
                 raise UserError(
                     f"grid.group_size={grid.group_size} does not divide the {linear.in_features} inputs of block "
-                    f"{index} {name} of {cell.model.name}; choose grid=per_channel or a divisor such as {divisors}"
+                    f"{index} {name} of {cell.model.name}; choose grid=per_channel"
+                    f"{_or_a_group_size(grid.group_size, widths)}"
                 )
+
+
+def _or_a_group_size(given: int, widths: Sequence[int]) -> str:
+    """The end of a sentence: the nearest usual group size that divides the inputs of every layer, if there is one."""
+    common = math.gcd(*widths)
+    sizes = [size for size in (8, 16, 32, 64, 96, 128, 256) if common % size == 0]
+    return f" or grid.group_size={min(sizes, key=lambda size: abs(size - given))}" if sizes else ""
 
 
 def _config(spec: FileModel, source: str, arguments: Mapping[str, Any]) -> PretrainedConfig:

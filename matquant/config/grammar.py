@@ -1,0 +1,31 @@
+"""Hydra's grammar of one override: what a value is read as, and how it is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+RUN = "python run.py -m"
+"""The command that takes several values of one key."""
+
+
+def parsed_override(override: str) -> Override | None:
+    """The override as Hydra's grammar reads it; None where it does not."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def as_typed(given: Any) -> str:
+    """A value as it is typed."""
+    match given:
+        case None:
+            return "null"
+        case bool():
+            return str(given).lower()
+        case _:
+            return str(given)

@@ -1,0 +1,65 @@
+"""The one door for overrides: a command line as a person types it becomes the one that Hydra reads.
+
+A word without one obvious meaning is refused by name, in one sentence, whatever the command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from matquant.config.axis import chosen
+from matquant.config.files import choices_in_words, is_group
+from matquant.config.grammar import RUN
+from matquant.config.value import valued
+from matquant.errors import UserError
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def understood(overrides: Sequence[str], *, swept: bool = False) -> list[str]:
+    """The overrides in the words that Hydra reads; UserError, in one line, for one that has no clear meaning.
+
+    `swept` is true for a multirun, where commas divide choices.
+    """
+    return [word for text in overrides if (word := _understood(text, swept=swept))]
+
+
+def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
+    """The command lines that Hydra's multirun makes of `base=minmax,omniquant bits=int2,matquant`."""
+    parsed = OverridesParser.create().parse_overrides(understood(overrides, swept=True))
+    points = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    return [understood(point) for point in points]
+
+
+@cache
+def _understood(text: str, *, swept: bool) -> str:
+    if text.startswith("~"):
+        return text
+    typed_key, equals, value = text.partition("=")
+    key = typed_key.lstrip("+")
+    sign = typed_key.removesuffix(key)
+    if not equals or not key.strip() or re.search(r"\s|^-|:", key):
+        raise UserError(f"'{text}' cannot be read: {_not_an_override(key, equals, value)}")
+    if key.startswith("hydra.sweeper.params"):
+        raise UserError(f"{key} is not read; type what is swept as overrides: {RUN} base.num_steps=10,20")
+    if is_group(key):
+        return chosen(sign, key, value, swept=swept)
+    return valued(sign, key, value, swept=swept)
+
+
+def _not_an_override(key: str, equals: str, value: str) -> str:
+    """The sentence about a word that is not KEY=VALUE."""
+    if not equals and is_group(key):
+        return f"it has no value; write {key}=CHOICE, {choices_in_words(key)}"
+    if not equals and ":" in key:
+        return f"write {'='.join(part.strip() for part in key.split(':', 1))}"
+    if equals and key.startswith("-"):
+        return f"an override has no dashes; write {key.lstrip('-')}={value}"
+    return "write KEY=VALUE, without spaces around the equals sign"

@@ -1,0 +1,103 @@
+"""Hydra's several lines about a mistake as one sentence with a remedy."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from matquant.config.files import axes, choices, choices_in_words, is_group, nearest
+from matquant.config.grammar import RUN
+from matquant.config.keys import is_list
+from matquant.config.overrides import key_of
+
+Compose = Callable[[Sequence[str]], Mapping[str, Any]]
+OPEN = ("weights", "only", "cluster.sbatch")
+"""Sections that take names of the user's own."""
+
+
+def in_one_line(error: Exception, overrides: Sequence[str], compose: Compose) -> str:
+    """The sentence about a command line that Hydra refuses; `compose` gives the values of one that it takes."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1], overrides, compose)
+    if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
+        group, name = _as_typed(match[1], match[2], overrides)
+        if group == "hydra/sweeper":
+            return f"{group}={name} is not installed; leave it out, and type what is swept: {RUN} base.num_steps=10,20"
+        given = f"{group}={name} does not exist" if name else f"{group}= has no value"
+        return f"{given}; {nearest(name, choices(group), cutoff=0.4)}{choices_in_words(group)}"
+    if match := re.search(r"Multiple values for (\S+)\. To override .*: (\S+)'", text):
+        return f"{match[1]} has a choice already; leave out the plus and write {match[1]}={match[2]}"
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"{match[1]} has a value already; leave out the plus and write {_given(match[1], overrides)}"
+    if match := re.search(r"full_key: (\S+)", text) if "Missing mandatory value" in text else None:
+        remedy = f"{match[1]}={'[FILE,...]' if is_list(match[1]) else 'VALUE'}"
+        return f"{match[1]} is required with these choices; add {remedy}"
+    if match := re.search(r"Interpolation key '(.+)' not found full_key: (\S+)", " ".join(text.split())):
+        return (
+            f"{match[2]} refers to ${{{match[1]}}}, which is no key of this configuration; write \\${{{match[1]}}} "
+            "for a dollar sign that stands for itself"
+        )
+    if match := re.search(r"Error merging override (.*)", text):
+        return f"{match[1]} has not the shape that this key takes; {_shape(match[1], compose)}"
+    return " ".join(text.split()).partition(" See https")[0]
+
+
+def _as_typed(folder: str, name: str, overrides: Sequence[str]) -> tuple[str, str]:
+    """The axis and its choice out of a file's place: experiment/smollm2/x is typed experiment=smollm2/x."""
+    typed = (override.lstrip("+").partition("=") for override in overrides)
+    pairs = ((axis, choice) for axis, _, choice in typed)
+    return next((pair for pair in pairs if "/".join(pair) == f"{folder}/{name}"), (folder, name))
+
+
+def _given(key: str, overrides: Sequence[str], sign: str = "") -> str:
+    """The override of a key, as a shell takes it, with other signs before it."""
+    typed = [override.lstrip("+~") for override in overrides if key_of(override) == key]
+    return shlex.quote(f"{sign}{typed[-1]}") if typed else f"{sign}{key}=VALUE"
+
+
+def _shape(override: str, compose: Compose) -> str:
+    """The end of a sentence about a value of another shape than that of its key: the shape that it has now."""
+    value: Any = compose([])
+    for part in key_of(override).split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, list):
+        return f"write a list: {shlex.quote(f'{key_of(override)}=[...]')}"
+    return "python run.py --cfg job shows it"
+
+
+def _unknown_key(key: str, overrides: Sequence[str], compose: Compose) -> str:
+    """A sentence about a key that the choices of a command line do not have."""
+    axis, _, name = key.partition(".")
+    if name and f"~{axis}" in overrides:
+        return f"{axis}=null leaves no {axis} to set {name} of; leave out {_given(key, overrides)}"
+    if key.startswith("readout.perplexity.") and "readout.perplexity=null" in overrides:
+        return f"perplexity=null leaves no text to set {key} of; leave out {_given(key, overrides)}"
+    if key.startswith(tuple(f"{section}." for section in OPEN)) or key == "cluster.sbatch":
+        return f"{key} is not among these choices; write it with two pluses to add it: {_given(key, overrides, '++')}"
+    chosen = [one for one in overrides if is_group(key_of(one)) and key_of(one) != key]
+    values = compose(chosen)
+    if isinstance(values.get(key), Mapping):
+        return f"{key} holds values of its own; set one of them with +{key}.NAME=VALUE"
+    hint = nearest(key, _known(key, values), cutoff=0.6).rstrip()
+    said = f"there is no key {key} in this configuration{'; ' if hint else ''}{hint}"
+    return f"{said} (python run.py --cfg job prints all keys)"
+
+
+def _known(key: str, values: Mapping[str, Any]) -> list[str]:
+    """The keys that may be meant: those of the same section first, then those that end alike, then all and the axes."""
+    section = key.rpartition(".")[0]
+    leaves = list(_leaves(values))
+    mine = [leaf for leaf in leaves if leaf.rpartition(".")[0] == section]
+    return [*mine, *(leaf for leaf in leaves if leaf not in mine), *(axes() if not section else ())]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    """The keys that hold a value; a section is none."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
