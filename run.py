@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
@@ -27,6 +28,7 @@ from matquant.config.overrides import understood
 from matquant.config.study import Study, load_study
 from matquant.errors import FailedCellsError, UserError
 from matquant.parallel.ranks import num_ranks
+from matquant.runs.files import require_writable
 from matquant.runs.stage_runner import is_main
 from matquant.runs.stopping import at_safe_points, interrupts_win, remember_interrupts
 
@@ -52,6 +54,7 @@ def _run() -> None:
     if flags <= MULTIRUN:
         overrides = understood([word for word in arguments if not word.startswith("-")], swept=bool(flags))
         sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
+        check_folders_of_hydra(overrides)
         points = sweep_points(overrides) if flags else [overrides]
         join(lambda: check([load_study(point) for point in points]))
         _hydra_main()
@@ -59,6 +62,13 @@ def _run() -> None:
     else:
         sys.argv[1:] = check_line(arguments)
         _hydra_main()
+
+
+def check_folders_of_hydra(overrides: Sequence[str]) -> None:
+    """Refuses typed folders of Hydra's own that cannot be made; Hydra would end in a traceback."""
+    for key, _, folder in (override.partition("=") for override in overrides):
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and "${" not in folder:
+            require_writable(Path(folder.strip("'\"")), key)
 
 
 def join(check: Callable[[], None]) -> None:

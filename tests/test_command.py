@@ -21,7 +21,7 @@ from matquant.command.parsing import parse, parser_of
 from matquant.command.subcommand import Subcommand
 from matquant.command.table import FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.config.compose import choices, compose, sweep_points
-from matquant.errors import UserError
+from matquant.errors import FailedCellsError, UserError
 from tests.processes import python, variables
 
 EXAMPLE = re.compile(r"^ +(?:eval \"\$\()?(?:matquant|python run\.py)(?= |$).*", re.MULTILINE)
@@ -142,6 +142,8 @@ def test_there_is_one_way_to_start_a_command(folder):
         ("report experiment=dmeo", "did you mean demo"),
         ("report --no-notbook", "unrecognized arguments"),
         ("tables 31", "there is no table 31; choose from 1 to 30"),
+        ("tables experiment=demo", "for another experiment type matquant report experiment=..."),
+        ("tables one", "'one' cannot be read: write KEY=VALUE"),
         ("tables 1 paths.nonsense=1", "there is no key paths.nonsense"),
         ("compare one", "the following arguments are required: CELL:PLAN"),
         ("compare one two", "no results of one in results; write CELL:PLAN"),
@@ -162,6 +164,32 @@ def test_a_mistake_is_one_sentence_and_status_2(words, message, capsys):
     assert message in line
 
 
+SAME_MISTAKES = {
+    "seed=true": "seed=true: Input should be a number",
+    "bits=[int8,int4]": "bits=[int8,int4] names several choices, and a cell has one of bits; as cells",
+    "base=minmax,none": "as cells of their own, type python run.py -m base=minmax,none",
+    "base.num_steps=interval(1,4)": "is a search space",
+    "scope=null": "scope=null is not a choice of scope; choices: ffn, ffn_attention",
+    "bits": "'bits' ",
+}
+TAKES_OVERRIDES = [
+    *("launch", "launch --dry-run", "launch --cancel", "status", "search evolution@3", "export int4 exported"),
+    *("faithfulness", "report", "tables", "study smollm2_135m", "study smollm2_135m --check", "wandb"),
+]
+
+
+@pytest.mark.parametrize("mistake", SAME_MISTAKES)
+@pytest.mark.parametrize("command", TAKES_OVERRIDES)
+def test_the_same_mistake_is_the_same_sentence_and_status_2_in_every_command(command, mistake, capsys):
+    if command.startswith(("search", "tables")) and "=" not in mistake:
+        pytest.skip("a word without an equals sign is a plan or a number there")
+    assert main([*shlex.split(command), mistake]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.strip().splitlines()
+    assert (said.out, line.startswith("error: ")) == ("", True)
+    assert SAME_MISTAKES[mistake] in line
+
+
 def ends_by(error: BaseException, monkeypatch) -> None:
     """Lets a subcommand end by an exception."""
 
@@ -176,6 +204,12 @@ def test_a_rank_other_than_the_main_one_says_which_it_is(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert main(["published"]) == 2
     assert capsys.readouterr().err == "rank 1: error: no\n"
+
+
+def test_cells_that_failed_are_one_sentence_and_status_1(monkeypatch, capsys):
+    ends_by(FailedCellsError("1 of 2 cells failed"), monkeypatch)
+    assert main(["published"]) == 1
+    assert capsys.readouterr().err == "error: 1 of 2 cells failed\n"
 
 
 def test_ctrl_c_is_one_sentence_and_status_130(monkeypatch, capsys):

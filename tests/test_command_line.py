@@ -25,6 +25,12 @@ def command(*arguments: str) -> Process:
         (["-m", "base=minmax,omniquant", "grid=group_32,group_128"], "grid.group_size=128 does not divide"),
         (["-m", "base=minmax", "bits=int8,int9"], "bits=int9 does not exist"),
         (["bits=int8,int4"], "needs --multirun"),
+        (["bits=[int8,int4]"], "bits=[int8,int4] names several choices"),
+        (["-m", "base.num_steps=interval(1,4)"], "type python run.py -m base.num_steps=1,4, or every one of them"),
+        (["--cfg", "job", "-m"], "--cfg and --info show one configuration"),
+        (["--config-dir", "/nope"], "--config-dir is not read"),
+        (["hydra.run.dir=/proc/nowhere"], "set hydra.run.dir to a folder you can write to"),
+        (["model.config.intermediate_size=96", "grid=group_64"], "choose grid=per_channel or grid.group_size=32"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -47,6 +53,15 @@ def test_a_multirun_trains_and_reads_every_point(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("results/*/cell.json"))) == 3  # none once, minmax at 2 and at 8 bits
     assert len(list(tmp_path.glob("results/*/*/log_pplx-*.json"))) == 1 + 1 + 3
+
+
+def test_words_and_paths_reach_hydra_as_they_were_meant(tmp_path):
+    folder = tmp_path / "run (1) a=b#ü"
+    words = ["base=minmax", "bits=8,4", "extra_bit=null", "distill=false", "readout.tasks=null", "readout.plans=4"]
+    done = command(*tiny_overrides(folder), "-m", *words)
+    assert done.returncode == 0, done.stderr
+    assert {path.parent.name for path in folder.glob("results/*/*/log_pplx-*.json")} == {"int4"}
+    assert len(list(folder.glob("results/*/cell.json"))) == 2
 
 
 def test_help_names_every_axis_and_its_choices():

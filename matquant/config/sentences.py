@@ -81,7 +81,7 @@ def _unknown_key(key: str, overrides: Sequence[str], compose: Compose) -> str:
     values = compose(chosen)
     if isinstance(values.get(key), Mapping):
         return f"{key} holds values of its own; set one of them with +{key}.NAME=VALUE"
-    hint = nearest(key, _known(key, values), cutoff=0.6).rstrip()
+    hint = nearest(key, _known(key, values), cutoff=0.55).rstrip()
     said = f"there is no key {key} in this configuration{'; ' if hint else ''}{hint}"
     return f"{said} (python run.py --cfg job prints all keys)"
 
