@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from evaluation.stages import run_cell, untimed
-from matquant.command.terminal import ended, fail, log_to_stderr
+from matquant.command.terminal import ended, fail, log_to_stderr, say, status_of
 from matquant.config.compose import check_line, sweep_points
 from matquant.config.overrides import understood
 from matquant.config.study import Study, load_study
@@ -39,6 +40,8 @@ log = logging.getLogger("matquant")
 PATIENCE_S = 100.0
 """Seconds that a job of Hydra's launcher may take to a safe point: less than hydra.launcher.signal_delay_s."""
 MULTIRUN = {"-m", "--multirun"}
+failed_points: list[UserError] = []
+"""The points of this process's multirun that failed."""
 
 
 def main() -> None:
@@ -47,8 +50,8 @@ def main() -> None:
     sys.exit(ended(_run))
 
 
-def _run() -> None:
-    """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra."""
+def _run() -> int:
+    """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra; the exit status."""
     arguments = sys.argv[1:]
     flags = {argument for argument in arguments if argument.startswith("-")}
     if flags <= MULTIRUN:
@@ -62,6 +65,7 @@ def _run() -> None:
     else:
         sys.argv[1:] = check_line(arguments)
         _hydra_main()
+    return max(map(status_of, failed_points), default=0)
 
 
 def check_folders_of_hydra(overrides: Sequence[str]) -> None:
@@ -117,7 +121,16 @@ def _hydra_main(_: DictConfig) -> None:
         with interrupts_win(), at_safe_points(PATIENCE_S):
             run_study(load_study(overrides), overrides)
     except UserError as error:
-        fail(error)  # not raised through Hydra, which would print a traceback
+        if not _others_follow():
+            fail(error)  # not raised through Hydra, which would print a traceback
+        say(error)
+        failed_points.append(error)
+
+
+def _others_follow() -> bool:
+    """True in a multirun of this process, where a point that fails keeps no other from running."""
+    known = HydraConfig.get()
+    return known.mode == RunMode.MULTIRUN and known.runtime.choices["hydra/launcher"] == "basic" and num_ranks() == 1
 
 
 def run_study(study: Study, overrides: Sequence[str]) -> None:

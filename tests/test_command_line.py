@@ -64,6 +64,18 @@ def test_words_and_paths_reach_hydra_as_they_were_meant(tmp_path):
     assert len(list(folder.glob("results/*/cell.json"))) == 2
 
 
+def test_a_point_of_a_multirun_that_fails_keeps_no_other_from_running_and_is_status_1(tmp_path):
+    words = [*tiny_overrides(tmp_path), "base=minmax", "readout.tasks=[]"]
+    assert command(*words, "bits=8", "readout.plans=8").returncode == 0
+    (tensors,) = tmp_path.glob("runs/*/checkpoint/nested.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    done = command(*words, "-m", "bits=8,4", "readout.plans=[8,4]")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "1 of 1 cells failed" in line
+    assert len(list(tmp_path.glob("results/*/int4/log_pplx-*.json"))) == 1
+
+
 def test_help_names_every_axis_and_its_choices():
     done = python("run.py", "--help")
     assert done.returncode == 0

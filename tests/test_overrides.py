@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError, create_model
 
-from matquant.config.cell import FilesText, FolderModel
+from matquant.config.cell import Checked, FilesText, FolderModel
 from matquant.config.compose import check_line, choices, compose, sweep_points
 from matquant.config.files import nearest
+from matquant.config.keys import leaves
 from matquant.config.overrides import key_of, understood
 from matquant.config.study import load_study
 from matquant.errors import UserError
@@ -166,6 +168,26 @@ def test_suggestions_are_keys_that_can_be_typed_and_never_twice_the_same():
 )
 def test_a_value_that_is_no_such_number_is_refused_by_name(typed):
     assert refusal(typed).startswith(f"{typed}: ")
+
+
+def specs(base: type[Checked] = Checked) -> Iterator[type[Checked]]:
+    for spec in base.__subclasses__():
+        yield spec
+        yield from specs(spec)
+
+
+def test_true_is_a_number_in_no_field_of_configuration():
+    numbers = [
+        field
+        for spec in specs()
+        for field in spec.model_fields.values()
+        if not {int, float}.isdisjoint(leaves(field.annotation))
+    ]
+    assert len(numbers) > 50
+    for field in numbers:
+        assert field.annotation is not None
+        with pytest.raises(ValidationError):
+            create_model("One", value=(field.annotation, field))(value=True)
 
 
 @pytest.mark.parametrize("weight", ["true", "nan", "inf", "0", "-1"])

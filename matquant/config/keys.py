@@ -34,7 +34,7 @@ LISTS = {"bits.widths", "distill.terms"}
 def is_text(key: str) -> bool:
     """True for a key whose value is free text: a path, a name, a revision."""
     return key in TEXTS or any(
-        not _is_list(annotation) and not {str, Path}.isdisjoint(_leaves(annotation)) for annotation in _annotations(key)
+        not _is_list(annotation) and not {str, Path}.isdisjoint(leaves(annotation)) for annotation in _annotations(key)
     )
 
 
@@ -50,7 +50,7 @@ def is_list_of_text(key: str) -> bool:
 
 def _annotations(key: str) -> Iterator[Any]:
     place, _, name = key.rpartition(".")
-    for spec in _leaves(PLACES.get(place)):
+    for spec in leaves(PLACES.get(place)):
         if isinstance(spec, type) and issubclass(spec, BaseModel) and name in spec.model_fields:
             yield spec.model_fields[name].annotation
 
@@ -59,11 +59,11 @@ def _is_list(annotation: Any) -> bool:
     return get_origin(annotation) in (list, tuple)
 
 
-def _leaves(annotation: Any) -> set[Any]:
+def leaves(annotation: Any) -> set[Any]:
     """The types that a union is made of; a Literal is none of them."""
     if get_origin(annotation) is Literal or annotation is None:
         return set()
     inner = get_args(annotation)
     if not inner or get_origin(annotation) in (dict, list, tuple):
         return {annotation}
-    return set().union(*map(_leaves, inner))
+    return set().union(*map(leaves, inner))
