@@ -144,7 +144,7 @@ def test_a_folder_with_a_nan_is_refused_by_every_base_and_measured_once_it_is_me
     loaded.tokenizer.save_pretrained(folder)
     loaded.model.save_pretrained(folder)
     whole = (folder / "model.safetensors").read_bytes()
-    loaded.model.get_submodule(LAYER).weight.data[0, 0] = NAN
+    loaded.model.get_submodule(LAYER).get_parameter("weight").data[0, 0] = NAN
     loaded.model.save_pretrained(folder)
     spec = {"kind": "folder", "name": "mine", "path": str(folder)}
     cell = type(study.cells[0]).model_validate({**study.cells[0].model_dump(), "model": spec})
