@@ -7,7 +7,8 @@ import json
 import pytest
 import wandb
 
-from matquant.runs.tracking import NoTracker, WandbTracker, tracking, wandb_mode
+from matquant.runs.tracking import NoTracker, tracking
+from matquant.runs.wandb_run import WandbTracker, wandb_mode
 
 
 @pytest.fixture

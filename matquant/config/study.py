@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from matquant.checkout import from_anywhere
 from matquant.config.cell import Cell
 from matquant.config.compose import choices_of, compose, compose_points, key_of, points_of
+from matquant.config.names import require_name, require_wandb_name
 from matquant.config.setup import Paths, Setup
 from matquant.errors import UserError
 from matquant.notation import Slice, Term
@@ -80,13 +81,6 @@ class _Shape(BaseModel):
     activations: str
     save_every_min: float
 
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder(cls, name: str) -> str:
-        if not name or "/" in name or name.startswith("."):
-            raise ValueError("a name is that of a folder; write one without a slash and without a dot before it")
-        return name
-
 
 def load_study(overrides: Sequence[str]) -> Study:
     """Composes a command line, such as `["experiment=demo", "model=tiny"]`, into typed values.
@@ -95,6 +89,8 @@ def load_study(overrides: Sequence[str]) -> Study:
     Raises UserError, in one line, for anything that does not fit together.
     """
     config = compose(overrides)
+    if "name" in config:
+        require_name("name", config["name"])
     _typed(_Shape, config)
     typed = {key_of(override) for override in overrides}
     points = _points(config, typed)
@@ -125,6 +121,8 @@ def _cell(config: Mapping[str, Any]) -> Cell:
     round to nearest does not depend on calibration text.
     """
     _typed(_Shape, config)
+    if "name" in config["model"]:
+        require_name("model.name", config["model"]["name"])
     kind = config["base"].get("kind")
     facts: dict[str, Any] = {"model": config["model"], "base": config["base"]}
     if kind != "none":
@@ -197,6 +195,9 @@ def _setup(config: Mapping[str, Any], typed: set[str]) -> Setup:
     facts = {
         key: config[key] for key in ("readout", "tracking", "paths", "device", "activations", "save_every_min")
     } | {"cluster": config["cluster"]}
+    for key, name in config["tracking"].items():
+        if key == "project" or (key == "entity" and name is not None):
+            require_wandb_name(f"tracking.{key}", name)
     setup = _typed(Setup, {**facts, "experiment": config["name"]})
     return setup.model_copy(update={"paths": _placed(setup.paths, typed)})
 
