@@ -135,6 +135,7 @@ def unreachable() -> str | None:
     try:
         within(PROBE_S, lambda: opener.open(question, timeout=PROBE_S).close())
     except urllib.error.HTTPError as error:
+        error.close()
         return f"at {url} answers with error {error.code}" if error.code >= 500 else None
     except Exception as error:
         reason = getattr(error, "reason", error)
