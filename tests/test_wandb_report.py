@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
+import wandb
 
 import run
 from analysis.frame.load import load_frame
-from analysis.report.wandb_report import FILE, as_json, build, main, run_sets
+from analysis.report.wandb_report import FILE, as_json, build, main, publish, run_sets
 from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
@@ -103,6 +105,20 @@ def test_publishing_without_a_key_is_refused(tmp_path):
     with pytest.raises(UserError, match="publishing needs a W&B key"):
         main([*overrides(tmp_path), "--publish"])
     assert (tmp_path / "demo" / FILE).exists()
+
+
+def test_publishing_to_a_server_that_does_not_answer_is_refused_in_seconds(made, loaded, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    mine = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url, "NO_PROXY": "127.0.0.1"}
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(UserError, match=f"W&B at {url} does not answer .*; repeat the command where it does"):
+            publish(made, loaded)
+    finally:
+        wandb.teardown()
 
 
 def published(folder, url: str) -> subprocess.CompletedProcess[str]:
