@@ -42,6 +42,7 @@ def online(monkeypatch) -> Iterator[pytest.MonkeyPatch]:
     mine = {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false", "NO_PROXY": "127.0.0.1"}
     for name, value in mine.items():
         monkeypatch.setenv(name, value)
+    wandb.teardown()  # it remembers the environment of the tests before
     yield monkeypatch
     wandb.teardown()
 

@@ -114,6 +114,7 @@ def test_publishing_to_a_server_that_does_not_answer_is_refused_in_seconds(made,
     mine = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url, "NO_PROXY": "127.0.0.1"}
     for name, value in mine.items():
         monkeypatch.setenv(name, value)
+    wandb.teardown()  # it remembers the environment of the tests before
     try:
         with pytest.raises(UserError, match=f"W&B at {url} does not answer .*; repeat the command where it does"):
             publish(made, loaded)
