@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import wandb
 
 import run
 from analysis.frame.load import load_frame
-from analysis.report.wandb_report import FILE, as_json, build, main, run_sets
+from analysis.report.wandb_report import FILE, as_json, build, main, publish, run_sets
 from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
@@ -106,6 +107,21 @@ def test_publishing_without_a_key_is_refused(tmp_path):
     assert (tmp_path / "demo" / FILE).exists()
 
 
+def test_publishing_to_a_server_that_does_not_answer_is_refused_in_seconds(made, loaded, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    mine = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url, "NO_PROXY": "127.0.0.1"}
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # it remembers the environment of the tests before
+    try:
+        with pytest.raises(UserError, match=f"W&B at {url} does not answer .*; repeat the command where it does"):
+            publish(made, loaded)
+    finally:
+        wandb.teardown()
+
+
 def published(folder, url: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line in a process of its own, because the library remembers its login."""
     mine = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online", "HOME": str(folder)}
@@ -147,7 +163,6 @@ def test_an_offline_run_holds_config_curves_histogram_points_and_the_table(tiny_
     run.run_cell(cell, made.setup)
     folder = made.setup.paths.runs / cell.id / "wandb"
     (written,) = folder.glob("offline-run-*/run-*.wandb")
-    wandb.teardown()  # ends W&B's own process, which writes its last bytes after `finish` has returned
     assert any("results/path" in line for line in records(written)[1])
     config, history = records(written)
     assert config["model"] == json.loads(cell.model_dump_json())["model"]

@@ -1,10 +1,12 @@
-"""A STAND-IN for W&B's API on this machine, for tests: it is not W&B, and answers only what publishing a report asks.
+"""A STAND-IN for W&B's API on this machine, for tests: it is not W&B.
 
-It speaks GraphQL over HTTP on the loopback device, keeps every request, and stores the report it is sent.
+It answers only what publishing a report, a run and `wandb sync` ask.  It speaks GraphQL over HTTP on the loopback
+device, keeps every request, and stores the report and the rows of runs that it is sent.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -24,6 +26,15 @@ class StandIn:
     queries: list[str] = field(default_factory=list)
     saved: dict[str, Any] = field(default_factory=dict)
     """The variables of the mutation that stores a report."""
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The history of every run: its rows, in the places that they were sent for."""
+    error: int | None = None
+    """The status of every answer, if the stand-in refuses all."""
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    """Cleared while no request is answered."""
+
+    def __post_init__(self) -> None:
+        self.may_answer.set()
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         self.queries.append(query)
@@ -34,6 +45,8 @@ class StandIn:
             view |= {"description": variables["description"], "project": project, "spec": variables["spec"]}
             view |= {"createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00", "type": "runs"}
             return {"upsertView": {"view": view, "inserted": True}}
+        if (answer := self._of_a_run(query, variables)) is not None:
+            return answer
         if "internalId" in query:
             return {"project": {"internalId": "UHJvamVjdDox"}}
         if "projects" in query.lower() or "models(" in query:
@@ -51,6 +64,31 @@ class StandIn:
             "viewer": viewer(),
             "serverInfo": {"latestLocalVersionInfo": None, "cliVersionInfo": {"max_cli_version": "9"}},
         }
+
+    def _of_a_run(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
+        name = variables.get("name") or variables.get("run")
+        project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": ENTITY}}
+        bucket = {"id": "b", "name": name, "historyLineCount": len(self.rows.get(name or "", []))}
+        if "upsertBucket" in query:
+            assert name is not None
+            self.rows.setdefault(name, [])
+            facts = {"displayName": name, "description": None, "config": "{}", "sweepName": None, "project": project}
+            return {"upsertBucket": {"bucket": bucket | facts, "inserted": True}}
+        if "RunResumeStatus" in query:
+            tail = json.dumps([json.dumps(self.rows[name][-1])] if self.rows.get(name or "") else [])
+            ends = {"logLineCount": 0, "eventsLineCount": 0, "historyTail": tail, "eventsTail": "[]"}
+            facts = {"displayName": name, "summaryMetrics": "{}", "config": "{}", "tags": [], "wandbConfig": '{"t": 1}'}
+            return {"model": project | {"bucket": bucket | ends | facts if name in self.rows else None}}
+        if "createRunFiles" in query:
+            files = [{"name": file, "uploadUrl": f"{self.url}/{file}"} for file in variables["files"]]
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        return None
+
+    def stream(self, run: str, files: dict[str, Any]) -> None:
+        """Writes rows where they are sent for: rows that were there before are lost, as they would be."""
+        if (sent := files.get("wandb-history.jsonl")) is not None:
+            rows = self.rows.setdefault(run, [])
+            rows[sent["offset"] : sent["offset"] + len(sent["content"])] = map(json.loads, sent["content"])
 
 
 def viewer() -> dict[str, Any]:
@@ -76,8 +114,16 @@ def stand_in() -> Iterator[StandIn]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            state.may_answer.wait()
             data = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path != "/graphql":
+            if self.headers.get("Content-Encoding") == "gzip":
+                data = gzip.decompress(data)
+            if state.error is not None:
+                return self._send({"errors": [{"message": "no"}]}, state.error)
+            if self.path.endswith("/file_stream"):
+                state.stream(self.path.split("/")[-2], json.loads(data).get("files") or {})
+                return self._send({})
+            if not self.path.endswith("/graphql"):
                 return self._send({})  # the library's own statistics
             body = json.loads(data)
             return self._send({"data": state.answer(body["query"], body.get("variables") or {})})
@@ -85,9 +131,13 @@ def stand_in() -> Iterator[StandIn]:
         def do_GET(self) -> None:
             self._send({})
 
-        def _send(self, value: Any) -> None:
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self._send({})
+
+        def _send(self, value: Any, status: int = 200) -> None:
             data = json.dumps(value).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -103,6 +153,7 @@ def stand_in() -> Iterator[StandIn]:
     try:
         yield state
     finally:
+        state.may_answer.set()
         server.shutdown()
         server.server_close()
         thread.join()

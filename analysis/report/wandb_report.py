@@ -25,7 +25,7 @@ from matquant.command.parsing import parse
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.runs.files import require_writable
-from matquant.runs.tracking import wandb_mode
+from matquant.runs.wandb_run import one_line, unreachable, wandb_mode
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
@@ -138,18 +138,23 @@ def _without_made_up(value: Any) -> Any:
 
 
 def publish(study: Study, loaded: LoadedResults) -> str:
-    """Publishes the report and returns its address; UserError without a key or a connection."""
+    """Publishes the report and returns its address; UserError without a key, a connection, or W&B's consent."""
     if wandb_mode() != "online":
         raise UserError("publishing needs a W&B key; run `wandb login`, or set WANDB_API_KEY and unset WANDB_MODE")
-    import wandb
-
     try:
-        entity = study.setup.tracking.entity or wandb.Api().default_entity
-        report = build(study, loaded, entity=entity)
-        report.save()
-    except (wandb.Error, ValueError, OSError) as error:
-        raise UserError(f"W&B did not take the report: {' '.join(str(error).split())}") from error
-    return str(report.url)
+        import wandb
+
+        if (reason := unreachable()) is None:
+            entity = study.setup.tracking.entity or wandb.Api().default_entity
+            report = build(study, loaded, entity=entity)
+            report.save()
+            return str(report.url)
+    except Exception as error:  # of a library, about a server: whatever its type, it is no error of this program
+        raise UserError(
+            f"W&B did not take the report ({one_line(error)}); check the key (`wandb login --relogin`), "
+            "tracking.entity and tracking.project, then repeat the command"
+        ) from error
+    raise UserError(f"W&B {reason}; repeat the command where it does, or set WANDB_BASE_URL to its address")
 
 
 def main(arguments: Sequence[str]) -> None:

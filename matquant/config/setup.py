@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from matquant.config.cell import Cell, DType, Float, Int, Place, Positive, Seed, Spec, TextSpec
+from matquant.config.names import require_plan_name
 from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
 
 
@@ -53,6 +54,9 @@ class Readout(Spec):
     @field_validator("plans")
     @classmethod
     def _plans_parse(cls, plans: tuple[str, ...]) -> tuple[str, ...]:
+        for plan in plans:
+            if plan.endswith(".json"):
+                require_plan_name(Path(plan).stem)
         return tuple(plan if plan.endswith(".json") and Plan.parse(plan) else str(Plan.parse(plan)) for plan in plans)
 
     @field_validator("plans")

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from matquant.checkout import from_anywhere
 from matquant.config.cell import Cell, Checked, Float, Int, Seed, Spec
 from matquant.config.compose import choices_of, compose, compose_points, points_of
 from matquant.config.grammar import as_typed
+from matquant.config.names import require_name, require_wandb_name
 from matquant.config.overrides import key_of, understood
 from matquant.config.setup import Paths, Setup
 from matquant.errors import UserError
@@ -85,13 +86,6 @@ class _Shape(Checked):
     activations: Any
     save_every_min: Any
 
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder(cls, name: str) -> str:
-        if not name or "/" in name or name.startswith("."):
-            raise ValueError("a name is that of a folder; write one without a slash and without a dot before it")
-        return name
-
 
 def load_study(overrides: Sequence[str]) -> Study:
     """Composes a command line, such as `["experiment=demo", "model=tiny"]`, into typed values.
@@ -102,6 +96,8 @@ def load_study(overrides: Sequence[str]) -> Study:
     typed = {key_of(override) for override in overrides}
     overrides = understood(overrides)
     config = compose(overrides)
+    if "name" in config:
+        require_name("name", config["name"])
     _typed(_Shape, config)
     points = _points(config, typed)
     cells = [_cell(point) for point in compose_points(overrides, points)]
@@ -139,6 +135,8 @@ def _cell(config: Mapping[str, Any]) -> Cell:
     round to nearest does not depend on calibration text.
     """
     _typed(_Shape, config)
+    if "name" in config["model"]:
+        require_name("model.name", config["model"]["name"])
     kind = config["base"].get("kind")
     facts: dict[str, Any] = {"model": config["model"], "base": config["base"]}
     if kind != "none":
@@ -224,6 +222,9 @@ def _setup(config: Mapping[str, Any], typed: set[str]) -> Setup:
     facts = {
         key: config[key] for key in ("readout", "tracking", "paths", "device", "activations", "save_every_min")
     } | {"cluster": config["cluster"]}
+    for key, name in config["tracking"].items():
+        if key == "project" or (key == "entity" and name is not None):
+            require_wandb_name(f"tracking.{key}", name)
     setup = _typed(Setup, {**facts, "experiment": config["name"]})
     return setup.model_copy(update={"paths": _placed(setup.paths, typed)})
 

@@ -1,24 +1,20 @@
 """Experiment tracking: one Weights & Biases run per cell, or nothing.
 
-Tracking is never allowed to stop or delay a run: without a key it writes offline files, which `wandb sync` uploads.
+Tracking is never allowed to stop or delay a run: what fails in it is said once, and the run goes on.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, Protocol, assert_never, cast, get_args, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, assert_never, runtime_checkable
 
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
+from matquant.runs.wandb_run import JobType, WandbTracker, one_line
 
 log = logging.getLogger(__name__)
-JobType = Literal["train", "evaluate", "cell"]
-"""The work of one process for a cell: a stage of it, or all."""
-Mode = Literal["online", "offline", "disabled", "shared"]
 
 
 @runtime_checkable
@@ -45,62 +41,52 @@ class NoTracker:
         pass
 
 
-class WandbTracker:
-    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run."""
+class KeepingTracker(Tracker, Protocol):
+    """A tracker that also writes to disk what it receives."""
 
-    def __init__(self, cell: Cell, setup: Setup, job_type: JobType) -> None:
-        import wandb
+    upload: str
+    """The command that uploads it from there; empty if there is none."""
 
-        folder = setup.paths.runs / cell.id
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
-        arguments: dict[str, Any] = {
-            "project": setup.tracking.project,
-            "entity": setup.tracking.entity,
-            "id": cell.id,
-            "name": cell.id,
-            "group": setup.experiment,
-            "job_type": job_type,
-            "config": cell.model_dump(mode="json"),
-            "dir": str(folder),
-            "resume": "allow",
-            "settings": settings,
-        }
+
+class Guarded:
+    """A tracker that cannot harm a run: the first Exception of the one inside ends it, with one sentence.
+
+    What asks the process itself to stop, such as Ctrl-C, is no Exception and passes.
+    """
+
+    def __init__(self, cell_id: str, open_tracker: Callable[[], KeepingTracker]) -> None:
+        self._cell_id = cell_id
+        self.inside: KeepingTracker | None = None
         try:
-            self.run = wandb.init(mode=wandb_mode(), **arguments)
-        except wandb.Error as error:
-            log.warning("W&B cannot be reached (%s): tracking offline, upload later with `wandb sync`", error)
-            self.run = wandb.init(mode="offline", **{key: value for key, value in arguments.items() if key != "resume"})
+            self.inside = open_tracker()
+        except Exception as error:
+            log.warning(
+                "%s is not tracked (%s); the run goes on, and tracking=none leaves W&B out", cell_id, one_line(error)
+            )
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Numbers as curves, a list of counts as a histogram over 0, 1, 2, ..., a list of rows as a table."""
-        self.run.log({name: _logged(value) for name, value in metrics.items()})
+        self._call(lambda tracker: tracker.log(metrics))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
-        self.run.summary.update(dict(metrics))
+        self._call(lambda tracker: tracker.summarize(metrics))
 
     def finish(self) -> None:
-        self.run.finish()
+        self._call(lambda tracker: tracker.finish())
+        self.inside = None
 
-
-def _logged(value: Any) -> Any:
-    if not isinstance(value, list):
-        return value
-    import numpy as np
-    import wandb
-
-    if value and isinstance(value[0], Mapping):
-        return wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
-    return wandb.Histogram(np_histogram=(np.array(value), np.arange(len(value) + 1)))
-
-
-def wandb_mode() -> Mode:
-    """`online` with a key, `offline` without; WANDB_MODE has the last word."""
-    if (mode := os.environ.get("WANDB_MODE")) in get_args(Mode):
-        return cast("Mode", mode)
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
-    return "online" if has_key else "offline"
+    def _call(self, do: Callable[[KeepingTracker], None]) -> None:
+        tracker = self.inside
+        if tracker is None:
+            return
+        try:
+            do(tracker)
+        except Exception as error:
+            self.inside = None
+            remedy = f"; upload what was tracked until then with `{tracker.upload}`" if tracker.upload else ""
+            log.warning("W&B failed (%s): %s goes on untracked%s", one_line(error), self._cell_id, remedy)
+            if not isinstance(error, TimeoutError):  # it answers, so that its files can be completed
+                with suppress(Exception):
+                    tracker.finish()
 
 
 @contextmanager
@@ -116,7 +102,7 @@ def tracking(cell: Cell, setup: Setup, job_type: JobType) -> Iterator[Tracker]:
 def _tracker_for(cell: Cell, setup: Setup, job_type: JobType) -> Tracker:
     match setup.tracking.kind:
         case "wandb":
-            return WandbTracker(cell, setup, job_type)
+            return Guarded(cell.id, lambda: WandbTracker(cell, setup, job_type))
         case "none":
             return NoTracker()
         case _:
