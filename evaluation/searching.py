@@ -13,7 +13,7 @@ from matquant.notation import Plan
 from matquant.runs.files import read_json
 from matquant.runs.folder import RunDir
 from matquant.runs.stopping import interrupts_win, remember_interrupts
-from matquant.search.request import found_plan, require_text, require_trained
+from matquant.search.request import found_plan, require_text
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,7 +29,6 @@ def main(arguments: Sequence[str]) -> None:
     run = RunDir(setup.paths.runs, cell.id)
     if lacking := [plan for plan in wanted if found_plan(run, setup.readout, plan) is None]:
         preflight.check([study], lacking)
-        require_trained(cell, run)
     from matquant.search.stage import search  # torch takes seconds to import
 
     with in_words(dict(setup.paths)), interrupts_win():
