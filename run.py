@@ -27,6 +27,7 @@ from matquant.command.terminal import ended, fail, log_to_stderr, say, status_of
 from matquant.config.compose import check_line, sweep_points
 from matquant.config.overrides import understood
 from matquant.config.study import Study, load_study
+from matquant.disk import in_words
 from matquant.errors import FailedCellsError, UserError
 from matquant.parallel.ranks import num_ranks
 from matquant.runs.files import require_writable
@@ -118,8 +119,9 @@ def _hydra_main(_: DictConfig) -> None:
     log_to_stderr()  # once more: a job of Hydra's launcher starts here
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        with interrupts_win(), at_safe_points(PATIENCE_S):
-            run_study(load_study(overrides), overrides)
+        study = load_study(overrides)
+        with in_words(dict(study.setup.paths)), interrupts_win(), at_safe_points(PATIENCE_S):
+            run_study(study, overrides)
     except UserError as error:
         if not _others_follow():
             fail(error)  # not raised through Hydra, which would print a traceback

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.protocol import task_source
-from evaluation.sources.loading import TaskSource, load_tasks
+from evaluation.sources.loading import loaded_task
 from evaluation.sources.table import PAPER_TASKS
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout
@@ -29,12 +29,6 @@ BYTES_A_TOKEN = 2.5
 MANY_TOKENS = 8192
 GENERATED = 256
 """The tokens that lm-eval generates where a task does not say how many."""
-
-
-@cache
-def task_of(name: str, source: TaskSource, limit: int | None) -> Task:
-    """A task, loaded once for all cells of a study."""
-    return load_tasks([name], source, limit=limit)[name]
 
 
 class Cut(NamedTuple):
@@ -106,7 +100,7 @@ def check_contexts(cell: Cell, readout: Readout, *, cache: Path) -> None:
     tokenizer = tokenizer_of(cell.model, cache=cache)
     found = {}
     for name in doubtful:
-        task = task_of(name, task_source(readout), readout.limit)
+        task = loaded_task(name, task_source(readout), readout.limit)
         build_requests_once(task, limit=readout.limit)
         found[name] = cut_documents(task, tokenizer, max_length=longest, add_bos=cell.sets_bos)
     check_cut(found, readout, model=title(cell.model), max_length=longest)

@@ -18,7 +18,7 @@ import torch
 from lm_eval.api.task import Task
 
 from evaluation.board import Board
-from evaluation.contexts import Cut, check_cut, cut_documents, task_of
+from evaluation.contexts import Cut, check_cut, cut_documents
 from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
@@ -26,6 +26,7 @@ from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_sourc
 from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
+from evaluation.sources.loading import loaded_task
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
@@ -35,7 +36,7 @@ from matquant.models.checks import title
 from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import LoadedModel, load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.tokens import heldout_tokens
 from matquant.notation import FULL_BITS, Plan
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.folder import RunDir
@@ -234,7 +235,7 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
         checkpoint = load_checkpoint(folder, cell, device=str(device))
         check_layers(cell, loaded.model, checkpoint.layers, folder)
     source = task_source(readout)
-    named = {task: task_of(task, source, readout.limit) for task in readout.tasks if task in tasks}
+    named = {task: loaded_task(task, source, readout.limit) for task in readout.tasks if task in tasks}
     sizes = num_answers(named, limit=readout.limit)
     lm, cut = None, dict[str, Cut]()
     if named:
@@ -251,8 +252,7 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
         check_cut(cut, readout, model=title(cell.model), max_length=lm.max_length)
     text, held_out = None, dict[str, str]()
     if readout.perplexity is not None and LOG_PPLX in tasks:
-        # Seed 0 whatever the cell's: held-out text is the same for all.
-        text = token_blocks(readout.perplexity, loaded.tokenizer, "heldout", seed=0, add_bos=cell.sets_bos)
+        text = heldout_tokens(readout.perplexity, loaded.tokenizer, add_bos=cell.sets_bos)
         sizes[LOG_PPLX], held_out = len(text), held_out_source(setup)
     num_cut = {name: len(found.documents) for name, found in cut.items()} if readout.cut_contexts else {}
     return Bench(cell, readout, loaded, lm, checkpoint, sources, held_out, named, sizes, text, num_cut)

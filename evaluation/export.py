@@ -27,6 +27,7 @@ from matquant.command.parsing import parse
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
 from matquant.config.study import load_study
+from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device
@@ -86,11 +87,12 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
         check_layers(cell, model, checkpoint.layers, trained)
         require_places(model, checkpoint.layers, cell)
         materialize(model, checkpoint.layers, find_plan(cell, setup, plan))
-    exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
     transformers.logging.disable_progress_bar()
-    with as_stored(model), together(model):
-        model.save_pretrained(exported.model)
-    tokenizer.save_pretrained(exported.model)
+    with writing(folder):
+        exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
+        with as_stored(model), together(model):
+            model.save_pretrained(exported.model)
+        tokenizer.save_pretrained(exported.model)
     return exported
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, assert_never
@@ -17,6 +17,7 @@ from evaluation.protocol import WHOLE, PlanShare, missing
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
+from matquant.disk import in_words
 from matquant.notation import Plan
 from matquant.runs.folder import RunDir
 from matquant.runs.stage_runner import Work, is_main, run_alone
@@ -67,29 +68,42 @@ def run_cell(cell: Cell, setup: Setup, timed: Timed = untimed) -> None:
         require_same_sources([cell], setup)
     store = ResultStore(setup.paths.results)
     stages = (TRAIN, SEARCH, EVALUATE) if has_searches(setup.readout.plans_of(cell)) else (TRAIN, EVALUATE)
-    run_alone(
-        RunDir(setup.paths.runs, cell.id),
-        [_work(cell, setup, stage, timed) for stage in stages],
-        is_wanted=lambda: bool(missing(cell, setup.readout, store)),
-        leftovers=(setup.paths.runs / cell.id, setup.paths.results / cell.id),
-        open_tracker=lambda: tracking(cell, setup, "cell"),
-    )
+    with in_words(dict(setup.paths)):
+        run_alone(
+            RunDir(setup.paths.runs, cell.id),
+            [_work(cell, setup, stage, timed) for stage in stages],
+            is_wanted=lambda: bool(missing(cell, setup.readout, store)),
+            leftovers=(setup.paths.runs / cell.id, setup.paths.results / cell.id),
+            open_tracker=lambda: tracking(cell, setup, "cell"),
+        )
 
 
 def run_stage(cell: Cell, setup: Setup, stage: Stage) -> None:
     """Does one stage of a cell; a second process on the same stage waits for the first and finds nothing to do."""
     if is_main():
         require_same_sources([cell], setup)
-    run_alone(
-        RunDir(setup.paths.runs, cell.id),
-        [_work(cell, setup, stage, untimed)],
-        is_wanted=lambda: True,
-        leftovers=_leftovers(cell, setup, stage),
-        open_tracker=lambda: _tracking(cell, setup, stage),
-    )
+    with in_words(dict(setup.paths)):
+        run_alone(
+            RunDir(setup.paths.runs, cell.id),
+            [_work(cell, setup, stage, untimed)],
+            is_wanted=lambda: True,
+            leftovers=_leftovers(cell, setup, stage),
+            open_tracker=lambda: _tracking(cell, setup, stage),
+        )
 
 
 def _work(cell: Cell, setup: Setup, stage: Stage, timed: Timed) -> Work:
+    """A stage for the runner; its status says in words that a disk is full."""
+    work = _plain_work(cell, setup, stage, timed)
+
+    def do(tracker: Tracker, beat: Beat) -> None:
+        with in_words(dict(setup.paths)):
+            work.do(tracker, beat)
+
+    return replace(work, do=do)
+
+
+def _plain_work(cell: Cell, setup: Setup, stage: Stage, timed: Timed) -> Work:
     around = partial(timed, stage.kind)
     match stage.kind:
         case "train":

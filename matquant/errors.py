@@ -11,3 +11,7 @@ class NotFiniteError(UserError, FloatingPointError):
 
 class FailedCellsError(UserError):
     """Cells that failed although nothing was mistyped; the exit status is 1, and not 2 as after a mistake."""
+
+
+class DiskFullError(UserError):
+    """A write for which there was no room: the same command goes on once there is some."""

@@ -241,7 +241,7 @@ class Plan:
     def _searched(cls, path: Path) -> Plan:
         """A plan file; its label is the file's name and eight digits over its contents, wherever it lies."""
         try:
-            layers = json.loads(path.read_text())["layers"]
+            layers = json.loads(path.expanduser().read_text())["layers"]
             slices = {str(name): Slice.parse(text) for name, text in layers.items()}
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(

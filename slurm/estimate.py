@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from evaluation.room import BYTES, room_of
 from evaluation.work import (
     Size,
     calibration_tokens,
@@ -25,7 +26,6 @@ from matquant.notation import Plan
 from slurm.jobs import Job
 from slurm.queue import is_slurm
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 START_S = 60.0  # of any job: importing, loading the model and the tasks
 MEMORY_BYTES_PER_S = 3e12
 TOKENS_AT_ONCE = 150  # of one answer in a batch: what its logits take
@@ -59,7 +59,7 @@ def cost_of(job: Job, plans: Sequence[Plan]) -> Cost:
 def _training(cell: Cell, setup: Setup, size: Size) -> Cost:
     match cell.base:
         case NoBase() | MinMaxBase():
-            return Cost(START_S / 3600, size.weights * BYTES[cell.model.dtype] / GB, _checkpoint_gb(cell, size))
+            return Cost(START_S / 3600, size.weights * BYTES[cell.model.dtype] / GB, _disk_gb(cell, setup, size))
         case OmniQuantBase() as base:
             return _omniquant(cell, base, setup, size)
         case QATBase() as base:
@@ -79,8 +79,7 @@ def _omniquant(cell: Cell, base: OmniQuantBase, setup: Setup, size: Size) -> Cos
     states = calibration_tokens(cell) * size.hidden * per_number
     step = base.batch_size * length * size.hidden * 12 * BYTES[base.compute_dtype] * slices + 32 * size.in_block
     memory = size.weights * BYTES[cell.model.dtype] + step + (states if setup.activations == "device" else 0)
-    disk = _checkpoint_gb(cell, size) * 2 + (states / GB if setup.activations == "disk" else 0)
-    return Cost((START_S + seconds) / 3600, memory / GB, disk)
+    return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
 
 
 def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: Size) -> Cost:
@@ -92,8 +91,7 @@ def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: Size) -> Cost:
     states = tokens * size.hidden * (2 * BYTES[base.activation_dtype] + BYTES[base.compute_dtype])
     solve = 24 * size.in_block + 16 * (4 * size.hidden) ** 2 + 4 * size.moments
     memory = size.weights * BYTES[cell.model.dtype] + solve + (states if setup.activations == "device" else 0)
-    disk = _checkpoint_gb(cell, size) * 2 + (states / GB if setup.activations == "disk" else 0)
-    return Cost((START_S + seconds) / 3600, memory / GB, disk)
+    return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
 
 
 def _qat(cell: Cell, base: QATBase, setup: Setup, size: Size) -> Cost:
@@ -106,8 +104,8 @@ def _qat(cell: Cell, base: QATBase, setup: Setup, size: Size) -> Cost:
     sharded = size.weights * BYTES[cell.model.dtype] + 20 * size.in_scope
     embedding = size.vocabulary * size.hidden * BYTES[cell.model.dtype]  # each GPU keeps it whole
     memory = sharded / ranks + activations + 12 * size.in_block + (embedding if ranks > 1 else 0)
-    disk = _checkpoint_gb(cell, size) + 2 * 12 * size.in_scope / GB  # a state, and the next one beside it
-    return Cost((ranks * START_S + _training_seconds(cell, setup, size)) / 3600, memory / GB, disk)
+    seconds = ranks * START_S + _training_seconds(cell, setup, size)
+    return Cost(seconds / 3600, memory / GB, _disk_gb(cell, setup, size))
 
 
 def _search(cell: Cell, setup: Setup, size: Size, plans: Sequence[Plan]) -> Cost:
@@ -148,9 +146,7 @@ def _speed(setup: Setup) -> float:
     return 1e12 * setup.cluster.tflops
 
 
-def _checkpoint_gb(cell: Cell, size: Size) -> float:
-    """A byte for each code, and a scale and a zero for each group."""
-    if cell.grid is None:
-        return 0.0
-    group = cell.grid.group_size or size.hidden
-    return size.in_scope * (1 + 2 * BYTES[cell.grid.scale_dtype] / group) / GB
+def _disk_gb(cell: Cell, setup: Setup, size: Size) -> float:
+    """A checkpoint, and what its training may put beside it."""
+    room = room_of(cell, setup, size)
+    return (room.checkpoint + room.likely) / GB

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from evaluation.board import duration
 from matquant.config.setup import LocalCluster
+from matquant.errors import UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.status import LAUNCH
 from matquant.runs.stopping import remember_interrupts
@@ -151,7 +152,9 @@ def run_debug(observe: Observe, choose: Choose) -> None:
         try:
             Job(item.cell, sweep.study.setup, item.stage).work()
         except Exception as error:  # of any kind: its status is on disk, and the other jobs are still worth doing
-            log.exception("%s %s failed: %s", item.stage.name, item.cell_id, error)
+            # What the user can put right needs no traceback.
+            known = isinstance(error, UserError)
+            log.error("%s %s failed: %s", item.stage.name, item.cell_id, error, exc_info=not known)
 
 
 def _visible_gpus() -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from evaluation.stages import TRAIN, Stage, run_stage
 from matquant.command.terminal import log_to_stderr
 from matquant.config.cell import Cell, QATBase
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
-from matquant.errors import UserError
+from matquant.errors import DiskFullError, UserError
 from matquant.parallel.ranks import num_ranks
 from matquant.runs.folder import RunDir
 from matquant.runs.status import Reason, Reporter, State
@@ -68,7 +68,7 @@ class Job:
             with at_safe_points(self._patience_s()):
                 self.work()
         except UserError as error:
-            if self.stage.kind != "search":
+            if self.stage.kind != "search" or isinstance(error, DiskFullError):
                 raise
             # The evaluation waits for this job to succeed, and has other plans to read.
             log.error("%s", error)

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, assert_never
@@ -18,12 +18,14 @@ from filelock import FileLock, Timeout
 from evaluation import preflight
 from evaluation.identity import identity_refusals
 from matquant.command.parsing import parse
+from matquant.command.terminal import MISTAKE
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
 from matquant.config.study import Study, load_study
+from matquant.disk import in_words
 from matquant.errors import UserError
 from slurm import queue, snapshot, wording
 from slurm.jobs import Job
-from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look
+from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look, observe
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Options:
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     study = absolute(load_study(options.overrides))
-    return cancel(study, options) if options.cancel else launch(study, options)
+    with in_words(dict(study.setup.paths)):
+        return cancel(study, options) if options.cancel else launch(study, options)
 
 
 def launch(study: Study, options: Options) -> int:
@@ -75,28 +78,39 @@ def launch(study: Study, options: Options) -> int:
     if not any(options.chosen(cell.id) for cell in study.cells):
         matching = f" whose id matches --only {' or '.join(options.only)}" if options.only else ""
         raise UserError(f"{study.name} has no cells{matching}; see its file under conf/experiment/")
+    if options.dry_run:
+        preflight.check_folders(setup)
+        preflight.check_tasks(setup)
+        sweep = _look_if_possible(study, options)
+        chosen, refused = show_plan(sweep, options)
+        print("dry run: nothing was submitted")
+        _require_room(sweep, chosen)
+        return MISTAKE if refused else 0
     if queue.is_slurm(setup.cluster):
         queue.require_slurm()
-    if options.dry_run:
-        preflight.check_tasks(setup)
-        show_plan(_look(study, options), options)
-        print("dry run: nothing was submitted")
-        return 0
     preflight.check_folders(setup)
     preflight.check_tasks(setup)
     with _one_launcher(setup):
         sweep = _look(study, options)
-        chosen = show_plan(sweep, options)
+        chosen, refused = show_plan(sweep, options)
+        _require_room(sweep, chosen)
         if chosen and queue.is_slurm(setup.cluster):
             from slurm.submit import Launch
 
             _cancel_what_can_never_run(chosen)
             number = Launch(sweep, snapshot.take(setup.paths.runs / ".snapshots")).submit(chosen)
             print(f"submitted {number} jobs; matquant status {shlex.join(options.overrides)} shows them")
+    status = 0
     if not queue.is_slurm(setup.cluster):
-        at_work = bool(chosen or sweep.of("running"))
-        return _work_here(study, options, {item.cell_id for item in chosen}) if at_work else 0
-    return _wait(study, options) if options.wait else 0
+        if chosen or sweep.of("running"):
+            status = _work_here(study, options, {item.cell_id for item in chosen})
+    elif options.wait:
+        status = _wait(study, options)
+    return MISTAKE if refused else status
+
+
+def _require_room(sweep: Sweep, chosen: Iterable[Item]) -> None:
+    preflight.check_room((item.cell, sweep.study.setup) for item in chosen)
 
 
 def _cancel_what_can_never_run(items: Iterable[Item]) -> None:
@@ -125,28 +139,32 @@ def cancel(study: Study, options: Options) -> int:
     return 0
 
 
-def show_plan(sweep: Sweep, options: Options) -> list[Item]:
-    """Prints the state, the jobs to submit with their cost, and the refused cells; returns what to submit."""
+def show_plan(sweep: Sweep, options: Options) -> tuple[list[Item], Mapping[str, str]]:
+    """Prints the state, the jobs to submit with their cost, and the refused cells; returns what to submit, and those.
+
+    A dry run prints the cost of refused cells too: what is missing here may be there where the jobs will run.
+    """
     print(wording.overview(sweep))
     chosen = [item for item in sweep.items if options.wants(item)]
     # Of all cells: the results of one that is done are no results of other weights.
     refused = identity_refusals(list({item.cell_id: item.cell for item in sweep.items}.values()), sweep.study.setup)
     if chosen:
-        refused |= preflight.refusals([item.cell for item in chosen], sweep.study.setup)
-        chosen = [item for item in chosen if item.cell_id not in refused]
-        chosen = _without_orphans(sweep, chosen)
-    if chosen:
-        print(f"\n{_costs(sweep, chosen, whole=options.show_all)}")
+        cells = {item.cell_id: item.cell for item in chosen}
+        refused |= preflight.refusals(list(cells.values()), sweep.study.setup)
+        costed = _without_orphans(sweep, chosen)
+        chosen = _without_orphans(sweep, [item for item in chosen if item.cell_id not in refused])
+        if costs := _costs(sweep, costed if options.dry_run else chosen, refused, whole=options.show_all):
+            print(f"\n{costs}")
     left = [item for item in sweep.of("failed") if not options.wants(item)]
     if refused or left:
         print("\nnot submitted:")
-        for cell_id, reason in refused.items():
-            print(f"{cell_id}: {reason}")
+        for cell_ids, reason in wording.shared(refused):
+            print(f"{cell_ids}: {reason}")
         if left:
             print(wording.failures(left, whole=options.show_all))
     if not chosen:
         print("\nnothing to submit")
-    return chosen
+    return chosen, refused
 
 
 def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
@@ -164,7 +182,8 @@ def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
     return list(kept.values())
 
 
-def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
+def _costs(sweep: Sweep, chosen: Sequence[Item], refused: Collection[str], *, whole: bool) -> str:
+    """The table of costs; empty if there is nothing whose cost is known."""
     from slurm.estimate import cost_of  # torch takes seconds to import
 
     setup = sweep.study.setup
@@ -172,10 +191,14 @@ def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
     hours = disk = 0.0
     room = setup.cluster.gpu_memory_gb if queue.is_slurm(setup.cluster) else None
     for item in chosen:
-        cost = cost_of(Job(item.cell, setup, item.stage), item.plans or tuple(item.gaps))
+        try:
+            cost = cost_of(Job(item.cell, setup, item.stage), item.plans or tuple(item.gaps))
+        except UserError:  # its model is not there, which is why it is refused
+            continue
         hours, disk = hours + cost.gpu_hours, disk + cost.disk_gb
         warning = f"more than cluster.gpu_memory_gb={room:g}" if room and cost.memory_gb > room else ""
-        note = warning or (f"again after: {item.reason}" if item.state == "failed" else "")
+        again = f"again after: {item.reason}" if item.state == "failed" else ""
+        note = "refused, see below" if item.cell_id in refused else warning or again
         rows.append(
             [
                 item.cell_id,
@@ -187,7 +210,9 @@ def _costs(sweep: Sweep, chosen: Sequence[Item], *, whole: bool) -> str:
             ]
         )
     unit = "GPU-hours" if queue.is_slurm(setup.cluster) else "hours of a worker"
-    total = f"{len(chosen)} jobs, about {hours:.1f} {unit} at cluster.tflops={setup.cluster.tflops:g}, {disk:.1f} GB"
+    if len(rows) == 1:
+        return ""
+    total = f"{len(rows) - 1} jobs, about {hours:.1f} {unit} at cluster.tflops={setup.cluster.tflops:g}, {disk:.1f} GB"
     return f"{wording.table(rows, whole=whole)}\n\n{total} (estimates, good to a factor of two)"
 
 
@@ -239,6 +264,16 @@ def _conclude(sweep: Sweep, options: Options) -> int:
 
 def _look(study: Study, options: Options) -> Sweep:
     return look(study).only(options.chosen)
+
+
+def _look_if_possible(study: Study, options: Options) -> Sweep:
+    """The state of a study for a dry run: where SLURM does not answer, without its queue."""
+    try:
+        return _look(study, options)
+    except UserError as error:
+        sweep = observe(study).only(options.chosen)  # raises the same if it is not SLURM's
+        print(f"without SLURM's queue, whose jobs count as missing: {error}\n")
+        return sweep
 
 
 @contextmanager

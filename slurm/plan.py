@@ -30,7 +30,7 @@ from slurm.records import Submission, read_submission
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ItemState = Literal["done", "running", "queued", "failed", "missing"]
 STATES: tuple[ItemState, ...] = ("done", "running", "queued", "failed", "missing")
-RESUMABLE: tuple[Reason, ...] = ("killed", "cancelled", "interrupted")
+RESUMABLE: tuple[Reason, ...] = ("killed", "cancelled", "interrupted", "disk full")
 """The reasons that come from outside a job: the next launch goes on with it, without --retry-failed."""
 SACCT: Mapping[str, Reason] = {
     "OUT_OF_MEMORY": "out of memory",

@@ -102,5 +102,8 @@ def _ask(command: Sequence[str]) -> list[str]:
             f"{command[0]} has not answered for {TIMEOUT_S} s: SLURM's controller is down or busy; try again later"
         ) from error
     if done.returncode:
-        raise UserError(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+        said = " ".join((done.stderr or done.stdout).split())
+        raise UserError(
+            f"{command[0]} failed ({said}); run this where SLURM answers (a login node), or use cluster=local"
+        )
     return [line for line in done.stdout.splitlines() if line.strip()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_never, get_args
 
 from evaluation.board import duration
@@ -20,7 +20,7 @@ REMEDIES: Mapping[Reason, str] = {
     "cancelled": "launch again: it goes on from its saved state",
     "interrupted": "launch again: it goes on from its saved state",
     "bad input": "mend what the message names, then --retry-failed",
-    "disk full": "make room in paths.runs and paths.results, then --retry-failed; earlier results are intact",
+    "disk full": "make room in paths.runs and paths.results, then launch again: it goes on; earlier results are intact",
     "error": "read the log, then --retry-failed",
 }
 MANY = 40  # rows that a person still reads
@@ -115,3 +115,12 @@ def failures(items: Sequence[Item], *, whole: bool = False) -> str:
     if len(shown) < len(blocks):
         shown.append(f"... and {len(blocks) - len(shown)} more failures (--all shows them)")
     return "\n".join(shown)
+
+
+def shared(reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Reasons by cell id, each once, with the first of its cells and the number of others."""
+    cells: dict[str, list[str]] = {}
+    for cell_id, reason in reasons.items():
+        cells.setdefault(reason, []).append(cell_id)
+    for reason, (first, *others) in cells.items():
+        yield f"{first} and {len(others)} more" if others else first, reason

@@ -65,7 +65,7 @@ def test_every_block_starts_with_the_begin_of_text_token_where_the_model_wants_i
 
 
 def test_too_little_text_is_refused_with_both_numbers(tmp_path):
-    with pytest.raises(UserError, match=r"text_files has \d+ tokens, but 2 x 900 = 1,800 are needed"):
+    with pytest.raises(UserError, match=r"data: paths=.* has \d+ tokens to train on .*=2 .*=900 needs 1,800"):
         token_blocks(
             files(tmp_path, "short\n\n\ntext", sequence_length=900), byte_tokenizer(), "train", seed=0, add_bos=False
         )
@@ -73,7 +73,7 @@ def test_too_little_text_is_refused_with_both_numbers(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     spec = FilesText(kind="text_files", paths=(str(tmp_path / "no.txt"),), num_sequences=1, sequence_length=8)
-    with pytest.raises(UserError, match=r"no\.txt cannot be read"):
+    with pytest.raises(UserError, match=r"data\.paths: .*no\.txt cannot be read"):
         token_blocks(spec, byte_tokenizer(), "train", seed=0, add_bos=False)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from evaluation import searching
 from matquant.errors import UserError
 from matquant.models import devices
 from matquant.models.devices import DtypeCost, pick_device, product_cost, product_speed, say_what_it_costs
-from matquant.search import command
 from tests.tiny import tiny_overrides
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -69,5 +69,5 @@ def test_auto_is_the_gpu_where_there_is_one(tiny_study, monkeypatch):
 def test_a_search_in_bfloat16_says_it_before_it_looks_for_a_checkpoint(tmp_path, emulated, caplog):
     overrides = [*tiny_overrides(tmp_path), "base=gptq", "base.batch_size=2", "readout.dtype=bfloat16"]
     with pytest.raises(UserError, match="is not trained yet"):
-        command.main(["evolution@3", *overrides])
+        searching.main(["evolution@3", *overrides])
     assert any(line.startswith("readout.dtype=bfloat16: this CPU emulates") for line in caplog.messages)

@@ -319,7 +319,7 @@ def test_held_out_text_of_a_branch_that_has_moved_is_refused(tiny_study, tmp_pat
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(text, "_hub_documents", lambda *_: iter(["some held-out text " * 100] * 3))
+    monkeypatch.setattr(text, "_stream", lambda *_: [{"text": "some held-out text " * 100}] * 3)
     main = tmp_path / "hub/datasets--wiki--text/refs/main"
     main.parent.mkdir(parents=True)
     main.write_text("a" * 40)

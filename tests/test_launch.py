@@ -156,7 +156,7 @@ def test_a_cell_whose_model_cannot_be_had_is_refused_and_the_others_run(tmp_path
     (model, *rest) = tiny_overrides(tmp_path)
     assert model == "model=tiny"
     done = fork("-m", "matquant", "launch", *rest, NAME, cells, "readout.tasks=[piqa]", "cluster=debug")
-    assert done.wait() == 1, done.told()
+    assert done.wait() == 2, done.told()
     assert "not submitted:" in done.stdout
     assert "is neither in the local cache nor reachable" in done.stdout
     assert len(list(tmp_path.glob("results/*/*/piqa-*.json"))) == 3
@@ -247,6 +247,9 @@ def test_a_full_disk_is_called_one_and_earlier_results_stay_intact(tmp_path):
     )
     after = tmp_path / "after"
     assert "disk full" in done.stdout, done.stdout + done.stderr
+    assert f"no space left on {disk}/runs/" in done.stdout
+    assert "set paths.runs to a disk with room" in done.stdout
+    assert "Traceback" not in done.stderr
     assert "make room in paths.runs" in done.stdout
     assert {name: content for name, content in bits(after).items() if name in kept} == kept
     assert not list(after.rglob("*.tmp"))

@@ -332,7 +332,7 @@ OPTIONS = Options((), False, None, (), False, False, False)
         ("failed", "error", None, False),
         ("failed", "time limit", None, False),
         ("failed", "error", "some", True),
-        ("failed", "disk full", "some", True),
+        ("failed", "disk full", None, True),
         ("failed", "out of memory", "some", False),
         ("failed", "non-finite", "some", False),
         ("failed", "out of memory", "all", True),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation import searching
 from evaluation.evaluate import evaluate
 from evaluation.protocol import missing
 from evaluation.results.store import ResultStore
@@ -34,7 +35,6 @@ from matquant.runs.folder import RunDir
 from matquant.runs.status import Beat, read_status, silent
 from matquant.runs.stopping import Stopped
 from matquant.runs.tracking import NoTracker
-from matquant.search import command
 from matquant.search import fitness as fitness_module
 from matquant.search import stage as stage_module
 from matquant.search.fitness import Fitness, Teacher, divergence
@@ -311,8 +311,8 @@ def test_the_remedy_for_a_plan_that_was_not_found_is_one_that_can_be_typed(sever
         evaluate(cell, setup, NoTracker())
     (typed,) = re.findall(r"`matquant search (.*)`", str(refused.value))
     overrides = ["model=tiny", "data.num_sequences=8"]
-    monkeypatch.setattr(command, "load_study", lambda given: given == overrides and Study("cell", (cell,), setup))
-    command.main([*typed.split(), *overrides])
+    monkeypatch.setattr(searching, "load_study", lambda given: given == overrides and Study("cell", (cell,), setup))
+    searching.main([*typed.split(), *overrides])
     assert len(capsys.readouterr().out.splitlines()) == len(SEVERAL)
     evaluate(cell, setup, NoTracker())
     assert not missing(cell, setup.readout, ResultStore(setup.paths.results))

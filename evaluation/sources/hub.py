@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from evaluation.sources.index import whole_index
 from evaluation.sources.table import PAPER_TASKS, ArcSplit, scored_split
+from matquant.models.hub import settle
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def commit_of(path: str) -> str:
     import huggingface_hub
     from huggingface_hub import constants
 
+    settle()
     try:
         commit = huggingface_hub.HfApi().dataset_info(path, timeout=5).sha
     except Exception:  # of any kind (offline, proxy, gated): without an answer of the hub, the cache is asked

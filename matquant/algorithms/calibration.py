@@ -7,6 +7,7 @@ sequences, [sequences, tokens, hidden], for the unquantized model (the teacher's
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from matquant.config.cell import Place
+from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.models.families import (
     architecture,
@@ -93,9 +95,19 @@ class Shelf:
                 # killed.
                 with tempfile.NamedTemporaryFile(dir=self.folder) as file:
                     num_elements = torch.Size(shape).numel()
+                    _reserve(file.fileno(), file.name, num_elements * dtype.itemsize)
                     return torch.from_file(file.name, shared=True, size=num_elements, dtype=dtype).view(shape)
             case _:
                 assert_never(self.place)
+
+
+def _reserve(number: int, name: str, num_bytes: int) -> None:
+    """Makes a file as long as it will be, or raises OSError where there is no room.
+
+    A process that writes to a mapped file is killed by the system where the disk turns out to be full.
+    """
+    with writing(Path(name)):
+        os.posix_fallocate(number, 0, max(1, num_bytes))
 
 
 @contextmanager

@@ -96,7 +96,7 @@ is queued or running is not submitted again, and a job that was preempted, timed
 
 SEARCH = Subcommand(
     "search",
-    "matquant.search.command",
+    "evaluation.searching",
     "search for the width of each layer under a budget",
     """
 Searches for the widths of a checkpoint's layers under a budget, by how far its logits leave the unquantized model's.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from matquant.disk import in_words
 from matquant.errors import FailedCellsError, UserError
 
 FAILED = 1
@@ -29,8 +30,9 @@ def ended(work: Callable[[], int | None]) -> int:
     A mistake and Ctrl-C are one sentence on stderr.  Every other exception is our bug and keeps its traceback.
     """
     try:
-        status = work() or 0
-        sys.stdout.flush()
+        with in_words():
+            status = work() or 0
+            sys.stdout.flush()
     except UserError as error:
         say(error)
         return status_of(error)

@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
 
 from matquant.config.cell import Cell, FolderModel, HubModel, ModelSpec, TextSpec
+from matquant.disk import is_full
 from matquant.errors import UserError
+from matquant.models.hub import is_silent
 
 POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "max_seq_len")
 """The names under which configurations keep the most tokens that a model takes."""
@@ -164,6 +166,8 @@ def plain_words(spec: ModelSpec, part: str = "model") -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except UNREADABLE as error:
+        if is_full(error):
+            raise
         raise UserError(_why(spec, part, error)) from error
 
 
@@ -198,7 +202,11 @@ def _why_not_from_the_hub(spec: HubModel, causes: Sequence[BaseException], reaso
         return f"{model} is not on the hub, or is private; correct model.repo"
     if is_cached(spec) and not is_caused_by(LocalEntryNotFoundError):
         return f"{model} is there, but cannot be read {reason}; correct model.repo or model.revision"
-    asked = "HF_HUB_OFFLINE=1 keeps the hub from being asked" if is_offline_mode() else "the hub cannot be reached"
+    asked = (
+        "HF_HUB_OFFLINE=1 keeps the hub from being asked"
+        if is_offline_mode() and not is_silent()
+        else "the hub cannot be reached"
+    )
     state = "only partly in the local cache" if is_cached(spec) else "not in the local cache"
     return f"{model} is {state}, and {asked} {reason}; download it where there is a network"
 

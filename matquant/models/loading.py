@@ -37,11 +37,13 @@ from matquant.config.cell import (
     Scope,
     TextSpec,
 )
+from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.models.checks import check_config, check_lengths, check_tokenizer, is_cached, plain_words, title
 from matquant.models.coverage import check_coverage
 from matquant.models.experts import separate_experts
 from matquant.models.families import blocks, linears
+from matquant.models.hub import settle
 from matquant.models.linear_layers import as_linear
 from matquant.models.random_model import byte_tokenizer, random_config, random_model
 from matquant.models.weight_files import (
@@ -242,6 +244,7 @@ def _source(spec: FileModel, cache: Path) -> tuple[str, dict[str, Any]]:
     """The place where `from_pretrained` finds a model, and its arguments."""
     match spec:
         case HubModel():
+            settle()
             return spec.repo, {"revision": spec.revision, "trust_remote_code": False}
         case FolderModel():
             folder = Path(spec.path).expanduser()
@@ -275,7 +278,7 @@ def _converted(spec: EmbeddedModel, cache: Path) -> Path:
     log.info("converting %s from GGUF, once, into %s (about half a minute)", spec.name, folder)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        with report_kept(), plain_words(spec):
+        with writing(folder), report_kept(), plain_words(spec):
             read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )

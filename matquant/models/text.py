@@ -9,16 +9,20 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, assert_never
 
 from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.errors import UserError
+from matquant.models.hub import settle
 from matquant.models.wheels import DOCUMENTS
 
 Split = Literal["train", "heldout"]
+KEYS: Mapping[Split, str] = {"train": "data", "heldout": "readout.perplexity"}
+"""The key that names the text of each split."""
 HELDOUT_SHARE = 10  # one document in ten
 
 
@@ -28,20 +32,20 @@ def documents(spec: TextSpec, split: Split, *, seed: int) -> Iterator[str]:
         case EmbeddedText():
             yield from _shuffled(_embedded_documents(), split, seed)
         case FilesText():
-            yield from _shuffled(_file_documents(spec), split, seed)
+            yield from _shuffled(_file_documents(spec, split), split, seed)
         case HubText():
             yield from _hub_documents(spec, split, seed)
         case _:
             assert_never(spec)
 
 
-def revision(spec: TextSpec) -> str:
+def revision(spec: TextSpec, split: Split = "heldout") -> str:
     """The words that identify a text in a result file."""
     match spec:
         case EmbeddedText():
             return f"prose of {DOCUMENTS.requirement}"
         case FilesText():
-            return "files " + hashlib.sha256("\0".join(sorted(_file_documents(spec))).encode()).hexdigest()[:12]
+            return "files " + hashlib.sha256("\0".join(sorted(_file_documents(spec, split))).encode()).hexdigest()[:12]
         case HubText():
             return f"{spec.repo}/{spec.subset or ''}@{spec.revision}"
         case _:
@@ -115,37 +119,72 @@ def _read_articles(root: Path) -> Iterator[str]:
             yield "\n".join(paragraphs).strip()
 
 
-def _file_documents(spec: FilesText) -> Iterator[str]:
+def check_files(spec: TextSpec, split: Split) -> None:
+    """Refuses text files that are not there, or are no text."""
+    if isinstance(spec, FilesText):
+        for _ in _file_documents(spec, split):
+            pass
+
+
+def _file_documents(spec: FilesText, split: Split) -> Iterator[str]:
     for path in map(Path, spec.paths):
         try:
             text = path.expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"{error.reason} at byte {error.start}"
             raise UserError(
-                f"data.paths: {path} cannot be read as UTF-8 text ({error}); give existing text files"
+                f"{KEYS[split]}.paths: {path} cannot be read as UTF-8 text ({why}); "
+                f"set {KEYS[split]}.paths=[FILE,...] to text files that are there"
             ) from error
         yield from (part.strip() for part in re.split(r"\n\s*\n\s*\n", text) if part.strip())
 
 
-def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError
+def check_hub(spec: HubText, split: Split) -> None:
+    """Refuses a text on the hub that cannot be had; reads its first row, since counting all would download it."""
+    with _hub_in_words(spec, split):
+        for row in _stream(spec, split):
+            _ = row[spec.column]
+            return
+    raise UserError(f"{KEYS[split]}: data set {spec.repo} has no rows in its split; choose another data set")
 
-    match split:
-        case "train":
-            part, axis, key = spec.train_split, "data", "data"
-        case "heldout":
-            part, axis, key = spec.heldout_split, "perplexity", "readout.perplexity"
-        case _:
-            assert_never(split)
-    try:
-        stream = datasets.load_dataset(spec.repo, spec.subset, split=part, revision=spec.revision, streaming=True)
+
+def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
+    with _hub_in_words(spec, split):
+        stream = _stream(spec, split)
         if spec.separator is not None:
             yield spec.separator.join(row[spec.column] for row in stream)
             return
         for row in stream.shuffle(seed=seed, buffer_size=10_000):
             yield row[spec.column]
+
+
+def _stream(spec: HubText, split: Split) -> Any:
+    import datasets
+
+    settle()
+    part = spec.train_split if split == "train" else spec.heldout_split
+    return datasets.load_dataset(spec.repo, spec.subset, split=part, revision=spec.revision, streaming=True)
+
+
+@contextmanager
+def _hub_in_words(spec: HubText, split: Split) -> Iterator[None]:
+    """Turns every way in which a data set cannot be read into one sentence."""
+    from datasets.exceptions import DatasetNotFoundError
+
+    key, axis = KEYS[split], "data" if split == "train" else "perplexity"
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(
+            f"data set {spec.repo} has no column {spec.column}; set {key}.column to the one that holds its text"
+        ) from error
+    except ValueError as error:  # no such subset, or no such split: datasets names those there are
+        raise UserError(
+            f"data set {spec.repo} cannot be opened ({' '.join(str(error).split())}); "
+            f"set {key}.subset, {key}.{split}_split or another data set"
+        ) from error
     except (OSError, DatasetNotFoundError) as error:
         raise UserError(
-            f"data set {spec.repo} cannot be read from the hub ({type(error).__name__}); "
+            f"data set {spec.repo} is neither in the local cache nor reachable on the hub ({type(error).__name__}); "
             f"choose {axis}=embedded, or {axis}=text_files {key}.paths=[FILE,...]"
         ) from error

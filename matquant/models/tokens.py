@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import assert_never
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from matquant.config.cell import TextSpec
+from matquant.config.cell import (
+    Cell,
+    EmbeddedText,
+    FilesText,
+    GPTQBase,
+    HubText,
+    OmniQuantBase,
+    QATBase,
+    TextSpec,
+)
+from matquant.config.setup import SearchSpec
 from matquant.errors import UserError
-from matquant.models.text import Split, documents
+from matquant.models.text import KEYS, Split, documents
+
+PARTS: Mapping[Split, str] = {
+    "train": "to train on (nine documents of ten",
+    "heldout": "held out (one document of ten",
+}
+SHORTEST = 16
+"""Tokens of the shortest sequence that is worth naming."""
 
 
 def token_blocks(
-    spec: TextSpec, tokenizer: PreTrainedTokenizerBase, split: Split, *, seed: int, add_bos: bool
+    spec: TextSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    *,
+    seed: int,
+    add_bos: bool,
+    number_key: str | None = None,
+    fewest: int = 1,
 ) -> Int[Tensor, "sequences tokens"]:
     """Documents in an order drawn from `seed`, joined by the end-of-text token and cut into equal blocks.
 
     A document gives at most its first `tokens_per_document` tokens, if the text has such a limit.
     With `add_bos` every block starts with the begin-of-text token, which Gemma needs.
-    Raises UserError if the text is too short for `num_sequences` blocks of `sequence_length` tokens.
+    Raises UserError if the text is too short for `num_sequences` blocks of `sequence_length` tokens.  `number_key` is
+    the key of that number, if it is not the text's own, and `fewest` the smallest that is worth naming as a remedy.
     """
     body = spec.sequence_length - int(add_bos)
     needed = spec.num_sequences * body
@@ -32,14 +60,64 @@ def token_blocks(
         if len(tokens) >= needed:
             break
     if len(tokens) < needed:
-        raise UserError(
-            f"the {split} part of data {spec.kind} has {len(tokens):,} tokens, "
-            f"but {spec.num_sequences} x {body} = {needed:,} are needed; "
-            "lower num_sequences or sequence_length, or add text"
-        )
+        number_key = number_key or f"{KEYS[split]}.num_sequences"
+        raise UserError(_too_short(spec, split, len(tokens), int(add_bos), number_key, fewest))
     packed = torch.tensor(tokens[:needed]).view(spec.num_sequences, body)
     if not add_bos:
         return packed
     if not isinstance(tokenizer.bos_token_id, int):
         raise UserError("model.add_bos=true, but the tokenizer has no begin-of-text token; set model.add_bos=false")
     return torch.cat([torch.full((spec.num_sequences, 1), tokenizer.bos_token_id), packed], dim=1)
+
+
+def training_tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "sequences tokens"]:
+    """The calibration or training text of a cell; nothing for a cell that needs none."""
+    if cell.data is None:
+        return torch.empty(0, 0, dtype=torch.long)
+    batch = cell.base.batch_size if isinstance(cell.base, OmniQuantBase | QATBase | GPTQBase) else 1
+    return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos, fewest=batch)
+
+
+def search_tokens(
+    cell: Cell, search: SearchSpec, tokenizer: PreTrainedTokenizerBase
+) -> Int[Tensor, "sequences tokens"]:
+    """The text that the searches of a cell measure their loss on: as many sequences of its calibration text."""
+    assert cell.data is not None
+    data = cell.data.model_copy(update={"num_sequences": search.num_sequences})
+    key = "readout.search.num_sequences"
+    return token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos, number_key=key)
+
+
+def heldout_tokens(
+    spec: TextSpec, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool
+) -> Int[Tensor, "sequences tokens"]:
+    """The text of log perplexity, the same for cells of all seeds."""
+    return token_blocks(spec, tokenizer, "heldout", seed=0, add_bos=add_bos)
+
+
+def _too_short(spec: TextSpec, split: Split, found: int, bos: int, number_key: str, fewest: int) -> str:
+    """The sentence for a text with too few tokens, with values that fit it."""
+    body, name = spec.sequence_length - bos, KEYS[split]
+    number, length = found // body, found // spec.num_sequences + bos
+    remedies = [f"set {number_key}={number}"] if number >= fewest else []
+    if length - bos >= SHORTEST:
+        remedies.append(f"set {name}.sequence_length={length}")
+    remedies.append("give more text")
+    how = "; two blank lines end a document" if isinstance(spec, FilesText) else ""
+    needed = f"{number_key}={spec.num_sequences} with {name}.sequence_length={spec.sequence_length} needs"
+    return (
+        f"{name}: {_named(spec)} has {found:,} tokens {PARTS[split]}{how}), and {needed} "
+        f"{spec.num_sequences * body:,}; {' or '.join(remedies)}"
+    )
+
+
+def _named(spec: TextSpec) -> str:
+    match spec:
+        case FilesText():
+            return f"paths=[{','.join(spec.paths)}]"
+        case HubText():
+            return f"repo={spec.repo}"
+        case EmbeddedText():
+            return "the embedded text"
+        case _:
+            assert_never(spec)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -81,4 +82,10 @@ def _exchange(act: Callable[..., Any], folder: Path, tensors: Mapping[str, Tenso
     alone = world.size == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP warns every single process
-        act(dict(tensors), checkpoint_id=folder, no_dist=alone, process_group=None if alone else connected(world))
+        failures: list[BaseException] = []
+        try:
+            act(dict(tensors), checkpoint_id=folder, no_dist=alone, process_group=None if alone else connected(world))
+        except CheckpointException as error:  # no Exception, and its message is a traceback
+            failures = [failure for failure, _ in error.failures.values()]
+        if failures:  # raised out here, where it keeps its own context: the error of the disk
+            raise failures[0]

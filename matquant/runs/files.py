@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.runs.status import process_started
 
@@ -27,8 +28,9 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
-        write(beside)
-        os.replace(beside, path)
+        with writing(path):
+            write(beside)
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from matquant.disk import writing
 from matquant.runs.files import write_beside
 from matquant.runs.status import Reporter, reporting
 
@@ -73,7 +74,7 @@ class RunDir:
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Adds one line to train.jsonl: a step, its losses per slice, whatever the algorithm reports."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a") as file:
+        with writing(self.log), self.log.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind_log(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:

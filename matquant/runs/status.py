@@ -6,7 +6,6 @@ or is not there at all.  Here a state is one word, with a reason and one sentenc
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import psutil
 
+from matquant.disk import is_full
 from matquant.errors import UserError
 from matquant.runs.stopping import Stopped, interrupts_win
 
@@ -176,14 +176,14 @@ def reason_of(error: BaseException) -> Reason:
     """The kind of a failure, which decides what a user can do about it."""
     if isinstance(error, BaseExceptionGroup):
         return reason_of(error.exceptions[0])
+    if is_full(error):
+        return "disk full"
     if isinstance(error, FloatingPointError):
         return "non-finite"
     if isinstance(error, UserError):
         return "bad input"
     if _is_out_of_memory(error):
         return "out of memory"
-    if _is_disk_full(error):
-        return "disk full"
     return reason_of(error.__cause__) if error.__cause__ is not None else "error"
 
 
@@ -194,10 +194,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     )
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # safetensors, arrow and torch.save write with libraries that have words instead of numbers for it.
-    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))

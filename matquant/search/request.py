@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from matquant.config.cell import DType
+from matquant.config.cell import Cell, DType
 from matquant.config.setup import Readout, SearchSpec
 from matquant.errors import UserError
 from matquant.notation import STRATEGIES, Plan
@@ -68,6 +68,21 @@ class Search:
             facts |= dict.fromkeys(("budget", "generations", "offspring", "seed"))
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.strategy}-{digest}"
+
+
+def require_text(cell: Cell) -> None:
+    """Refuses a cell that no widths can be searched for."""
+    if cell.objective is None or cell.data is None:
+        raise UserError(
+            f"cell {cell.id} has no nested checkpoint or no calibration text to search with; "
+            "choose base=omniquant, base=qat or base=gptq"
+        )
+
+
+def require_trained(cell: Cell, run: RunDir) -> None:
+    """Refuses a cell that has no checkpoint yet."""
+    if not run.description.exists():
+        raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
 
 
 def found_plan(run: RunDir, readout: Readout, plan: Plan) -> Mapping[str, Any] | None:

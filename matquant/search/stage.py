@@ -20,16 +20,16 @@ from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.tokens import search_tokens
 from matquant.notation import Plan
-from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
+from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.sources import claim, present_sources, require_same
 from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
 from matquant.search.fitness import Fitness
-from matquant.search.request import Search, found_plan, recorded_checksum
+from matquant.search.request import Search, found_plan, recorded_checksum, require_text, require_trained
 from matquant.search.space import Space, space_of
 from matquant.search.strategies import Evolution, Levels, dynamic_program, evolve, pyramid
 
@@ -41,19 +41,14 @@ def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent)
     is out of reach keeps no other plan from being found: its UserError is raised at the end.
     """
     run, readout = RunDir(setup.paths.runs, cell.id), setup.readout
-    if cell.objective is None or cell.data is None:
-        raise UserError(
-            f"cell {cell.id} has no nested checkpoint or no calibration text to search with; "
-            "choose base=omniquant, base=qat or base=gptq"
-        )
+    require_text(cell)
     paths = {plan: run.plan(Search.of(plan, readout.search).label) for plan in plans}
     lacking = [plan for plan in plans if found_plan(run, readout, plan) is None]
     if not lacking:
         return paths
     device = pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another search")
-    if not has_checkpoint(run.checkpoint):
-        raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
+    require_trained(cell, run)
     require_same(cell, setup)
     checkpoint = load_checkpoint(run.checkpoint, cell, device=str(device))
     spaces, refused = _spaces(cell, setup, checkpoint.layers, lacking)
@@ -103,8 +98,7 @@ def _fitness(cell: Cell, setup: Setup, layers: Mapping[str, NestedWeight]) -> Fi
     # In the dtype that plans are read in: what is rounded there is rounded here.
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=pick_device(setup))
     check_layers(cell, model, layers, RunDir(setup.paths.runs, cell.id).checkpoint)
-    data = cell.data.model_copy(update={"num_sequences": spec.num_sequences})
-    text = token_blocks(data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos)
+    text = search_tokens(cell, spec, tokenizer)
     claim(cell, setup, before)
     return Fitness(model, layers, text, top_k=spec.top_k, batch_size=spec.batch_size)
 

@@ -14,6 +14,7 @@ from matquant.algorithms.progress import Layers
 from matquant.codes.extra_precision import code_histogram, overflow_shares
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
+from matquant.disk import writing
 from matquant.models.devices import pick_device
 from matquant.parallel.distributed import ALONE, World
 from matquant.parallel.sharding import load_tensors, save_tensors
@@ -91,7 +92,12 @@ class DiskProgress:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
         self.world.barrier()
-        save_tensors(beside, state, self.world)
+        try:
+            with writing(folder):
+                save_tensors(beside, state, self.world)
+        except OSError:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
         if self.world.is_main:
             beside.rename(folder)
             for other in self.run.state.glob("step-*"):

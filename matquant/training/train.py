@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import assert_never
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from matquant.algorithms import gptq, minmax, omniquant, qat
 from matquant.algorithms.calibration import Shelf
@@ -16,7 +14,7 @@ from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBa
 from matquant.config.setup import Setup
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.tokens import training_tokens
 from matquant.parallel import distributed
 from matquant.parallel.distributed import World, check_ranks
 from matquant.runs.checkpoint import has_checkpoint, save_checkpoint
@@ -67,7 +65,7 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
     place = device if world.size == 1 else torch.device("cpu")
     before = present_sources(cell, setup.paths.cache) if world.is_main else {}
     model, tokenizer = load_model(cell.model, cache=setup.paths.cache, dtype=cell.model.dtype, device=place)
-    tokens = _tokens(cell, tokenizer)
+    tokens = training_tokens(cell, tokenizer)
     if world.is_main:
         claim(cell, setup, before)
     match cell.base:
@@ -89,13 +87,6 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
             raise AssertionError("a cell without quantization has nothing to train")
         case _:
             assert_never(cell.base)
-
-
-def _tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The calibration or training text of a cell; nothing for a cell that needs none."""
-    if cell.data is None:
-        return torch.empty(0, 0, dtype=torch.long)
-    return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos)
 
 
 def _shelf(base: OmniQuantBase | GPTQBase, cell: Cell, setup: Setup) -> Shelf:
