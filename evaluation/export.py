@@ -24,15 +24,16 @@ from evaluation.sources.loading import LocalSource, TaskSource, only_split
 from evaluation.sources.wheel import WheelSource
 from matquant.codes.nested import NestedWeight, materialize
 from matquant.command.parsing import parse
-from matquant.config.cell import Cell
+from matquant.config.cell import Cell, OmniQuantBase
 from matquant.config.setup import Readout, Setup
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device
 from matquant.models.experts import together
+from matquant.models.families import blocks, linears
 from matquant.models.linear_layers import as_stored
-from matquant.models.loading import LoadedModel, load_model
+from matquant.models.loading import LoadedModel, load_model, skeleton
 from matquant.notation import FULL, Plan
 from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
 from matquant.runs.files import require_writable
@@ -150,11 +151,26 @@ def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
         raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
 
 
+def require_biases(cell: Cell, setup: Setup) -> None:
+    """Refuses a read-out with biases that the architecture has no place for: other tools would leave them out."""
+    if not (isinstance(cell.base, OmniQuantBase) and cell.base.transformation) or cell.scope is None:
+        return
+    model = skeleton(cell.model, cache=setup.paths.cache)
+    found = [linears(block, cell.scope) for block in blocks(model)]
+    bare = [name for layers in found for name, linear in layers.items() if linear.bias is None]
+    if bare:
+        raise UserError(
+            f"base.transformation=true gives every layer a bias, and {type(model).__name__} has none in {bare[0]}, so "
+            "that a folder of it would be read without; export a cell of base.transformation=false"
+        )
+
+
 def main(arguments: Sequence[str]) -> None:
     given = parse("export", arguments)
     study = load_study(given.overrides)
     cell = study.one_cell()
     require_codes(cell, study.setup, given.plan)
+    require_biases(cell, study.setup)
     require_writable(given.folder, "FOLDER")
     exported = export(cell, study.setup, given.plan, given.folder)
     print(shlex.join(exported.command(study.setup.readout, add_bos=cell.sets_bos)))

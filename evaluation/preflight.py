@@ -61,15 +61,22 @@ def check_tasks(setup: Setup) -> None:
 def refusals(cells: Sequence[Cell], setup: Setup) -> dict[str, str]:
     """The reasons by cell id why cells cannot be run: a model is out of reach, lacks the scope or misfits the grid."""
     from evaluation.contexts import check_contexts  # torch takes seconds to import
+    from matquant.algorithms.block_wise import require_block_wise
     from matquant.models.loading import check_model
 
     verdicts: dict[str, str | None] = {}
     refused = {}
     for cell in cells:
-        facts = cell.model_dump_json(include={"model", "grid", "scope", "partial_scope", "data"})
+        facts = cell.model_dump_json(
+            include={
+                **dict.fromkeys(("model", "grid", "scope", "partial_scope", "data"), True),
+                "base": {"kind"},
+            }
+        )
         if facts not in verdicts:
             try:
                 check_model(cell, cache=setup.paths.cache, heldout=setup.readout.perplexity)
+                require_block_wise(cell, cache=setup.paths.cache)
                 check_contexts(cell, setup.readout, cache=setup.paths.cache)
                 verdicts[facts] = None
             except UserError as error:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from matquant.config.cell import DType, RandomModel
+from matquant.config.cell import RandomModel
 from matquant.models.loading import LoadedModel, load_model
 
 LLAMA = {
@@ -79,6 +79,8 @@ MODELS: dict[str, Tiny] = {
     "seed_oss": llama("seed_oss", head_dim=8),
     "opt": Tiny("opt", OPT),
     "opt after its norm": Tiny("opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "xglm": Tiny("xglm", {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64}),
+    "biogpt": Tiny("biogpt", LLAMA),
     "gpt2": Tiny("gpt2", GPT),
     "gpt_bigcode": Tiny("gpt_bigcode", GPT),
     "gpt_neox": Tiny("gpt_neox", LLAMA),
@@ -126,5 +128,5 @@ def spec_of(name: str, **config: Any) -> RandomModel:
     return RandomModel(kind="random", name="tiny", architecture=model.architecture, config={**model.config, **config})
 
 
-def loaded(name: str, dtype: DType = "float32", **config: Any) -> LoadedModel:
+def loaded(name: str, dtype: str = "float32", **config: Any) -> LoadedModel:
     return load_model(spec_of(name, **config), cache=Path(), dtype=dtype, device=torch.device("cpu"))

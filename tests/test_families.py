@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM
 
+from evaluation.export import export, require_biases
+from evaluation.language_model import SharedContextLM
+from evaluation.preflight import refusals
 from matquant.algorithms.calibration import Shelf, attend, block_outputs, capture, run_chain, suited_to
-from matquant.codes.nested import materialize
+from matquant.codes.nested import NestedWeight, materialize
 from matquant.codes.quantizers import DTYPES
 from matquant.config.cell import Cell
-from matquant.models.families import FAMILIES, blocks
+from matquant.config.setup import Setup
+from matquant.errors import UserError
+from matquant.models.families import FAMILIES, blocks, family_of, linears
 from matquant.models.loading import load_model
-from matquant.notation import Objective, Plan
+from matquant.notation import Objective, Plan, Slice
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.folder import RunDir
 from matquant.runs.tracking import NoTracker
 from matquant.training.train import train
-from tests.families import MODELS, loaded, spec_of
+from tests.families import LLAMA, MODELS, loaded, spec_of
 from tests.mixtures import MIXTURES
 from tests.plain_reading import plain_model
 
+CPU = torch.device("cpu")
 TOKENS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(0))
 BLOCK_WISE = [name for name, tiny in MODELS.items() if not FAMILIES[tiny.family or tiny.architecture].not_block_wise]
 
@@ -83,37 +95,191 @@ BASES = {
         NESTED,
     ),
 }
-DATA = {"kind": "embedded", "num_sequences": 4, "sequence_length": 16}
 
 
-def cell_of(name: str, base: str, **model) -> Cell:
-    settings, objective = BASES[base]
-    return Cell.model_validate(
-        {
-            "model": spec_of(name).model_copy(update=model),
-            "base": settings,
-            "objective": objective,
-            "grid": {},
-            "scope": "ffn_attention",
-            "data": DATA,
-        }
-    )
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> dict[str, object]:
+    """Some calibration text in a file, which is read faster than the embedded corpus."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(f"The {number} ships of the harbour lie still, {number**2}." for number in range(40)))
+    return {"kind": "text_files", "paths": (str(path),), "num_sequences": 4, "sequence_length": 16}
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("name", MODELS)
-def test_a_checkpoint_is_what_a_second_reading_of_it_says(name, base, tiny_study):
+@pytest.fixture
+def cell_of(text) -> Callable[..., Cell]:
+    def cell(name: str, base: str, *, dtype: str = "float32", scope: str = "ffn_attention", **changes: object) -> Cell:
+        settings, objective = BASES[base]
+        return Cell.model_validate(
+            {
+                "model": spec_of(name).model_copy(update={"dtype": dtype}),
+                "base": settings | changes,
+                "objective": objective,
+                "grid": {},
+                "scope": scope,
+                "data": text,
+            }
+        )
+
+    return cell
+
+
+@pytest.fixture
+def setup(tiny_study) -> Setup:
     setup = tiny_study().setup
-    cell = cell_of(name, base)
-    if name not in BLOCK_WISE and base in ("omniquant", "gptq"):
-        return
+    return setup.model_copy(update={"readout": setup.readout.model_copy(update={"tasks": ()})})
+
+
+def trained(cell: Cell, setup: Setup) -> dict[str, NestedWeight]:
+    """The layers of a cell's checkpoint, which is made first."""
     train(cell, setup, NoTracker())
-    folder = RunDir(setup.paths.runs, cell.id).checkpoint
-    model = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=torch.device("cpu")).model
-    layers = load_checkpoint(folder, cell).layers
+    return dict(load_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint, cell).layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [(name, base) for name in MODELS for base in BASES if name in BLOCK_WISE or base in ("minmax", "qat")],
+)
+def test_a_checkpoint_is_what_a_second_reading_of_it_says(name, base, cell_of, setup):
+    cell = cell_of(name, base)
+    layers = trained(cell, setup)
+    model = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=CPU).model
+    folder, logits = RunDir(setup.paths.runs, cell.id).checkpoint, []
     for bits in (8, 2):
         read = materialize(model, layers, Plan.parse(f"int{bits}"))
         plain = plain_model(MODELS[name].architecture, MODELS[name].config, folder, bits)
         with torch.no_grad():
             ours, theirs = (one(input_ids=TOKENS).logits for one in (read, plain))
         assert torch.allclose(ours, theirs, atol=1e-5)
+        logits.append(ours)
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_scope_is_every_matrix_of_a_block_but_those_that_are_kept(name):
+    for block in blocks(loaded(name).model):
+        matrices = {path for path, weight in block.named_parameters() if weight.ndim > 1}
+        kept = {path for path in matrices if path.split(".")[0] in family_of(block).kept}
+        assert {f"{path}.weight" for path in linears(block, "ffn_attention")} == matrices - kept
+        assert 0 < len(linears(block, "ffn")) < len(linears(block, "ffn_attention"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("compute_dtype", DTYPES)
+@pytest.mark.parametrize("base", ["omniquant", "gptq", "qat"])
+@pytest.mark.parametrize("name", ["starcoder2", "bloom"])
+def test_every_base_takes_a_model_of_one_dtype_under_products_of_another(
+    name, base, dtype, compute_dtype, cell_of, setup
+):
+    layers = trained(cell_of(name, base, dtype=dtype, compute_dtype=compute_dtype), setup)
+    exact = trained(cell_of(name, base), setup)
+    for path, nested in layers.items():
+        distance = (nested.at(Slice(8)).weight - exact[path].at(Slice(8)).weight).abs().mean()
+        assert distance < 0.1 * exact[path].at(Slice(8)).weight.abs().mean(), path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_the_hubs_dtype_is_trained_in_float32(name, cell_of, setup):
+    layers = trained(cell_of(name, "qat", dtype="bfloat16"), setup)
+    assert all(nested.grid.scale.isfinite().all() for nested in layers.values())
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+def test_recomputed_activations_turn_no_dropout_on(name, cell_of, setup):
+    kept, recomputed = (trained(cell_of(name, "qat", activation_checkpointing=on), setup) for on in (False, True))
+    assert all(torch.equal(kept[path].codes, recomputed[path].codes) for path in kept)
+    assert all(torch.equal(kept[path].grid.scale, recomputed[path].grid.scale) for path in kept)
+
+
+# --- preflight -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["ffn", "ffn_attention"])
+@pytest.mark.parametrize("name", MODELS)
+def test_preflight_walks_through_every_family_without_weights(name, scope, cell_of, setup):
+    cells = [cell_of(name, base, scope=scope) for base in BASES]
+    refused = refusals(cells, setup)
+    assert set(refused) == {
+        cell.id for cell in cells if name not in BLOCK_WISE and cell.base.kind in ("omniquant", "gptq")
+    }
+    for reason in refused.values():
+        assert reason.endswith("; choose base=minmax or base=qat")
+        assert "keys and values from earlier ones" in reason
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "message"),
+    [
+        ("gemma4_text", {"hidden_size_per_layer_input": 8}, "its blocks are called with per_layer_input"),
+        ("gpt_neox_japanese", {}, "has no blocks at model.layers or"),
+    ],
+)
+def test_an_architecture_that_nobody_named_is_refused_where_it_does_not_fit(
+    architecture, config, message, cell_of, setup
+):
+    cell = cell_of("llama", "gptq")
+    spec = cell.model.model_copy(update={"architecture": architecture, "config": {**LLAMA, **config}})
+    (reason,) = refusals([cell.model_copy(update={"model": spec})], setup).values()
+    assert message in reason
+    assert "\n" not in reason
+
+
+def test_an_architecture_that_nobody_named_is_taken_where_it_is_built_like_llama(cell_of, setup):
+    cell = cell_of("llama", "gptq")
+    spec = cell.model.model_copy(update={"architecture": "apertus"})
+    assert "apertus" not in FAMILIES
+    assert not refusals([cell.model_copy(update={"model": spec})], setup)
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3 with images", "opt", "falcon"])
+def test_an_exported_read_out_is_read_by_transformers_alone(name, cell_of, setup, tmp_path):
+    cell = cell_of(name, "minmax")
+    trained(cell, setup)
+    memory = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=CPU)
+    exported = export(cell, setup, Plan.parse("int4"), tmp_path / "exported", loaded=memory)
+    plain = AutoModelForCausalLM.from_pretrained(exported.model)
+    assert type(plain) is type(memory.model)
+    with torch.no_grad():
+        ours, theirs = (one(input_ids=TOKENS).logits for one in (memory.model, plain))
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_read_out_whose_biases_a_folder_would_lose_is_not_exported(cell_of, setup):
+    require_biases(cell_of("phi", "omniquant"), setup)
+    require_biases(cell_of("llama", "omniquant", transformation=False), setup)
+    with pytest.raises(
+        UserError, match=r"LlamaForCausalLM has none in self_attn.q_proj, .* base.transformation=false$"
+    ):
+        require_biases(cell_of("llama", "omniquant"), setup)
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+# lm-eval's decorator hides the class's signature from type checkers.
+_HFLM: Any = HFLM
+QUESTIONS = ["Is the sea blue, or green?", "Who?"]
+ANSWERS = [" yes", " no", " a blue lid, or a jar"]
+REQUESTS = [
+    Instance("loglikelihood", {}, (question, answer), index, metadata=("made", document, 1))
+    for document, question in enumerate(QUESTIONS)
+    for index, answer in enumerate(ANSWERS)
+]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_likelihoods_are_those_of_lm_eval_and_transformers_alone(name):
+    tiny = MODELS[name]
+    model, tokenizer = loaded(name, initializer_range=0.3)
+    plain = plain_model(tiny.architecture, {**tiny.config, "initializer_range": 0.3})
+    ours, theirs = (
+        kind(pretrained=one, tokenizer=tokenizer, batch_size=4, max_length=60)
+        for kind, one in ((SharedContextLM, model), (_HFLM, plain))
+    )
+    assert ours.shares_contexts == (name not in ("bloom", "mpt", "falcon with alibi", "gpt_neo"))
+    for (score, greedy), (their_score, their_greedy) in zip(
+        ours.loglikelihood(REQUESTS), theirs.loglikelihood(REQUESTS, disable_tqdm=True), strict=True
+    ):
+        assert score == pytest.approx(their_score, abs=1e-4)
+        assert greedy == their_greedy

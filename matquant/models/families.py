@@ -27,7 +27,7 @@ class Family:
     """The attention inside a block; its forward returns (output, weights)."""
     mixers: tuple[str, ...] = ()
     """The modules that stand in the place of attention in some blocks, or beside it: linear attention, Mamba."""
-    feed_forward: tuple[str, ...] = ("mlp",)
+    feed_forward: tuple[str, ...] = ("mlp", "feed_forward", "block_sparse_moe")
     """The modules of a block's feed-forward network, or its linear layers where they lie in the block itself."""
     kept: tuple[str, ...] = ()
     """Small modules of a block that stay in full precision, as routers do."""
@@ -74,6 +74,8 @@ FAMILIES: dict[str, Family] = {
     "lfm2": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
     "lfm2_moe": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
     "opt": OPT,
+    "xglm": Family(feed_forward=("fc1", "fc2")),
+    "biogpt": Family(blocks=("biogpt.layers",), feed_forward=("fc1", "fc2")),
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
     "gpt_neox": Family(blocks=("gpt_neox.layers",), attention="attention"),
