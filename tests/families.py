@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from matquant.config.cell import RandomModel
+from matquant.models.families import FAMILIES
 from matquant.models.loading import LoadedModel, load_model
 
 LLAMA = {
@@ -45,7 +46,9 @@ def llama(architecture: str, **config: Any) -> Tiny:
 
 
 MODELS: dict[str, Tiny] = {
-    **{name: llama(name) for name in ("llama", "qwen2", "olmo", "olmo2", "arcee", "starcoder2", "persimmon")},
+    **{name: llama(name) for name in ("llama", "olmo", "olmo2", "arcee", "persimmon")},
+    "qwen2": llama("qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    "starcoder2": llama("starcoder2", sliding_window=6),
     "mistral": llama("mistral", sliding_window=6),
     "helium": llama("helium", head_dim=8),
     "qwen3": llama("qwen3", head_dim=8),
@@ -63,7 +66,7 @@ MODELS: dict[str, Tiny] = {
         "gemma3",
     ),
     "phi": llama("phi", partial_rotary_factor=0.5),
-    "phi3": llama("phi3", pad_token_id=0),
+    "phi3": llama("phi3", pad_token_id=0, sliding_window=6),
     "stablelm": llama("stablelm", use_parallel_residual=False),
     "stablelm in parallel": Tiny("stablelm", {**LLAMA, "use_parallel_residual": True}),
     "granite": llama("granite", embedding_multiplier=2.0, logits_scaling=3.0, residual_multiplier=0.5),
@@ -121,6 +124,35 @@ MODELS: dict[str, Tiny] = {
         "gemma3n",
     ),
 }
+
+
+KNOWN_AS = {
+    "codegen": "CodeGen",
+    "falcon": "Falcon 7B, 40B and RW",
+    "gemma3": "Gemma-3, text alone or with images",
+    "gemma3n": "Gemma-3n, its text model",
+    "gpt2": "GPT-2, GPT-SW3",
+    "gpt_bigcode": "StarCoder, SantaCoder",
+    "gpt_neox": "Pythia, GPT-NeoX",
+    "gptj": "GPT-J",
+    "llama": "Llama, SmolLM2, InternLM3",
+    "mistral": "Mistral 7B",
+    "opt": "OPT, Galactica",
+    "phi": "Phi-1, Phi-1.5, Phi-2",
+    "phi3": "Phi-3, Phi-4",
+    "qwen2": "Qwen2, Qwen2.5",
+}
+"""Models by which a family is better known than by its folder in transformers."""
+
+
+def table() -> str:
+    """The table of docs/models.md: families, bases, and whether answers share their question in evaluation."""
+    rows = ["| family | models | none, minmax, qat | omniquant, gptq | answers share a row |", "|---|---|---|---|---|"]
+    for name, family in sorted(FAMILIES.items()):
+        block_wise = "refused" if family.not_block_wise else "yes"
+        shares = ("without alibi" if name == "falcon" else "yes") if family.shares_contexts else "no"
+        rows.append(f"| `{name}` | {KNOWN_AS.get(name, '')} | yes | {block_wise} | {shares} |")
+    return "\n".join(rows)
 
 
 def spec_of(name: str, **config: Any) -> RandomModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from evaluation.export import export, require_biases
 from evaluation.language_model import SharedContextLM
 from evaluation.preflight import refusals
+from evaluation.work import size_of
 from matquant.algorithms.calibration import Shelf, attend, block_outputs, capture, run_chain, suited_to
 from matquant.codes.nested import NestedWeight, materialize
 from matquant.codes.quantizers import DTYPES
-from matquant.config.cell import Cell
+from matquant.config.cell import Cell, Scope
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.models.families import FAMILIES, blocks, family_of, linears
@@ -27,11 +29,12 @@ from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.folder import RunDir
 from matquant.runs.tracking import NoTracker
 from matquant.training.train import train
-from tests.families import LLAMA, MODELS, loaded, spec_of
+from tests.families import LLAMA, MODELS, loaded, spec_of, table
 from tests.mixtures import MIXTURES
 from tests.plain_reading import plain_model
 
 CPU = torch.device("cpu")
+SCOPE: Scope = "ffn_attention"
 TOKENS = torch.randint(0, 256, (3, 16), generator=torch.Generator().manual_seed(0))
 BLOCK_WISE = [name for name, tiny in MODELS.items() if not FAMILIES[tiny.family or tiny.architecture].not_block_wise]
 
@@ -39,6 +42,18 @@ BLOCK_WISE = [name for name, tiny in MODELS.items() if not FAMILIES[tiny.family 
 def test_every_family_of_the_table_has_a_tiny_model():
     tinies = {**MODELS, **MIXTURES}.values()
     assert {tiny.family or tiny.architecture for tiny in tinies} == set(FAMILIES)
+
+
+def test_the_table_in_the_documentation_is_the_table_of_the_code():
+    assert table() in (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_has_its_size_whatever_its_settings_are_called(name, cell_of):
+    model, size = loaded(name).model, size_of(cell_of(name, "minmax"), Path())
+    assert (size.hidden, size.layers, size.vocabulary) == (32, len(blocks(model)), 257)
+    assert size.in_scope == sum(linear.weight.numel() for b in blocks(model) for linear in linears(b, SCOPE).values())
+    assert size.weights == sum(parameter.numel() for parameter in model.parameters())
 
 
 # --- block by block --------------------------------------------------------------------------------------------------
@@ -107,7 +122,7 @@ def text(tmp_path_factory) -> dict[str, object]:
 
 @pytest.fixture
 def cell_of(text) -> Callable[..., Cell]:
-    def cell(name: str, base: str, *, dtype: str = "float32", scope: str = "ffn_attention", **changes: object) -> Cell:
+    def cell(name: str, base: str, *, dtype: str = "float32", scope: Scope = SCOPE, **changes: object) -> Cell:
         settings, objective = BASES[base]
         return Cell.model_validate(
             {
@@ -159,8 +174,8 @@ def test_the_scope_is_every_matrix_of_a_block_but_those_that_are_kept(name):
     for block in blocks(loaded(name).model):
         matrices = {path for path, weight in block.named_parameters() if weight.ndim > 1}
         kept = {path for path in matrices if path.split(".")[0] in family_of(block).kept}
-        assert {f"{path}.weight" for path in linears(block, "ffn_attention")} == matrices - kept
-        assert 0 < len(linears(block, "ffn")) < len(linears(block, "ffn_attention"))
+        assert {f"{path}.weight" for path in linears(block, SCOPE)} == matrices - kept
+        assert 0 < len(linears(block, "ffn")) < len(linears(block, SCOPE))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -193,10 +208,9 @@ def test_recomputed_activations_turn_no_dropout_on(name, cell_of, setup):
 # --- preflight -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scope", ["ffn", "ffn_attention"])
 @pytest.mark.parametrize("name", MODELS)
-def test_preflight_walks_through_every_family_without_weights(name, scope, cell_of, setup):
-    cells = [cell_of(name, base, scope=scope) for base in BASES]
+def test_preflight_walks_through_every_family_without_weights(name, cell_of, setup):
+    cells = [*(cell_of(name, base, scope="ffn") for base in ("minmax", "gptq")), cell_of(name, "omniquant")]
     refused = refusals(cells, setup)
     assert set(refused) == {
         cell.id for cell in cells if name not in BLOCK_WISE and cell.base.kind in ("omniquant", "gptq")

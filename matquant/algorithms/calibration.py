@@ -92,16 +92,13 @@ class Shelf:
 
 @contextmanager
 def suited_to(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Holds those weights of a module in float32 that products in `dtype` need in it, and narrows them afterwards.
+    """Holds the weights of a module in float32 that products in `dtype` need in it, and narrows them again afterwards.
 
-    For narrower products autocast converts matrices on the way, and norms stay in float32: their vectors are widened,
-    which some norms need on a CPU.  For products in float32 nothing converts a matrix either: all weights are widened.
-    Widening and narrowing again gives back the same bits.
+    For narrower products autocast converts weights on the way, but on a CPU not those of layer norms, whose input is in
+    float32.  For products in float32 nothing converts a weight.  Widening and narrowing again gives back the same bits.
     """
-    wide = dtype == torch.float32
-    tensors: list[Tensor] = [parameter for parameter in module.parameters() if wide or parameter.ndim < 2]
-    if wide:
-        tensors += module.buffers()
+    wide = [module] if dtype == torch.float32 else [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
+    tensors = [tensor for part in wide for tensor in (*part.parameters(), *part.buffers())]
     before = [(tensor, tensor.dtype) for tensor in tensors if tensor.is_floating_point()]
     for tensor, _ in before:
         tensor.data = tensor.data.float()
@@ -141,7 +138,7 @@ def capture(
     """
     device = next(model.parameters()).device
     with ExitStack() as stack:
-        for part in around_blocks(model):
+        for part in around_blocks(model) if dtype == torch.float32 else ():
             stack.enter_context(suited_to(part, dtype))
         arguments = block_arguments(model, tokens[:1].to(device))
         hidden = (first_input(model, batch.to(device)) for batch in tokens.split(batch_size))
