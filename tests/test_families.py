@@ -97,11 +97,11 @@ def test_blocks_one_by_one_give_the_models_own_hidden_states_in_every_dtype(name
 
 # --- every base ------------------------------------------------------------------------------------------------------
 
-NESTED = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})
+NESTED = Objective.parse(8, {"int8": 1.0, "int2": 1.0})
 BASES = {
     "minmax": ({"kind": "minmax"}, Objective.parse(8, {"int8": 1.0})),
     "omniquant": (
-        {"kind": "omniquant", "num_steps": 2, "batch_size": 2, "clipping_lr": 0.1, "transformation": True},
+        {"kind": "omniquant", "num_steps": 1, "batch_size": 2, "clipping_lr": 0.1, "transformation": True},
         NESTED,
     ),
     "gptq": ({"kind": "gptq", "batch_size": 2}, NESTED),
@@ -155,7 +155,8 @@ def trained(cell: Cell, setup: Setup) -> dict[str, NestedWeight]:
     [(name, base) for name in MODELS for base in BASES if name in BLOCK_WISE or base in ("minmax", "qat")],
 )
 def test_a_checkpoint_is_what_a_second_reading_of_it_says(name, base, cell_of, setup):
-    cell = cell_of(name, base)
+    # As most models of the hub are: in bfloat16, under products in float32.
+    cell = cell_of(name, base, dtype="float32" if base == "minmax" else "bfloat16")
     layers = trained(cell, setup)
     model = load_model(cell.model, cache=setup.paths.cache, dtype="float32", device=CPU).model
     folder, logits = RunDir(setup.paths.runs, cell.id).checkpoint, []
@@ -178,10 +179,11 @@ def test_the_scope_is_every_matrix_of_a_block_but_those_that_are_kept(name):
         assert 0 < len(linears(block, "ffn")) < len(linears(block, SCOPE))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("compute_dtype", DTYPES)
-@pytest.mark.parametrize("base", ["omniquant", "gptq", "qat"])
-@pytest.mark.parametrize("name", ["starcoder2", "bloom"])
+@pytest.mark.parametrize(
+    ("dtype", "compute_dtype"),
+    [(dtype, other) for dtype in DTYPES for other in DTYPES if "bfloat16" in (dtype, other) or dtype != other],
+)
+@pytest.mark.parametrize(("name", "base"), [("starcoder2", "qat"), ("bloom", "qat"), ("bloom", "omniquant")])
 def test_every_base_takes_a_model_of_one_dtype_under_products_of_another(
     name, base, dtype, compute_dtype, cell_of, setup
 ):
@@ -190,12 +192,6 @@ def test_every_base_takes_a_model_of_one_dtype_under_products_of_another(
     for path, nested in layers.items():
         distance = (nested.at(Slice(8)).weight - exact[path].at(Slice(8)).weight).abs().mean()
         assert distance < 0.1 * exact[path].at(Slice(8)).weight.abs().mean(), path
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_of_the_hubs_dtype_is_trained_in_float32(name, cell_of, setup):
-    layers = trained(cell_of(name, "qat", dtype="bfloat16"), setup)
-    assert all(nested.grid.scale.isfinite().all() for nested in layers.values())
 
 
 @pytest.mark.parametrize("name", ["opt", "gpt2"])
