@@ -128,6 +128,7 @@ MODELS: dict[str, Tiny] = {
 
 KNOWN_AS = {
     "codegen": "CodeGen",
+    "deepseek_v3": "DeepSeek-V3, R1",
     "falcon": "Falcon 7B, 40B and RW",
     "gemma3": "Gemma-3, text alone or with images",
     "gemma3n": "Gemma-3n, its text model",
@@ -135,8 +136,11 @@ KNOWN_AS = {
     "gpt_bigcode": "StarCoder, SantaCoder",
     "gpt_neox": "Pythia, GPT-NeoX",
     "gptj": "GPT-J",
+    "granitemoehybrid": "Granite 4",
     "llama": "Llama, SmolLM2, InternLM3",
     "mistral": "Mistral 7B",
+    "phimoe": "Phi-3.5-MoE",
+    "qwen3_next": "Qwen3-Next",
     "opt": "OPT, Galactica",
     "phi": "Phi-1, Phi-1.5, Phi-2",
     "phi3": "Phi-3, Phi-4",
