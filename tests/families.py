@@ -106,6 +106,20 @@ MODELS: dict[str, Tiny] = {
     "falcon": Tiny("falcon", FALCON),
     "falcon of 40B": Tiny("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon with alibi": Tiny("falcon", {**FALCON, "alibi": True, "parallel_attn": False, "multi_query": False}),
+    "gemma4": Tiny(
+        "gemma4_text",
+        {
+            **LLAMA,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "sliding_window": 6,
+            "vocab_size_per_layer_input": 257,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "gemma4",
+    ),
     "gemma3n": Tiny(
         "gemma3n_text",
         {
@@ -131,7 +145,8 @@ KNOWN_AS = {
     "deepseek_v3": "DeepSeek-V3, R1",
     "falcon": "Falcon 7B, 40B and RW",
     "gemma3": "Gemma-3, text alone or with images",
-    "gemma3n": "Gemma-3n, its text model",
+    "gemma3n": "Gemma-3n",
+    "gemma4": "Gemma-4",
     "gpt2": "GPT-2, GPT-SW3",
     "gpt_bigcode": "StarCoder, SantaCoder",
     "gpt_neox": "Pythia, GPT-NeoX",

@@ -12,14 +12,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-from evaluation.export import export, require_biases
+from evaluation.export import export, require_places
 from evaluation.language_model import SharedContextLM
 from evaluation.preflight import refusals
 from evaluation.work import size_of
 from matquant.algorithms.calibration import Shelf, attend, block_outputs, capture, run_chain, suited_to
 from matquant.codes.nested import NestedWeight, materialize
 from matquant.codes.quantizers import DTYPES
-from matquant.config.cell import Cell, Scope
+from matquant.config.cell import Cell, FolderModel, Scope
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.models.families import FAMILIES, blocks, linears
@@ -210,7 +210,7 @@ def test_preflight_walks_through_every_family_without_weights(name, cell_of, set
 @pytest.mark.parametrize(
     ("architecture", "config", "message"),
     [
-        ("gemma4_text", {"hidden_size_per_layer_input": 8}, "its blocks are called with per_layer_input"),
+        ("gemma4_unified_text", {}, "its blocks are called with shared_kv_states"),
         ("gpt_neox_japanese", {}, "has no blocks at model.layers or"),
     ],
 )
@@ -242,18 +242,21 @@ def test_an_exported_read_out_is_read_by_transformers_alone(name, cell_of, setup
     exported = export(cell, setup, Plan.parse("int4"), tmp_path / "exported", loaded=memory)
     plain = AutoModelForCausalLM.from_pretrained(exported.model)
     assert type(plain) is type(memory.model)
+    spec = FolderModel(kind="folder", name="exported", path=str(exported.model))
+    again = load_model(spec, cache=setup.paths.cache, dtype="float32", device=CPU).model
     with torch.no_grad():
-        ours, theirs = (one(input_ids=TOKENS).logits for one in (memory.model, plain))
+        ours, theirs, ours_again = (one(input_ids=TOKENS).logits for one in (memory.model, plain, again))
     assert torch.allclose(ours, theirs, atol=1e-6)
+    assert torch.equal(ours, ours_again)
 
 
 def test_a_read_out_whose_biases_a_folder_would_lose_is_not_exported(cell_of, setup):
-    require_biases(cell_of("phi", "omniquant"), setup)
-    require_biases(cell_of("llama", "omniquant", transformation=False), setup)
+    require_places(cell_of("phi", "omniquant"), setup)
+    require_places(cell_of("llama", "omniquant", transformation=False), setup)
     with pytest.raises(
-        UserError, match=r"LlamaForCausalLM has none in self_attn.q_proj, .* base.transformation=false$"
+        UserError, match=r"14 layers of tiny a bias, such as model.layers.0.self_attn.q_proj, .*=false$"
     ):
-        require_biases(cell_of("llama", "omniquant"), setup)
+        require_places(cell_of("llama", "omniquant"), setup)
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ GPT2 = Family(blocks=("transformer.h",), attention="attn")
 BLOOM = Family(blocks=("transformer.h",), attention="self_attention", returns_tuple=True, shares_contexts=False)
 OPT = Family(blocks=("model.decoder.layers",), feed_forward=("fc1", "fc2"))
 
+HANDS_ON = "its later blocks take keys and values from earlier ones, and every block an input of its own"
+
 # The key is the folder of `transformers.models` that an architecture's classes come from.
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
@@ -97,7 +99,11 @@ FAMILIES: dict[str, Family] = {
     "gemma3n": Family(
         feed_forward=("mlp", "laurel", "per_layer_input_gate", "per_layer_projection"),
         kept=("altup",),
-        not_block_wise="its later blocks take keys and values from earlier ones, and every block an input of its own",
+        not_block_wise=HANDS_ON,
+    ),
+    "gemma4": Family(
+        feed_forward=("mlp", "per_layer_input_gate", "per_layer_projection"),
+        not_block_wise=HANDS_ON,
     ),
 }
 
