@@ -6,14 +6,13 @@ Prints the command line of lm-eval that measures the same weights on the same do
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
 import transformers
 import yaml
-from torch import nn
 
 from evaluation.lm_eval_patches import no_dataset_bars
 from evaluation.protocol import task_source
@@ -22,9 +21,9 @@ from evaluation.sources.hub import HubSource
 from evaluation.sources.index import yaml_of
 from evaluation.sources.loading import LocalSource, TaskSource, only_split
 from evaluation.sources.wheel import WheelSource
-from matquant.codes.nested import NestedWeight, materialize
+from matquant.codes.nested import materialize
 from matquant.command.parsing import parse
-from matquant.config.cell import Cell
+from matquant.config.cell import Cell, OmniQuantBase
 from matquant.config.setup import Readout, Setup
 from matquant.config.study import load_study
 from matquant.disk import writing
@@ -32,8 +31,9 @@ from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device
 from matquant.models.experts import together
+from matquant.models.families import block_name, blocks, linears
 from matquant.models.linear_layers import as_stored
-from matquant.models.loading import LoadedModel, load_model
+from matquant.models.loading import LoadedModel, load_model, skeleton
 from matquant.notation import FULL, Plan
 from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
 from matquant.runs.files import require_writable
@@ -85,7 +85,6 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
         trained = RunDir(setup.paths.runs, cell.id).checkpoint
         checkpoint = load_checkpoint(trained, cell, device=str(device))
         check_layers(cell, model, checkpoint.layers, trained)
-        require_places(model, checkpoint.layers, cell)
         materialize(model, checkpoint.layers, find_plan(cell, setup, plan))
     transformers.logging.disable_progress_bar()
     with writing(folder):
@@ -94,20 +93,6 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
             model.save_pretrained(exported.model)
         tokenizer.save_pretrained(exported.model)
     return exported
-
-
-def require_places(model: nn.Module, layers: Mapping[str, NestedWeight], cell: Cell) -> None:
-    """Refuses a transformation whose biases have no place in the model's folder: others would read it without them."""
-    homeless = [
-        name
-        for name, nested in layers.items()
-        if nested.transform is not None and getattr(model.get_submodule(name), "bias", None) is None
-    ]
-    if homeless:
-        raise UserError(
-            f"base.transformation=true gives {len(homeless)} layers of {cell.model.name} a bias, such as "
-            f"{homeless[0]}, and its architecture has none there; export a cell of base.transformation=false"
-        )
 
 
 def export_tasks(folder: Path, names: Sequence[str], source: TaskSource) -> tuple[str, ...]:
@@ -150,6 +135,20 @@ def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
         raise UserError(f"a cell of base=none is not quantized and has no {plan}; read it as {FULL}")
     if not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint):
         raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
+
+
+def require_places(cell: Cell, setup: Setup) -> None:
+    """Refuses a transformation whose biases have no place in the model's folder: others would read it without them."""
+    if not (isinstance(cell.base, OmniQuantBase) and cell.base.transformation) or cell.scope is None:
+        return
+    model, scope = skeleton(cell.model, cache=setup.paths.cache), cell.scope
+    names = {block_name(model, index): linears(block, scope) for index, block in enumerate(blocks(model))}
+    homeless = [f"{block}.{name}" for block, found in names.items() for name, one in found.items() if one.bias is None]
+    if homeless:
+        raise UserError(
+            f"base.transformation=true gives {len(homeless)} layers of {cell.model.name} a bias, such as "
+            f"{homeless[0]}, and its architecture has none there; export a cell of base.transformation=false"
+        )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.export import PREFIX, Exported, export
+from evaluation.export import PREFIX, Exported, export, require_places
 from evaluation.lm_eval_patches import offline_environment
 from evaluation.preflight import check_tasks, refusals
 from evaluation.protocol import task_source
@@ -188,6 +188,7 @@ def _check(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> None:
     check_tasks(setup)
     for reason in refusals([cell], setup).values():
         raise UserError(reason)
+    require_places(cell, setup)
 
 
 def run(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> bool:

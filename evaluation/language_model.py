@@ -28,7 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from evaluation.lm_eval_patches import SHARED_CONTEXTS
 from matquant.errors import UserError
-from matquant.models.families import backbone, forward_replaced
+from matquant.models.families import backbone, forward_replaced, shares_contexts
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -312,7 +312,7 @@ class SharedContextLM(_HFLM):
 
     def _masks(self, branches: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """One mask for all layers, or one for each type of layer of a model that has several (Gemma-2)."""
-        config = self.model.config
+        config = self.model.config.get_text_config()
         window = getattr(config, "sliding_window", None)
         windows = {
             kind: window if kind == "sliding_attention" else None for kind in getattr(config, "layer_types", None) or ()
@@ -323,7 +323,7 @@ class SharedContextLM(_HFLM):
 
     def _mask(self, branches: Tensor, positions: Tensor, window: int | None) -> Tensor:
         visible = attention_mask(branches, positions, window)
-        if self.model.config._attn_implementation == "sdpa":
+        if self.model.config.get_text_config()._attn_implementation == "sdpa":
             return visible
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros_like(visible, dtype=self.model.dtype).masked_fill_(~visible, lowest)
@@ -344,7 +344,12 @@ class SharedContextLM(_HFLM):
             return self.model(input_ids=hidden.new_zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
 
     def _sharing_is_right(self) -> bool:
-        """True if this model gives made-up tokens the same scores with shared contexts as without."""
+        """True if this model gives made-up tokens the same scores with shared contexts as without.
+
+        A window that is longer than these few tokens would not show in them: what is known of a family comes first.
+        """
+        if not shares_contexts(self.model):
+            return False
         tokens = torch.arange(3, 40) % max(4, self.vocab_size - 1)
         texts = [Request(tuple(tokens[:30].tolist()), (7,) * 10), Request(tuple(tokens[2:35].tolist()), (5,) * 12)]
         texts += [Request((*texts[0].inputs[:24], *range(1, 9)), (9, 8, 7, 6))]

@@ -158,12 +158,14 @@ def _looks(cell: Cell, setup: Setup, owed: Set[str], searched: Sequence[Plan]) -
     if not owed and not searched:
         return
     from evaluation.contexts import check_contexts  # torch takes seconds to import
+    from matquant.algorithms.block_wise import require_block_wise
     from matquant.models.loading import check_model
 
     readout, model = setup.readout, cell.model.model_dump_json()
     facts = cell.model_dump_json(include={"model", "grid", "scope", "partial_scope", "data"})
     check = partial(check_model, cell, cache=setup.paths.cache, heldout=readout.perplexity)
     yield Look("model", facts, check)
+    yield Look("model", f"{cell.base.kind} {facts}", partial(require_block_wise, cell, cache=setup.paths.cache))
     for plan in readout.plans_of(cell):
         if plan.layers is not None:
             yield Look("plan", f"{plan} {facts}", partial(_check_plan, plan, cell, setup))

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from matquant.config.cell import DType, RandomModel
+from matquant.config.cell import RandomModel
+from matquant.models.families import FAMILIES
 from matquant.models.loading import LoadedModel, load_model
 
 LLAMA = {
@@ -45,7 +46,9 @@ def llama(architecture: str, **config: Any) -> Tiny:
 
 
 MODELS: dict[str, Tiny] = {
-    **{name: llama(name) for name in ("llama", "qwen2", "olmo", "olmo2", "arcee", "starcoder2", "persimmon")},
+    **{name: llama(name) for name in ("llama", "olmo", "olmo2", "arcee", "persimmon")},
+    "qwen2": llama("qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1),
+    "starcoder2": llama("starcoder2", sliding_window=6),
     "mistral": llama("mistral", sliding_window=6),
     "helium": llama("helium", head_dim=8),
     "qwen3": llama("qwen3", head_dim=8),
@@ -63,7 +66,7 @@ MODELS: dict[str, Tiny] = {
         "gemma3",
     ),
     "phi": llama("phi", partial_rotary_factor=0.5),
-    "phi3": llama("phi3", pad_token_id=0),
+    "phi3": llama("phi3", pad_token_id=0, sliding_window=6),
     "stablelm": llama("stablelm", use_parallel_residual=False),
     "stablelm in parallel": Tiny("stablelm", {**LLAMA, "use_parallel_residual": True}),
     "granite": llama("granite", embedding_multiplier=2.0, logits_scaling=3.0, residual_multiplier=0.5),
@@ -79,6 +82,8 @@ MODELS: dict[str, Tiny] = {
     "seed_oss": llama("seed_oss", head_dim=8),
     "opt": Tiny("opt", OPT),
     "opt after its norm": Tiny("opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "xglm": Tiny("xglm", {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64}),
+    "biogpt": Tiny("biogpt", LLAMA),
     "gpt2": Tiny("gpt2", GPT),
     "gpt_bigcode": Tiny("gpt_bigcode", GPT),
     "gpt_neox": Tiny("gpt_neox", LLAMA),
@@ -101,6 +106,20 @@ MODELS: dict[str, Tiny] = {
     "falcon": Tiny("falcon", FALCON),
     "falcon of 40B": Tiny("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon with alibi": Tiny("falcon", {**FALCON, "alibi": True, "parallel_attn": False, "multi_query": False}),
+    "gemma4": Tiny(
+        "gemma4_text",
+        {
+            **LLAMA,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "sliding_window": 6,
+            "vocab_size_per_layer_input": 257,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "gemma4",
+    ),
     "gemma3n": Tiny(
         "gemma3n_text",
         {
@@ -121,10 +140,44 @@ MODELS: dict[str, Tiny] = {
 }
 
 
+KNOWN_AS = {
+    "codegen": "CodeGen",
+    "deepseek_v3": "DeepSeek-V3, R1",
+    "falcon": "Falcon 7B, 40B and RW",
+    "gemma3": "Gemma-3, text alone or with images",
+    "gemma3n": "Gemma-3n",
+    "gemma4": "Gemma-4",
+    "gpt2": "GPT-2, GPT-SW3",
+    "gpt_bigcode": "StarCoder, SantaCoder",
+    "gpt_neox": "Pythia, GPT-NeoX",
+    "gptj": "GPT-J",
+    "granitemoehybrid": "Granite 4",
+    "llama": "Llama, SmolLM2, InternLM3",
+    "mistral": "Mistral 7B",
+    "phimoe": "Phi-3.5-MoE",
+    "qwen3_next": "Qwen3-Next",
+    "opt": "OPT, Galactica",
+    "phi": "Phi-1, Phi-1.5, Phi-2",
+    "phi3": "Phi-3, Phi-4",
+    "qwen2": "Qwen2, Qwen2.5",
+}
+"""Models by which a family is better known than by its folder in transformers."""
+
+
+def table() -> str:
+    """The table of docs/models.md: families, bases, and whether answers share their question in evaluation."""
+    rows = ["| family | models | none, minmax, qat | omniquant, gptq | answers share a row |", "|---|---|---|---|---|"]
+    for name, family in sorted(FAMILIES.items()):
+        block_wise = "refused" if family.not_block_wise else "yes"
+        shares = ("without alibi" if name == "falcon" else "yes") if family.shares_contexts else "no"
+        rows.append(f"| `{name}` | {KNOWN_AS.get(name, '')} | yes | {block_wise} | {shares} |")
+    return "\n".join(rows)
+
+
 def spec_of(name: str, **config: Any) -> RandomModel:
     model = MODELS[name]
     return RandomModel(kind="random", name="tiny", architecture=model.architecture, config={**model.config, **config})
 
 
-def loaded(name: str, dtype: DType = "float32", **config: Any) -> LoadedModel:
+def loaded(name: str, dtype: str = "float32", **config: Any) -> LoadedModel:
     return load_model(spec_of(name, **config), cache=Path(), dtype=dtype, device=torch.device("cpu"))

@@ -14,7 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 
 @torch.no_grad()
-def plain_model(architecture: str, config: dict[str, Any], checkpoint: Path | None, bits: int) -> torch.nn.Module:
+def plain_model(
+    architecture: str, config: dict[str, Any], checkpoint: Path | None = None, bits: int = 8
+) -> torch.nn.Module:
     """The random model of a specification as `transformers` makes it, with a checkpoint's layers read at some width."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **{"vocab_size": 257, **config})).eval()

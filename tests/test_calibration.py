@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from matquant.algorithms.block_arguments import for_batch
 from matquant.algorithms.calibration import (
     Activations,
     Shelf,
     attend,
     block_outputs,
     capture,
-    for_batch,
     run_block,
     run_chain,
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from matquant.config.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
 from matquant.errors import UserError
@@ -79,6 +80,10 @@ def test_a_replaced_forward_comes_back_after_an_error():
     [
         (["grid=group_128"], "grid.group_size=128 does not divide the 32 inputs of block 0 mlp.gate_proj of tiny"),
         (["model.architecture=lama"], "model.architecture=lama is not one that transformers knows"),
+        (
+            ["model.config.num_attention_heads=5"],
+            "a multiple of the number of attention heads (5).); correct model.config",
+        ),
         (["model.architecture=mamba"], "MambaForCausalLM is not supported: it has no blocks at model.layers or"),
     ],
 )
@@ -87,6 +92,17 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tiny_study, ov
     with pytest.raises(UserError) as raised:
         check_model(study.cells[0], cache=study.setup.paths.cache)
     assert message in str(raised.value)
+
+
+def test_a_package_that_a_model_needs_is_named(monkeypatch):
+    def lacking(_: object) -> None:
+        raise ImportError(
+            "\nTimmWrapperModel requires the timm library. Install it:\n`pip install timm`. Then restart.\n"
+        )
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lacking)
+    with pytest.raises(UserError, match=r"^model tiny needs a package .*the timm library.*; pip install timm$"):
+        skeleton(tiny(), cache=Path())
 
 
 def test_a_hub_model_that_is_out_of_reach_names_the_alternatives(tmp_path):

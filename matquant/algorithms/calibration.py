@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -21,19 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from matquant.algorithms.block_arguments import block_arguments, for_batch
 from matquant.config.cell import Place
 from matquant.disk import writing
 from matquant.errors import UserError
-from matquant.models.families import (
-    architecture,
-    around_blocks,
-    attention,
-    backbone,
-    blocks,
-    family_of,
-    forward_replaced,
-    has_attention,
-)
+from matquant.models.families import around_blocks, attention, backbone, blocks, forward_replaced, has_attention
 
 Hidden = Float[Tensor, "sequences tokens hidden"]
 
@@ -112,16 +104,13 @@ def _reserve(number: int, name: str, num_bytes: int) -> None:
 
 @contextmanager
 def suited_to(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Holds those weights of a module in float32 that products in `dtype` need in it, and narrows them afterwards.
+    """Holds the weights of a module in float32 that products in `dtype` need in it, and narrows them again afterwards.
 
-    For narrower products autocast converts matrices on the way, and norms stay in float32: their vectors are widened,
-    which some norms need on a CPU.  For products in float32 nothing converts a matrix either: all weights are widened.
-    Widening and narrowing again gives back the same bits.
+    For narrower products autocast converts weights on the way, but on a CPU not those of layer norms, whose input is in
+    float32.  For products in float32 nothing converts a weight.  Widening and narrowing again gives back the same bits.
     """
-    wide = dtype == torch.float32
-    tensors = [parameter for parameter in module.parameters() if wide or parameter.ndim < 2]
-    if wide:
-        tensors += module.buffers()
+    wide = [module] if dtype == torch.float32 else [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
+    tensors = [tensor for part in wide for tensor in (*part.parameters(), *part.buffers())]
     before = [(tensor, tensor.dtype) for tensor in tensors if tensor.is_floating_point()]
     for tensor, _ in before:
         tensor.data = tensor.data.float()
@@ -161,7 +150,7 @@ def capture(
     """
     device = next(model.parameters()).device
     with ExitStack() as stack:
-        for part in around_blocks(model):
+        for part in around_blocks(model) if dtype == torch.float32 else ():
             stack.enter_context(suited_to(part, dtype))
         arguments = block_arguments(model, tokens[:1].to(device))
         hidden = (first_input(model, batch.to(device)) for batch in tokens.split(batch_size))
@@ -180,79 +169,10 @@ def first_input(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> Hidden
         try:
             backbone(model)(input_ids=tokens, use_cache=False)
         except Reached as found:
+            if found.value.ndim != 3:
+                raise UserError(f"its hidden states have {found.value.ndim} dimensions") from None
             return found.value.float()
-    raise AssertionError("the first block was not called")
-
-
-class PerSequence(NamedTuple):
-    """An argument of a block that has a part for every sequence of a batch, the same for all: alibi, for example."""
-
-    part: Tensor
-
-
-OF_POSITIONS = ("attention_mask", "position_ids", "position_embeddings", "alibi", "position_bias")
-"""Arguments that depend on the places of tokens in a sequence, and not on the tokens."""
-
-
-def block_arguments(model: nn.Module, tokens: Int[Tensor, "1 tokens"]) -> list[dict[str, Any]]:
-    """The arguments of every block beside its input; UserError if some of them depend on the text."""
-    one, two = (_recorded_arguments(model, tokens.expand(number, -1)) for number in (1, 2))
-    return [
-        {name: _of_any_batch(name, value, other[name], block) for name, value in arguments.items()}
-        for block, arguments, other in zip(blocks(model), one, two, strict=True)
-    ]
-
-
-def _recorded_arguments(model: nn.Module, tokens: Int[Tensor, "batch tokens"]) -> list[dict[str, Any]]:
-    """Runs a model with blocks that pass their input on, and returns what they were called with beside it."""
-    recorded: list[dict[str, Any]] = []
-
-    def passing_on(block: nn.Module) -> Callable[..., Any]:
-        bind, as_tuple = signature(block.forward).bind, family_of(block).returns_tuple
-
-        def record(*positional: Any, **keywords: Any) -> Any:
-            hidden, *others = bind(*positional, **keywords).arguments.items()
-            arguments = dict(others)
-            recorded.append({**arguments.pop("kwargs", {}), **arguments})
-            return (hidden[1], None) if as_tuple else hidden[1]
-
-        return record
-
-    with ExitStack() as stack:
-        for block in blocks(model):
-            stack.enter_context(forward_replaced(block, passing_on(block)))
-        backbone(model)(input_ids=tokens, use_cache=False)
-    return recorded
-
-
-def _of_any_batch(name: str, one: Any, two: Any, block: nn.Module) -> Any:
-    """An argument for a batch of any size, from those for one sequence and for two."""
-    if isinstance(one, tuple):
-        return tuple(_of_any_batch(name, *pair, block) for pair in zip(one, two, strict=True))
-    if isinstance(one, Tensor):
-        if one.shape == two.shape:
-            return one
-        if name in OF_POSITIONS and two.shape == (2 * len(one), *one.shape[1:]):
-            return PerSequence(one)
-    elif not isinstance(one, MutableMapping):
-        return one
-    raise UserError(
-        f"the blocks of {architecture(block) or type(block).__name__} are called with {name}, which differs from text "
-        "to text, so that they cannot be run one by one; choose base=minmax or base=qat"
-    )
-
-
-def for_batch(value: Any, size: int) -> Any:
-    """An argument of a block for a batch of a given size."""
-    match value:
-        case PerSequence(part) if len(part) == 1:
-            return part.expand(size, *part.shape[1:])
-        case PerSequence(part):
-            return part.repeat(size, *[1] * (part.ndim - 1))
-        case tuple():
-            return tuple(for_batch(part, size) for part in value)
-        case _:
-            return value
+    raise UserError(f"{type(model).__name__} does not call its first block")
 
 
 def run_block(
@@ -268,7 +188,8 @@ def run_block(
     A block whose own weights are narrower than float32 has to be `suited_to` the dtype.
     """
     keywords = {name: for_batch(value, len(hidden)) for name, value in arguments.items()}
-    with torch.autocast(hidden.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    narrow = dtype != torch.float32
+    with torch.autocast(hidden.device.type, dtype=dtype) if narrow else nullcontext():
         output = functional_call(block, dict(weights or {}), (hidden,), keywords)
     return (output[0] if isinstance(output, tuple) else output).float()
 
@@ -333,6 +254,8 @@ def attend(
                 run_block(block, batch, arguments, dtype=dtype)
             except Reached as found:
                 yield found.value
+            else:
+                raise UserError(f"the attention of {type(block).__name__} is not called as a module")
 
     with forward_replaced(module, reached):
         return Chain(hidden, shelf.keep(outputs(), len(hidden)))

@@ -27,7 +27,7 @@ class Family:
     """The attention inside a block; its forward returns (output, weights)."""
     mixers: tuple[str, ...] = ()
     """The modules that stand in the place of attention in some blocks, or beside it: linear attention, Mamba."""
-    feed_forward: tuple[str, ...] = ("mlp",)
+    feed_forward: tuple[str, ...] = ("mlp", "feed_forward", "block_sparse_moe")
     """The modules of a block's feed-forward network, or its linear layers where they lie in the block itself."""
     kept: tuple[str, ...] = ()
     """Small modules of a block that stay in full precision, as routers do."""
@@ -43,6 +43,8 @@ LLAMA = Family()
 GPT2 = Family(blocks=("transformer.h",), attention="attn")
 BLOOM = Family(blocks=("transformer.h",), attention="self_attention", returns_tuple=True, shares_contexts=False)
 OPT = Family(blocks=("model.decoder.layers",), feed_forward=("fc1", "fc2"))
+
+HANDS_ON = "its later blocks take keys and values from earlier ones, and every block an input of its own"
 
 # The key is the folder of `transformers.models` that an architecture's classes come from.
 FAMILIES: dict[str, Family] = {
@@ -74,6 +76,8 @@ FAMILIES: dict[str, Family] = {
     "lfm2": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
     "lfm2_moe": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
     "opt": OPT,
+    "xglm": Family(feed_forward=("fc1", "fc2")),
+    "biogpt": Family(blocks=("biogpt.layers",), feed_forward=("fc1", "fc2")),
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
     "gpt_neox": Family(blocks=("gpt_neox.layers",), attention="attention"),
@@ -95,7 +99,11 @@ FAMILIES: dict[str, Family] = {
     "gemma3n": Family(
         feed_forward=("mlp", "laurel", "per_layer_input_gate", "per_layer_projection"),
         kept=("altup",),
-        not_block_wise="its later blocks take keys and values from earlier ones, and every block an input of its own",
+        not_block_wise=HANDS_ON,
+    ),
+    "gemma4": Family(
+        feed_forward=("mlp", "per_layer_input_gate", "per_layer_projection"),
+        not_block_wise=HANDS_ON,
     ),
 }
 

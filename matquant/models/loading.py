@@ -45,7 +45,7 @@ from matquant.models.experts import separate_experts
 from matquant.models.families import blocks, linears
 from matquant.models.hub import settle
 from matquant.models.linear_layers import as_linear
-from matquant.models.random_model import byte_tokenizer, random_config, random_model
+from matquant.models.random_model import buildable, byte_tokenizer, random_config, random_model
 from matquant.models.weight_files import (
     check_finite,
     check_report,
@@ -109,7 +109,7 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 def skeleton(spec: ModelSpec, *, cache: Path) -> PreTrainedModel:
     """The model without its weights (on the meta device): enough to know its blocks and the shapes of its layers."""
     config = config_of(spec, cache=cache)
-    with torch.device("meta"):
+    with torch.device("meta"), buildable(spec):
         model = AutoModelForCausalLM.from_config(config)
     as_linear(model)
     return separate_experts(model)

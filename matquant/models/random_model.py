@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from matquant.config.cell import RandomModel
+from matquant.config.cell import ModelSpec, RandomModel
 from matquant.errors import UserError
 
 
@@ -17,7 +21,27 @@ def random_config(spec: RandomModel) -> transformers.PretrainedConfig:
         raise UserError(
             f"model.architecture={spec.architecture} is not one that transformers knows; try llama"
         ) from error
-    return kind(**{"vocab_size": len(byte_tokenizer()), **spec.config})
+    with buildable(spec):
+        return kind(**{"vocab_size": len(byte_tokenizer()), **spec.config})
+
+
+@contextmanager
+def buildable(spec: ModelSpec) -> Iterator[None]:
+    """Turns settings that no model can be built with, or a package that one needs, into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        asked = re.search(r"`(pip install [^`]+)`", str(error))
+        raise UserError(
+            f"model {spec.name} needs a package that is not installed ({' '.join(str(error).split())[:100]}); "
+            f"{asked[1] if asked else 'install it'}"
+        ) from error
+    except Exception as error:  # of any kind: settings that do not fit together fail wherever they are used
+        place = "model.config" if isinstance(spec, RandomModel) else "its config.json"
+        reason = (str(error).strip() or repr(error)).splitlines()[-1].strip()
+        raise UserError(f"model {spec.name} cannot be built with its settings ({reason}); correct {place}") from error
 
 
 def random_model(spec: RandomModel, dtype: torch.dtype) -> PreTrainedModel:
