@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.protocol import protocols
-from evaluation.results.store import HEADLINE_METRICS, LOG_PPLX, Result, ResultStore
+from evaluation.results.metrics import HEADLINE_METRICS, LOG_PPLX
+from evaluation.results.store import Result, ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.study import load_study
 

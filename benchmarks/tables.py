@@ -19,7 +19,8 @@ from analysis.frame.summary import summary
 from analysis.tables.drawing import to_html, to_latex, to_markdown
 from analysis.tables.summary_table import summary_table
 from benchmarks.timing import print_ratios
-from evaluation.results.store import LOG_PPLX, Result, ResultStore
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.store import Result, ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
 from matquant.config.study import load_study

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.results.store import headline_metric
+from evaluation.results.metrics import headline_metric, is_fraction
 from matquant.runs.status import Beat
 
 WIDTH = 9
@@ -38,10 +38,8 @@ class PlanLine:
     def add(self, task: str, metrics: Mapping[str, float]) -> None:
         name = headline_metric(metrics)
         if name is not None:
-            # Accuracies in percent; nats and the metrics of other tasks as they are.
-            self.measured[task] = (
-                f"{100 * metrics[name]:.1f}" if name in ("acc", "acc_norm") else f"{metrics[name]:.3f}"
-            )
+            # Shares of right answers in percent; nats and the metrics of other tasks as they are.
+            self.measured[task] = f"{100 * metrics[name]:.1f}" if is_fraction(name) else f"{metrics[name]:.3f}"
 
 
 class Board:

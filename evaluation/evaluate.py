@@ -23,8 +23,9 @@ from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
+from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.readouts import readout_point, readout_rows
-from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Documents, Key, Protocol, Result, ResultStore
+from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
 from evaluation.sources.loading import loaded_task
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
@@ -65,6 +66,7 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
     bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
     if (checkpoint := bench.checkpoint) is not None:
         store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
+    wanted = protocols(setup.readout, add_bos=cell.sets_bos)
     sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
     with Board(cell.id, sizes, beat) as board:
         for plan, tasks in gaps.items():
@@ -75,7 +77,7 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
                     line.add(result.task, result.metrics)
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
                     measured |= _named(result)
-            tracker.log(measured | readout_point(readout_rows(store, cell.id), str(plan)))
+            tracker.log(measured | readout_point(readout_rows(store, cell.id, wanted), str(plan)))
     if lacking:
         raise _not_found(cell, lacking)
     publish(cell, setup.readout, store, tracker)
@@ -113,7 +115,7 @@ def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) 
     keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
     results = [store.read(store.path(key)) for key in keys if store.has(key)]
     tracker.summarize({name: value for result in results for name, value in _named(result).items()})
-    if rows := readout_rows(store, cell.id):
+    if rows := readout_rows(store, cell.id, wanted):
         tracker.log({"results": rows})
 
 

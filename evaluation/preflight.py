@@ -17,7 +17,8 @@ from typing import Literal, get_args
 
 from evaluation.identity import identity_refusals, require_same_sources
 from evaluation.protocol import is_complete, missing, task_source
-from evaluation.results.store import LOG_PPLX, ResultStore
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.store import ResultStore
 from evaluation.sources.loading import check_task_names, loaded_task
 from matquant.config.cell import Cell, HubText, MinMaxBase, NoBase
 from matquant.config.setup import Setup

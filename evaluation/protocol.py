@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import assert_never
 
-from evaluation.results.store import LOG_PPLX, Key, Protocol, ResultStore
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.store import Key, Protocol, ResultStore
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.hub import HubSource
 from evaluation.sources.loading import TaskSource
@@ -55,27 +56,42 @@ def task_source(readout: Readout) -> TaskSource:
 
 def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     """For each task of a read-out, every fact besides the weights that decides what its number means."""
-    common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": add_bos}
-    source, cutting = task_source(readout), {"cut_contexts": True} if readout.cut_contexts else {}
+    source = task_source(readout)
     found: dict[str, Protocol] = {
-        task: {
-            "task": task,
-            "limit": readout.limit,
-            "num_fewshot": 0,
-            "data": source.revision(task),
-            "lm_eval": metadata.version("lm_eval"),
-            **cutting,
-            **common,
-        }
-        for task in readout.tasks
+        task: {**facts, "data": source.revision(task), "lm_eval": metadata.version("lm_eval")}
+        for task, facts in settings(readout, add_bos=add_bos).items()
+        if task != LOG_PPLX
+    }
+    if readout.perplexity is not None:
+        facts = settings(readout, add_bos=add_bos)[LOG_PPLX]
+        found[LOG_PPLX] = {**facts, "data": text.revision(readout.perplexity)}
+    return found
+
+
+def settings(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
+    """The part of each protocol that a configuration sets: all but the documents' revision and lm-eval's version."""
+    cutting = {"cut_contexts": True} if readout.cut_contexts else {}
+    common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": add_bos}
+    found: dict[str, Protocol] = {
+        task: {"task": task, "limit": readout.limit, "num_fewshot": 0, **cutting, **common} for task in readout.tasks
     }
     if readout.perplexity is not None:
         held_out = readout.perplexity
         shape = {"num_sequences": held_out.num_sequences, "sequence_length": held_out.sequence_length}
         if held_out.tokens_per_document is not None:
             shape["tokens_per_document"] = held_out.tokens_per_document
-        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, "data": text.revision(held_out), **common}
+        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, **common}
     return found
+
+
+def asks_for(readout: Readout, task: str, data: str) -> bool:
+    """True if a read-out can mean the documents of a stored result by this revision.
+
+    Nothing is asked of the hub: any commit of a data set that is named by its branch can be meant.
+    """
+    if task == LOG_PPLX:
+        return readout.perplexity is not None and text.can_be(readout.perplexity, data)
+    return task_source(readout).can_be(task, data)
 
 
 def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict[str, Protocol]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 from matquant.config.setup import Readout, SearchSpec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from evaluation.protocol import protocols
 from evaluation.results.store import Result, ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Paths, Readout, Setup
@@ -108,14 +109,15 @@ def _results(cell: Cell, plan: Plan, readout: Readout, limit: int | None, accura
         "checkpoint": None if cell.objective is None else f"checksum of {cell.id}",
         "provenance": {"commit": "c0ffee" * 6, "dirty": False, "seconds": 1.5, "finished": "2026-01-01T00:00:00Z"},
     }
-    for number, task in enumerate(readout.tasks):
+    measured = readout if limit is None else readout.model_copy(update={"limit": limit})
+    wanted = protocols(measured, add_bos=cell.sets_bos)
+    for task in readout.tasks:
         value = accuracy + 0.01 * bits + 0.001 * cell.seed
         metrics = {"acc": value, "acc_stderr": 0.03}
         if task != "boolq":
             metrics |= {"acc": value - 0.1, "acc_norm": value, "acc_norm_stderr": 0.04}
-        protocol = {"task": task, "limit": limit or readout.limit, "data": f"revision {number}", "lm_eval": "0.4"}
-        shared = {"batch_size": readout.batch_size, "dtype": readout.dtype}
-        yield Result(task=task, protocol={**protocol, **shared}, metrics=metrics, **common)
-    protocol = {"task": "log_pplx", "data": "prose", "batch_size": readout.batch_size, "dtype": readout.dtype}
+        yield Result(task=task, protocol=wanted[task], metrics=metrics, **common)
+    if readout.perplexity is None:
+        return
     metrics = {"log_pplx": 3.0 + math.exp(3 - bits), "log_pplx_stderr": 0.02, "num_tokens": 64.0}
-    yield Result(task="log_pplx", protocol=protocol, metrics=metrics, **common)
+    yield Result(task="log_pplx", protocol=wanted["log_pplx"], metrics=metrics, **common)

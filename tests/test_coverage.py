@@ -13,6 +13,7 @@ from analysis.tables.papers import paper_table
 from analysis.tables.summary_table import PARTIAL_NOTE, summary_table
 from evaluation.evaluate import evaluate
 from evaluation.preflight import refusals
+from evaluation.protocol import protocols
 from evaluation.results.readouts import readout_rows
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
@@ -118,7 +119,8 @@ def test_a_partial_scope_goes_on_and_every_table_says_the_share(of_attention_alo
     run.run_study(study, [])
     store = ResultStore(study.setup.paths.results)
     share = f"{SHARE:.0f} % of block weights"
-    assert {row["block_share"] for row in readout_rows(store, cell.id)} == {SHARE / 100}
+    wanted = protocols(study.setup.readout, add_bos=cell.sets_bos)
+    assert {row["block_share"] for row in readout_rows(store, cell.id, wanted)} == {SHARE / 100}
     rows = summary(load_frame(study.cells, study.setup, store))
     assert all(label.endswith(share) for label in rows["label"])
     table = summary_table(rows, [])

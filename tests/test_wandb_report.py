@@ -20,6 +20,7 @@ import wandb
 import run
 from analysis.frame.load import load_frame
 from analysis.report.wandb_report import FILE, as_json, build, main, publish, run_sets
+from evaluation.protocol import protocols
 from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
@@ -173,7 +174,8 @@ def test_an_offline_run_holds_config_curves_histogram_points_and_the_table(tiny_
     assert counts["train/histogram/_type"] == "histogram"
     assert len(counts["train/histogram/values"]) == 256
     points = [line for line in history if "readout/effective_bits" in line]
-    rows = readout_rows(ResultStore(made.setup.paths.results), cell.id)
+    wanted = protocols(made.setup.readout, add_bos=False)
+    rows = readout_rows(ResultStore(made.setup.paths.results), cell.id, wanted)
     assert len(points) == len({row["plan"] for row in rows}) >= 2
     plans = {row["effective_bits"]: row["plan"] for row in rows}
     for point in points:
@@ -231,9 +233,10 @@ def test_points_and_rows_tolerate_what_is_missing_or_corrupt(made):
     cell_id = made.cells[3].id
     path = next((store.folder / cell_id / "int2").glob("boolq*.json"))
     path.write_text("{")
-    rows = readout_rows(store, cell_id)
+    wanted = protocols(made.setup.readout, add_bos=False)
+    rows = readout_rows(store, cell_id, wanted)
     assert {row["task"] for row in rows if row["plan"] == "int2"} == {"arc_easy", "log_pplx"}
     point = readout_point(rows, "int2")
     assert point["readout/task_avg"] == pytest.approx(52.0)
     assert readout_point(rows, "int7") == {}
-    assert readout_rows(store, "no such cell") == []
+    assert readout_rows(store, "no such cell", wanted) == []

@@ -16,7 +16,6 @@ from analysis.claims.verdicts import RULES, rule_text
 from analysis.figures.gallery import plots
 from analysis.frame.load import COLUMNS, LoadedResults
 from analysis.frame.names import BASE_NAMES
-from analysis.frame.protocols import LEFT_OUT
 from analysis.frame.summary import CHANCE, task_name
 from analysis.report.contents import gap_texts, provenance_rows
 from analysis.tables.beside import side_by_side
@@ -24,7 +23,7 @@ from analysis.tables.drawing import markdown_rows, to_markdown
 from analysis.tables.papers import DOUBLE_DAGGER, by_model
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import Entry, Section, Table
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX
 from matquant.config.cell import GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, figures: M
 
 def _table_of(study: OpenStudy) -> Table:
     """Every read-out of an experiment."""
-    return summary_table(study.rows, study.loaded.tasks, study.comparisons)
+    return summary_table(study.rows, study.loaded.tasks, study.comparisons, study.loaded.metrics)
 
 
 def beside(number: int, study: OpenStudy) -> Table:
@@ -287,10 +286,8 @@ def _rows_of(figure: str, part: DocumentPart, rows: pd.DataFrame) -> pd.DataFram
 
 def _gaps(opened: Opened) -> Iterator[str]:
     """The problems and the missing results, at the end; nothing if there are none."""
-    # Not a problem: experiments share cells, and each leaves out the results of another on more or fewer documents.
-    problems = dict.fromkeys(
-        problem for study in opened.values() for problem in study.loaded.problems if LEFT_OUT not in problem
-    )
+    # Not those of other protocols: experiments share cells, and each has results of another on more or fewer documents.
+    problems = dict.fromkeys(problem for study in opened.values() for problem in study.loaded.problems)
     missing = {name: gap_texts(study.loaded) for name, study in opened.items()}
     if problems:
         yield "## Problems"

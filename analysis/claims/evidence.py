@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 from analysis import published
 from analysis.claims.verdicts import Gain, PairedGains, Verdict
 from analysis.frame.code_counts import bucket_shares, codes_of
 from analysis.frame.names import flatten, model_name
-from analysis.frame.significance import LEVEL, TASK_AVG, outcomes_of, paired_bootstrap
+from analysis.frame.significance import guess_test, outcomes_of, paired_test, quantile
 from analysis.frame.summary import CHANCE
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from matquant.errors import UserError
 from matquant.notation import Slice
 
@@ -61,7 +60,7 @@ class Noise:
 
     def reach(self, num_seeds: int) -> float:
         """The standard deviations that two means over so many seeds stay within by training alone, 19 times in 20."""
-        return float(student_t.ppf(1 - LEVEL / 2, self.freedom)) * math.sqrt(2 / num_seeds)
+        return quantile(self.freedom) * math.sqrt(2 / num_seeds)
 
 
 @dataclass(frozen=True)
@@ -157,11 +156,11 @@ def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
     seeds: dict[int, Outcomes] = {}
     cells = cells_of(study, read)
     loaded = study.loaded
-    wanted = list(loaded.expected["task"].unique())
+    wanted = [*loaded.averaged, LOG_PPLX]
     for seed, cell_id, plan in cells:
         found = outcomes_of(loaded, [cell_id], plan)
-        if list(found) == wanted and LOG_PPLX in found:
-            seeds[seed] = found
+        if found.keys() >= set(wanted):
+            seeds[seed] = {task: found[task] for task in wanted}
     if not seeds:
         return None
     _, cell_id, plan = next(line for line in cells if line[0] in seeds)
@@ -222,8 +221,8 @@ def paired_gains(ours: MeasuredReadOut, theirs: MeasuredReadOut) -> PairedGains:
 def _differences(ours: Outcomes, theirs: Outcomes) -> tuple[Difference, Difference]:
     tasks = [task for task in ours if task != LOG_PPLX]
     return (
-        paired_bootstrap([(ours[task].tolist(), theirs[task].tolist()) for task in tasks]),
-        paired_bootstrap([(ours[LOG_PPLX].tolist(), theirs[LOG_PPLX].tolist())]),
+        paired_test([(ours[task].tolist(), theirs[task].tolist()) for task in tasks]),
+        paired_test([(ours[LOG_PPLX].tolist(), theirs[LOG_PPLX].tolist())]),
     )
 
 
@@ -241,14 +240,16 @@ def _gain(difference: Difference, sign: int, by_seed: Sequence[float]) -> Gain:
         difference.p_value,
         difference.num_documents,
         tuple(sign * one for one in by_seed),
+        freedom=difference.freedom,
     )
 
 
 def over_chance(read: MeasuredReadOut) -> Gain:
     """The gain of Task Avg over guessing, without BoolQ, whose two answers are not equally frequent."""
-    values = {task: values for task, values in read.outcomes.items() if task not in (LOG_PPLX, "boolq")}
-    pairs = [(of_task.tolist(), [CHANCE[task]] * len(of_task)) for task, of_task in values.items()]
-    return _gain(paired_bootstrap(pairs), +1, [])
+    known = {task: values for task, values in read.outcomes.items() if task in CHANCE and task != "boolq"}
+    if not known:
+        raise UserError("the rule about chance needs a task of the paper besides boolq; add one to readout.tasks")
+    return _gain(guess_test([(values.tolist(), CHANCE[task]) for task, values in known.items()]), +1, [])
 
 
 def below_unigram(read: MeasuredReadOut) -> Gain:
@@ -256,7 +257,7 @@ def below_unigram(read: MeasuredReadOut) -> Gain:
     if read.unigram is None:
         raise UserError("the rule about models that train or fail has no limit; add unigram=NATS to STUDY in study.py")
     values = read.outcomes[LOG_PPLX]
-    return _gain(paired_bootstrap([(values.tolist(), [read.unigram] * len(values))]), -1, [])
+    return _gain(paired_test([(values.tolist(), [read.unigram] * len(values))]), -1, [])
 
 
 def signed(value: float, form: str) -> str:

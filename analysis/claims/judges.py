@@ -25,7 +25,7 @@ from analysis.frame.code_counts import bucket_shares
 
 
 def p_text(gain: Gain) -> str:
-    """A p-value in words; the draws of a bootstrap are too few to tell values below 0.001 apart."""
+    """A p-value in words; below 0.001 its size depends on tails that nobody has measured."""
     return f"p = {gain.p_value:.2g}" if gain.p_value >= 0.001 else "p < 0.001"
 
 

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.claims.evidence import signed
-from analysis.frame.load import COST_COLUMNS, STDERR
+from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import flatten
-from analysis.frame.significance import TASK_AVG
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
@@ -68,12 +67,17 @@ def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
     # After a dash, the label of a searched plan names its search.
     found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
     accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
-    if len(found) != 1 or column.removesuffix(STDERR) not in (*accuracies, LOG_PPLX, *COST_COLUMNS):
+    if len(found) != 1 or _value_of(column) not in (*accuracies, LOG_PPLX, *COST_COLUMNS):
         return None
     row = found.iloc[0]
     # The bits of a width are known before anything is measured; the text shows measured rows only.
     value = math.nan if pd.isna(row[[TASK_AVG, LOG_PPLX]]).all() else float(row[column])
-    return None if math.isnan(value) else 100 * value if column.removesuffix(STDERR) in accuracies else value
+    return None if math.isnan(value) else 100 * value if _value_of(column) in accuracies else value
+
+
+def _value_of(column: str) -> str:
+    """The value that an error belongs to: `_stderr` is over documents, `_spread` over seeds."""
+    return column.removesuffix("_stderr").removesuffix("_spread")
 
 
 def setting(address: str, opened: Mapping[str, OpenStudy]) -> str | None:

@@ -52,7 +52,7 @@ def _notes(study: StudyDefinition) -> tuple[str, ...]:
     return (
         "Differences are ours minus the other's on the same documents: nats per token of log perplexity (less is "
         "better) and percent points of Task Avg (more is better), ± standard error, with the p-value of a paired "
-        "bootstrap.",
+        "test: exact sign flips where at most 20 documents or blocks differ, else Student's t.",
         "In square brackets: the 95 % interval.",
         f"p-values are not corrected for their number: where nothing differs, one of twenty is still below {LEVEL}.",
         "By training alone: two trainings with different seeds, which draw text and batches, differ by less than this "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analysis.frame.significance import LEVEL
+from analysis.frame.significance import FEWEST, LEVEL, quantile
 
 Word = Literal["holds", "does not hold", "cannot be told at this scale", "not measured yet"]
 
@@ -21,8 +21,6 @@ MARGIN = 0.005
 """Half a point of Task Avg, the margin that the claims themselves name."""
 
 NATS_MARGIN = 0.05
-NORMAL = 1.96
-"""Standard errors to each side of a 95 % interval."""
 
 ABOUT_TWO = (2.00, 2.10)
 
@@ -46,7 +44,8 @@ class Gain:
     """The gain of ours over theirs in one measure, paired: positive is better, whatever the measure.
 
     `by_seed`: the same for every seed that both were trained with, if there are several.  `noise`: the difference that
-    another training could make in the mean over so many seeds; 0 if unknown.
+    another training could make in the mean over so many seeds; 0 if unknown.  `freedom`: the degrees of freedom of the
+    standard error over documents.
     """
 
     mean: float
@@ -55,6 +54,17 @@ class Gain:
     num_documents: int
     by_seed: tuple[float, ...] = ()
     noise: float = 0.0
+    freedom: float = math.inf
+
+    @property
+    def of_documents_half(self) -> float:
+        """Half of the 95 % interval over documents: by Student's t, which is wider for few documents."""
+        return quantile(self.freedom) * self.stderr
+
+    @property
+    def is_of_too_few(self) -> bool:
+        """True if so few documents cannot show a difference, whatever they say."""
+        return self.num_documents < FEWEST
 
     @property
     def seeds_agree(self) -> bool:
@@ -63,7 +73,7 @@ class Gain:
     @property
     def is_of_training(self) -> bool:
         """True if other documents and another training could together make as large a difference."""
-        return self.noise > 0 and abs(self.mean) <= math.hypot(NORMAL * self.stderr, self.noise)
+        return self.noise > 0 and abs(self.mean) <= math.hypot(self.of_documents_half, self.noise)
 
     @property
     def of_documents(self) -> int:
@@ -80,13 +90,13 @@ class Gain:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval: 1.96 standard errors over documents and the noise of training, either side of the mean."""
-        return self._within(math.hypot(NORMAL * self.stderr, self.noise))
+        """The 95 % interval: by Student's t over documents, and the noise of training, either side of the mean."""
+        return self._within(math.hypot(self.of_documents_half, self.noise))
 
     @property
     def wary_interval(self) -> tuple[float, float]:
         """The interval of a share of documents, never narrower than n documents allow (the rule of three)."""
-        return self._within(max(NORMAL * self.stderr, 3 / self.num_documents))
+        return self._within(max(self.of_documents_half, 3 / self.num_documents))
 
     def _within(self, half: float) -> tuple[float, float]:
         return self.mean - half, self.mean + half
@@ -130,16 +140,26 @@ def directional(found: PairedGains) -> Verdict:
         return Verdict("cannot be told at this scale", "seeds disagree")
     if any(gain.is_of_training for gain in significant):
         return TRAINING
-    return Verdict("cannot be told at this scale", "no significant difference")
+    return Verdict("cannot be told at this scale", _why_not(found))
+
+
+def _why_not(found: PairedGains) -> str:
+    """The reason why neither measure differs significantly: too few documents, if it is that."""
+    too_few = [
+        f"{gain.num_documents} {what} cannot show a difference"
+        for gain, what in ((found.task_avg, "documents"), (found.log_pplx, "blocks of text"))
+        if gain.is_of_too_few
+    ]
+    return "; ".join(too_few) or "no significant difference"
 
 
 def equivalent(found: PairedGains) -> Verdict:
     """Holds: the 95 % interval of the paired difference of Task Avg lies within ±0.5 points.
 
     Does not hold: it lies wholly outside, another training could not make the difference, and log perplexity does not
-    contradict it.  Cannot be told: anything else.  The interval is 1.96 standard errors to each side, but never less
-    than 3 / n: so large a difference can hide from n documents that show none; training once more is not in it.
-    {remark}
+    contradict it.  Cannot be told: anything else.  The interval is Student's t times the standard
+    error over documents to each side, but never less than 3 / n: so large a difference can hide from n documents that
+    show none; training once more is not in it.  {remark}
     """
     low, high = found.task_avg.wary_interval
     if low >= -MARGIN and high <= MARGIN:

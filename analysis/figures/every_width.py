@@ -24,8 +24,7 @@ from analysis.figures.style import (
     value_axis,
 )
 from analysis.frame.names import model_name
-from analysis.frame.significance import TASK_AVG
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from matquant.notation import Objective, Slice
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from analysis.figures.plans import plan_figure
 from analysis.figures.style import COLUMN, TEXT
 from analysis.frame.code_counts import codes_of, num_parameters
 from analysis.frame.names import model_name
-from analysis.frame.significance import TASK_AVG
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from matquant.runs.folder import RunDir
 
 if TYPE_CHECKING:
@@ -63,8 +62,8 @@ def _pareto(loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes]) 
             yield Plot(
                 "pareto" if size == "effective" else f"pareto_{size}",
                 label,
-                "Bars: one standard error. The pale stairs pass through the read-outs that no other one beats at the "
-                "same or a smaller size; all others are faint.",
+                "Bars: one standard error over documents. The pale stairs pass through the read-outs that no other "
+                "one beats at the same or a smaller size; all others are faint.",
                 lambda width, size=size: pareto_figure(
                     rows, loaded.tasks, size=size, num_parameters=parameters, width=width
                 ),

@@ -25,7 +25,7 @@ from analysis.figures.style import (
     value_axis,
 )
 from analysis.frame.names import BASE_NAMES, model_name
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -32,9 +32,8 @@ from analysis.figures.style import (
     value_axis,
 )
 from analysis.frame.names import model_name
-from analysis.frame.significance import TASK_AVG
 from analysis.frame.summary import CHANCE, method_rank
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

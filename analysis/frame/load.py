@@ -1,22 +1,24 @@
 """Results on disk and the cells that should have them, as one tidy table: a row per (cell, plan, task, metric).
 
 Three promises hold for everything drawn from it.  Results that the read-out asks for and nobody has measured are in
-`missing`; a file that cannot be trusted is left out and named in `problems`; and the rows of one task were all measured
-under one protocol (`analysis.frame.protocols`).
+`missing`; a file that cannot be trusted is left out and named in `problems`; and every row was measured under the
+protocol that the read-out asks for (`analysis.frame.protocols`), what else there is being named in `others`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.frame.names import IDENTITY_COLUMNS, identities
-from analysis.frame.protocols import mixed_checkpoints, one_protocol_a_task
+from analysis.frame.protocols import asked_for, mixed_checkpoints
 from analysis.frame.sources import mixed_sources
-from evaluation.results.store import BLOCK_SHARE, LOG_PPLX, Result, ResultStore, protocol_id
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_error, is_fraction
+from evaluation.results.store import BLOCK_SHARE, Result, ResultStore, protocol_id
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from evaluation.results.store import Key
     from matquant.config.cell import Cell
     from matquant.config.setup import Readout, Setup
-
-STDERR = "_stderr"
 
 PROTOCOL_COLUMNS = ("limit", "batch_size", "dtype", "data", "lm_eval")
 COST_COLUMNS = ("effective_bits", "grid_bits", "overflow_bits", "model_bits", BLOCK_SHARE)
@@ -37,7 +37,7 @@ The share of a scope's weights that is quantized comes with them; NaN where it i
 COLUMNS = (
     *IDENTITY_COLUMNS,
     *COST_COLUMNS,
-    *("task", "metric", "value", "stderr", "num_documents"),
+    *("task", "metric", "is_headline", "value", "stderr", "num_documents"),
     *PROTOCOL_COLUMNS,
     *("protocol_id", "checkpoint", "model_content", "device", "seconds", "commit", "versions", "finished"),
 )
@@ -54,6 +54,8 @@ class LoadedResults:
     frame: pd.DataFrame
     expected: pd.DataFrame
     problems: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    """Sentences about results that were measured under another protocol, and are not in the frame."""
     store: ResultStore | None = None
     keys: Mapping[tuple[str, str, str], Key] = field(default_factory=dict)
     """The key of every result in the frame, by cell id, plan and task."""
@@ -72,8 +74,19 @@ class LoadedResults:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The accuracy tasks, in the order of the read-out: those that Task Avg is the mean of."""
+        """The tasks besides log perplexity, in the order of the read-out."""
         return tuple(task for task in self.expected["task"].unique() if task != LOG_PPLX)
+
+    @cached_property
+    def metrics(self) -> Mapping[str, str]:
+        """The headline metric of every task that has been measured."""
+        found = self.frame[self.frame["is_headline"].astype(bool)]
+        return dict(zip(found["task"], found["metric"], strict=True))
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The tasks that Task Avg is the mean of: those whose metric is a share of right answers, or not known yet."""
+        return tuple(task for task in self.tasks if is_fraction(self.metrics.get(task, TASK_AVG)))
 
     @property
     def missing(self) -> pd.DataFrame:
@@ -98,17 +111,19 @@ def frame_of(
     store: ResultStore | None = None,
     problems: Sequence[str] = (),
 ) -> LoadedResults:
-    """The results that a read-out of these cells asks for, under one protocol a task."""
+    """The results that a read-out of these cells asks for."""
     named = identities(cells, readout)
     tasks = expected_tasks(readout)
     wanted = [result for result in results if (result.cell_id, result.plan) in named and result.task in tasks]
-    kept, mixed = one_protocol_a_task(wanted, readout, {cell.id: cell.model.name for cell in cells})
+    asked = asked_for(wanted, readout, {cell.id: cell for cell in cells})
+    kept = asked.results
     rows = [row for result in kept for row in _rows(result, named[result.cell_id, result.plan])]
     expected = [{**identity, "task": task} for identity in named.values() for task in tasks]
     return LoadedResults(
         frame=pd.DataFrame(rows, columns=list(COLUMNS)).astype({"limit": "Int64", "parent_bits": "Int64"}),
         expected=pd.DataFrame(expected, columns=[*IDENTITY_COLUMNS, "task"]).astype({"parent_bits": "Int64"}),
-        problems=(*problems, *mixed, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
+        problems=(*problems, *asked.problems, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
+        others=asked.others,
         store=store,
         keys={(result.cell_id, result.plan, result.task): result.key for result in kept},
     )
@@ -142,7 +157,7 @@ def _read_sound(path: Path, store: ResultStore) -> Result:
     result = store.read(path)
     if store.path(result.key) != path:
         raise ValueError(f"{path} does not hold the result its name promises; {store.remedy(path)}")
-    if all(name.endswith(STDERR) for name in result.metrics):
+    if headline_metric(result.metrics) is None:
         raise ValueError(f"{path} has no metric; leave {result.task} out of readout.tasks")
     if (stored := store.num_documents(path)) != result.num_documents:
         counts = f"{path} counts {result.num_documents} documents, and {stored} are stored"
@@ -170,8 +185,10 @@ def _rows(result: Result, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
         "versions": _versions_text(provenance),
         "finished": str(provenance.get("finished", "")),
     }
-    for metric in (name for name in measured if not name.endswith(STDERR)):
-        yield {**shared, "metric": metric, "value": measured[metric], "stderr": measured.get(metric + STDERR)}
+    headline = headline_metric(measured)
+    for metric in (name for name in measured if not is_error(name)):
+        numbers = {"value": measured[metric], "stderr": measured.get(error_name(metric))}
+        yield {**shared, "metric": metric, "is_headline": metric == headline, **numbers}
 
 
 def _commit_text(provenance: Mapping[str, Any]) -> str:

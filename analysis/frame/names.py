@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.frame.significance import TASK_AVG
-from evaluation.results.store import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from evaluation.sources.table import PAPER_TASKS
 
 if TYPE_CHECKING:

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.frame.names import TASK_NAMES
-from analysis.frame.significance import TASK_AVG, differences, outcomes
-from evaluation.results.store import LOG_PPLX
+from analysis.frame.significance import differences, outcomes
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from analysis.frame.load import LoadedResults
     from analysis.frame.opened import OpenStudy
+    from analysis.frame.significance import Difference
+    from evaluation.results.store import Protocol
 
 
 def pairs_of(ours: OpenStudy, theirs: OpenStudy, *, first: str, second: str) -> pd.DataFrame:
@@ -23,7 +28,7 @@ def pairs_of(ours: OpenStudy, theirs: OpenStudy, *, first: str, second: str) -> 
     for _, our in ours.rows[ours.rows["method"].str.startswith(first)].iterrows():
         rivals = theirs.rows[(theirs.rows["model"] == our["model"]) & (theirs.rows["plan"] == our["plan"])]
         for _, their in rivals[rivals["method"].str.startswith(second)].iterrows():
-            compared = differences(outcomes(ours.loaded, our), outcomes(theirs.loaded, their))
+            compared = _compared(ours, theirs, our, their)
             for task in (TASK_AVG, LOG_PPLX):
                 if task in compared and our["cell_id"] != their["cell_id"]:
                     difference, scale = compared[task], 100 if task == TASK_AVG else 1
@@ -41,3 +46,19 @@ def pairs_of(ours: OpenStudy, theirs: OpenStudy, *, first: str, second: str) -> 
                     )
     columns = ["plan", "first", "second", "what", "difference", "stderr", "p_value", "documents"]
     return pd.DataFrame(found, columns=columns)
+
+
+def _compared(ours: OpenStudy, theirs: OpenStudy, our: pd.Series, their: pd.Series) -> Mapping[str, Difference]:
+    """The differences in the tasks that both studies measured under one protocol: on the same documents."""
+    first, second = (_protocols(study.loaded, row) for study, row in ((ours, our), (theirs, their)))
+    alike = {task for task in first if first[task] == second.get(task)}
+    found = (outcomes(study.loaded, row) for study, row in ((ours, our), (theirs, their)))
+    of_first, of_second = ({task: values for task, values in of.items() if task in alike} for of in found)
+    return differences(of_first, of_second, ours.loaded.averaged)
+
+
+def _protocols(loaded: LoadedResults, row: pd.Series) -> Mapping[str, Protocol]:
+    cell_id = row["cell_id"].split(", ")[0]
+    return {
+        task: key.protocol for (cell, plan, task), key in loaded.keys.items() if (cell, plan) == (cell_id, row["plan"])
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ import pandas as pd
 
 from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import IDENTITY_COLUMNS, TASK_NAMES
-from analysis.frame.significance import TASK_AVG
-from evaluation.results.store import BLOCK_SHARE, HEADLINE_METRICS, LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, is_fraction
+from evaluation.results.store import BLOCK_SHARE
 from evaluation.sources.table import PAPER_TASKS
 from matquant.notation import share_text
 
@@ -29,19 +30,25 @@ CHANCE = {name: task.chance for name, task in PAPER_TASKS.items()}
 def summary(loaded: LoadedResults) -> pd.DataFrame:
     """A row per (configuration, plan), wide to narrow, methods in the paper's order; NaN where a result is missing.
 
-    Columns: IDENTITY_COLUMNS, COST_COLUMNS, `num_seeds`, and for each task, `task_avg` and `log_pplx` the value
-    and its `_stderr`.  Configurations that differ only in their seed are one row: the mean, and as its error the
-    standard deviation between seeds instead of the standard error over documents.
+    Columns: IDENTITY_COLUMNS, COST_COLUMNS, `num_seeds`, `notes`, and for each task, `task_avg` and `log_pplx` the
+    value, its `_stderr` over documents and its `_spread` over seeds.  Configurations that differ only in their seed are
+    one row: the means over their seeds of the value and of its standard error, and the standard deviation between the
+    seeds.  Every seed answers the same documents, so that its standard error does not shrink with their number.
     """
     reads = loaded.expected.drop(columns="task").drop_duplicates(["cell_id", "plan"])
     rows = reads.merge(_wide(loaded), on=["cell_id", "plan"], how="left")
     rows["effective_bits"] = rows["effective_bits"].fillna(rows["bits"].where(~rows["extra_precision"].astype(bool)))
-    errors = rows[[f"{task}_stderr" for task in loaded.tasks]]
-    rows[TASK_AVG] = rows[list(loaded.tasks)].mean(axis=1, skipna=False)
+    averaged = list(loaded.averaged)
+    errors = rows[[f"{task}_stderr" for task in averaged]]
+    rows[TASK_AVG] = rows[averaged].mean(axis=1, skipna=False) if averaged else np.nan
     rows[f"{TASK_AVG}_stderr"] = stderr_of_mean(errors.to_numpy(dtype=float))
     rows.loc[rows[TASK_AVG].isna(), f"{TASK_AVG}_stderr"] = np.nan
     values = [*loaded.tasks, TASK_AVG, LOG_PPLX]
-    columns = [*IDENTITY_COLUMNS, *COST_COLUMNS, "num_seeds", *(c for v in values for c in (v, f"{v}_stderr"))]
+    numbers = (name for value in values for name in (value, f"{value}_stderr", f"{value}_spread"))
+    columns = [*IDENTITY_COLUMNS, *COST_COLUMNS, "num_seeds", "notes", *numbers]
+    rows = rows.assign(
+        notes=pd.Series([_notes(loaded, row) for row in rows.to_dict("records")], rows.index, dtype=object)
+    )
     return _in_paper_order(_saying_share(_one_row_a_configuration(rows, values).reindex(columns=columns)))
 
 
@@ -63,12 +70,19 @@ def stderr_of_mean(stderrs: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(stderrs).sum(axis=-1)) / stderrs.shape[-1]
 
 
+def stderr_of_share(share: float, num_documents: int) -> float:
+    """The standard error of a share of right answers that is 0 or 1, where the usual estimate is zero.
+
+    That of two more right and two more wrong answers (Agresti and Coull 1998): 20 right answers of 20 do not mean that
+    the next one is right for certain.
+    """
+    adjusted = (share * num_documents + 2) / (num_documents + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (num_documents + 4))
+
+
 def headline_results(loaded: LoadedResults) -> pd.DataFrame:
     """The rows of the frame that stand for their task: one for each (cell, plan, task), of its headline metric."""
-    frame = loaded.frame[loaded.frame["metric"].isin(HEADLINE_METRICS)]
-    rank = frame["metric"].map({metric: rank for rank, metric in enumerate(HEADLINE_METRICS)})
-    chosen = rank.groupby([frame["cell_id"], frame["plan"], frame["task"]], sort=False).idxmin()
-    return frame.loc[chosen]
+    return loaded.frame[loaded.frame["is_headline"].astype(bool)]
 
 
 def _wide(loaded: LoadedResults) -> pd.DataFrame:
@@ -78,37 +92,71 @@ def _wide(loaded: LoadedResults) -> pd.DataFrame:
     for task in (*loaded.tasks, LOG_PPLX):
         of_task = long[long["task"] == task]
         wide[task] = of_task["value"].astype(float)
-        wide[f"{task}_stderr"] = of_task["stderr"].astype(float)
+        wide[f"{task}_stderr"] = _stderrs(of_task)
     return wide.reset_index()
+
+
+def _stderrs(of_task: pd.DataFrame) -> pd.Series:
+    """The standard errors over documents; those of shares of all or none by `stderr_of_share`."""
+    found = of_task["stderr"].astype(float)
+    certain = of_task["metric"].map(is_fraction).astype(bool) & of_task["value"].isin([0.0, 1.0])
+    adjusted = [
+        stderr_of_share(value, documents)
+        for value, documents in of_task.loc[certain, ["value", "num_documents"]].itertuples(index=False, name=None)
+    ]
+    return found.mask(certain, pd.Series(adjusted, found.index[certain], dtype=float)) if adjusted else found
+
+
+def _notes(loaded: LoadedResults, row: SummaryRow) -> tuple[str, ...]:
+    """Facts that a reader of a row has to know: marked at the row, printed once below the table."""
+    certain = [task for task in loaded.averaged if row[task] in (0.0, 1.0)]
+    return (CERTAIN_NOTE,) if certain else ()
+
+
+CERTAIN_NOTE = (
+    "all answers of a task are right, or all are wrong: its standard error is that of two more right and two more "
+    "wrong ones (Agresti and Coull)"
+)
 
 
 def _one_row_a_configuration(rows: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """Seeds of one configuration become one row; a configuration of one seed stays as it is."""
     keys = ["config_id", "plan"]
+    rows = rows.assign(num_seeds=1, **{f"{value}_spread": np.nan for value in values})
     alone = ~rows.duplicated(keys, keep=False)
     merged = [_over_seeds(seeds, values) for _, seeds in rows[~alone].groupby(keys, sort=False)]
     if not merged:
-        return rows.assign(num_seeds=1)
+        return rows
     # A merged row takes the place of its first seed.
     dtypes: dict[Any, Any] = rows.drop(columns="effective_bits").dtypes.to_dict()
     together = pd.DataFrame(merged, index=[row.name for row in merged]).astype(dtypes)
-    return pd.concat([rows[alone].assign(num_seeds=1), together]).sort_index()
+    return pd.concat([rows[alone], together]).sort_index()
 
 
 def _over_seeds(seeds: pd.DataFrame, values: Sequence[str]) -> pd.Series:
-    """One row out of the rows of a configuration's seeds, those of them that have any result."""
+    """One row out of the rows of a configuration's seeds: the mean of those that have every value that one has.
+
+    If no seed has them all, the one with most values stands alone: a mean of other seeds in each column would not be
+    of any model.
+    """
     first = seeds.index[0]
-    measured = seeds[seeds[list(values)].notna().any(axis=1)]
-    seeds = measured if len(measured) else seeds.iloc[:1]
+    counts = seeds[list(values)].notna().sum(axis=1)
+    complete = seeds[(counts > 0) & (counts == seeds[list(values)].notna().any().sum())]
+    left_out = int((counts > 0).sum()) - max(len(complete), 1)
+    seeds = complete if len(complete) else seeds.loc[[counts.idxmax()]]
     row = seeds.iloc[0].copy().rename(first)
     row["num_seeds"] = len(seeds)
+    row["notes"] = tuple(dict.fromkeys(note for notes in seeds["notes"] for note in notes))
+    if left_out > 0:
+        row["notes"] = (*row["notes"], f"without {left_out} more of its seeds, which lack some of the tasks")
     if len(seeds) > 1:
         row["cell_id"] = ", ".join(seeds["cell_id"])
         for column in COST_COLUMNS:
             row[column] = seeds[column].mean()
         for value in values:
             row[value] = seeds[value].mean()
-            row[f"{value}_stderr"] = seeds[value].std(ddof=1)
+            row[f"{value}_stderr"] = seeds[f"{value}_stderr"].mean(skipna=False)
+            row[f"{value}_spread"] = seeds[value].std(ddof=1)
     return row
 
 

@@ -94,7 +94,7 @@ class ShownStudy:
     def table(self) -> ShownTable:
         """Every read-out of every cell."""
         opened = self.opened
-        return ShownTable(summary_table(opened.rows, opened.loaded.tasks, opened.comparisons))
+        return ShownTable(summary_table(opened.rows, opened.loaded.tasks, opened.comparisons, opened.loaded.metrics))
 
     def paper_table(self, number: int) -> ShownTable:
         """Table `number` of MatQuant, ours beneath theirs."""
@@ -115,9 +115,11 @@ class ShownStudy:
         return ShownText([f"{name}: {value}" for name, value in provenance_rows(self.opened.loaded)])
 
     def problems(self) -> ShownText:
-        """The problems of the results, and the missing ones."""
+        """The problems of the results, those of other protocols, and the missing ones."""
         loaded = self.opened.loaded
-        return ShownText([*loaded.problems, *gap_texts(loaded)] or ["No problem, and nothing is missing."])
+        return ShownText(
+            [*loaded.problems, *loaded.others, *gap_texts(loaded)] or ["No problem, and nothing is missing."]
+        )
 
 
 def open_study(*overrides: str) -> ShownStudy:

@@ -12,7 +12,7 @@ from analysis.frame.load import load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.published import NUM_TABLES
-from analysis.report.files import write_text
+from analysis.report.files import csv_of, write_text
 from analysis.report.page import plain_page
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import document, to_latex, to_markdown
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from analysis.frame.load import LoadedResults
     from analysis.tables.typeset import Table
     from matquant.config.study import Study
 
 FOLDER = "papers"
 
 
-def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, tuple[str, ...]]:
-    """Table `number` with the results of a study: as text, as numbers, and the problems of the results."""
+def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, LoadedResults]:
+    """Table `number` with the results of a study: as text, as numbers, and the results themselves."""
     loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
     rows = summary(loaded)
     entries = side_by_side(number, rows, significant_marks(against_reference(rows, loaded)))
-    return kind_of(entries)(number, entries), entries, loaded.problems
+    return kind_of(entries)(number, entries), entries, loaded
 
 
 def write_table(table: Table, entries: pd.DataFrame, stem: Path) -> None:
@@ -47,7 +48,7 @@ def write_table(table: Table, entries: pd.DataFrame, stem: Path) -> None:
     write_text(stem.with_suffix(".md"), to_markdown(table))
     write_text(stem.with_suffix(".tex"), to_latex(table))
     write_text(stem.with_suffix(".html"), plain_page(table.caption, [table]))
-    write_text(stem.with_suffix(".csv"), entries.to_csv(index=False))
+    write_text(stem.with_suffix(".csv"), csv_of(entries))
 
 
 def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
@@ -60,13 +61,15 @@ def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
         study = load_study([f"experiment=table{number:02}", *overrides])
         folder = study.setup.paths.out / FOLDER
         require_writable(folder, "paths.out")
-        table, entries, problems = table_of(study, number)
+        table, entries, loaded = table_of(study, number)
         write_table(table, entries, folder / f"table{number:02}")
         drawn.append(table)
         measured = int(entries["ours"].notna().sum())
         print(f"{table.caption}: {measured} of {len(entries)} numbers measured")
-        for problem in problems:
+        for problem in loaded.problems:
             print(f"  problem: {problem}")
+        for other in loaded.others:
+            print(f"  other protocol: {other}")
     write_text(folder / "tables.md", "\n".join(map(to_markdown, drawn)))
     write_text(folder / "tables.tex", document([to_latex(table) for table in drawn]))
     write_text(folder / "tables.html", plain_page("The tables of MatQuant, ours beside theirs", drawn))

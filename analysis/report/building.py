@@ -12,7 +12,7 @@ from analysis.frame.load import LoadedResults, load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.report.contents import commands, page_of
-from analysis.report.files import ReportPaths, write_text
+from analysis.report.files import ReportPaths, csv_of, write_text
 from analysis.report.page import plain_page, render
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import document, to_latex, to_markdown, to_text
@@ -50,7 +50,7 @@ def numbers_of(study: Study) -> Numbers:
     loaded = load(study)
     rows = summary(loaded)
     comparisons = against_reference(rows, loaded)
-    return Numbers(loaded, rows, comparisons, summary_table(rows, loaded.tasks, comparisons))
+    return Numbers(loaded, rows, comparisons, summary_table(rows, loaded.tasks, comparisons, loaded.metrics))
 
 
 def text_of(numbers: Numbers) -> str:
@@ -58,6 +58,7 @@ def text_of(numbers: Numbers) -> str:
     loaded = numbers.loaded
     lines = [to_text(numbers.table)]
     lines += [f"problem: {problem}" for problem in loaded.problems]
+    lines += [f"other protocol: {other}" for other in loaded.others]
     if len(loaded.missing):
         lines.append(f"missing: {len(loaded.missing)} of {len(loaded.expected)} results are not measured yet")
     return "\n".join(lines)
@@ -99,7 +100,7 @@ def _write_table(table: Table, numbers: pd.DataFrame, folder: Path, name: str) -
         write_text(folder / f"{name}.md", to_markdown(table)),
         write_text(folder / f"{name}.tex", document([to_latex(table)])),
         write_text(folder / f"{name}.html", plain_page(table.caption or name, [table])),
-        write_text(folder / f"{name}.csv", numbers.to_csv(index=False)),
+        write_text(folder / f"{name}.csv", csv_of(numbers)),
     ]
 
 

@@ -1,34 +1,48 @@
 """Compares two read-outs on the documents that both were measured on.
 
 Prints for each task, for Task Avg and for log perplexity the difference (first minus second), its standard error, and a
-p-value: McNemar's exact test for one task, a paired bootstrap for the others.
+p-value, by the tests of `analysis.frame.significance`.  Where both were measured under several protocols, each of them
+has lines of its own: numbers that were measured in different ways stand in no line together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from analysis.frame.names import TASK_NAMES
-from analysis.frame.significance import TASK_AVG, differences, document_values
-from evaluation.results.store import LOG_PPLX, ResultStore, protocol_id
+from analysis.frame.significance import Difference, differences, document_values
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, is_fraction
+from evaluation.results.store import Protocol, ResultStore, protocol_id
+from evaluation.sources.table import SPLITS
 from matquant.command.parsing import parse
 from matquant.errors import UserError
 
-DocumentValues = dict[tuple[str, str], np.ndarray]
-"""The value of each document, by task and protocol."""
+
+class MeasuredTask(NamedTuple):
+    """The value of each document of one result, with its metric and its protocol."""
+
+    values: np.ndarray
+    metric: str
+    protocol: Protocol
 
 
-def measured(name: str, store: ResultStore) -> DocumentValues:
+Measured = Mapping[tuple[str, str], MeasuredTask]
+"""Results by task and protocol."""
+
+
+def measured(name: str, store: ResultStore) -> Measured:
     """Everything that was measured on CELL:PLAN; UserError if there is nothing."""
     cell_id, _, plan = name.rpartition(":")
-    found: DocumentValues = {}
+    found: dict[tuple[str, str], MeasuredTask] = {}
     for result in store.results(cell_id) if cell_id else ():
-        if result.plan == plan:
-            values = document_values(store.documents(result.key))
+        metric = headline_metric(result.metrics)
+        if result.plan == plan and metric is not None:
+            values = document_values(store.documents(result.key), metric)
             if values is not None:
-                found[result.task, protocol_id(result.protocol)] = values
+                found[result.task, protocol_id(result.protocol)] = MeasuredTask(values, metric, result.protocol)
     if not found:
         there = store.readouts()
         hint = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "there are none"
@@ -36,30 +50,58 @@ def measured(name: str, store: ResultStore) -> DocumentValues:
     return found
 
 
-def difference_lines(ours: DocumentValues, theirs: DocumentValues) -> list[str]:
+def difference_lines(ours: Measured, theirs: Measured) -> list[str]:
     """A line for each task that both were measured on in the same way."""
-    common = {key[0]: key for key in ours if key in theirs}
+    common = [key for key in ours if key in theirs]
     if not common:
         raise UserError("the two have no task under the same protocol; measure both with the same readout.* overrides")
-    found = differences(
-        {task: ours[key] for task, key in common.items()}, {task: theirs[key] for task, key in common.items()}
-    )
+    labels = _labels({key: ours[key].protocol for key in common})
     lines = [f"{'task':14} {'first':>9} {'second':>9} {'difference':>18} {'p':>8}  documents  test"]
-    for task, difference in found.items():
-        scale, form = (1, ".3f") if task == LOG_PPLX else (100, ".1f")
-        if task == TASK_AVG:
-            means = [
-                np.mean([side[common[one]].mean() for one in common if one != LOG_PPLX]) for side in (ours, theirs)
-            ]
-        else:
-            means = [side[common[task]].mean() for side in (ours, theirs)]
-        values = " ".join(f"{scale * mean:9{form}}" for mean in means)
-        gap = f"{scale * difference.mean:+{form}} ± {scale * difference.stderr:{form}}"
-        name = "Task Avg" if task == TASK_AVG else TASK_NAMES.get(task, task)
-        lines.append(
-            f"{name:14} {values} {gap:>18} {difference.p_value:8.2g}  {difference.num_documents:9d}  {difference.test}"
-        )
+    for label in dict.fromkeys(labels.values()):
+        keys = {task: (task, found) for task, found in common if labels[task, found] == label}
+        if label:
+            lines.append(f"measured with {label}:")
+        lines += _lines({t: ours[key] for t, key in keys.items()}, {t: theirs[key] for t, key in keys.items()})
     return lines
+
+
+def _labels(protocols: Mapping[tuple[str, str], Protocol]) -> dict[tuple[str, str], str]:
+    """The facts in which a task's protocols differ; empty for a task that has one."""
+    found = {}
+    for key, protocol in protocols.items():
+        rivals = [_facts(other) for (task, _), other in protocols.items() if task == key[0]]
+        facts = _facts(protocol)
+        differing = [name for name in facts if len({str(rival.get(name)) for rival in rivals}) > 1]
+        found[key] = ", ".join(f"{name} {facts[name]}" for name in differing)
+    return found
+
+
+def _facts(protocol: Protocol) -> dict[str, object]:
+    """The facts of a protocol; a split instead of the documents that it is of, so that tasks share it."""
+    split = str(protocol.get("data")).rpartition("/")[2]
+    return {**protocol, **({"data": f".../{split}"} if split in SPLITS else {})}
+
+
+def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask]) -> Iterator[str]:
+    averaged = [task for task, of_task in ours.items() if is_fraction(of_task.metric)]
+    found = differences(
+        {task: of_task.values for task, of_task in ours.items()},
+        {task: of_task.values for task, of_task in theirs.items()},
+        averaged,
+    )
+    for task, difference in found.items():
+        of_line = averaged if task == TASK_AVG else [task]
+        means = [float(np.mean([side[one].values.mean() for one in of_line])) for side in (ours, theirs)]
+        yield _line(task, TASK_AVG if task == TASK_AVG else ours[task].metric, means, difference)
+
+
+def _line(task: str, metric: str, means: Sequence[float], difference: Difference) -> str:
+    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
+    values = " ".join(f"{scale * mean:9{form}}" for mean in means)
+    gap = f"{scale * difference.mean:+{form}} ± {scale * difference.stderr:{form}}"
+    usual = metric in ("acc", "acc_norm", TASK_AVG, LOG_PPLX)
+    name = TASK_NAMES.get(task, task) + ("" if usual else f" {metric}")
+    return f"{name:14} {values} {gap:>18} {difference.p_value:8.2g}  {difference.num_documents:9d}  {difference.test}"
 
 
 def main(arguments: Sequence[str]) -> None:

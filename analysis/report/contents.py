@@ -11,11 +11,10 @@ import pandas as pd
 
 from analysis.figures.style import INK, PAPER, QUIET
 from analysis.frame.names import flatten, objective_text
-from analysis.frame.significance import TASK_AVG
 from analysis.frame.summary import SummaryRow, data_type, headline_results, task_name
 from analysis.report.page import Page, Picture, Record, inline_svg
-from analysis.tables.typeset import MISSING, with_error
-from evaluation.results.store import LOG_PPLX
+from analysis.tables.typeset import MISSING, with_error, with_errors
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 
 if TYPE_CHECKING:
     from analysis.figures.gallery import Plot
@@ -49,7 +48,7 @@ def page_of(
         paper=None if paper is None else (paper.caption, replace(paper, caption="")),
         records=[_record(cell, loaded) for cell in study.cells],
         provenance=provenance_rows(loaded),
-        problems=loaded.problems,
+        problems=[*loaded.problems, *loaded.others],
         gaps=gap_texts(loaded),
         commands=again,
     )
@@ -115,7 +114,10 @@ def _headline(rows: pd.DataFrame, prefix: str) -> list[str]:
 
 
 def _scores(row: SummaryRow) -> str:
-    average = with_error(100 * row[TASK_AVG], 100 * row[f"{TASK_AVG}_stderr"], ".1f")
+    several = row["num_seeds"] > 1
+    value, stderr, spread = (100 * row[f"{TASK_AVG}{kind}"] for kind in ("", "_stderr", "_spread"))
+    average = with_errors(value, stderr, spread, ".1f", named=several)
+    average += f" ({row['num_seeds']} seeds)" if several else ""
     return f"Task Avg {average}, log pplx {with_error(row[LOG_PPLX], float('nan'), '.2f')}"
 
 

@@ -10,6 +10,8 @@ from matquant.runs.files import write_beside
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pandas as pd
+
 
 @dataclass(frozen=True)
 class ReportPaths:
@@ -51,3 +53,9 @@ def write_text(path: Path, text: str) -> Path:
 
     write_beside(path, write)
     return path
+
+
+def csv_of(numbers: pd.DataFrame) -> str:
+    """Numbers as CSV; the notes of a row, if it has some, as one text."""
+    notes = {"notes": numbers["notes"].map("; ".join)} if len(numbers) and "notes" in numbers else {}
+    return numbers.assign(**notes).to_csv(index=False)

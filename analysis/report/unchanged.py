@@ -14,25 +14,38 @@ import json
 import platform
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
+from matquant.config.cell import FilesText
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from analysis.report.files import ReportPaths
+    from matquant.config.setup import Readout
     from matquant.config.study import Study
 
 CODE = (
     *(f"analysis/**/*.{kind}" for kind in ("py", "csv", "ipynb", "jinja", "css", "js")),
     *("evaluation/**/*.py", "matquant/**/*.py"),
 )
-LIBRARIES = ("numpy", "pandas", "matplotlib", "scipy", "jinja2", "pyarrow", "fonttools", "ipykernel", "nbclient")
+LIBRARIES = (
+    "lm_eval",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "jinja2",
+    "pyarrow",
+    "fonttools",
+    "ipykernel",
+    "nbclient",
+)
 """The libraries whose versions change what is drawn; an unknown version counts as one of its own."""
 
 
@@ -87,10 +100,18 @@ def _facts(study: Study, overrides: Sequence[str] | None) -> Iterator[Any]:
         # A plan given as a file may have changed.
         yield [cell.model_dump(mode="json"), [repr(plan) for plan in study.setup.readout.plans_of(cell)]]
     yield None if overrides is None else list(overrides)
+    yield [[str(path), _digest(path)] for path in _documents(study.setup.readout)]
     yield [platform.python_version(), *map(_version, LIBRARIES)]
     for pattern in CODE:
         for path in sorted(PROJECT.glob(pattern)):
             yield [str(path.relative_to(PROJECT)), _digest(path)]
+
+
+def _documents(readout: Readout) -> list[Path]:
+    """The user's own files that a read-out names: of other content, they are not what was measured."""
+    folder = [] if readout.data_dir is None else sorted(Path(readout.data_dir).glob("*/*"))
+    texts = readout.perplexity.paths if isinstance(readout.perplexity, FilesText) else ()
+    return [*folder, *(Path(text).expanduser() for text in texts)]
 
 
 def _contents(study: Study) -> Iterator[Any]:

@@ -51,7 +51,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         wr.Runset(name=name, filters=f'Metric("Name") in {json.dumps(ids)}', **place)
         for name, ids in run_sets(rows).items()
     ]
-    tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons)))]
+    tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons, loaded.metrics)))]
     if (number := paper_number(study.name)) is not None:
         entries = side_by_side(number, rows, significant_marks(comparisons))
         table = kind_of(entries)(number, entries)
@@ -70,7 +70,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         wr.H2("Provenance"),
         wr.UnorderedList([f"{name}: {value}" for name, value in provenance_rows(loaded)]),
         wr.H2("Problems and gaps"),
-        wr.UnorderedList([*loaded.problems, *gap_texts(loaded)] or ["None."]),
+        wr.UnorderedList([*loaded.problems, *loaded.others, *gap_texts(loaded)] or ["None."]),
     ]
     title, description = f"MatQuant: {study.name}", "Matryoshka quantization, one checkpoint read at every precision."
     return wr.Report(

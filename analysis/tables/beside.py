@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import published
-from analysis.frame.significance import TASK_AVG
 from analysis.published import RUN
-from evaluation.results.store import BLOCK_SHARE, LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from evaluation.results.store import BLOCK_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ METRICS = (BITS, *published.TASKS, TASK_AVG, LOG_PPLX)
 
 COLUMNS = (
     *("table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
-    *("ours", "stderr", "difference", "mark", "cell_id", BLOCK_SHARE),
+    *("ours", "stderr", "spread", "num_seeds", "difference", "mark", "notes", "cell_id", BLOCK_SHARE),
 )
 
 
@@ -76,14 +76,18 @@ def _for_other_models(printed: pd.DataFrame, rows: pd.DataFrame) -> list[pd.Data
 def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mapping[Any, Any]) -> dict[str, Any]:
     """Our measurement of one printed number; of several runs of one name the first, as the experiment lists them."""
     if not indices or metric not in rows:
-        return {"ours": float("nan"), "stderr": float("nan"), "mark": "", "cell_id": "", BLOCK_SHARE: float("nan")}
+        gap = dict.fromkeys(("ours", "stderr", "spread", BLOCK_SHARE), float("nan"))
+        return {**gap, "num_seeds": 0, "mark": "", "notes": (), "cell_id": ""}
     measured = rows.loc[indices[0]]
     scale = 1 if metric in (BITS, LOG_PPLX) else 100
     missing = pd.isna(measured[metric]) or (metric == BITS and pd.isna(measured[[TASK_AVG, LOG_PPLX]]).all())
     return {
         "ours": float("nan") if missing else scale * float(measured[metric]),
         "stderr": scale * float(measured.get(f"{metric}_stderr", float("nan"))),
+        "spread": scale * float(measured.get(f"{metric}_spread", float("nan"))),
+        "num_seeds": 0 if missing else int(measured["num_seeds"]),
         "mark": marks.get(indices[0], {}).get(metric, ""),
+        "notes": () if missing else measured["notes"],
         "cell_id": measured["cell_id"],
         BLOCK_SHARE: measured.get(BLOCK_SHARE, float("nan")),
     }

@@ -19,9 +19,19 @@ import pandas as pd
 from analysis.frame.names import BASE_NAMES, model_name
 from analysis.frame.summary import partial_text, task_name
 from analysis.tables.beside import BITS, METRICS, side_by_side, varies_weights
-from analysis.tables.summary_table import ERROR_NOTE, INTERPOLATED_NOTE, MISSING_NOTE, SIGNIFICANCE_NOTE, marked
-from analysis.tables.typeset import DAGGER, MISSING, Entry, Section, Table, winners, with_error
-from evaluation.results.store import BLOCK_SHARE, LOG_PPLX
+from analysis.tables.summary_table import (
+    ERROR_NOTE,
+    INTERPOLATED_NOTE,
+    MISSING_NOTE,
+    SEEDS_NOTE,
+    SIGNIFICANCE_NOTE,
+    marked,
+    row_note_signs,
+    row_notes,
+)
+from analysis.tables.typeset import DAGGER, MISSING, Entry, Section, Table, winners, with_errors
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.store import BLOCK_SHARE
 from matquant.notation import Objective, Slice
 
 if TYPE_CHECKING:
@@ -95,7 +105,7 @@ def by_model(number: int, entries: pd.DataFrame) -> Table:
 
     The base algorithm and lambda are columns where the rows differ in them.
     """
-    records = entries.to_dict("records")
+    records = entries.assign(signs=row_note_signs(entries)).to_dict("records")
     with_weights, with_base = varies_weights(entries), entries.loc[entries["base"] != "none", "base"].nunique() > 1
     heads = ("Data type", *(["Base"] if with_base else []), "Method", *(["λ8, λ4, λ2"] if with_weights else []))
     metrics = [metric for metric in METRICS if metric in set(entries["metric"])]
@@ -117,7 +127,7 @@ def by_model(number: int, entries: pd.DataFrame) -> Table:
         sections.append(Section("", next(iter(labels))[0], tuple(rows)))
     heads = (*heads, *(HEADS.get(metric, task_name(metric)) for _, metric in columns))
     spans = (("", len(heads) - len(columns)), *((model_name(model), len(metrics)) for model in models))
-    notes = tuple(_partial_notes(entries))
+    notes = (*_partial_notes(entries), *row_notes(entries))
     return Table(heads, tuple(sections), notes, spans, len(heads) - len(columns), caption=_caption(number, entries))
 
 
@@ -168,7 +178,7 @@ def _draw(
     column: Callable[[NumberRow], str],
 ) -> Table:
     """Two lines for each row: the paper's numbers, and below them ours with error, mark and difference."""
-    records = entries.to_dict("records")
+    records = entries.assign(signs=row_note_signs(entries)).to_dict("records")
     metrics = [metric for metric in METRICS if metric in set(entries["metric"])]
     groups = list(dict.fromkeys(map(column, records)))
     fields = {(*label(row), column(row), row["metric"]): row for row in records}
@@ -230,8 +240,10 @@ def _our_text(row: NumberRow | None) -> str:
         return ""
     form = "2f" if row["metric"] not in (BITS, LOG_PPLX) else "3f"
     difference = "" if pd.isna(row["difference"]) else f" ({row['difference']:+.{form}})".replace("-", "−")
-    text = marked(with_error(row["ours"], row["stderr"], f".{form}"), row["mark"])
-    return text if text == MISSING else text + difference
+    several = row["num_seeds"] > 1
+    text = marked(with_errors(row["ours"], row["stderr"], row["spread"], f".{form}", named=several), row["mark"])
+    seeds = f" ({row['num_seeds']} seeds)" if several else ""
+    return text if text == MISSING else text + seeds + row["signs"] + difference
 
 
 def _caption(number: int, entries: pd.DataFrame) -> str:
@@ -254,6 +266,8 @@ def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...
     notes += _partial_notes(entries)
     if any("±" in text for text in texts):
         notes.append(ERROR_NOTE)
+    if (entries["num_seeds"] > 1).any():
+        notes.append(SEEDS_NOTE)
     if (entries["mark"] != "").any():
         notes.append(f"{SIGNIFICANCE_NOTE}.")
     if any(DAGGER in text for text in texts):
@@ -263,7 +277,7 @@ def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...
     notes += [f"{DOUBLE_DAGGER} {_error_text(row)}" for row in entries[entries["error"] != ""].to_dict("records")]
     if MISSING in texts:
         notes.append(MISSING_NOTE)
-    return tuple(notes)
+    return (*notes, *row_notes(entries))
 
 
 def _partial_notes(entries: pd.DataFrame) -> list[str]:

@@ -6,17 +6,29 @@ make them text the way a paper prints it, and `drawing` draws that text for a te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.frame.significance import LEVEL, TASK_AVG
+from analysis.frame.significance import LEVEL
 from analysis.frame.summary import SummaryRow, data_type, task_name
-from analysis.tables.typeset import BETTER, DAGGER, MISSING, WORSE, Entry, Section, Table, winners, with_error
-from evaluation.results.store import BLOCK_SHARE, LOG_PPLX
+from analysis.tables.typeset import (
+    BETTER,
+    DAGGER,
+    MISSING,
+    WORSE,
+    Entry,
+    Section,
+    Table,
+    winners,
+    with_error,
+    with_errors,
+)
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, higher_is_better, is_fraction
+from evaluation.results.store import BLOCK_SHARE
 
 GRID, OVERFLOW, STORED = "+ grid", "+ overflow", "Stored"
 BITS_NOTE = (
@@ -35,29 +47,81 @@ class Column:
     sign: int = 0
 
 
-def summary_table(rows: pd.DataFrame, tasks: Sequence[str], comparisons: pd.DataFrame | None = None) -> Table:
+def summary_table(
+    rows: pd.DataFrame,
+    tasks: Sequence[str],
+    comparisons: pd.DataFrame | None = None,
+    metrics: Mapping[str, str] | None = None,
+) -> Table:
     """Turns the numbers of `summary` into the text of a table.
 
-    `comparisons`: what `significance.against_reference` found; significant differences are marked.
+    `comparisons`: what `significance.against_reference` found; significant differences are marked.  `metrics`: the
+    metric of every task that has been measured.
     """
-    marks = significant_marks(comparisons)
-    rows = rows.assign(marks=pd.Series({index: marks.get(index, {}) for index in rows.index}, dtype=object))
+    marks, metrics = significant_marks(comparisons), metrics or {}
+    rows = rows.assign(
+        marks=pd.Series({index: marks.get(index, {}) for index in rows.index}, dtype=object),
+        signs=row_note_signs(rows),
+    )
+    several = bool((rows["num_seeds"] > 1).any())
     columns = (
         Column("Data type", data_type),
-        Column("Method", _method_text),
+        Column("Method", _method(several=several)),
         Column("Bits", _bits("effective_bits")),
         Column(GRID, _bits("grid_bits")),
         *([Column(OVERFLOW, _bits("overflow_bits"))] if (rows["overflow_bits"] > 0).any() else []),
         Column(STORED, _bits("model_bits")),
-        *(Column(task_name(task), _percent_of(task), +1) for task in tasks),
-        Column("Task Avg ↑", _percent_of(TASK_AVG, shows_error=True), +1),
-        Column("log pplx ↓", _nats, -1),
+        *(_task_column(task, metrics.get(task)) for task in tasks),
+        Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), +1),
+        Column("log pplx ↓", _number(LOG_PPLX, 1, ".3f", errors=True, named=several), -1),
     )
     groups: dict[tuple[str, str], list[SummaryRow]] = {}
     for row in rows.to_dict("records"):
         groups.setdefault((row["model"], data_type(row)), []).append(row)
     sections = tuple(_section(model, name, group, columns) for (model, name), group in groups.items())
-    return Table(tuple(column.head for column in columns), sections, _notes(rows, sections, comparisons))
+    notes = (*_notes(rows, sections, comparisons), *metric_notes(metrics), *row_notes(rows))
+    return Table(tuple(column.head for column in columns), sections, notes)
+
+
+def _task_column(task: str, metric: str | None) -> Column:
+    """A task under its name; a metric other than accuracy stands in the head, in percent if it is a share."""
+    if metric is None or metric in ACCURACIES:
+        return Column(task_name(task), _number(task, 100, ".1f"), +1)
+    better = higher_is_better(metric)
+    head = f"{task_name(task)} {metric.replace(',', ', ')} {'↑' if better else '↓'}"
+    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
+    return Column(head, _number(task, scale, form), +1 if better else -1)
+
+
+ACCURACIES = ("acc", "acc_norm")
+
+
+def metric_notes(metrics: Mapping[str, str]) -> list[str]:
+    """The tasks that Task Avg leaves out, if there are any."""
+    left_out = [task_name(task) for task, metric in metrics.items() if not is_fraction(metric) and task != LOG_PPLX]
+    if not left_out:
+        return []
+    return [f"Task Avg is without {', '.join(left_out)}, whose metric is not a share of right answers."]
+
+
+# --- notes on single rows --------------------------------------------------------------------------------------------
+
+
+def row_note_signs(rows: pd.DataFrame) -> pd.Series:
+    """The signs of each row's notes, ` [1] [2]`; equal notes have one sign."""
+    signs = _note_signs(rows)
+    texts = ["".join(f" [{signs[note]}]" for note in notes) for notes in rows["notes"]]
+    return pd.Series(texts, rows.index, dtype=object)
+
+
+def row_notes(rows: pd.DataFrame) -> list[str]:
+    """Every note on a row once, with its sign."""
+    return [f"[{sign}] {note}." for note, sign in _note_signs(rows).items()]
+
+
+def _note_signs(rows: pd.DataFrame) -> dict[str, int]:
+    distinct = dict.fromkeys(note for notes in rows["notes"] for note in notes)
+    return {note: number for number, note in enumerate(distinct, start=1)}
 
 
 def significant_marks(comparisons: pd.DataFrame | None) -> dict[Any, dict[str, str]]:
@@ -66,10 +130,13 @@ def significant_marks(comparisons: pd.DataFrame | None) -> dict[Any, dict[str, s
         return {}
     found = comparisons[comparisons["p_value"] < LEVEL]
     marks: dict[Any, dict[str, str]] = {}
-    for index, task, difference in zip(found.index, found["task"], found["difference"], strict=True):
-        better = (difference > 0) != (task == LOG_PPLX)
-        marks.setdefault(index, {})[task] = BETTER if better else WORSE
+    columns = (found.index, found["task"], found["difference"], found["higher_is_better"])
+    for index, task, difference, higher in zip(*columns, strict=True):
+        marks.setdefault(index, {})[task] = BETTER if (difference > 0) == higher else WORSE
     return marks
+
+
+# --- rows and their entries ------------------------------------------------------------------------------------------
 
 
 def _section(model: str, name: str, rows: Sequence[SummaryRow], columns: Sequence[Column]) -> Section:
@@ -80,27 +147,30 @@ def _section(model: str, name: str, rows: Sequence[SummaryRow], columns: Sequenc
     return Section(model, name, tuple(drawn))
 
 
-def _method_text(row: SummaryRow) -> str:
-    seeds = f", {row['num_seeds']} seeds" if row["num_seeds"] > 1 else ""
-    name = "unquantized" if row["base"] == "none" else row["label"]
-    return name + (f" {DAGGER}" if row["interpolated"] else "") + seeds
+def _method(*, several: bool) -> Callable[[SummaryRow], str]:
+    """The name of a row; where one has several seeds, every row says how many it has."""
+
+    def text(row: SummaryRow) -> str:
+        seeds = f", {row['num_seeds']} seed{'s' * (row['num_seeds'] > 1)}" if several and row["base"] != "none" else ""
+        name = "unquantized" if row["base"] == "none" else row["label"]
+        return name + (f" {DAGGER}" if row["interpolated"] else "") + seeds + row["signs"]
+
+    return text
 
 
 def _bits(column: str) -> Callable[[SummaryRow], str]:
     return lambda row: with_error(row[column], np.nan, ".4g")
 
 
-def _percent_of(value: str, *, shows_error: bool = False) -> Callable[[SummaryRow], str]:
+def _number(
+    value: str, scale: float, form: str, *, errors: bool = False, named: bool = False
+) -> Callable[[SummaryRow], str]:
     def text(row: SummaryRow) -> str:
-        error = 100 * row[f"{value}_stderr"] if shows_error else np.nan
-        return marked(with_error(100 * row[value], error, ".1f"), row["marks"].get(value))
+        stderr, spread = (row[f"{value}_{kind}"] if errors else np.nan for kind in ("stderr", "spread"))
+        shown = with_errors(scale * row[value], scale * stderr, scale * spread, form, named=named)
+        return marked(shown, row["marks"].get(value))
 
     return text
-
-
-def _nats(row: SummaryRow) -> str:
-    text = with_error(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], ".3f")
-    return marked(text, row["marks"].get(LOG_PPLX))
 
 
 def marked(text: str, mark: str | None) -> str:
@@ -120,7 +190,7 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section], comparisons: pd.Data
     if comparisons is not None and len(comparisons):
         notes.append(f"{SIGNIFICANCE_NOTE} ({len(comparisons)}).")
     if (rows["num_seeds"] > 1).any():
-        notes.append("Rows of several seeds: mean ± standard deviation between seeds.")
+        notes.append(SEEDS_NOTE)
     if rows["interpolated"].any():
         notes.append(INTERPOLATED_NOTE)
     if MISSING in texts:
@@ -132,11 +202,18 @@ PARTIAL_NOTE = (
     "Of block weights: the share of its scope's weights that a row quantizes (scope.partial=true); its Bits count "
     "these alone, Stored counts all."
 )
-ERROR_NOTE = "±: standard error over documents; it does not cover another training run."
+ERROR_NOTE = (
+    "±: standard error over documents; it does not cover another training run.  That of Task Avg is of independent "
+    "tasks: the root of the sum of their squared standard errors, divided by their number."
+)
+SEEDS_NOTE = (
+    "Rows of several seeds: the mean over seeds.  docs: the standard error over documents, of one seed on average, as "
+    "all seeds answer the same documents; seeds: the standard deviation between seeds."
+)
 SIGNIFICANCE_NOTE = (
     f"{BETTER} {WORSE} significantly better or worse than the explicit Baseline of the same width, or where "
     "there is none than the sliced parent: paired over the same documents, p < 0.05, not corrected for the "
     "number of comparisons"
 )
 INTERPOLATED_NOTE = f"{DAGGER} interpolated: read at a width between those it was trained for."
-MISSING_NOTE = f"{MISSING} missing: not measured yet, or left out for a reason given under problems."
+MISSING_NOTE = f"{MISSING} missing: not measured as this table asks, or left out for a reason given under problems."

@@ -75,10 +75,26 @@ class Table:
 
 def with_error(value: float | None, error: float | None, form: str) -> str:
     """`38.1 ± 0.9`, without the error if there is none; a gap if there is no value."""
-    # Only NaN differs from itself; pandas' own test takes longer than everything else here together.
-    if value is None or value != value:
+    if _is_nan(value):
         return MISSING
-    return f"{value:{form}}" if error is None or error != error else f"{value:{form}} ± {error:{form}}"
+    return f"{value:{form}}" if _is_nan(error) else f"{value:{form}} ± {error:{form}}"
+
+
+def with_errors(value: float, stderr: float, spread: float, form: str, *, named: bool) -> str:
+    """`50.0 ± 0.8 docs ± 0.3 seeds`: with the error over documents and, of several seeds, the deviation between them.
+
+    `named`: whether the first is called by its name too, because a row of the table has both.
+    """
+    text = with_error(value, stderr, form)
+    if text == MISSING:
+        return text
+    docs = " docs" if named and not _is_nan(stderr) else ""
+    return text + docs + ("" if _is_nan(spread) else f" ± {spread:{form}} seeds")
+
+
+def _is_nan(value: float | None) -> bool:
+    # Only NaN differs from itself; pandas' own test takes longer than everything else here together.
+    return value is None or value != value
 
 
 def winners(texts: Sequence[str], sign: int) -> set[int]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from evaluation.results.metrics import LOG_PPLX, is_error, is_fraction
+
 if TYPE_CHECKING:
     from evaluation.results.store import Result
 
-STDERR = "_stderr"
-SHARE = re.compile(r"(acc|exact_match|em|contains|pct_stereotype)(_.*|,.*)?")
-"""The metrics that are a share of the documents, or a mean of shares: 0 to 1, and their standard errors too."""
 MAPPINGS = ("protocol", "metrics", "overhead", "provenance", "sources")
 
 
@@ -59,9 +57,9 @@ def _wrong(name: str, value: Any) -> str | None:
     """The reason why a metric cannot have a value."""
     if not is_number(value):
         return "no number"
-    if SHARE.fullmatch(name) and not 0 <= value <= 1:
+    if is_fraction(name) and not 0 <= value <= 1:
         return "no share of documents (0 to 1)"
-    if value < 0 and (name.endswith(STDERR) or name == "log_pplx"):
+    if value < 0 and (is_error(name) or name == LOG_PPLX):
         return "below 0"
     return None
 

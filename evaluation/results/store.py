@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,17 +38,8 @@ if TYPE_CHECKING:
 
 Protocol = Mapping[str, Any]
 
-LOG_PPLX = "log_pplx"  # the pseudo task of log perplexity, beside the accuracy tasks
 BLOCK_SHARE = "block_share"
 """In the overhead of a cell that quantizes a part of its scope: the share of the scope's weights that it is."""
-HEADLINE_METRICS = (LOG_PPLX, "acc_norm", "acc")
-"""The metrics that can stand for a task: the first of them that lm-eval defines for it does."""
-
-
-def headline_metric(metrics: Iterable[str]) -> str | None:
-    """The metric that stands for a task: without a usual one the first it has, or none if it has none."""
-    names = list(metrics)
-    return next((name for name in HEADLINE_METRICS if name in names), names[0] if names else None)
 
 
 def protocol_id(protocol: Protocol) -> str:

@@ -32,6 +32,13 @@ class FolderSource:
         folder = self._of_task(task_name)
         return f"{folder.resolve()}@{fingerprint(_files_of(folder, self.split(task_name)))}"
 
+    def can_be(self, task_name: str, revision: str) -> bool:
+        """True for the content of the folder; if it cannot be read, for any content of a folder of that name."""
+        try:
+            return revision == self.revision(task_name)
+        except (UserError, OSError):
+            return revision.rpartition("@")[0] == str((self.folder / task_name).resolve())
+
     def documents(self, task_name: str) -> Dataset:
         """The documents of a task, its files in the order of their names."""
         import datasets

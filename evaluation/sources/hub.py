@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,13 @@ class HubSource:
         dataset = "/".join(part for part in (path, subset) if part)
         split = f"/{self.split(task_name)}" if known is not None else ""
         return f"{dataset}@{commit_of(path)}{split}"
+
+    def can_be(self, task_name: str, revision: str) -> bool:
+        """True for any commit of the task's documents; of a task beyond the paper's six the data set is not checked."""
+        if (known := PAPER_TASKS.get(task_name)) is None:
+            return revision == "hub" or re.fullmatch(r"[^/@][^@]*@[^@/]+", revision) is not None
+        dataset = "/".join(part for part in (known.dataset, known.subset) if part)
+        return re.fullmatch(f"{re.escape(dataset)}@[^@/]+/{self.split(task_name)}", revision) is not None
 
 
 @cache

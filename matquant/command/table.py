@@ -232,7 +232,8 @@ COMPARE = Subcommand(
 Compares two read-outs on the documents that both were measured on.
 
 Prints for each task, for Task Avg and for log perplexity the difference (first minus second), its standard error, and a
-p-value: McNemar's exact test for one task, a paired bootstrap for the others.
+p-value: McNemar's exact test for one task; for the others exact sign flips where at most 20 documents differ, else
+Student's t.  Where both were measured under several protocols, each has lines of its own.
 """,
     (
         Argument("first", "a cell's id and a plan", {"metavar": "CELL:PLAN"}),

@@ -1,0 +1,95 @@
+"""A fact of a stored protocol that differs from what a read-out asks for, in words and as the option that sets it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.sources.table import SPLITS, scored_split
+from matquant.models.wheels import DOCUMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from evaluation.results.store import Protocol
+    from matquant.config.setup import Readout
+
+TYPED: Mapping[str, str] = {
+    "limit": "readout.limit",
+    "batch_size": "readout.batch_size",
+    "dtype": "readout.dtype",
+    "add_bos": "model.add_bos",
+    "cut_contexts": "readout.cut_contexts",
+    "num_sequences": "readout.perplexity.num_sequences",
+    "sequence_length": "readout.perplexity.sequence_length",
+    "tokens_per_document": "readout.perplexity.tokens_per_document",
+}
+"""The facts of a protocol that are options under a name."""
+
+SIZES = ("num_sequences", "sequence_length", "tokens_per_document")
+EMBEDDED_TEXT = "prose of "
+"""The beginning of the embedded text's revision."""
+
+
+class Option(NamedTuple):
+    """A difference in words, `limit 50 instead of 100`, and the option that asks for the stored value; empty: none."""
+
+    difference: str
+    typed: str
+
+
+def option_of(name: str, stored: Any, asked: Any) -> Option:
+    """The difference of a fact that has an option of its own, or none."""
+    if name == "cut_contexts":  # is left out of protocols where it is false
+        stored, asked = bool(stored), bool(asked)
+    typed = f"{TYPED[name]}={_written(stored)}" if name in TYPED else ""
+    return Option(f"{name} {_words(stored)} instead of {_words(asked)}", typed)
+
+
+def option_of_documents(stored: Protocol, asked: Readout, task: str) -> Option:
+    """Another text, split or source; one that no option can tell wholly has none."""
+    return _text(stored, asked) if task == LOG_PPLX else _documents(str(stored.get("data")), asked, task)
+
+
+def _words(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _documents(stored: str, asked: Readout, task: str) -> Option:
+    source, split = _source(stored), stored.rpartition("/")[2]
+    if source == asked.source:
+        other = scored_split(task, asked.arc_split)
+        if split in SPLITS and split != other:
+            typed = f"readout.arc_split={split}" if other == asked.arc_split else ""
+            return Option(f"split {split} instead of {other}", typed)
+        return Option(f"documents {stored} instead of those of readout.source={asked.source}", "")
+    typed = f"readout.source={source}"
+    if source == "folder":
+        # <folder>/<task>@<content>
+        typed += f" readout.data_dir={stored.rpartition('@')[0].removesuffix(f'/{task}')}"
+    elif asked.source == "folder":
+        typed += " readout.data_dir=null"
+    if split in SPLITS and split != scored_split(task, asked.arc_split):
+        typed += f" readout.arc_split={split}"
+    return Option(f"source {source} instead of {asked.source}", typed)
+
+
+def _source(stored: str) -> str:
+    if stored.startswith(DOCUMENTS.requirement.partition("==")[0]):
+        return "embedded"
+    return "folder" if re.fullmatch(r"(/|[A-Za-z]:).*@[0-9a-f]{12}", stored) else "hub"
+
+
+def _text(stored: Protocol, asked: Readout) -> Option:
+    kind = "none" if asked.perplexity is None else asked.perplexity.kind
+    data, typed = str(stored.get("data")), ""
+    if data.startswith(EMBEDDED_TEXT) and kind != "embedded":
+        # Another text comes with its own size, so that all of it has to be typed.
+        sizes = [f"readout.perplexity.{name}={_written(stored.get(name))}" for name in SIZES]
+        typed = " ".join(["perplexity=embedded", *sizes])
+    return Option(f"text {data!r} instead of that of readout.perplexity ({kind})", typed)
