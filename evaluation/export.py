@@ -77,6 +77,7 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
     """Writes a read-out of a trained cell and the read-out's tasks; `loaded` spares loading the model again."""
     device = pick_device(setup)
     if str(plan) != FULL:
+        require_places(cell, setup)
         require_same(cell, setup)
     model, tokenizer = loaded or load_model(
         cell.model, cache=setup.paths.cache, dtype=setup.readout.dtype, device=device
