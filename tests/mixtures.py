@@ -62,6 +62,7 @@ MIXTURES: dict[str, Tiny] = {
         pad_token_id=0,
     ),
     "granitemoe": mixture("granitemoe", LOCAL),
+    "granitemoe_swa": mixture("granitemoe_swa", LOCAL, sliding_window=6, pad_token_id=0),
     "granitemoeshared": mixture("granitemoeshared", LOCAL, shared_intermediate_size=32),
     "granitemoehybrid": mixture(
         "granitemoehybrid",
@@ -74,6 +75,15 @@ MIXTURES: dict[str, Tiny] = {
     "qwen3_next": mixture(
         "qwen3_next",
         {**FOUR, **LINEAR, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "head_dim": 8},
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "qwen3_5": mixture(
+        "qwen3_5_text", LINEAR, family="qwen3_5", head_dim=8, layer_types=["linear_attention", "full_attention"]
+    ),
+    "qwen3_5_moe": mixture(
+        "qwen3_5_moe_text",
+        {**FOUR, **LINEAR, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "head_dim": 8},
+        family="qwen3_5_moe",
         layer_types=["linear_attention", "full_attention"],
     ),
     "jamba": mixture("jamba", FOUR, pad_token_id=0, attn_layer_period=2, attn_layer_offset=1, mamba_dt_rank=32),

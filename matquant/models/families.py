@@ -66,12 +66,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama4": Family(feed_forward=("feed_forward",)),
     "granitemoe": Family(feed_forward=("block_sparse_moe",)),
+    "granitemoe_swa": Family(feed_forward=("block_sparse_moe",)),
     "granitemoeshared": Family(feed_forward=("block_sparse_moe", "shared_mlp")),
     # Some blocks, or all, have linear attention, a state-space model or a convolution instead of attention.
     "granitemoehybrid": Family(
         mixers=("mamba",), feed_forward=("block_sparse_moe", "shared_mlp"), shares_contexts=False
     ),
-    "qwen3_next": Family(mixers=("linear_attn",), shares_contexts=False),
+    **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe"), Family(mixers=("linear_attn",), shares_contexts=False)),
     "jamba": Family(mixers=("mamba",), feed_forward=("feed_forward",), shares_contexts=False),
     "lfm2": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
     "lfm2_moe": Family(mixers=("conv",), feed_forward=("feed_forward",), shares_contexts=False),
