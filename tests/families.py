@@ -181,3 +181,14 @@ def spec_of(name: str, **config: Any) -> RandomModel:
 
 def loaded(name: str, dtype: str = "float32", **config: Any) -> LoadedModel:
     return load_model(spec_of(name, **config), cache=Path(), dtype=dtype, device=torch.device("cpu"))
+
+
+def renew_documentation(page: Path = Path("docs/models.md")) -> None:
+    """Writes the table into its page: python -m tests.families."""
+    before, rest = page.read_text().split("| family |", maxsplit=1)
+    after = rest.partition("|\n\n")[2]
+    page.write_text(f"{before}{table()}\n\n{after}")
+
+
+if __name__ == "__main__":
+    renew_documentation()

@@ -16,6 +16,7 @@ from evaluation.export import export, require_places
 from evaluation.language_model import SharedContextLM
 from evaluation.preflight import refusals
 from evaluation.work import size_of
+from matquant.algorithms.block_wise import require_block_wise
 from matquant.algorithms.calibration import Shelf, attend, block_outputs, capture, run_chain, suited_to
 from matquant.codes.nested import NestedWeight, materialize
 from matquant.codes.quantizers import DTYPES
@@ -195,16 +196,20 @@ def test_recomputed_activations_turn_no_dropout_on(name, cell_of, setup):
 # --- preflight -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_preflight_walks_through_every_family_without_weights(name, cell_of, setup):
-    cells = [*(cell_of(name, base, scope="ffn") for base in ("minmax", "gptq")), cell_of(name, "omniquant")]
+@pytest.mark.parametrize("name", BLOCK_WISE)
+def test_the_walk_without_weights_refuses_no_family_that_is_walked_through_with_them(name, cell_of):
+    for scope, base in (("ffn", "gptq"), ("ffn_attention", "omniquant")):
+        require_block_wise(cell_of(name, base, scope=scope), cache=Path())
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - set(BLOCK_WISE)))
+def test_preflight_names_the_bases_that_a_family_has_where_others_cannot_be(name, cell_of, setup):
+    cells = [cell_of(name, base) for base in BASES]
     refused = refusals(cells, setup)
-    assert set(refused) == {
-        cell.id for cell in cells if name not in BLOCK_WISE and cell.base.kind in ("omniquant", "gptq")
-    }
+    assert set(refused) == {cell.id for cell in cells if cell.base.kind in ("omniquant", "gptq")}
     for reason in refused.values():
-        assert reason.endswith("; choose base=minmax or base=qat")
         assert "keys and values from earlier ones" in reason
+        assert reason.endswith("; choose base=minmax or base=qat")
 
 
 @pytest.mark.parametrize(
