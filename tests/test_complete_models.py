@@ -296,6 +296,50 @@ def test_bos_is_left_out_only_where_that_is_asked_for(folder):
     assert_refused(folder, "begins no text with a BOS token", "set model.add_bos=false", add_bos=True)
 
 
+def write_tokenizer(folder: Path, template: str) -> None:
+    """A tokenizer that puts <s> and </s> around every text as a template says, and calls neither of them BOS."""
+    path = folder / "tokenizer.json"
+    facts = json.loads(path.read_text())
+    marks = {"<s>": 0, "</s>": 1}
+    pieces = [
+        {"Sequence": {"id": "A", "type_id": 0}} if part == "$A" else {"SpecialToken": {"id": part, "type_id": 0}}
+        for part in template.split()
+    ]
+    special = {mark: {"id": mark, "ids": [index], "tokens": [mark]} for mark, index in marks.items()}
+    facts["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": pieces,
+        "pair": pieces,
+        "special_tokens": special,
+    }
+    vocabulary = {token: index for token, index in facts["model"]["vocab"].items() if index not in marks.values()}
+    facts["model"]["vocab"] = {**marks, **vocabulary}
+    path.write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<s> </s> $A"])
+def test_a_mark_that_is_not_called_bos_is_not_left_out_without_a_word(folder, template):
+    write_tokenizer(folder, template)
+    words = template.removesuffix("$A").replace(" ", "")
+    assert_refused(folder, f"begins every text with {words}, and model.add_bos=false", "model.add_bos=never")
+    assert_refused(folder, f"begins every text with {words}, not with a BOS", "model.add_bos=never", add_bos=True)
+    assert_measured(folder, add_bos="never")
+    if template == "<s> $A":  # the other remedy
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": "<s>"}))
+        assert_measured(folder, add_bos=True)
+
+
+def test_a_mark_behind_every_text_does_not_stand_between_question_and_answer(folder):
+    write_tokenizer(folder, "<s> $A </s>")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": "<s>"}))
+    assert_refused(folder, "ends every text with </s>", "model.add_bos=never", add_bos=True)
+    assert_measured(folder, add_bos="never")
+    write_tokenizer(folder, "$A </s>")
+    assert_measured(folder)
+
+
 def test_never_is_no_bos_in_a_cell_of_its_own(folder):
     plain, never = (cell(FolderModel(kind="folder", name="x", path="x", add_bos=bos)) for bos in (False, "never"))
     assert not never.sets_bos

@@ -244,6 +244,9 @@ def test_the_axes_compose_to_the_papers_objectives(overrides, terms):
         (["bits.widths=[int8,int2]", "distill=8to4_and_2"], "distill has a term 8->4, but int4 is not trained"),
         (["bits=int2,int4"], "needs --multirun"),
         (["model=hub"], "model.name is required"),
+        (["model=folder", "model.name=x", "model.path=y", "base.num_step=1"], "did you mean base.num_steps"),
+        (["model=folder", "model.nam=x", "model.path=y"], "there is no key model.nam in this configuration; did you "),
+        (["foo=1", "base=gptq", "base.percdam=2"], "there is no key foo in this configuration"),
         (["experiment=smoke", "+only.modle=[tiny]"], "only.modle: no cell has this axis; choose one of base, "),
         (["experiment=smoke", "+only.base=[qat]"], "leaves no cell; choose among base=minmax,none,omniquant"),
         (

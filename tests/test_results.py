@@ -103,6 +103,8 @@ EDITS = [
     ({"num_documents": 0}, "num_documents is 0, which is no number of documents"),
     ({"num_documents": 2.0}, "num_documents is 2.0, which is no number of documents"),
     ({"effective_bits": float("inf")}, "effective_bits is Infinity, which is no number of bits"),
+    ({"effective_bits": 32.0}, r"effective_bits is 32.0, which is no number of bits \(up to 16\)"),
+    ({"overhead": {"grid_bits": -3.0}}, "overhead.grid_bits is -3.0, which is no number of bits"),
     ({"overhead": {"grid_bits": "1"}}, 'overhead.grid_bits is "1", which is no number'),
     ({"sources": {"model": 1}}, "sources.model is 1, which is no text"),
 ]

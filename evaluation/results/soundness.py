@@ -9,6 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results.metrics import LOG_PPLX, is_error, is_fraction
+from matquant.notation import FULL_BITS
 
 if TYPE_CHECKING:
     from evaluation.results.store import Result
@@ -31,8 +32,8 @@ def _faults(result: Result) -> Iterator[str]:
             return  # what follows looks into them
     yield from _faults_of_counts(result)
     for name, value in result.overhead.items():
-        if not is_number(value):
-            yield f"overhead.{name} is {_shown(value)}, which is no number"
+        if not is_number(value) or value < 0:
+            yield f"overhead.{name} is {_shown(value)}, which is no number of bits"
     for name, value in result.sources.items():
         if not isinstance(value, str):
             yield f"sources.{name} is {_shown(value)}, which is no text"
@@ -44,8 +45,8 @@ def _faults(result: Result) -> Iterator[str]:
 def _faults_of_counts(result: Result) -> Iterator[str]:
     if type(result.num_documents) is not int or result.num_documents <= 0:
         yield f"num_documents is {_shown(result.num_documents)}, which is no number of documents"
-    if not is_number(result.effective_bits) or result.effective_bits <= 0:
-        yield f"effective_bits is {_shown(result.effective_bits)}, which is no number of bits"
+    if not is_number(result.effective_bits) or not 0 < result.effective_bits <= FULL_BITS:
+        yield f"effective_bits is {_shown(result.effective_bits)}, which is no number of bits (up to {FULL_BITS})"
     limit = result.protocol.get("limit")
     if limit is not None and type(limit) is not int:
         yield f"protocol.limit is {_shown(limit)}, which is no number of documents"

@@ -57,19 +57,33 @@ class _Composed(NamedTuple):
 def _composed(overrides: tuple[str, ...]) -> _Composed:
     """One composition by Hydra, about 0.1 s; a file under conf/ is read once."""
     try:
-        if GlobalHydra.instance().is_initialized():
-            config = hydra.compose("config", overrides=list(overrides))
-        else:
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                config = hydra.compose("config", overrides=list(overrides))
+        config = _by_hydra(overrides)
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         unresolved = OmegaConf.to_container(config, resolve=False)
     except OverrideParseException as error:
-        raise UserError(f"'{error.override}' cannot be read: {in_one_line(error, overrides, compose)}") from error
+        raise UserError(
+            f"'{error.override}' cannot be read: {in_one_line(error, overrides, _as_far_as_given)}"
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(in_one_line(error, overrides, compose)) from error
+        raise UserError(in_one_line(error, overrides, _as_far_as_given)) from error
     assert isinstance(values, dict)
     return _Composed({str(key): value for key, value in values.items()}, "${" in json.dumps(unresolved))
+
+
+def _by_hydra(overrides: Sequence[str]) -> Any:
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose("config", overrides=list(overrides))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", overrides=list(overrides))
+
+
+def _as_far_as_given(overrides: Sequence[str]) -> Mapping[str, Any]:
+    """The values of a command line that may lack some; none for one that does not compose."""
+    try:
+        values = OmegaConf.to_container(_by_hydra(understood(overrides)))
+    except (HydraException, OmegaConfBaseException):
+        return {}
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def check_line(arguments: Sequence[str]) -> list[str]:

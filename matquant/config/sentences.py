@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from matquant.config.files import axes, choices, choices_in_words, is_group, nearest
+from matquant.config.files import axes, choices, choices_in_words, nearest
 from matquant.config.grammar import RUN
 from matquant.config.keys import is_list
 from matquant.config.overrides import key_of
@@ -18,7 +18,7 @@ OPEN = ("weights", "only", "cluster.sbatch")
 
 
 def in_one_line(error: Exception, overrides: Sequence[str], compose: Compose) -> str:
-    """The sentence about a command line that Hydra refuses; `compose` gives the values of one that it takes."""
+    """The sentence about a command line that Hydra refuses; `compose` gives the values of another, as far as it has them."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], overrides, compose)
@@ -77,8 +77,7 @@ def _unknown_key(key: str, overrides: Sequence[str], compose: Compose) -> str:
         return f"perplexity=null leaves no text to set {key} of; leave out {_given(key, overrides)}"
     if key.startswith(tuple(f"{section}." for section in OPEN)) or key == "cluster.sbatch":
         return f"{key} is not among these choices; write it with two pluses to add it: {_given(key, overrides, '++')}"
-    chosen = [one for one in overrides if is_group(key_of(one)) and key_of(one) != key]
-    values = compose(chosen)
+    values = compose([override for override in overrides if key_of(override) != key])
     if isinstance(values.get(key), Mapping):
         return f"{key} holds values of its own; set one of them with +{key}.NAME=VALUE"
     hint = nearest(key, _known(key, values), cutoff=0.55).rstrip()

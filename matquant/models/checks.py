@@ -136,22 +136,40 @@ def _check_size(
         )
 
 
-def begins_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if a tokenizer begins every text with its BOS token."""
-    return tokenizer.bos_token_id is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+def around_text(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind every text: BOS, often none, and `[gMASK] <sop>` for GLM."""
+    whole, text = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    starts = (start for start in range(len(whole)) if whole[start : start + len(text)] == text)
+    start = next(starts, 0)
+    return whole[:start], whole[start + len(text) :]
 
 
 def _check_bos(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
-    begins = begins_with_bos(tokenizer)
-    if begins and spec.add_bos is False:
+    (found, behind), bos = around_text(tokenizer), tokenizer.bos_token
+    words, begins = "".join(tokenizer.convert_ids_to_tokens(found)), found[:1] == [tokenizer.bos_token_id]
+    if found and spec.add_bos is False:
+        only, folder = "set model.add_bos=never to measure without it", title(spec).partition("=")[2]
+        if begins:
+            how = "set model.add_bos=true, or model.add_bos=never to measure without it"
+        elif len(found) == 1 and isinstance(spec, FolderModel):
+            how = (
+                f"{only}, or write {words} as bos_token into {folder}/tokenizer_config.json and set model.add_bos=true"
+            )
+        else:
+            how = only
         raise UserError(
-            f"the tokenizer of {title(spec)} begins every text with {tokenizer.bos_token}, and model.add_bos=false "
-            "leaves it out; set model.add_bos=true, or model.add_bos=never to measure without it"
+            f"the tokenizer of {title(spec)} begins every text with {words}, and model.add_bos=false leaves it out; {how}"
         )
     if spec.add_bos is True and not begins:
+        instead = f"begins every text with {words}, not with" if found else "begins no text with"
         raise UserError(
-            f"model.add_bos=true, but the tokenizer of {title(spec)} begins no text with a BOS token "
-            f"({tokenizer.bos_token=}); set model.add_bos=false".replace("tokenizer.bos_token", "bos_token")
+            f"model.add_bos=true, but the tokenizer of {title(spec)} {instead} a BOS token (bos_token={bos!r}); "
+            f"set model.add_bos={'never' if found else 'false'}"
+        )
+    if spec.add_bos is True and behind:  # lm-eval would score it as a part of each answer
+        raise UserError(
+            f"the tokenizer of {title(spec)} ends every text with {''.join(tokenizer.convert_ids_to_tokens(behind))}, "
+            "also between a question and its answer; save it without (add_eos_token=False), or set model.add_bos=never"
         )
 
 
