@@ -322,6 +322,10 @@ def test_an_embedding_with_spare_rows_is_no_fault(tmp_path):
     assert_measured(saved(tmp_path, vocab_size=300))
 
 
+def test_a_mark_for_the_unknown_that_a_class_adds_to_a_tokenizer_of_bytes_is_no_fault(tmp_path):
+    assert_measured(saved(tmp_path, "qwen2"))
+
+
 def test_bos_is_left_out_only_where_that_is_asked_for(folder):
     byte_tokenizer(sets_bos=True).save_pretrained(folder)
     assert_refused(folder, "begins every text with <eos>", "model.add_bos=true, or model.add_bos=never")

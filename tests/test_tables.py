@@ -544,6 +544,15 @@ def test_cells_of_one_model_that_held_several_weights_are_named(made):
     assert set(load(made).frame["model_content"].dropna()) == {"sha256:aa", "sha256:bb"}
 
 
+def test_a_cell_of_several_weights_is_named_once(made):
+    store = measure(made)
+    for one, content in zip(store.paths(made.cells[0].id), ("sha256:aa", "sha256:bb"), strict=False):
+        result = dataclasses.replace(store.read(one), sources={"model": content})
+        store.put(result, documents_of(result))
+    (problem,) = load(made).problems
+    assert problem.startswith(f"{made.cells[0].id} was made from 2 contents of one model")
+
+
 def test_results_of_two_checkpoints_of_one_cell_are_named(made):
     store = measure(made)
     path = next((store.folder / made.cells[3].id / "int8").glob("boolq-*.json"))

@@ -27,8 +27,13 @@ def mixed_sources(results: Iterable[Result], cells: Sequence[Cell]) -> list[str]
                 contents = found.setdefault((part, spec.model_dump_json(exclude=AMOUNTS)), {})
                 contents.setdefault(result.sources[part], result.cell_id)
     return [
-        f"{' and '.join(dict.fromkeys(cell_ids.values()))} were made from {len(cell_ids)} contents of one {part} of the same name; "
+        f"{_made(cell_ids.values())} from {len(cell_ids)} contents of one {part} of the same name; "
         "do not compare them: delete the runs and the results of all but one, and run those again"
         for (part, _), cell_ids in found.items()
         if len(cell_ids) > 1
     ]
+
+
+def _made(cell_ids: Iterable[str]) -> str:
+    distinct = list(dict.fromkeys(cell_ids))
+    return f"{' and '.join(distinct)} {'was' if len(distinct) == 1 else 'were'} made"

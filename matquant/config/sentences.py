@@ -18,7 +18,7 @@ OPEN = ("weights", "only", "cluster.sbatch")
 
 
 def in_one_line(error: Exception, overrides: Sequence[str], compose: Compose) -> str:
-    """The sentence about a command line that Hydra refuses; `compose` gives the values of another, as far as it has them."""
+    """The sentence about a command line that Hydra refuses; `compose` gives those values that another has."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], overrides, compose)

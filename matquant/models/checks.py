@@ -127,6 +127,9 @@ def _check_size(
 ) -> None:
     # Gemma-3 1B, which reads text alone, has its family's mark for images behind the last row of its embedding.
     marks = {getattr(tokenizer, f"{kind}_token", None) for kind in ("image", "audio", "video")}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and getattr(backend.model, "unk_token", None) is None:
+        marks.add(tokenizer.unk_token)  # nothing is unknown to bytes: Qwen2's class adds one to any tokenizer
     outside = {token: index for token, index in known.items() if index >= num_embeddings and token not in marks}
     if outside:
         token, index = max(outside.items(), key=lambda item: item[1])
@@ -158,7 +161,8 @@ def _check_bos(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
         else:
             how = only
         raise UserError(
-            f"the tokenizer of {title(spec)} begins every text with {words}, and model.add_bos=false leaves it out; {how}"
+            f"the tokenizer of {title(spec)} begins every text with {words}, "
+            f"and model.add_bos=false leaves it out; {how}"
         )
     if spec.add_bos is True and not begins:
         instead = f"begins every text with {words}, not with" if found else "begins no text with"
