@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -160,16 +160,38 @@ def batches_of(rows: Iterable[PackedRow], *, batch_size: int) -> Iterator[list[P
         yield batch
 
 
-def attention_mask(branches: Tensor, positions: Tensor, window: int | None) -> Tensor:
-    """[rows, 1, tokens, tokens], True where a token may look: the shared text and its own branch, up to itself.
+class Reach(NamedTuple):
+    """The positions that attention reaches back to; None: all."""
 
-    `window`: how many positions back attention reaches, itself included (None: all).
-    """
+    window: int | None = None
+    """The number of positions back, a token's own included."""
+    chunk: int | None = None
+    """The length of the chunks that a text is cut into; a token reaches those before it in its own (Llama-4)."""
+
+    @classmethod
+    def of(cls, config: Any) -> dict[str, Reach]:
+        """The reach of each type of layer, by a model's configuration; of a model with one type, under any name.
+
+        A key that the configuration's class does not know is no setting: the model does not look at it.
+        """
+        known = {field.name for field in fields(config)}
+        window, chunk = (
+            getattr(config, name) if name in known else None for name in ("sliding_window", "attention_chunk_size")
+        )
+        by_kind = {"sliding_attention": cls(window=window), "chunked_attention": cls(chunk=chunk)}
+        kinds = getattr(config, "layer_types", None)
+        return {kind: by_kind.get(kind, cls()) for kind in kinds} if kinds else {"": cls(window=window)}
+
+
+def attention_mask(branches: Tensor, positions: Tensor, reach: Reach) -> Tensor:
+    """[rows, 1, tokens, tokens], True where a token may look: the shared text and its own branch, up to itself."""
     own, other = branches.unsqueeze(-1), branches.unsqueeze(-2)
     place = torch.arange(branches.shape[-1], device=branches.device)
     visible = ((other == 0) | (own == other)) & (place.unsqueeze(-1) >= place)
-    if window is not None:
-        visible &= positions.unsqueeze(-1) - positions.unsqueeze(-2) < window
+    if reach.window is not None:
+        visible &= positions.unsqueeze(-1) - positions.unsqueeze(-2) < reach.window
+    if reach.chunk is not None:
+        visible &= positions.unsqueeze(-1) // reach.chunk == positions.unsqueeze(-2) // reach.chunk
     # Padding sees itself at least: a softmax over nothing is not a number, and spreads.
     return (visible | torch.eye(len(place), dtype=torch.bool, device=branches.device)).unsqueeze(1)
 
@@ -312,17 +334,14 @@ class SharedContextLM(_HFLM):
 
     def _masks(self, branches: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """One mask for all layers, or one for each type of layer of a model that has several (Gemma-2)."""
-        config = self.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        windows = {
-            kind: window if kind == "sliding_attention" else None for kind in getattr(config, "layer_types", None) or ()
+        masks = {
+            kind: self._mask(branches, positions, reach)
+            for kind, reach in Reach.of(self.model.config.get_text_config()).items()
         }
-        if len(windows) > 1:
-            return {kind: self._mask(branches, positions, of_kind) for kind, of_kind in windows.items()}
-        return self._mask(branches, positions, next(iter(windows.values()), window))
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _mask(self, branches: Tensor, positions: Tensor, window: int | None) -> Tensor:
-        visible = attention_mask(branches, positions, window)
+    def _mask(self, branches: Tensor, positions: Tensor, reach: Reach) -> Tensor:
+        visible = attention_mask(branches, positions, reach)
         if self.model.config.get_text_config()._attn_implementation == "sdpa":
             return visible
         lowest = torch.finfo(self.model.dtype).min

@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from evaluation.language_model import (
     LONGEST_ROW,
     PADDING,
+    Reach,
     Request,
     SharedContextLM,
     attention_mask,
@@ -45,7 +46,7 @@ def documents_of_requests(draw) -> tuple[list[Request], list[int]]:
 
 def seen_by(row, place: int) -> list[int]:
     """The tokens that the mask shows to a place of a row, in the order of their positions."""
-    mask = attention_mask(torch.tensor([row.branches]), torch.tensor([row.positions]), None)[0, 0, place]
+    mask = attention_mask(torch.tensor([row.branches]), torch.tensor([row.positions]), Reach())[0, 0, place]
     shown = [index for index in range(len(row)) if mask[index]]
     return [row.tokens[index] for index in sorted(shown, key=lambda index: row.positions[index])]
 
@@ -126,7 +127,7 @@ def test_the_shared_length_is_that_of_all(length):
 
 def test_padding_sees_something_and_a_window_counts_positions():
     branches, positions = torch.tensor([[0, 0, 1, 2, PADDING]]), torch.tensor([[0, 1, 2, 2, 0]])
-    mask = attention_mask(branches, positions, 2)[0, 0]
+    mask = attention_mask(branches, positions, Reach(window=2))[0, 0]
     assert mask.any(-1).all()
     assert mask[3].tolist() == [False, True, False, True, False]
 
@@ -189,6 +190,36 @@ def test_log_likelihoods_are_lm_evals_own(architecture, batch_size):
     for (score, greedy), (their_score, their_greedy) in zip(ours, theirs, strict=True):
         assert score == pytest.approx(their_score, abs=1e-4)
         assert greedy == their_greedy
+
+
+LONG = {"max_position_embeddings": 256, "initializer_range": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "shares"),
+    [
+        # All reaches are longer than the made-up texts that a model is tried with when it is loaded.
+        ("mistral", {"sliding_window": 48}, True),
+        ("llama4_text", {"attention_chunk_size": 48, "layer_types": ["chunked_attention", "full_attention"]}, True),
+        # A key that Llama does not look at.
+        ("llama", {"sliding_window": 48}, True),
+        # Nobody named it: it compresses what lies behind its window, by places in a row.
+        ("deepseek_v4", {**MIXTURES["deepseek_v3"].config, "sliding_window": 48}, False),
+    ],
+)
+def test_log_likelihoods_of_long_rows_are_lm_evals_own(architecture, config, shares):
+    config = {**SIZES, **ARCHITECTURES.get(architecture, {}), **config, **LONG}
+    spec = RandomModel(kind="random", name="tiny", architecture=architecture, config=config)
+    model, tokenizer = load_model(spec, cache=Path(), dtype="float32", device=torch.device("cpu"))
+    options = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 4, "max_length": 200}
+    asked = [
+        Instance("loglikelihood", {}, (question * 5, answer), index, metadata=("made", document, 1))
+        for document, question in enumerate(QUESTIONS[:2])
+        for index, answer in enumerate(ANSWERS)
+    ]
+    ours, theirs = SharedContextLM(**options), HFLM(**options).loglikelihood(asked, disable_tqdm=True)
+    assert ours.shares_contexts == shares
+    assert [score for score, _ in ours.loglikelihood(asked)] == pytest.approx([s for s, _ in theirs], abs=1e-3)
 
 
 def test_half_precision_scores_stay_close():

@@ -223,8 +223,12 @@ def has_attention(block: nn.Module) -> bool:
 
 
 def shares_contexts(model: nn.Module) -> bool:
-    """True if the attention of a model follows a mask and positions that it is given."""
-    return family_of(model).shares_contexts and not getattr(model.config, "alibi", False)
+    """True if the attention of a model follows a mask and positions that it is given.
+
+    Of an architecture that is not named nobody knows: what it computes from places in a row may show in long rows only.
+    """
+    known = architecture(model) in FAMILIES and family_of(model).shares_contexts
+    return known and not getattr(model.config, "alibi", False)
 
 
 @contextmanager
