@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from matquant.errors import UserError
 from matquant.models import checks, loading
 from matquant.models.loading import check_model, load_model
 from matquant.models.random_model import byte_tokenizer, random_model
+from tests.families import VISION
+from tests.mixtures import MIXTURES
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -189,6 +192,38 @@ def test_older_files_may_hold_masks_and_tables_that_a_model_computes_by_itself(t
         },
     )
     assert_measured(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.h.0.attn.causal_mask",  # CodeGen
+        "model.decoder.version",  # OPT
+        "model.embed_positions.weights",  # XGLM
+        "biogpt.embed_positions._float_tensor",
+        "transformer.h.0.self_attention.maybe_rotary.inv_freq",  # Falcon
+    ],
+)
+def test_every_family_has_its_own_name_for_masks_and_tables(folder, name):
+    retensor(folder, lambda tensors: {**tensors, name: torch.ones(1)})
+    assert_measured(folder)
+
+
+def test_the_text_model_of_one_with_images_is_read_alone(tmp_path):
+    """As meta-llama/Llama-4-Scout is on the hub, of which transformers makes a text model."""
+    text = {name: value for name, value in MIXTURES["llama4"].config.items() if name != "vocab_size"}
+    names = ("vision_output_dim", "projector_input_dim", "projector_output_dim")
+    vision = {**VISION, **dict.fromkeys(names, 16), "pixel_shuffle_ratio": 0.5}
+    config = transformers.CONFIG_MAPPING["llama4"](text_config={**text, "vocab_size": 257}, vision_config=vision)
+    whole: Any = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    spec, tokens = FolderModel(kind="folder", name="x", path=str(tmp_path)), torch.arange(1, 20)[None]
+    read: Any = load_model(spec, cache=Path(), dtype="float32", device=CPU).model
+    with torch.no_grad():
+        assert torch.allclose(whole(input_ids=tokens).logits, read(input_ids=tokens).logits, atol=1e-5)
+    retensor(tmp_path, without("layers.1.self_attn.q_proj"))
+    assert_refused(tmp_path, "lacks 1 tensor", "layers.1.self_attn.q_proj")
 
 
 def test_an_adapter_beside_the_weights_is_refused(folder):

@@ -33,9 +33,12 @@ NAMED = 3
 BAD_FILE = (SafetensorError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError)
 """The exceptions of files of weights that are cut short, damaged, or something else."""
 CONSTANTS = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|(attn|(self_)?attention)\.(masked_?)?bias)$"
+    r"(^|\.)((maybe_)?rotary(_emb)?\.(inv_freq|cos_cached|sin_cached)|position_ids|decoder\.version"
+    r"|(attn|(self_)?attention)\.((masked_?)?bias|causal_mask)|embed_positions\.(weights|_float_tensor))$"
 )
 """Masks and tables that older versions saved among the weights, and that a model computes by itself."""
+TOWERS = re.compile(r"^(model\.)?(vision_(tower|model)|visual|audio_tower|multi_modal_projector)\.")
+"""Parts of a model for images or sound, which no text passes through; its text model may be read alone (Llama-4)."""
 MENDED = "train or convert it again, and save_pretrained it there"
 LFS = b"version https://git-lfs"
 
@@ -134,7 +137,8 @@ def check_report(info: Mapping[str, Any], title: str) -> None:
             f"{title} has {counted(mismatched)} of another shape than its config.json says: {name} is "
             f"{tuple(found)} and should be {tuple(wanted)}; {remedy}"
         )
-    if unexpected := sorted(name for name in info["unexpected_keys"] if not CONSTANTS.search(name)):
+    unknown = sorted(info["unexpected_keys"])
+    if unexpected := [name for name in unknown if not (CONSTANTS.search(name) or TOWERS.search(name))]:
         raise UserError(
             f"{title} has {counted(unexpected)} that its model does not know, and that would be left out: "
             f"{named(unexpected)}; {remedy}"
