@@ -80,6 +80,7 @@ def test_a_replaced_forward_comes_back_after_an_error():
     [
         (["grid=group_128"], "grid.group_size=128 does not divide the 32 inputs of block 0 mlp.gate_proj of tiny"),
         (["model.architecture=lama"], "model.architecture=lama is not one that transformers knows"),
+        (["model.architecture=t5"], "model.architecture=t5 is no causal language model; try llama"),
         (
             ["model.config.num_attention_heads=5"],
             "a multiple of the number of attention heads (5).); correct model.config",

@@ -21,6 +21,8 @@ def random_config(spec: RandomModel) -> transformers.PretrainedConfig:
         raise UserError(
             f"model.architecture={spec.architecture} is not one that transformers knows; try llama"
         ) from error
+    if kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"model.architecture={spec.architecture} is no causal language model; try llama")
     with buildable(spec):
         return kind(**{"vocab_size": len(byte_tokenizer()), **spec.config})
 
