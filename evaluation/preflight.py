@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 SILENT_S = 2.0
 """Seconds after which the checks say what they do."""
 
-Kind = Literal["model", "plan", "text", "task", "length"]
+Kind = Literal["model", "base", "plan", "text", "task", "length"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order in which they are looked at."""
 
@@ -83,7 +83,7 @@ def is_finished(study: Study) -> bool:
 def check_folders(setup: Setup) -> None:
     """Refuses folders that cannot be written to."""
     for option in FOLDERS:
-        require_writable(getattr(setup.paths, option).expanduser(), f"paths.{option}")
+        require_writable(getattr(setup.paths, option), f"paths.{option}")
 
 
 def check_tasks(setup: Setup) -> None:
@@ -99,7 +99,7 @@ def check_room(cells: Iterable[tuple[Cell, Setup]]) -> None:
     for cell, setup in cells:
         if is_complete(cell, setup.readout, ResultStore(setup.paths.results)):
             continue
-        at.setdefault(setup.paths.runs.expanduser().absolute(), {})[cell.id] = (cell, setup)
+        at.setdefault(setup.paths.runs.absolute(), {})[cell.id] = (cell, setup)
     for folder, of_folder in at.items():
         from evaluation.room import require_room  # torch takes seconds to import
 
@@ -166,7 +166,7 @@ def _looks(cell: Cell, setup: Setup, owed: Set[str], searched: Sequence[Plan]) -
     facts = cell.model_dump_json(include={"model", "grid", "scope", "partial_scope", "data"})
     check = partial(check_model, cell, cache=setup.paths.cache, heldout=readout.perplexity)
     yield Look("model", facts, check)
-    yield Look("model", f"{cell.base.kind} {facts}", partial(require_block_wise, cell, cache=setup.paths.cache))
+    yield Look("base", f"{cell.base.kind} {facts}", partial(require_block_wise, cell, cache=setup.paths.cache))
     for plan in readout.plans_of(cell):
         if plan.layers is not None:
             yield Look("plan", f"{plan} {facts}", partial(_check_plan, plan, cell, setup))

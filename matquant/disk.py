@@ -92,9 +92,9 @@ def _path_of(error: BaseException) -> str | None:
 def _key_of(path: str | None, folders: Mapping[str, Path]) -> str:
     """The key of the folder that a path lies in; all of them where that is not known."""
     if path is not None:
-        place = Path(path).expanduser().absolute()
+        place = Path(path).absolute()
         for name, folder in folders.items():
-            if place.is_relative_to(folder.expanduser().absolute()):
+            if place.is_relative_to(folder.absolute()):
                 return f"paths.{name}"
     *names, last = (f"paths.{name}" for name in FOLDERS)
     return f"{', '.join(names)} or {last}"

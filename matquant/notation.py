@@ -243,7 +243,7 @@ class Plan:
         try:
             layers = json.loads(path.expanduser().read_text())["layers"]
             slices = {str(name): Slice.parse(text) for name, text in layers.items()}
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a plan ({error}); a plan is json such as "
                 '{"layers": {"model.layers.0.mlp.up_proj": "int4"}} with every quantized layer'

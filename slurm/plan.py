@@ -121,7 +121,7 @@ class Sweep:
 def absolute(study: Study) -> Study:
     """The study with absolute paths: its jobs may start in another folder."""
     setup = study.setup
-    paths = {name: getattr(setup.paths, name).expanduser().absolute() for name in type(setup.paths).model_fields}
+    paths = {name: getattr(setup.paths, name).absolute() for name in type(setup.paths).model_fields}
     return replace(study, setup=setup.model_copy(update={"paths": setup.paths.model_copy(update=paths)}))
 
 

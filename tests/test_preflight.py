@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -87,6 +88,16 @@ MANY = b"\n\n\n".join(b"a document of some words, number %d" % number for number
         (["readout.source=folder", "readout.data_dir={folder}"], r"piqa is not a folder; readout\.data_dir holds"),
         (["readout.plans=[{plan}]"], r"plan odd-\w+ has 1 layers, .*is in only one of them"),
         (["model=llama32_1b", "grid=per_channel"], r"meta-llama/Llama-3\.2-1B .*not in the local cache"),
+        (
+            ["data=text_files", "data.paths=[{pipe}]"],
+            r"data\.paths: .*pipe cannot be read .*a pipe or a device, and no",
+        ),
+        (["data=text_files", "data.paths=[~nobody_here/a.txt]"], r"no home folder ~nobody_here .*write the path in"),
+        (
+            ["readout.source=folder", "readout.data_dir={parts}"],
+            r"validation\.parquet is not a file; readout\.data_dir",
+        ),
+        (["readout.source=folder", "readout.data_dir={wrapped}"], r"json cannot be read .*\(no list of documents\)"),
         (["paths.runs=/proc/nowhere"], r"cannot write to /proc/nowhere .*set paths\.runs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -99,7 +110,14 @@ def test_what_cannot_be_had_is_one_sentence_at_every_door(overrides, sentence, t
         "short": text_file(tmp_path, "short.txt", b"a few words"),
         "folder": str(tmp_path),
         "plan": str(tmp_path / "odd.json"),
+        "pipe": str(tmp_path / "pipe"),
+        "parts": str(tmp_path / "parts"),
+        "wrapped": str(tmp_path / "wrapped"),
     }
+    os.mkfifo(names["pipe"])
+    (tmp_path / "parts/piqa/validation.parquet").mkdir(parents=True)
+    (tmp_path / "wrapped/piqa").mkdir(parents=True)
+    text_file(tmp_path / "wrapped/piqa", "validation.json", b'{"data": [1]}')
     study = tiny_study(*TINY_OMNIQUANT, *(text.format(**names) for text in overrides))
     refused(doors(study), sentence)
     assert not list(tmp_path.glob("*/*/cell.json"))
@@ -255,4 +273,26 @@ def test_checks_that_take_long_say_what_they_look_at(tiny_study, monkeypatch, ca
     with caplog.at_level("INFO"):
         study = tiny_study(*TINY_OMNIQUANT)
         preflight.refusals(study.cells, study.setup)
-    assert "looking at 1 model, 2 texts, 2 tasks" in caplog.text
+    assert "looking at 1 model, 1 base, 2 texts, 2 tasks, 1 length" in caplog.text
+
+
+# --- home ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home_folder_for_the_checks_and_for_the_run_alike(tiny_study, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    keys = ("paths.runs", "paths.results", "paths.out", "paths.cache")
+    study = tiny_study("base=minmax", *(f"{key}=~/{key}" for key in keys), "readout.tasks=[]")
+    assert [str(path) for _, path in study.setup.paths] == [str(tmp_path / "home" / key) for key in keys]
+    preflight.check([study])
+    run.run_cell(study.cells[0], study.setup)
+    assert not Path("~").exists()
+    assert preflight.is_finished(study)
+
+
+@pytest.mark.parametrize("key", ["paths.runs", "paths.cache", "readout.source=folder readout.data_dir"])
+def test_a_home_that_nobody_has_is_refused_where_it_is_typed(key, tiny_study):
+    with pytest.raises(
+        UserError, match=r"no home folder ~nobody_here .* so ~nobody_here/x is nowhere; write the path in full"
+    ):
+        tiny_study(*f"{key}=~nobody_here/x".split())

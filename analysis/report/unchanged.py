@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.cell import FilesText
+from matquant.config.home import at_home
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 
@@ -111,7 +112,7 @@ def _documents(readout: Readout) -> list[Path]:
     """The user's own files that a read-out names: of other content, they are not what was measured."""
     folder = [] if readout.data_dir is None else sorted(Path(readout.data_dir).glob("*/*"))
     texts = readout.perplexity.paths if isinstance(readout.perplexity, FilesText) else ()
-    return [*folder, *(Path(text).expanduser() for text in texts)]
+    return [*folder, *(at_home(text) for text in texts)]
 
 
 def _contents(study: Study) -> Iterator[Any]:

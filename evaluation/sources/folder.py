@@ -69,6 +69,8 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     if len({path.suffix for path in files}) > 1:
         raise UserError(f"{folder} holds several formats ({', '.join(path.name for path in files)}); keep one")
     for path in files:
+        if not path.is_file():
+            raise UserError(f"{path} is not a file; {_layout(split)}")
         if path.name.startswith(tuple(other for other in SPLITS if other != split)):
             raise UserError(f"{path} is named after another split than {split}, which is scored; keep only {split}")
     return files
@@ -78,8 +80,11 @@ def fingerprint(files: Iterable[Path]) -> str:
     """Twelve hex digits of the content of some files, in order; their names do not count."""
     content = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
+        try:
+            with path.open("rb") as file:
+                content.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); make it readable or remove it") from error
     return content.hexdigest()[:12]
 
 
@@ -112,7 +117,9 @@ def _read_jsonl(path: Path) -> Dataset:
 def _read_json(path: Path) -> Dataset:
     import datasets
 
-    return datasets.Dataset.from_list(json.loads(path.read_text("utf-8")))
+    if not isinstance(rows := json.loads(path.read_text("utf-8")), list):
+        raise TypeError("no list of documents")
+    return datasets.Dataset.from_list(rows)
 
 
 def _read_arrow(path: Path) -> Dataset:

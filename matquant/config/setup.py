@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from matquant.config.cell import Cell, DType, Float, Int, Place, Positive, Seed, Spec, TextSpec
+from matquant.config.home import at_home
 from matquant.config.names import require_plan_name
 from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
 
@@ -70,6 +71,11 @@ class Readout(Spec):
     @classmethod
     def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(names))
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_at_home(cls, folder: str | None) -> str | None:
+        return None if folder is None else str(at_home(folder))
 
     @model_validator(mode="after")
     def _reads_something(self) -> Readout:
@@ -140,6 +146,11 @@ class Paths(Spec):
         if path == "":
             raise ValueError("no folder is named; write . for the working directory")
         return path
+
+    @field_validator("*")
+    @classmethod
+    def _is_at_home(cls, path: Path) -> Path:
+        return at_home(path)
 
 
 class DebugCluster(Spec):

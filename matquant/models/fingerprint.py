@@ -30,6 +30,7 @@ from matquant.config.cell import (
     RandomModel,
     TextSpec,
 )
+from matquant.config.home import at_home
 from matquant.models.digests import digests_of
 from matquant.models.text import revision
 
@@ -59,7 +60,7 @@ def model_fingerprint(spec: ModelSpec, cache: Path) -> str | None:
         case EmbeddedModel():
             return f"{spec.package}=={spec.version}/{spec.file}"
         case FolderModel():
-            return _folder(Path(spec.path).expanduser(), cache)
+            return _folder(at_home(spec.path), cache)
         case HubModel():
             # transformers reads a folder of this name, if there is one.
             if Path(spec.repo).is_dir():
@@ -75,7 +76,7 @@ def text_fingerprint(spec: TextSpec, cache: Path) -> str | None:
         case EmbeddedText():
             return revision(spec)
         case FilesText():
-            paths = [Path(path).expanduser() for path in spec.paths]
+            paths = [at_home(path) for path in spec.paths]
             if not all(path.is_file() for path in paths):
                 return None
             digests = digests_of(paths, memo=_memo(cache), what="the text")
@@ -92,7 +93,7 @@ def short(fingerprint: str) -> str:
 
 
 def _memo(cache: Path) -> Path:
-    return cache.expanduser() / "digests"
+    return at_home(cache) / "digests"
 
 
 def _together(lines: Iterable[str]) -> str:

@@ -37,6 +37,7 @@ from matquant.config.cell import (
     Scope,
     TextSpec,
 )
+from matquant.config.home import at_home
 from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.models.checks import check_config, check_lengths, check_tokenizer, is_cached, plain_words, title
@@ -247,7 +248,7 @@ def _source(spec: FileModel, cache: Path) -> tuple[str, dict[str, Any]]:
             settle()
             return spec.repo, {"revision": spec.revision, "trust_remote_code": False}
         case FolderModel():
-            folder = Path(spec.path).expanduser()
+            folder = at_home(spec.path)
             if not (folder / "config.json").is_file():
                 raise UserError(
                     f"model.path={spec.path} holds no config.json; give a folder written by save_pretrained, "
@@ -255,7 +256,7 @@ def _source(spec: FileModel, cache: Path) -> tuple[str, dict[str, Any]]:
                 )
             return str(folder), {"trust_remote_code": False}
         case EmbeddedModel():
-            return str(_converted(spec, cache.expanduser())), {"trust_remote_code": False}
+            return str(_converted(spec, at_home(cache))), {"trust_remote_code": False}
         case _:
             assert_never(spec)
 

@@ -5,6 +5,7 @@ The split is by document, never by window, so no sentence of a held-out document
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, assert_never
 
 from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
+from matquant.config.home import at_home
 from matquant.errors import UserError
 from matquant.models.hub import settle
 from matquant.models.wheels import DOCUMENTS
@@ -135,16 +137,23 @@ def check_files(spec: TextSpec, split: Split) -> None:
 
 
 def _file_documents(spec: FilesText, split: Split) -> Iterator[str]:
-    for path in map(Path, spec.paths):
+    key = f"{KEYS[split]}.paths"
+    for path in spec.paths:
         try:
-            text = path.expanduser().read_text(encoding="utf-8")
+            text = _text_of(at_home(path))
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else f"{error.reason} at byte {error.start}"
             raise UserError(
-                f"{KEYS[split]}.paths: {path} cannot be read as UTF-8 text ({why}); "
-                f"set {KEYS[split]}.paths=[FILE,...] to text files that are there"
+                f"{key}: {path} cannot be read as UTF-8 text ({why}); set {key}=[FILE,...] to text files that are there"
             ) from error
         yield from (part.strip() for part in re.split(r"\n\s*\n\s*\n", text) if part.strip())
+
+
+def _text_of(path: Path) -> str:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        # It is read several times: a pipe would keep the second reader waiting for ever.
+        raise OSError(errno.EINVAL, "a pipe or a device, and no file")
+    return path.read_text(encoding="utf-8")
 
 
 def check_hub(spec: HubText, split: Split) -> None:

@@ -66,8 +66,10 @@ class WandbTracker:
                 "finish_timeout_raises": True,
             },
         }
-        online = _online(arguments, folder) if mode == "online" else None
-        self.run: Any = online or _started("offline" if mode == "online" else mode, arguments)
+        if mode in ("online", "shared"):
+            self.run: Any = _online(mode, arguments, folder) or _started("offline", arguments)
+        else:
+            self.run = _started(mode, arguments)
         self.upload = _upload(self.run.settings)
         """The command that uploads what this run has written to disk; empty where W&B writes nothing."""
 
@@ -86,11 +88,11 @@ class WandbTracker:
             _tear_down(LOG_S)
 
 
-def _online(arguments: Mapping[str, Any], folder: Path) -> Any:
+def _online(mode: Mode, arguments: Mapping[str, Any], folder: Path) -> Any:
     """The run of a server that answers and takes it; otherwise None, and a sentence says why."""
     if (reason := unreachable()) is None:
         try:
-            return _started("online", arguments)
+            return _started(mode, arguments)
         except Exception as error:
             reason = f"does not take the run ({one_line(error)})"
             # The process behind W&B keeps the id of a run that failed to start: "run ID ... is in use".
