@@ -141,8 +141,6 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
     A cell that fails does not keep the others from running; the failures are named at the end.  Of several ranks all
     take part in training, and the main one does the rest.
     """
-    from analysis.report.report import Report, print_text
-
     failures: dict[str, Exception] = {}
     outlook = _outlook(study)
     for number, cell in enumerate(study.cells, start=1):
@@ -158,14 +156,26 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
             failures[cell.id] = error
     if not is_main():
         return
-    report = Report(study, overrides)
-    print_text(report.text())
-    print(f"report: {report.draw().html}")
+    try:
+        with in_words(dict(study.setup.paths)):
+            _report(study, overrides)
+    except UserError as error:
+        if not failures:
+            raise
+        say(error)  # the cells that failed have the last word, and decide the exit status
     if failures:
         reasons = "; ".join(f"{cell_id}: {error}" for cell_id, error in failures.items())
         raise FailedCellsError(
             f"{len(failures)} of {len(study.cells)} cells failed ({reasons}); the same command tries them again"
         )
+
+
+def _report(study: Study, overrides: Sequence[str]) -> None:
+    from analysis.report.report import Report, print_text
+
+    report = Report(study, overrides)
+    print_text(report.text())
+    print(f"report: {report.draw().html}")
 
 
 def _outlook(study: Study) -> Forecast | None:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 SILENT_S = 2.0
 """Seconds after which the checks say what they do."""
 
-Kind = Literal["model", "base", "plan", "text", "task", "length"]
+Kind = Literal["folder", "model", "base", "plan", "text", "task", "length"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order in which they are looked at."""
 
@@ -54,21 +54,26 @@ def check(studies: Sequence[Study], searched: Sequence[Plan] = ()) -> None:
     A study whose results are all there runs nothing: neither its tasks nor its models are looked at.  `searched`: plans
     that are to be searched for, whatever results there are.
     """
-    for setup in _distinct(studies):
+    for setup, _ in _by_setup(studies):
         check_folders(setup)
     for study in studies:
         require_same_sources(study.cells, study.setup)
     unfinished = [study for study in studies if searched or not is_finished(study)]
-    for setup in _distinct(unfinished):
+    groups = _by_setup(unfinished)
+    for setup, _ in groups:
         check_tasks(setup)
-    for study in unfinished:
-        for reason in refusals(study.cells, study.setup, searched).values():
+    for setup, cells in groups:
+        for reason in refusals(cells, setup, searched).values():
             raise UserError(reason)
     check_room([(cell, study.setup) for study in unfinished for cell in study.cells])
 
 
-def _distinct(studies: Iterable[Study]) -> Iterable[Setup]:
-    return {study.setup.model_dump_json(): study.setup for study in studies}.values()
+def _by_setup(studies: Iterable[Study]) -> Sequence[tuple[Setup, Sequence[Cell]]]:
+    """Every setup once, with the cells of all studies that have it: what they share is looked at once."""
+    groups: dict[str, tuple[Setup, list[Cell]]] = {}
+    for study in studies:
+        groups.setdefault(study.setup.model_dump_json(), (study.setup, []))[1].extend(study.cells)
+    return list(groups.values())
 
 
 def is_finished(study: Study) -> bool:
@@ -158,6 +163,7 @@ def _looks(cell: Cell, setup: Setup, owed: Set[str], searched: Sequence[Plan]) -
     """Everything that a cell reads on its way to the results that it owes; a cell that owes none reads nothing."""
     if not owed and not searched:
         return
+    yield Look("folder", cell.id, partial(_check_folders_of, cell, setup))
     from evaluation.contexts import check_contexts  # torch takes seconds to import
     from matquant.algorithms.block_wise import require_block_wise
     from matquant.models.loading import check_model
@@ -186,6 +192,16 @@ def _looks(cell: Cell, setup: Setup, owed: Set[str], searched: Sequence[Plan]) -
             yield Look("task", task, partial(loaded_task, task, task_source(readout), readout.limit))
     if owed - {LOG_PPLX}:
         yield Look("length", f"{model}", partial(check_contexts, cell, readout, cache=setup.paths.cache))
+
+
+def _check_folders_of(cell: Cell, setup: Setup) -> None:
+    """Refuses folders of a cell that are there and cannot be written to, as another person's in a shared place."""
+    run, results = RunDir(setup.paths.runs, cell.id), setup.paths.results / cell.id
+    plans = [results / str(plan) for plan in setup.readout.plans_of(cell)]
+    for key, folders in (("runs", [run.path, run.checkpoint]), ("results", [results, *plans])):
+        for folder in folders:
+            if folder.exists():
+                require_writable(folder, f"paths.{key}")
 
 
 def _is_to_train(cell: Cell, setup: Setup) -> bool:

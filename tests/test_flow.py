@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 import run
 from evaluation.results.store import ResultStore
-from matquant.errors import UserError
+from matquant.errors import DiskFullError, FailedCellsError, UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.status import read_status
 from tests.moments import BLOCK, RESULT, STEP, Moment, Plan
@@ -112,6 +114,24 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tiny_study, mon
     assert (status.state, status.reason) == ("failed", "non-finite")
     assert status.message is not None
     assert "block 1, step 2" in status.message
+
+
+def test_a_report_that_cannot_be_written_hides_no_failed_cell(tiny_study, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "table.md")
+
+    def fail(*_: object) -> None:
+        raise UserError("this cell cannot be run")
+
+    monkeypatch.setattr(run, "_report", full)
+    study = tiny_study("base=none")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "run_cell", fail)
+        with pytest.raises(FailedCellsError, match="this cell cannot be run"):
+            run.run_study(study, [])
+    assert "no space left on table.md" in capsys.readouterr().err
+    with pytest.raises(DiskFullError, match=r"no space left on table\.md"):
+        run.run_study(study, [])
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(tiny_study, tmp_path, capsys, caplog):

@@ -94,10 +94,13 @@ MANY = b"\n\n\n".join(b"a document of some words, number %d" % number for number
         ),
         (["data=text_files", "data.paths=[~nobody_here/a.txt]"], r"no home folder ~nobody_here .*write the path in"),
         (
-            ["readout.source=folder", "readout.data_dir={parts}"],
+            ["readout.source=folder", "readout.data_dir={parts}", "readout.tasks=[piqa]"],
             r"validation\.parquet is not a file; readout\.data_dir",
         ),
-        (["readout.source=folder", "readout.data_dir={wrapped}"], r"json cannot be read .*\(no list of documents\)"),
+        (
+            ["readout.source=folder", "readout.data_dir={wrapped}", "readout.tasks=[piqa]"],
+            r"json cannot be read .*\(no list of documents\)",
+        ),
         (["paths.runs=/proc/nowhere"], r"cannot write to /proc/nowhere .*set paths\.runs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -273,7 +276,22 @@ def test_checks_that_take_long_say_what_they_look_at(tiny_study, monkeypatch, ca
     with caplog.at_level("INFO"):
         study = tiny_study(*TINY_OMNIQUANT)
         preflight.refusals(study.cells, study.setup)
-    assert "looking at 1 model, 1 base, 2 texts, 2 tasks, 1 length" in caplog.text
+    assert "looking at 1 folder, 1 model, 1 base, 2 texts, 2 tasks, 1 length" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["runs", "results"])
+def test_a_file_in_the_place_of_a_cells_folder_is_refused_before_training(place, tiny_study, doors, tmp_path):
+    study = tiny_study(*TINY_OMNIQUANT)
+    (tmp_path / place).mkdir()
+    (tmp_path / place / study.cells[0].id).write_text("")
+    refused(doors(study), rf"cannot write to \S+{study.cells[0].id} .*set paths\.{place} to")
+
+
+def test_points_that_share_their_setup_are_looked_at_together(tiny_study, monkeypatch):
+    looked: list[str] = []
+    monkeypatch.setattr(preflight, "_check_training_text", lambda cell, _: looked.append(cell.id))
+    preflight.check([tiny_study(*TINY_OMNIQUANT, f"seed={seed}") for seed in range(3)])
+    assert len(looked) == 1
 
 
 # --- home ------------------------------------------------------------------------------------------------------------

@@ -175,11 +175,12 @@ def test_an_online_run_arrives_and_nothing_is_said(tiny_study, server, caplog):
     assert words(caplog) == []
 
 
-@pytest.mark.parametrize("fault", ["closed", "hangs", 401, 404, 500])
+@pytest.mark.parametrize("fault", ["closed", "shared", "hangs", 401, 404, 500])
 def test_a_server_that_does_not_take_a_run_costs_one_sentence(tiny_study, server, online, caplog, fault):
     """Two cells, because what is left of the first one must not stand in the way of the second."""
     online.setattr(wandb_run, "PROBE_S", 0.3)
-    if fault == "closed":
+    if fault in ("closed", "shared"):
+        online.setenv("WANDB_MODE", "shared" if fault == "shared" else "online")
         online.setenv("WANDB_BASE_URL", closed_port())
     elif fault == "hangs":
         server.may_answer.clear()
