@@ -120,6 +120,10 @@ def test_the_words_mean_the_same_in_the_cells_of_an_experiment():
         (["--base=none"], "an override has no dashes; write base=none"),
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna is not installed"),
         (["model=a#b"], "'model=a#b' cannot be read; choices: folder, "),
+        *(([f"bits={word}"], f"bits={word} is not a choice of bits; choices: int2") for word in ("-1", "nan", "inf")),
+        (["~data,~bits"], "'~data,~bits' cannot be read; write ~KEY, once for every key"),
+        (["++sede=3"], "there is no key sede; remove it"),
+        (["paths.runs=null"], "paths.runs=null: Input should be a path"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -280,6 +284,9 @@ def test_a_sweep_is_made_of_words_that_are_understood(typed, points):
         ("base.num_steps=glob(*)", "a glob chooses among the files of an axis"),
         ("data=null,embedded", "data=null cannot be swept beside other choices; run it alone: python run.py data=null"),
         ("hydra.sweeper.params={seed: 1}", "hydra.sweeper.params is not read; type what is swept as overrides"),
+        ("seed=range(3,1)", "seed=range(3,1) sweeps over no value"),
+        ("~data,~bits", "'~data,~bits' cannot be read"),
+        ("bits=nan,int8", "bits=nan is not a choice of bits"),
     ],
 )
 def test_what_cannot_be_swept_is_one_sentence(typed, message):
@@ -336,6 +343,12 @@ def remedies(sentence: str) -> list[tuple[list[str], bool]]:
         (["experiment=smoke", "only.bits=int8"], 1),
         (["cluster=slurm", "cluster.sbatch={exclude: a}"], 1),
         (["weights={int8: 1, int4: 1, int2: 2}"], 1),
+        (["experiment=smoke", "only={bits: [int8]}"], 1),
+        (["base=minmax", "data=[null,embedded]"], 3),
+        (["experiment=[null,smoke]"], 2),
+        (["seed=[3,4]"], 1),
+        (["readout.dtype=[float32]"], 1),
+        (["paths.runs=[a]"], 1),
         (["data=null"], 1),
         (["base.batch_size=999"], 1),
         (["readout.plans=[]"], 1),

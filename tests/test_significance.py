@@ -260,6 +260,21 @@ def test_of_two_protocols_each_is_compared_with_itself(made):
     assert all(block.count("Task Avg") == 1 for block in blocks[1:])
 
 
+def test_tasks_of_different_limits_have_no_average_in_common(made):
+    _, baseline, matquant = (cell.id for cell in made.cells)
+    alone = made.setup.readout.model_copy(update={"tasks": ("boolq",), "limit": 50})
+    measure(dataclasses.replace(made, setup=made.setup.model_copy(update={"readout": alone})), accuracy=0.3)
+    store = ResultStore(made.setup.paths.results)
+    for path in [*store.paths(baseline), *store.paths(matquant)]:
+        result = store.read(path)
+        if result.task == "boolq" and result.protocol["limit"] == 100:
+            path.unlink()
+    lines = difference_lines(measured(f"{matquant}:int2", store), measured(f"{baseline}:int2", store))
+    blocks = "\n".join(lines).split("measured with ")
+    assert sorted(block.split(":")[0] for block in blocks[1:]) == ["limit 100", "limit 50"]
+    assert all(("BoolQ" in block) == block.startswith("limit 50") for block in blocks[1:])
+
+
 @pytest.mark.parametrize("name", ["nothing:int2", "nothing", ":int2"])
 def test_a_read_out_that_was_not_measured_is_named_with_those_that_were(made, name):
     with pytest.raises(UserError, match=r"no results of .*; write CELL:PLAN, there are .*:int8"):

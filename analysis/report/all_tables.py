@@ -5,6 +5,7 @@ Table 1 is that of the cells of `experiment=table01`, and so on; a number that w
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from matquant.config.study import Study
 
 FOLDER = "papers"
+NUMBER = re.compile(r"(?:table)?0*([0-9]+)")
+"""A table by its number, or as its experiment is called: `table01`."""
 
 
 def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, LoadedResults]:
@@ -78,11 +81,15 @@ def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
 
 def main(arguments: Sequence[str]) -> None:
     choices = parse("tables", arguments).choices
-    numbers = [int(choice) for choice in choices if choice.isdecimal()]
+    named = {choice: NUMBER.fullmatch(choice) for choice in choices}
+    numbers = [int(found[1]) for found in named.values() if found is not None]
     for number in numbers:
         if not 1 <= number <= NUM_TABLES:
             raise UserError(f"there is no table {number}; choose from 1 to {NUM_TABLES}")
-    overrides = [choice for choice in choices if not choice.isdecimal()]
+    overrides = [choice for choice, found in named.items() if found is None]
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"there is no table {word}; tables are numbers from 1 to {NUM_TABLES}: matquant tables 1")
     if any(choice.startswith("experiment=") for choice in overrides):
         raise UserError(
             "tables are those of the paper, by number; for another experiment type matquant report experiment=..."

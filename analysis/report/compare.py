@@ -29,6 +29,9 @@ class MeasuredTask(NamedTuple):
     protocol: Protocol
 
 
+OF_A_TASK = ("task", "data")
+"""The facts of a protocol that each task has for itself."""
+
 Measured = Mapping[tuple[str, str], MeasuredTask]
 """Results by task and protocol."""
 
@@ -66,14 +69,23 @@ def difference_lines(ours: Measured, theirs: Measured) -> list[str]:
 
 
 def _labels(protocols: Mapping[tuple[str, str], Protocol]) -> dict[tuple[str, str], str]:
-    """The facts in which a task's protocols differ; empty for a task that has one."""
+    """The facts in which protocols differ; empty where all are alike.
+
+    Tasks have documents of their own, but share the rest: Task Avg is a mean over one number of documents.
+    """
     found = {}
     for key, protocol in protocols.items():
-        rivals = [_facts(other) for (task, _), other in protocols.items() if task == key[0]]
         facts = _facts(protocol)
-        differing = [name for name in facts if len({str(rival.get(name)) for rival in rivals}) > 1]
+        same_task = [_facts(other) for (task, _), other in protocols.items() if task == key[0]]
+        is_text = key[0] == LOG_PPLX
+        same_kind = [_facts(other) for (task, _), other in protocols.items() if (task == LOG_PPLX) == is_text]
+        differing = [name for name in facts if _differ(name, same_task if name in OF_A_TASK else same_kind)]
         found[key] = ", ".join(f"{name} {facts[name]}" for name in differing)
     return found
+
+
+def _differ(name: str, protocols: Sequence[Mapping[str, object]]) -> bool:
+    return len({str(facts.get(name)) for facts in protocols}) > 1
 
 
 def _facts(protocol: Protocol) -> dict[str, object]:

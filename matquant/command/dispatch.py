@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from matquant.command.parsing import lines, parse, parser_of
 from matquant.command.subcommand import Subcommand
-from matquant.command.table import FIRST_STEPS, GROUPS, SUBCOMMANDS
+from matquant.command.table import CELL, FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.command.terminal import ended, log_to_stderr
 from matquant.errors import UserError
 
@@ -43,14 +43,21 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"there is no subcommand {name}; {hint}matquant --help lists them")
     subcommand = SUBCOMMANDS[name]
+    overrides: Sequence[str] | None = None
     if not subcommand.passes_on:
         if not {"-h", "--help"}.isdisjoint(arguments):
             print(parser_of(subcommand).format_help(), end="")
             return 0
-        parse(name, arguments)  # a mistake is answered before anything heavy is imported
+        overrides = getattr(parse(name, arguments), "overrides", None)
     if subcommand.needs_clone:
         require_clone(subcommand)
     log_to_stderr()
+    if overrides is not None:  # a mistake is answered before anything heavy is imported
+        from matquant.config.study import load_study
+
+        study = load_study(overrides)
+        if CELL in subcommand.arguments:
+            study.one_cell()
     return import_module(subcommand.module).main(arguments)
 
 

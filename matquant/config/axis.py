@@ -69,9 +69,18 @@ def _choice(axis: str, word: str, typed: str | None = None) -> str:
     same = [name for name in found if name.lower() == word.lower()]
     if same:
         return same[0]
-    if word.lower() in NOTHING | {"true"} or re.fullmatch(r"[\d.]+", word):
+    if word.lower() in NOTHING | {"true"} or _is_number(word):
         raise UserError(f"{typed} is not a choice of {axis}; {_choose(axis, word)}")
     return word
+
+
+def _is_number(word: str) -> bool:
+    """True for everything that Hydra takes for a number, `-1`, `nan` and `1e3` too: it would end in a traceback."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _one_by_one(axis: str, given: Mapping[str, Any]) -> str:
@@ -89,7 +98,10 @@ def _choose(axis: str, word: str = "") -> str:
 
 def _several(axis: str, words: Sequence[str], given: str) -> str:
     """The sentence about several choices of an axis in one cell, with every remedy that fits."""
-    remedies = [f"as cells of their own, type {RUN} {axis}={','.join(words)}"]
+    if "null" in words:  # has no file, so that it cannot be swept
+        remedies = [f"choose one, {axis}={next(word for word in words if word != 'null')} or {axis}=null"]
+    else:
+        remedies = [f"as cells of their own, type {RUN} {axis}={','.join(words)}"]
     if axis == "bits" and all(re.fullmatch(r"int\d", word) for word in words):
         remedies.append(f"nested in one checkpoint, bits.widths=[{','.join(words)}]")
     elif axis in CELL_AXES:

@@ -27,5 +27,7 @@ def as_typed(given: Any) -> str:
             return "null"
         case bool():
             return str(given).lower()
+        case list() | tuple():
+            return f"[{','.join(map(as_typed, given))}]"
         case _:
             return str(given)

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from matquant.config.axis import chosen
 from matquant.config.files import choices_in_words, is_group
-from matquant.config.grammar import RUN
+from matquant.config.grammar import RUN, parsed_override
 from matquant.config.value import valued
 from matquant.errors import UserError
 
@@ -35,12 +35,16 @@ def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
     """The command lines that Hydra's multirun makes of `base=minmax,omniquant bits=int2,matquant`."""
     parsed = OverridesParser.create().parse_overrides(understood(overrides, swept=True))
     points = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    if not points:
+        raise UserError(f"{' '.join(overrides)} sweeps over no value; a range has a start below its end: range(0,3)")
     return [understood(point) for point in points]
 
 
 @cache
 def _understood(text: str, *, swept: bool) -> str:
     if text.startswith("~"):
+        if parsed_override(text) is None:
+            raise UserError(f"'{text}' cannot be read; write ~KEY, once for every key that is left out")
         return text
     typed_key, equals, value = text.partition("=")
     key = typed_key.lstrip("+")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matquant.config.files import axes, choices, choices_in_words, nearest
-from matquant.config.grammar import RUN
+from matquant.config.grammar import RUN, as_typed, parsed_override
 from matquant.config.keys import is_list
 from matquant.config.overrides import key_of
 
@@ -79,10 +79,20 @@ def _unknown_key(key: str, overrides: Sequence[str], compose: Compose) -> str:
         return f"{key} is not among these choices; write it with two pluses to add it: {_given(key, overrides, '++')}"
     values = compose([override for override in overrides if key_of(override) != key])
     if isinstance(values.get(key), Mapping):
-        return f"{key} holds values of its own; set one of them with +{key}.NAME=VALUE"
+        return f"{key} holds values of its own; {_one_by_one(key, overrides)}"
     hint = nearest(key, _known(key, values), cutoff=0.55).rstrip()
     said = f"there is no key {key} in this configuration{'; ' if hint else ''}{hint}"
     return f"{said} (python run.py --cfg job prints all keys)"
+
+
+def _one_by_one(key: str, overrides: Sequence[str]) -> str:
+    """The end of a sentence about a mapping: its values one by one, as a shell takes them."""
+    parsed = parsed_override(next(override for override in reversed(overrides) if key_of(override) == key))
+    given: Any = None if parsed is None or parsed.is_sweep_override() else parsed.value()
+    if not isinstance(given, dict) or not given:
+        return f"set one of them with ++{key}.NAME=VALUE"
+    typed = (shlex.quote(f"++{key}.{name}={as_typed(content)}") for name, content in given.items())
+    return f"set one by one: {' '.join(typed)}"
 
 
 def _known(key: str, values: Mapping[str, Any]) -> list[str]:

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from matquant.checkout import from_anywhere
-from matquant.config.cell import Cell, Checked, Float, Int, Seed, Spec
+from matquant.config.cell import Cell, Float, Int, Seed, Spec
 from matquant.config.compose import choices_of, compose, compose_points, points_of
 from matquant.config.grammar import as_typed
 from matquant.config.names import require_name, require_wandb_name
 from matquant.config.overrides import key_of, understood
+from matquant.config.sentences import OPEN
 from matquant.config.setup import Paths, Setup
 from matquant.errors import UserError
 from matquant.notation import Slice, Term
@@ -25,6 +26,9 @@ from matquant.notation import Slice, Term
 Model = TypeVar("Model", bound=BaseModel)
 SETUP = {*Setup.model_fields, "perplexity", "search", "name", "only", "cells"}
 """Keys that no cell has of its own."""
+
+SINGLE_EXPECTED = ("int_type", "float_type", "string_type", "bool_type", "path_type", "literal_error")
+"""pydantic's names of a mistake: several values, or a section, where a single value is expected."""
 
 SECTION_EXPECTED = ("dict_type", "model_type", "model_attributes_type")
 """pydantic's names of a mistake: a single value where values below a key are expected."""
@@ -62,7 +66,7 @@ class _Scope(Spec):
     partial: bool
 
 
-class _Shape(Checked):
+class _Shape(Spec):
     """The keys of a composition that are read here, with the kind of each value; `Cell` and `Setup` check the rest."""
 
     name: str
@@ -254,16 +258,19 @@ def _typed(kind: type[Model], facts: Mapping[str, Any]) -> Model:
             context = first.get("ctx", {})
             kinds = f"{place}.kind={context.get('tag')} does not exist; choose one of {context.get('expected_tags')}"
             raise UserError(kinds) from error
-        if (
-            first["type"] in ("dict_type", "model_type", "model_attributes_type")
-            and place != ""
-            and "cells" not in place
-        ):
-            message += f", a section with values of its own; set one of them: {place}.NAME=VALUE"
+        if first["type"] in SECTION_EXPECTED and place != "" and "cells" not in place:
+            sign = "++" if place in OPEN else ""
+            message += f", a section with values of its own; set one of them: {sign}{place}.NAME=VALUE"
         if first["type"] in ("list_type", "tuple_type"):
             message = f"Input should be a valid list; write {place}=[...]"
-        given = "" if isinstance(first["input"], (dict, list, tuple)) or not place else f"={as_typed(first['input'])}"
-        raise UserError(f"{place}{given}: {message}" if place else message) from error
+        if first["type"] == "path_type":
+            message = "Input should be a path"
+        given, single = first["input"], first["type"] in SINGLE_EXPECTED
+        if single and isinstance(given, (list, tuple)) and given:
+            message = f"{message}, and this is a list; write {place}={as_typed(given[0])}"
+        hidden = isinstance(given, dict) or (isinstance(given, (list, tuple)) and not single)
+        start = place if hidden or not place else f"{place}={as_typed(given)}"
+        raise UserError(f"{start}: {message}" if place else message) from error
 
 
 def _keys(place: tuple[int | str, ...], value: Any) -> Iterator[str]:
