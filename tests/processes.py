@@ -189,3 +189,9 @@ def left_behind() -> dict[int, str]:
         except psutil.Error:
             continue
     return found
+
+
+def only_sentence(stderr: str) -> str:
+    """The one sentence that a mistake costs; a slow machine may say before it what is looked at."""
+    (sentence,) = [line for line in stderr.strip().splitlines() if not line.startswith("looking at ")]
+    return sentence

@@ -22,7 +22,7 @@ from matquant.command.subcommand import Subcommand
 from matquant.command.table import FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.config.compose import choices, compose, sweep_points
 from matquant.errors import FailedCellsError, UserError
-from tests.processes import python, variables
+from tests.processes import only_sentence, python, variables
 
 EXAMPLE = re.compile(r"^ +(?:eval \"\$\()?(?:matquant|python run\.py)(?= |$).*", re.MULTILINE)
 """A line of a help that can be typed."""
@@ -162,7 +162,7 @@ def test_a_mistake_is_one_sentence_and_status_2(words, message, capsys):
     assert main(shlex.split(words)) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    (line,) = said.err.strip().splitlines()
+    line = only_sentence(said.err)
     assert line.startswith("error: ")
     assert message in line
 
@@ -188,7 +188,7 @@ def test_the_same_mistake_is_the_same_sentence_and_status_2_in_every_command(com
         pytest.skip("a word without an equals sign is a plan or a number there")
     assert main([*shlex.split(command), mistake]) == 2
     said = capsys.readouterr()
-    (line,) = said.err.strip().splitlines()
+    line = only_sentence(said.err)
     assert (said.out, line.startswith("error: ")) == ("", True)
     assert SAME_MISTAKES[mistake] in line
 
@@ -218,7 +218,7 @@ def test_cells_that_failed_are_one_sentence_and_status_1(monkeypatch, capsys):
 def test_ctrl_c_is_one_sentence_and_status_130(monkeypatch, capsys):
     ends_by(KeyboardInterrupt(), monkeypatch)
     assert main(["published"]) == 130
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    line = only_sentence(capsys.readouterr().err)
     assert line == "interrupted; what is finished is on disk, the same command continues"
 
 
@@ -242,7 +242,7 @@ def test_a_mistake_typed_to_run_is_the_one_of_run_py():
     done = python("-m", "matquant", "run", "base.num_step=1")
     assert done.returncode == 2
     assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
+    line = only_sentence(done.stderr)
     assert line.startswith("error: there is no key base.num_step")
 
 

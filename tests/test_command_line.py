@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.processes import Process, fork, python
+from tests.processes import Process, fork, only_sentence, python
 from tests.tiny import tiny_overrides
 
 
@@ -37,7 +37,7 @@ def command(*arguments: str) -> Process:
 def test_a_mistake_is_one_line_before_anything_is_computed(overrides, message, tmp_path):
     done = command(*tiny_overrides(tmp_path), *overrides)
     assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
+    line = only_sentence(done.stderr)
     assert line.startswith("error: ")
     assert message in line
     assert done.stdout == ""
