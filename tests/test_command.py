@@ -146,7 +146,7 @@ def test_there_is_one_way_to_start_a_command(folder):
         ("tables demo", "there is no table demo; tables are numbers from 1 to 30"),
         ("export int4 x experiment=demo", "cells match; choose one with base=... bits=..."),
         ("tables experiment=demo", "for another experiment type matquant report experiment=..."),
-        ("tables one", "'one' cannot be read: write KEY=VALUE"),
+        ("tables one", "there is no table one; tables are numbers from 1 to 30"),
         ("tables 1 paths.nonsense=1", "there is no key paths.nonsense"),
         ("compare one", "the following arguments are required: CELL:PLAN"),
         ("compare one two", "no results of one in results; write CELL:PLAN"),

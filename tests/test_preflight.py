@@ -237,6 +237,7 @@ def test_the_cells_of_all_points_share_one_disk(tiny_study, monkeypatch):
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     asked: list[bool] = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_silent", False)
     monkeypatch.setattr(hub, "_answers", lambda: asked.append(True))
     hub.settle.cache_clear()
     assert not hub.settle()

@@ -212,6 +212,8 @@ def test_a_server_that_falls_silent_holds_no_cell_and_its_run_can_be_uploaded(ti
     (said,) = words(caplog)
     assert said.startswith("W&B failed (Timed out finishing run)")
     server.may_answer.set()
+    # Every further cell would wait as long.
+    assert unreachable() == f"at {server.url} fell silent during an earlier run"
     server.rows.clear()
     sync("--include-online", re.search(r"`wandb sync --include-online (.*)`", said)[1])
     assert [row["loss"] for row in server.rows[cell.id]] == [1.0]

@@ -36,6 +36,8 @@ MAX_ID = 64
 """The longest id of a run that W&B takes."""
 PROBE_S, START_S, LOG_S, FINISH_S = 5, 20, 10, 30
 """Seconds that a server may take to answer, and W&B to start a run, to take a number, and to upload the rest."""
+SILENT: set[str] = set()
+"""Servers that let a run of this process wait at its end: the runs after it do not wait for them again."""
 
 
 class WandbTracker:
@@ -84,6 +86,9 @@ class WandbTracker:
         """Uploads the rest, and ends the process behind W&B, so that all files are whole and nothing waits for it."""
         try:
             _in_time(FINISH_S + LOG_S, self.run.finish)
+        except Exception:
+            SILENT.add(self.run.settings.base_url)
+            raise
         finally:
             _tear_down(LOG_S)
 
@@ -128,6 +133,8 @@ def unreachable() -> str | None:
 
     settings = wandb.setup().settings
     url = settings.base_url
+    if url in SILENT:
+        return f"at {url} fell silent during an earlier run"
     own = {"http": settings.http_proxy, "https": settings.https_proxy}
     proxies = urllib.request.getproxies() | {scheme: proxy for scheme, proxy in own.items() if proxy}
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
