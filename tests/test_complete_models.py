@@ -19,18 +19,11 @@ from matquant.errors import UserError
 from matquant.models import checks, loading
 from matquant.models.loading import check_model, load_model
 from matquant.models.random_model import byte_tokenizer, random_model
+from tests.families import LLAMA as SIZES
 from tests.families import VISION
 from tests.mixtures import MIXTURES
 
 CPU = torch.device("cpu")
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
 Tensors = dict[str, torch.Tensor]
 UP = "model.layers.1.mlp.up_proj.weight"
 

@@ -62,7 +62,7 @@ def test_the_count_is_that_of_all_parameters_with_two_dimensions():
 
 
 class Odd(nn.Module):
-    """What no quantizer looks at, and what is no matrix."""
+    """A module with weights that no quantizer looks at, and some that are no matrix."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ def test_a_model_has_its_size_whatever_its_settings_are_called(name, cell_of):
 
 @torch.no_grad()
 def last_hidden_states(model: torch.nn.Module) -> torch.Tensor:
-    """What the last block returns in an ordinary forward pass."""
+    """The output of the last block in an ordinary forward pass."""
     seen = []
     handle = blocks(model)[-1].register_forward_hook(lambda *_: seen.append(_[2]))
     model(input_ids=TOKENS, use_cache=False)
@@ -72,7 +72,7 @@ def last_hidden_states(model: torch.nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def walk(model: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """What the last block returns where blocks run one by one, each from its remembered attention on."""
+    """The output of the last block where blocks run one by one, each from its remembered attention on."""
     how = {"batch_size": 2, "dtype": dtype, "shelf": Shelf()}
     hidden, arguments = capture(model, TOKENS, **how)
     for block, keywords in zip(blocks(model), arguments, strict=True):

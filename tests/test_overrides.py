@@ -1,4 +1,4 @@
-"""What a person types: every word of an axis is understood or refused by name, and every remedy works when typed."""
+"""Words as a person types them: each is understood or refused by name, and every remedy works when typed."""
 
 from __future__ import annotations
 

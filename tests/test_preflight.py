@@ -1,4 +1,4 @@
-"""What cannot be had is refused before anything is computed, in the same words wherever a study is started."""
+"""Refusals of things that cannot be had: before anything is computed, in the same words wherever a study is started."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _why(spec: ModelSpec, part: str, error: Exception) -> str:
 
 
 def _why_not_from_the_hub(spec: HubModel, causes: Sequence[BaseException], reason: str) -> str:
-    """What keeps a model of the hub from being read, and what to do about it."""
+    """The sentence about a model of the hub that cannot be read, with its remedy."""
     model = f"{title(spec)} (revision {spec.revision})"
 
     def is_caused_by(kind: type[Exception]) -> bool:

@@ -59,7 +59,7 @@ class Guarded:
         self.inside: KeepingTracker | None = None
         try:
             self.inside = open_tracker()
-        except Exception as error:
+        except Exception as error:  # of any kind: a tracker never costs a run
             log.warning(
                 "%s is not tracked (%s); the run goes on, and tracking=none leaves W&B out", cell_id, one_line(error)
             )
@@ -80,7 +80,7 @@ class Guarded:
             return
         try:
             do(tracker)
-        except Exception as error:
+        except Exception as error:  # of any kind: a tracker never costs a run
             self.inside = None
             remedy = f"; upload what was tracked until then with `{tracker.upload}`" if tracker.upload else ""
             log.warning("W&B failed (%s): %s goes on untracked%s", one_line(error), self._cell_id, remedy)

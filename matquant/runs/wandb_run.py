@@ -86,7 +86,7 @@ class WandbTracker:
         """Uploads the rest, and ends the process behind W&B, so that all files are whole and nothing waits for it."""
         try:
             _in_time(FINISH_S + LOG_S, self.run.finish)
-        except Exception:
+        except Exception:  # of any kind, W&B's and our own time limit among them; it goes on
             SILENT.add(self.run.settings.base_url)
             raise
         finally:
@@ -98,7 +98,7 @@ def _online(mode: Mode, arguments: Mapping[str, Any], folder: Path) -> Any:
     if (reason := unreachable()) is None:
         try:
             return _started(mode, arguments)
-        except Exception as error:
+        except Exception as error:  # W&B's own, those of its libraries, or our time limit
             reason = f"does not take the run ({one_line(error)})"
             # The process behind W&B keeps the id of a run that failed to start: "run ID ... is in use".
             _tear_down(LOG_S)
@@ -146,7 +146,7 @@ def unreachable() -> str | None:
     except urllib.error.HTTPError as error:
         error.close()
         return f"at {url} answers with error {error.code}" if error.code >= 500 else None
-    except Exception as error:
+    except Exception as error:  # of any kind: no name, no route, a proxy that refuses, a url that is none
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
             return None  # it answers; which certificates count is W&B's business
