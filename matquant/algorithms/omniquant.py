@@ -127,7 +127,10 @@ class LearnableLayer(nn.Module):
         self.bits, self.spec = settings.objective.parent_bits, settings.grid
         self.weight = linear.weight.detach().float()
         self.bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-        self.clipping = LearnableClipping(self.weight, self.bits, settings.grid, settings.base.clipping_init)
+        base = settings.base
+        self.clipping = LearnableClipping(
+            self.weight, self.bits, settings.grid, base.clipping_init, base.clipping_reach
+        )
         self.transform = transform
 
     def forward(self) -> tuple[Float[Tensor, "out in"], Grid, Transform | None]:
@@ -271,8 +274,8 @@ class BlockFit:
 def clipping_factors(layers: Mapping[str, LearnableLayer]) -> dict[str, float]:
     """The share of the range between the extreme weights that grids keep on average, at their upper and lower ends."""
     with torch.no_grad():
-        high = torch.cat([torch.sigmoid(layer.clipping.high_logit).flatten() for layer in layers.values()]).mean()
-        low = torch.cat([torch.sigmoid(layer.clipping.low_logit).flatten() for layer in layers.values()]).mean()
+        factors = [layer.clipping.factors() for layer in layers.values()]
+        low, high = (torch.cat([factor.flatten() for factor in of_end]).mean() for of_end in zip(*factors, strict=True))
     return {"clipping/high": high.item(), "clipping/low": low.item()}
 
 

@@ -271,7 +271,8 @@ def install(model: nn.Module, settings: Settings, meter: GradientMeter | None = 
             init = base.clipping_init if base.train_scales else CLIPS_NOTHING
             linear.weight.data = linear.weight.data.float()
             linear.weight.requires_grad_(base.train_weights)
-            clipping = LearnableClipping(linear.weight, bits, settings.grid, init).to(linear.weight.device)
+            clipping = LearnableClipping(linear.weight, bits, settings.grid, init, base.clipping_reach)
+            clipping = clipping.to(linear.weight.device)
             layer = NestedLinear(linear, clipping.requires_grad_(base.train_scales), meter)
             block.set_submodule(path, layer)
             nested[f"{block_name(model, index)}.{path}"] = layer

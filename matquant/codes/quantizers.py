@@ -6,6 +6,7 @@ shared by one output channel, or by `group_size` neighbouring inputs of one.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from matquant.config.cell import GridSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HEADROOMS = {"int4": 4, "int3": 3, "int2": 2}
+ALIGNMENTS = {"aligned_int4": 4, "aligned_int3": 3, "aligned_int2": 2}
 
 
 class Grid(NamedTuple):
@@ -46,21 +49,69 @@ def weight_range(weight: Float[Tensor, "out in"], spec: GridSpec) -> Range:
     return Range(groups.amin(-1), groups.amax(-1))
 
 
-def grid_between(ends: Range, bits: int, spec: GridSpec) -> Grid:
-    """The grid of 2^bits values between two end points: a = (high - low) / (2^c - 1), z = -low / a.
+def top_code(bits: int, spec: GridSpec) -> int:
+    """The code of the largest weight: 2^c - 1, or with headroom the top of a slice (240, 224, 192 of 255)."""
+    dropped = 0 if spec.headroom == "full" else max(0, bits - HEADROOMS[spec.headroom])
+    return (1 << bits) - (1 << dropped)
 
+
+def grid_between(ends: Range, bits: int, spec: GridSpec) -> Grid:
+    """The grid with one end point on code 0 and the other on code T (`top_code`): a = (high - low) / T, z = -low / a.
+
+    A rounded zero is the nearest code, as OmniQuant publishes it; up to half a step of one end is then cut off.  An
+    aligned zero is a multiple of 2^(c-r), and both ends fit (`_aligned`).  Either is a constant to the gradient.
     Scale and zero are rounded to the dtype they will be stored in, so that training sees the stored values.
     """
+    if spec.zero in ALIGNMENTS:
+        return _aligned(ends, bits, spec)
     low, high = ends
-    span = high - low
+    top = top_code(bits, spec)
+    middle = float(1 << (bits - 1))
+    # A symmetric grid has its zero on the middle code, with more codes below it than above, so that headroom leaves
+    # T - z steps for the largest weight.
+    span, steps = (high, top - middle) if spec.symmetric and top != 2**bits - 1 else (high - low, top)
     # A group of equal weights spans nothing; any grid that contains their value will do: a = |w|, z = -sign(w).
     constant = torch.maximum(low.abs(), high.abs())
     fallback = torch.where(constant > 0, constant, torch.ones_like(constant))
     usable = span > 2.0**-20 * constant
-    scale = torch.where(usable, span / (2**bits - 1), fallback)
+    scale = torch.where(usable, span / steps, fallback)
     scale = scale.to(DTYPES[spec.scale_dtype]).float()
-    zero = torch.full_like(scale, float(1 << (bits - 1))) if spec.symmetric else -low / scale
+    zero = torch.full_like(scale, middle) if spec.symmetric else -low / scale
+    if spec.zero == "rounded":
+        zero = zero.detach().round()
     return Grid(scale, zero.to(DTYPES[spec.scale_dtype]).float())
+
+
+def _aligned(ends: Range, bits: int, spec: GridSpec) -> Grid:
+    """The finest grid that holds both end points and has its zero on a multiple of a slice's step m = 2^(c-r).
+
+    With zero z the scale has to be a(z) = max(-low / z, high / (T - z)), which falls and then rises in z.  So the best
+    multiple is one of the two beside T * -low / (high - low), the zero of the unaligned grid.  Weight 0 is always
+    inside the grid.
+    """
+    step = 1 << max(0, bits - ALIGNMENTS[spec.zero])
+    top = top_code(bits, spec)
+    low, high = ends.low.clamp(max=0), ends.high.clamp(min=0)
+    with torch.no_grad():
+        span = torch.where(high > low, high - low, torch.ones_like(high))
+        below = (top * -low / span / step).floor() * step
+        above = (below + step).clamp(max=top // step * step)
+        zero = torch.where(
+            _scale_that_fits(low, high, below, top) <= _scale_that_fits(low, high, above, top), below, above
+        )
+    scale = _scale_that_fits(low, high, zero, top)
+    scale = torch.where(high > low, scale, torch.ones_like(scale)).to(DTYPES[spec.scale_dtype]).float()
+    return Grid(scale, zero.to(DTYPES[spec.scale_dtype]).float())
+
+
+def _scale_that_fits(low: Tensor, high: Tensor, zero: Tensor, top: int) -> Tensor:
+    """The smallest scale that holds both ends; infinite where a side without codes has weights."""
+
+    def of_side(reach: Tensor, codes: Tensor) -> Tensor:
+        without = torch.where(reach > 0, math.inf, 0.0)
+        return torch.where(codes > 0, reach / codes.clamp(min=1), without)
+
+    return torch.maximum(of_side(-low, zero), of_side(high, top - zero))
 
 
 def minmax_grid(weight: Float[Tensor, "out in"], bits: int, spec: GridSpec) -> Grid:
@@ -81,22 +132,36 @@ def dequantize(codes: Tensor, grid: Grid) -> Float[Tensor, "out in"]:
 
 
 class LearnableClipping(nn.Module):
-    """Learns how far inside the extreme weights the grid ends: a = (g*max - b*min)/(2^c - 1), z = -b*min/a.
+    """Learns how far from the extreme weights the grid ends: a = (g*max - b*min)/(2^c - 1), z = -b*min/a.
 
-    g and b are sigmoids of one logit per group, started at `init` (4.0 is 0.982, close to MinMax).
-    Source: OmniQuant, arXiv:2308.13137, Eq. 2.
+    The factors g and b are `reach * sigmoid(logit)`, one logit for each end of a group, so a reach above 1 lets a grid
+    end beyond the extreme weights.  They start at sigmoid(init) whatever the reach is (4.0 is 0.982, close to MinMax).
+    Source: OmniQuant, arXiv:2308.13137, Eq. 2, which has no reach.
     """
 
-    def __init__(self, weight: Float[Tensor, "out in"], bits: int, spec: GridSpec, init: float) -> None:
+    def __init__(
+        self, weight: Float[Tensor, "out in"], bits: int, spec: GridSpec, init: float, reach: float = 1.0
+    ) -> None:
         super().__init__()
-        self.bits, self.spec = bits, spec
+        self.bits, self.spec, self.reach = bits, spec, reach
         self.ends = weight_range(weight.detach(), spec)
-        self.high_logit = nn.Parameter(torch.full_like(self.ends.high, init))
-        self.low_logit = nn.Parameter(torch.full_like(self.ends.low, init)) if not spec.symmetric else self.high_logit
+        self.high_logit = nn.Parameter(torch.full_like(self.ends.high, logit_within(init, reach)))
+        self.low_logit = nn.Parameter(self.high_logit.detach().clone()) if not spec.symmetric else self.high_logit
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The factors of the lower and the upper end."""
+        return self.reach * torch.sigmoid(self.low_logit), self.reach * torch.sigmoid(self.high_logit)
 
     def forward(self, ends: Range | None = None) -> Grid:
         """The clipped grid between the end points of the weights it was made for, or between others."""
         ends = self.ends if ends is None else ends
-        low = torch.sigmoid(self.low_logit) * ends.low
-        high = torch.sigmoid(self.high_logit) * ends.high
-        return grid_between(Range(low, high), self.bits, self.spec)
+        low, high = self.factors()
+        return grid_between(Range(low * ends.low, high * ends.high), self.bits, self.spec)
+
+
+def logit_within(init: float, reach: float) -> float:
+    """The logit with reach * sigmoid(logit) = sigmoid(init)."""
+    if reach == 1.0:
+        return init
+    share = 1 / (1 + math.exp(-init)) / reach
+    return math.log(share / (1 - share))

@@ -26,6 +26,10 @@ DType = Literal["float32", "bfloat16", "float16"]
 Place = Literal["device", "host", "disk"]
 Residual = Literal["mean", "weighted"]
 Scope = Literal["ffn", "ffn_attention"]
+Zero = Literal["real", "rounded", "aligned_int4", "aligned_int3", "aligned_int2"]
+Headroom = Literal["full", "int4", "int3", "int2"]
+Importance = Literal["plain", "inputs"]
+"""How much the squared error of a weight counts: alike, or as the mean square of its input (the Hessian's diagonal)."""
 Bos = Literal[True, False, "never"]
 """True: every text begins with the BOS token.  `never`: none does, though the tokenizer begins every text with it."""
 
@@ -42,6 +46,7 @@ def _number(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Int, Field(gt=0)]
+Reach = Annotated[Float, Field(ge=1)]
 Seed = Annotated[Int, Field(ge=0)]
 """What a generator of random numbers takes."""
 
@@ -164,6 +169,20 @@ class MinMaxBase(Spec):
     kind: Literal["minmax"]
 
 
+class SearchBase(Spec):
+    """Round to nearest on grids whose ends a search chose, with the least squared error of the weights; no training.
+
+    The error is that of the objective: summed over its slices, each weighted by its lambda (Eq. 7).
+    """
+
+    kind: Literal["search"]
+    importance: Importance = "plain"
+    clipping_reach: Reach = 1.5
+    """The farthest that an end may lie from zero, as a multiple of the extreme weight."""
+    batch_size: Positive = 4
+    """Sequences that run through the model at once; of importance=inputs."""
+
+
 class OmniQuantBase(Spec):
     """Block-wise OmniQuant (arXiv:2308.13137): weights are frozen, and their quantization is learned."""
 
@@ -171,10 +190,23 @@ class OmniQuantBase(Spec):
     num_steps: Positive
     batch_size: Positive
     clipping_lr: Annotated[Float, Field(gt=0)]
-    clipping_init: Float = 4.0
+    clipping_init: Float | Literal["search"] = 4.0
+    """The logit that clipping starts at (sigmoid(4) = 0.982), or the ends with the least error of the weights."""
+    clipping_reach: Reach = 1.0
+    """Clipping factors are `clipping_reach * sigmoid(logit)`; above 1 a grid can reach beyond the extreme weights."""
+    importance: Importance = "plain"
+    """Of clipping_init=search."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rates over the steps of a block: as they are, or down to zero along half a cosine."""
+    adam_epsilon: Annotated[Float, Field(gt=0)] = 1e-15
+    """The gradient of a mean squared error reaches a group's logit as 1e-8 or less, which AdamW's own 1e-8 drowns."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
-    transformation: bool = False
-    """Learns an equivalent transformation too: a scale and a shift of every input channel."""
+    transformation: Literal[True, False, "published"] = False
+    """Learns an equivalent transformation too.
+
+    True: a scale and a shift of every input channel, from the identity.  `published`: as OmniQuant's code has it, a
+    scale without a shift, from SmoothQuant's start, and none for down_proj.
+    """
     transformation_lr: Annotated[Float, Field(gt=0)] = 5e-3
     loss: Literal["l2", "relative_l2"] = "l2"
     student_input: Literal["own_slice", "parent"] = "own_slice"
@@ -200,7 +232,10 @@ class QATBase(Spec):
     train_weights: bool = True
     train_scales: bool = False
     scale_lr: Annotated[Float, Field(gt=0)] = 1e-3
-    clipping_init: Float = 4.0
+    clipping_init: Float | Literal["search"] = 4.0
+    """The logit that trained clipping starts at; `search`: the ends with the least error of the weights, trained or not."""
+    clipping_reach: Reach = 1.0
+    """Clipping factors are `clipping_reach * sigmoid(logit)`."""
     temperature: Annotated[Float, Field(gt=0)] = 1.0
     activation_checkpointing: bool = False
     max_skipped_steps: Annotated[Int, Field(ge=0)] = 10
@@ -231,6 +266,12 @@ class GPTQBase(Spec):
     """Solves the input channels with the largest activations first, on grids of the unchanged weights."""
     true_sequential: bool = False
     """Gives a layer the outputs of the quantized layers before it in its block: one forward pass a layer."""
+    range: Literal["minmax", "search"] = "minmax"
+    """The ends of a group's grid: its extreme weights, or those with the least error of the weights."""
+    importance: Importance = "inputs"
+    """Of range=search."""
+    clipping_reach: Reach = 1.5
+    """Of range=search: the farthest that an end may lie from zero, as a multiple of the extreme weight."""
     residual: Residual = "mean"
     """The error that later columns receive: the mean over slices, plain or weighted as their terms are."""
     block_size: Positive = 128
@@ -258,7 +299,7 @@ class GPTQBase(Spec):
         return self
 
 
-BaseSpec = Annotated[NoBase | MinMaxBase | OmniQuantBase | QATBase | GPTQBase, Field(discriminator="kind")]
+BaseSpec = Annotated[NoBase | MinMaxBase | SearchBase | OmniQuantBase | QATBase | GPTQBase, Field(discriminator="kind")]
 
 # --- grid and objective ----------------------------------------------------------------------------------------------
 
@@ -268,7 +309,20 @@ class GridSpec(Spec):
 
     group_size: Positive | None = None
     symmetric: bool = False
+    zero: Zero = "real"
+    """The zero of a grid, in code units: any number, the nearest code, or a multiple of the step of a slice."""
+    headroom: Headroom = "full"
+    """The code of the largest weight: the top code, or the top code of a slice, which Eq. 6 does not clamp."""
     scale_dtype: DType = "float32"
+
+    @model_validator(mode="after")
+    def _has_one_zero(self) -> GridSpec:
+        if self.symmetric and self.zero != "real":
+            raise ValueError(
+                f"grid.symmetric=true puts the zero on the middle code, which leaves grid.zero={self.zero} nothing to "
+                "choose; set grid.zero=real or grid.symmetric=false"
+            )
+        return self
 
 
 def _objective(value: Any) -> Objective:
@@ -299,7 +353,16 @@ def _check_column_solve(base: GPTQBase, objective: Objective | None) -> None:
         )
 
 
-def _check_text(base: OmniQuantBase | QATBase | GPTQBase, data: TextSpec | None) -> None:
+def _check_search(base: SearchBase, objective: Objective | None, data: TextSpec | None) -> None:
+    """Refuses an objective with a teacher, which weights alone have none of, and importance without text."""
+    assert objective is not None
+    if taught := [term for term in objective.terms if term.teacher is not None]:
+        raise ValueError(f"base=search has no teacher for the term {taught[0]}; choose distill=none")
+    if base.importance == "inputs":
+        _check_text(base, data)
+
+
+def _check_text(base: SearchBase | OmniQuantBase | QATBase | GPTQBase, data: TextSpec | None) -> None:
     """Refuses text that is missing or too short for a single batch."""
     if data is None:
         raise ValueError(f"base={base.kind} needs text; choose data=embedded or another data set")
@@ -333,6 +396,8 @@ class Cell(Spec):
                 pass
             case MinMaxBase():
                 _check_round_to_nearest(self.objective)
+            case SearchBase():
+                _check_search(base, self.objective, self.data)
             case OmniQuantBase() | QATBase():
                 _check_text(base, self.data)
             case GPTQBase():
