@@ -233,7 +233,7 @@ class QATBase(Spec):
     train_scales: bool = False
     scale_lr: Annotated[Float, Field(gt=0)] = 1e-3
     clipping_init: Float | Literal["search"] = 4.0
-    """The logit that trained clipping starts at; `search`: the ends with the least error of the weights, trained or not."""
+    """The logit that trained clipping starts at; `search`: the ends with the least error, trained or not."""
     clipping_reach: Reach = 1.0
     """Clipping factors are `clipping_reach * sigmoid(logit)`."""
     temperature: Annotated[Float, Field(gt=0)] = 1.0
@@ -266,12 +266,12 @@ class GPTQBase(Spec):
     """Solves the input channels with the largest activations first, on grids of the unchanged weights."""
     true_sequential: bool = False
     """Gives a layer the outputs of the quantized layers before it in its block: one forward pass a layer."""
-    range: Literal["minmax", "search"] = "minmax"
+    clipping: Literal["none", "search"] = "none"
     """The ends of a group's grid: its extreme weights, or those with the least error of the weights."""
     importance: Importance = "inputs"
-    """Of range=search."""
+    """Of clipping=search."""
     clipping_reach: Reach = 1.5
-    """Of range=search: the farthest that an end may lie from zero, as a multiple of the extreme weight."""
+    """Of clipping=search: the farthest that an end may lie from zero, as a multiple of the extreme weight."""
     residual: Residual = "mean"
     """The error that later columns receive: the mean over slices, plain or weighted as their terms are."""
     block_size: Positive = 128
