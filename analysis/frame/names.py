@@ -21,10 +21,11 @@ BASE_NAMES = {"minmax": "MinMax", "omniquant": "OmniQuant", "qat": "QAT", "gptq"
 MODEL_NAMES = {
     "gemma2_2b": "Gemma-2 2B",
     "gemma2_9b": "Gemma-2 9B",
+    "gemma3_270m": "Gemma 3 270M",
     "mistral_7b": "Mistral 7B",
     "smollm2_135m": "SmolLM2-135M",
 }
-"""The models of the paper and the embedded one, as they are printed; any other is called by its own name."""
+"""The models of the paper and the embedded ones, as they are printed; any other is called by its own name."""
 TASK_NAMES = {
     **{name: task.printed for name, task in PAPER_TASKS.items()},
     TASK_AVG: "Task Avg",
