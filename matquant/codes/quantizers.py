@@ -99,7 +99,8 @@ def _aligned(ends: Range, bits: int, spec: GridSpec) -> Grid:
     with torch.no_grad():
         is_constant = (ends.high - ends.low).abs() <= 2.0**-20 * largest
         span = torch.where(high > low, high - low, torch.ones_like(high))
-        below = (-low / span * top / step).floor().clamp(max=top // step) * step
+        # Below T, where a positive end that is lost in the rounding of the quotient still has codes in `below`.
+        below = (-low / span * top / step).floor().clamp(max=(top - 1) // step) * step
         above = (below + step).clamp(max=top // step * step)
         is_below = _scale_that_fits(low, high, below, top) <= _scale_that_fits(low, high, above, top)
         zero = torch.where(is_below, below, above)
