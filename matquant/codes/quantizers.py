@@ -50,7 +50,10 @@ def weight_range(weight: Float[Tensor, "out in"], spec: GridSpec) -> Range:
 
 
 def top_code(bits: int, spec: GridSpec) -> int:
-    """The code of the largest weight: 2^c - 1, or with headroom the top of a slice (240, 224, 192 of 255)."""
+    """The code of the largest weight: 2^c - 1, or with headroom the top of a slice (240, 224, 192 of 255).
+
+    A parent that is no wider than that slice has nothing to leave free.
+    """
     dropped = 0 if spec.headroom == "full" else max(0, bits - HEADROOMS[spec.headroom])
     return (1 << bits) - (1 << dropped)
 
@@ -87,21 +90,24 @@ def _aligned(ends: Range, bits: int, spec: GridSpec) -> Grid:
 
     With zero z the scale has to be a(z) = max(-low / z, high / (T - z)), which falls and then rises in z.  So the best
     multiple is one of the two beside T * -low / (high - low), the zero of the unaligned grid.  Weight 0 is always
-    inside the grid.
+    inside the grid.  A group of equal weights lies on 0 and the middle code, which every slice reads as they are.
     """
     step = 1 << max(0, bits - ALIGNMENTS[spec.zero])
-    top = top_code(bits, spec)
+    top, middle = top_code(bits, spec), float(1 << (bits - 1))
     low, high = ends.low.clamp(max=0), ends.high.clamp(min=0)
+    largest = torch.maximum(ends.low.abs(), ends.high.abs())
     with torch.no_grad():
+        is_constant = (ends.high - ends.low).abs() <= 2.0**-20 * largest
         span = torch.where(high > low, high - low, torch.ones_like(high))
-        below = (top * -low / span / step).floor() * step
+        # Below T, where a positive end that is lost in the rounding of the quotient still has codes in `below`.
+        below = (-low / span * top / step).floor().clamp(max=(top - 1) // step) * step
         above = (below + step).clamp(max=top // step * step)
-        zero = torch.where(
-            _scale_that_fits(low, high, below, top) <= _scale_that_fits(low, high, above, top), below, above
-        )
-    scale = _scale_that_fits(low, high, zero, top)
-    scale = torch.where(high > low, scale, torch.ones_like(scale)).to(DTYPES[spec.scale_dtype]).float()
-    return Grid(scale, zero.to(DTYPES[spec.scale_dtype]).float())
+        is_below = _scale_that_fits(low, high, below, top) <= _scale_that_fits(low, high, above, top)
+        zero = torch.where(is_below, below, above)
+        zero = torch.where(is_constant, torch.where(ends.high < 0, middle, 0.0), zero)
+    scale = torch.where(is_constant, largest / middle, _scale_that_fits(low, high, zero, top))
+    scale = torch.where(largest > 0, scale, torch.ones_like(scale))
+    return Grid(_stored_from_above(scale, DTYPES[spec.scale_dtype]), zero)
 
 
 def _scale_that_fits(low: Tensor, high: Tensor, zero: Tensor, top: int) -> Tensor:
@@ -112,6 +118,21 @@ def _scale_that_fits(low: Tensor, high: Tensor, zero: Tensor, top: int) -> Tenso
         return torch.where(codes > 0, reach / codes.clamp(min=1), without)
 
     return torch.maximum(of_side(-low, zero), of_side(high, top - zero))
+
+
+def _stored_from_above(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The smallest number of a dtype that is no smaller than a positive scale, so that what fitted still fits.
+
+    The nearest number moves an end by up to a step in bfloat16, and by several, or to a scale of 0, where float16 has
+    few digits left.
+    """
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    if dtype == torch.float32:
+        return scale
+    nearest = scale.detach().to(dtype)
+    following = (nearest.view(torch.int16) + 1).view(dtype)
+    stored = torch.where(nearest.float() < scale, following, nearest).float()
+    return stored + (scale - scale.detach())  # the gradient of a scale that is not rounded
 
 
 def minmax_grid(weight: Float[Tensor, "out in"], bits: int, spec: GridSpec) -> Grid:

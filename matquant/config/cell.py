@@ -336,6 +336,15 @@ def _objective(value: Any) -> Objective:
 ObjectiveSpec = Annotated[Objective, BeforeValidator(_objective), PlainSerializer(lambda value: value.dump())]
 
 
+def _check_zero(grid: GridSpec, objective: Objective | None) -> None:
+    """Refuses an aligned zero on two codes, of which neither has codes on both of its sides."""
+    if objective is not None and objective.parent_bits == 1 and grid.zero.startswith("aligned"):
+        raise ValueError(
+            f"grid.zero={grid.zero} needs codes on both sides of the zero, and an int1 parent has two codes in all; "
+            "set grid.zero=real or grid.zero=rounded"
+        )
+
+
 def _check_round_to_nearest(objective: Objective | None) -> None:
     """Refuses an objective that needs training."""
     if objective is not None and objective.is_nested:
@@ -395,6 +404,8 @@ class Cell(Spec):
         base = self.base
         if base.kind != "none" and (self.objective is None or self.grid is None or self.scope is None):
             raise ValueError(f"base={base.kind} needs bits, grid and scope")
+        if self.grid is not None:
+            _check_zero(self.grid, self.objective)
         match base:
             case NoBase():
                 pass
