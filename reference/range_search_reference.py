@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from matquant.codes.quantizers import Range, grid_between
@@ -31,37 +33,32 @@ def error_on(
     return total
 
 
-def group_error(
+def group_errors(
     weights: Tensor,
     importance: Tensor,
-    factors: tuple[float, float],
+    factors: Sequence[tuple[float, float]],
     objective: Objective,
     spec: GridSpec,
     *,
     best_codes: bool = False,
-) -> float:
-    """The error of one group, a [1, size] tensor, with these multiples of its extreme weights as the ends."""
+) -> list[float]:
+    """The errors of one group, a [1, size] tensor, with some multiples of its extreme weights as the ends."""
     low, high = weights.amin(1, keepdim=True), weights.amax(1, keepdim=True)
     if spec.symmetric:
         high = weights.abs().amax(1, keepdim=True)
         low = -high
-    grid = grid_between(Range(factors[0] * low, factors[1] * high), objective.parent_bits, spec)
-    scale, zero = grid.scale.item(), grid.zero.item()
-    return error_on(weights[0].tolist(), importance.tolist(), scale, zero, objective, best_codes=best_codes)
+    lows, highs = torch.tensor(factors).split(1, dim=1)
+    grid = grid_between(Range(lows * low, highs * high), objective.parent_bits, spec)
+    group = weights[0].tolist(), importance.tolist()
+    return [
+        error_on(*group, scale, zero, objective, best_codes=best_codes)
+        for scale, zero in zip(grid.scale.flatten().tolist(), grid.zero.flatten().tolist(), strict=True)
+    ]
 
 
-def least_error(
-    weights: Tensor,
-    importance: Tensor,
-    objective: Objective,
-    spec: GridSpec,
-    *,
-    smallest: float,
-    reach: float,
-    num: int,
-) -> float:
-    """The least error over `num` x `num` factors, evenly spaced in their logarithm, or `num` equal ones of both ends."""
-    step = (math.log(reach) - math.log(smallest)) / (num - 1)
-    values = [math.exp(math.log(smallest) + i * step) for i in range(num)]
+def least_error(weights: Tensor, objective: Objective, spec: GridSpec, *, span: tuple[float, float], num: int) -> float:
+    """The least error over `num` factors for either end, evenly spaced in their logarithm; a symmetric grid has one."""
+    smallest, largest = map(math.log, span)
+    values = [math.exp(smallest + i * (largest - smallest) / (num - 1)) for i in range(num)]
     pairs = [(low, high) for low in values for high in ([low] if spec.symmetric else values)]
-    return min(group_error(weights, importance, pair, objective, spec) for pair in pairs)
+    return min(group_errors(weights, torch.ones(weights.shape[1]), pairs, objective, spec))
