@@ -21,7 +21,7 @@ from evaluation.work import (
     tokens_of_task,
     training_operations,
 )
-from matquant.config.cell import Cell, DType, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.cell import Cell, DType, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.models.devices import pick_device, product_speed
@@ -111,7 +111,7 @@ def _compute_dtype(cell: Cell) -> DType:
     match cell.base:
         case OmniQuantBase() | QATBase() | GPTQBase() as base:
             return base.compute_dtype
-        case NoBase() | MinMaxBase():
+        case NoBase() | MinMaxBase() | SearchBase():
             return "float32"
         case _:
             assert_never(cell.base)
@@ -128,7 +128,7 @@ def _share_to_train(cell: Cell, setup: Setup, size: Size) -> float:
         case QATBase() as base:
             steps = [int(folder.name.removeprefix("step-")) for folder in run.training_states()]
             return 1 - max(steps, default=0) / base.num_steps
-        case MinMaxBase() | OmniQuantBase() | GPTQBase():
+        case MinMaxBase() | SearchBase() | OmniQuantBase() | GPTQBase():
             return 1 - len(list(run.state.glob("*.safetensors"))) / size.layers
         case _:
             assert_never(cell.base)

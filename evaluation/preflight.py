@@ -20,7 +20,7 @@ from evaluation.protocol import is_complete, missing, task_source
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
 from evaluation.sources.loading import check_task_names, loaded_task
-from matquant.config.cell import Cell, HubText, MinMaxBase, NoBase
+from matquant.config.cell import Cell, HubText
 from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.disk import FOLDERS, in_words
@@ -207,7 +207,7 @@ def _check_folders_of(cell: Cell, setup: Setup) -> None:
 def _is_to_train(cell: Cell, setup: Setup) -> bool:
     """True if a cell will be trained on text."""
     untrained = not RunDir(setup.paths.runs, cell.id).description.exists()
-    return untrained and not isinstance(cell.base, NoBase | MinMaxBase)
+    return untrained and cell.data is not None
 
 
 def _check_plan(plan: Plan, cell: Cell, setup: Setup) -> None:

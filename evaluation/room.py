@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import assert_never
 
 from evaluation.work import Size, calibration_tokens, size_of
-from matquant.config.cell import Cell, DType, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.cell import Cell, DType, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
@@ -34,7 +34,7 @@ def room_of(cell: Cell, setup: Setup, size: Size) -> Room:
     match cell.base:
         case NoBase():
             return Room(0.0)
-        case MinMaxBase():
+        case MinMaxBase() | SearchBase():
             return Room(checkpoint, certain=checkpoint, likely=checkpoint)
         case OmniQuantBase() as base:
             one = _activations(cell, size, base.activation_dtype) if setup.activations == "disk" else 0.0

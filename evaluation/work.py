@@ -12,7 +12,7 @@ from typing import assert_never
 
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
-from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, SearchSpec
 from matquant.models.experts import active_weights, is_of_expert
 from matquant.models.families import block_name, blocks, linears
@@ -23,6 +23,8 @@ from matquant.search.strategies import TOURNAMENT
 
 DOCUMENTS_OF_ANOTHER_TASK = 5000
 TOKENS_OF_ANOTHER_TASK = 150
+SEARCH_OF_A_WEIGHT = 30_000
+"""A search for ranges takes a microsecond a weight on a CPU, the time of so many operations of a product."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ def training_operations(cell: Cell, size: Size) -> float:
     match cell.base:
         case NoBase() | MinMaxBase():
             return 0.0
+        case SearchBase() as base:
+            passes = 0.0 if base.importance == "plain" else 2 * size.active * calibration_tokens(cell)
+            return passes + SEARCH_OF_A_WEIGHT * size.in_scope
         case OmniQuantBase() as base:
             assert cell.data is not None
             trained = base.num_steps * base.batch_size * cell.data.sequence_length

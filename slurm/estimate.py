@@ -20,7 +20,7 @@ from evaluation.work import (
     size_of,
     training_operations,
 )
-from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Setup
 from matquant.notation import Plan
 from slurm.jobs import Job
@@ -60,6 +60,11 @@ def _training(cell: Cell, setup: Setup, size: Size) -> Cost:
     match cell.base:
         case NoBase() | MinMaxBase():
             return Cost(START_S / 3600, size.weights * BYTES[cell.model.dtype] / GB, _disk_gb(cell, setup, size))
+        case SearchBase():
+            # About 300 grids are tried, each in a dozen passes over a chunk of weights in float32.
+            seconds = _training_seconds(cell, setup, size, traffic=30_000 * size.in_scope)
+            memory = size.weights * BYTES[cell.model.dtype] + 2 * GB
+            return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
         case OmniQuantBase() as base:
             return _omniquant(cell, base, setup, size)
         case QATBase() as base:

@@ -24,7 +24,7 @@ from analysis.tables.papers import DOUBLE_DAGGER, by_model
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import Entry, Section, Table
 from evaluation.results.metrics import LOG_PPLX
-from matquant.config.cell import GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.cell import GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 
 if TYPE_CHECKING:
     from analysis.claims.cases import Opened
@@ -178,7 +178,7 @@ def _budget(cell: Cell) -> tuple[str, ...]:
             steps = f"{base.num_steps} steps of {base.batch_size} sequences"
             tokens = base.num_steps * base.batch_size * data.sequence_length
             return (*shared, steps, f"{tokens:,}", f"{base.lr:g}", "cross entropy")
-        case GPTQBase():
+        case GPTQBase() | SearchBase():
             return (*shared, "one pass", f"{data.num_sequences * data.sequence_length:,}", "", "")
         case NoBase() | MinMaxBase():
             raise AssertionError(f"base={base.kind} reads no text")

@@ -17,7 +17,7 @@ IDENTITY_COLUMNS = (
     *("cell_id", "config_id", "model", "base", "scope", "objective", "weights", "parent_bits", "method", "label"),
     *("plan", "bits", "extra_precision", "interpolated", "seed"),
 )
-BASE_NAMES = {"minmax": "MinMax", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
+BASE_NAMES = {"minmax": "MinMax", "search": "Search", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
 MODEL_NAMES = {
     "gemma2_2b": "Gemma-2 2B",
     "gemma2_9b": "Gemma-2 9B",

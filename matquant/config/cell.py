@@ -350,7 +350,7 @@ def _check_round_to_nearest(objective: Objective | None) -> None:
     if objective is not None and objective.is_nested:
         raise ValueError(
             "base=minmax trains nothing, so it has no objective of several widths; "
-            "choose bits=int8, which is read at any width, or base=omniquant"
+            "choose bits=int8, which is read at any width, or base=search or base=omniquant"
         )
 
 

@@ -150,9 +150,20 @@ def _cell(config: Mapping[str, Any]) -> Cell:
         # Nothing is trained, so only the parent's width matters: bits=matquant and bits=int8 are the same codes.
         parent_bits = facts["objective"]["parent_bits"]
         facts["objective"] = {"parent_bits": parent_bits, "terms": {str(Slice(parent_bits)): 1.0}}
-    if kind not in ("none", "minmax"):
+    if _reads_text(config["base"]):
         facts |= {"data": config.get("data"), "seed": config["seed"]}
     return _typed(Cell, facts)
+
+
+def _reads_text(base: Mapping[str, Any]) -> bool:
+    """True for a base that is fitted on text, in an order drawn from the seed."""
+    match base.get("kind"):
+        case "none" | "minmax":
+            return False
+        case "search":
+            return base.get("importance") != "plain"
+        case _:
+            return True
 
 
 def _objective(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from matquant.config.cell import (
     Cell,
     EmbeddedText,
     FilesText,
-    GPTQBase,
     HubText,
-    OmniQuantBase,
-    QATBase,
+    MinMaxBase,
+    NoBase,
     TextSpec,
 )
 from matquant.config.setup import SearchSpec
@@ -74,7 +73,7 @@ def training_tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Int[Tenso
     """The calibration or training text of a cell; nothing for a cell that needs none."""
     if cell.data is None:
         return torch.empty(0, 0, dtype=torch.long)
-    batch = cell.base.batch_size if isinstance(cell.base, OmniQuantBase | QATBase | GPTQBase) else 1
+    batch = 1 if isinstance(cell.base, NoBase | MinMaxBase) else cell.base.batch_size
     return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos, fewest=batch)
 
 

@@ -6,11 +6,11 @@ from typing import assert_never
 
 import torch
 
-from matquant.algorithms import gptq, minmax, omniquant, qat
+from matquant.algorithms import gptq, minmax, omniquant, qat, range_searched
 from matquant.algorithms.calibration import Shelf
 from matquant.algorithms.progress import Layers
 from matquant.codes.quantizers import DTYPES
-from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase
+from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Setup
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import load_model
@@ -73,6 +73,9 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
             return minmax.fit(
                 model, parent_bits=cell.objective.parent_bits, scope=cell.scope, grid=cell.grid, progress=progress
             )
+        case SearchBase() as base:
+            settings = range_searched.Settings(base, cell.objective, cell.scope, cell.grid)
+            return range_searched.fit(model, tokens, settings, progress)
         case OmniQuantBase() as base:
             shelf = _shelf(base, cell, setup)
             settings = omniquant.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, shelf)
