@@ -38,8 +38,10 @@ from matquant.algorithms.progress import Layers, Progress
 from matquant.algorithms.transformation import LearnableTransform, PublishedTransform, published_transforms
 from matquant.codes.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
 from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_range
+from matquant.codes.range_search import Factors, search_factors
 from matquant.config.cell import GridSpec, OmniQuantBase, Scope
 from matquant.errors import NotFiniteError
+from matquant.models.experts import is_of_expert
 from matquant.models.families import block_name, blocks, input_names, is_attention, linears
 from matquant.notation import Objective, Slice
 
@@ -86,7 +88,7 @@ class Settings:
     @property
     def looks_at_inputs(self) -> bool:
         """True if what is learned starts from the inputs of the layers."""
-        return self.base.transformation == "published"
+        return self.base.transformation == "published" or self.base.importance == "inputs"
 
     def learning_rate_factor(self, step: int) -> float:
         """The share of the learning rates that a step of a block takes."""
@@ -136,16 +138,35 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
 class LearnableLayer(nn.Module):
     """One linear layer with what is learned about its quantization; its own weight and bias stay as they are."""
 
-    def __init__(self, linear: nn.Linear, settings: Settings, transform: Transformation | None) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        settings: Settings,
+        transform: Transformation | None,
+        importance: Float[Tensor, " in"] | None = None,
+    ) -> None:
         super().__init__()
         self.bits, self.spec = settings.objective.parent_bits, settings.grid
         self.weight = linear.weight.detach().float()
         self.bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-        base = settings.base
-        self.clipping = LearnableClipping(
-            self.weight, self.bits, settings.grid, base.clipping_init, base.clipping_reach
-        )
         self.transform = transform
+        start = settings.base.clipping_init
+        if start == "search":
+            start = self._searched(settings, importance)
+        self.clipping = LearnableClipping(self.weight, self.bits, self.spec, start, settings.base.clipping_reach)
+
+    @torch.no_grad()
+    def _searched(self, settings: Settings, importance: Float[Tensor, " in"] | None) -> Factors:
+        """The factors with the least error of the weights, transformed as they are at the start.
+
+        An error in s W is an error in W divided by s, and its square counts by 1 / s^2.
+        """
+        weight, reach = self.weight, settings.base.clipping_reach
+        if self.transform is not None:
+            scale = self.transform(weight, self.bias).scale
+            weight = weight * scale
+            importance = (torch.ones_like(scale) if importance is None else importance) / scale.square()
+        return search_factors(weight, settings.objective, self.spec, reach=reach, importance=importance)
 
     def forward(self) -> tuple[Float[Tensor, "out in"], Grid, Transform | None]:
         """The weight that is quantized, the grid it is quantized on, and the transformation that was applied to it."""
@@ -182,7 +203,7 @@ class BlockFit:
     chains: Mapping[Slice, Chain]
     target: Activations
     settings: Settings
-    received: Mapping[str, Received]
+    received: Mapping[str, Received] = field(default_factory=dict)
     """The inputs of the layers from the teacher's chain, where they are looked at."""
 
     def run(self, progress: Progress, *, num_blocks: int) -> Layers:
@@ -224,7 +245,23 @@ class BlockFit:
         """The layers in scope; those that share an input share its transformation."""
         found = linears(self.block, self.settings.scope)
         transforms = self._transforms(found)
-        return {path: LearnableLayer(linear, self.settings, transforms.get(path)) for path, linear in found.items()}
+        return {
+            path: LearnableLayer(linear, self.settings, transforms.get(path), self._importance(path))
+            for path, linear in found.items()
+        }
+
+    def _importance(self, path: str) -> Float[Tensor, " in"] | None:
+        """The mean square of every input of a layer; None where all count alike, or none was seen.
+
+        Other text may activate an input of an expert that none of its tokens activates; it counts as the others do.
+        """
+        if self.settings.base.importance == "plain" or path not in self.received:
+            return None
+        squares = self.received[path].mean_square
+        seen = squares[squares > 0]
+        if not len(seen):
+            return None
+        return squares.masked_fill(squares == 0, seen.mean().item()) if is_of_expert(path) else squares
 
     def _transforms(self, found: Mapping[str, nn.Linear]) -> Mapping[str, Transformation]:
         """The transformation of every layer that has one, by path."""

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matquant.codes.layouts import slices_of
-from matquant.codes.quantizers import Grid, LearnableClipping, dequantize, grouped, quantize, weight_range
+from matquant.codes.quantizers import (
+    FixedClipping,
+    Grid,
+    LearnableClipping,
+    dequantize,
+    grouped,
+    quantize,
+    weight_range,
+)
 from matquant.codes.slicing import slice_codes
 from matquant.notation import FULL, Plan, Slice
 
@@ -196,7 +204,9 @@ class GradientMeter:
 class NestedLinear(nn.Module):
     """A linear layer of a model in training: reads its weight at the slice that `read_at` sets, or whole."""
 
-    def __init__(self, linear: nn.Linear, clipping: LearnableClipping, meter: GradientMeter | None = None) -> None:
+    def __init__(
+        self, linear: nn.Linear, clipping: LearnableClipping | FixedClipping, meter: GradientMeter | None = None
+    ) -> None:
         super().__init__()
         self.linear, self.clipping, self.meter = linear, clipping, meter
         self.slice: Slice | None = None
