@@ -21,7 +21,7 @@ from matquant.codes.quantizers import (
     grouped,
     weight_range,
 )
-from matquant.codes.range_search import best, search_factors, searched_grid
+from matquant.codes.range_search import best_for_all, search_factors, searched_grid
 from matquant.codes.slicing import slice_codes
 from matquant.config.cell import Cell, GPTQBase, GridSpec, OmniQuantBase
 from matquant.errors import UserError
@@ -73,7 +73,8 @@ def test_a_slice_learns_to_reach_beyond_the_largest_weight_where_it_may():
             error = (read_slices(weight, clipping(), [Slice(2)], parent_bits=8)[Slice(2)] - weight).square().mean()
             error.backward()
             optimizer.step()
-        errors[reach], factors[reach] = error.item(), clipping.factors()[1]
+            errors[reach] = error.item()
+        factors[reach] = clipping.factors()[1]
     assert factors[1.0].max() < 1 < factors[1.5].max() < 1.5
     assert errors[1.5] < 0.99 * errors[1.0]
 
@@ -239,7 +240,8 @@ def nested_by_search(weight: torch.Tensor, objective: Objective, reach: float, i
 def same(ours: NestedWeight, expected: NestedWeight) -> bool:
     """Equal but for the rounding of a logit and back."""
     codes = (ours.codes.int() - expected.codes.int()).abs()
-    return torch.allclose(ours.grid.scale, expected.grid.scale, rtol=1e-5) and codes.max() <= 1 and codes.sum() < 10
+    close = torch.allclose(ours.grid.scale, expected.grid.scale, rtol=1e-5)
+    return bool(close and codes.max() <= 1 and codes.sum() < 10)
 
 
 @pytest.mark.parametrize("reach", [1.0, 1.5])
@@ -253,18 +255,17 @@ def test_omniquant_starts_between_the_ends_of_the_search(fit, objective, reach):
 
 def test_errors_are_weighed_by_the_inputs_of_the_unquantized_model(fit, parts):  # noqa: F811
     changes = {"clipping_init": "search", "clipping_lr": 1e-30, "clipping_reach": 1.5}
-    layers, plain = (fit(Memory(), importance=importance, **changes)[1] for importance in ("inputs", "plain"))
+    weighed, plain = (fit(Memory(), importance=importance, **changes)[1] for importance in ("inputs", "plain"))
     model, tokens = parts
-    found, squares = linears(blocks(model)[1], "ffn"), {}
-    for path, linear in found.items():
-        linear.register_forward_pre_hook(
-            lambda _, given, path=path: squares.update({path: given[0].flatten(0, 1).square().mean(0)})
-        )
+    seen: list[torch.Tensor] = []
+    found = linears(blocks(model)[1], "ffn")
+    for linear in found.values():
+        linear.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, 1)))
     with torch.no_grad():
-        model(input_ids=tokens)
-    for path, linear in found.items():
-        expected = nested_by_search(linear.weight.detach(), NESTED, 1.5, squares[path])
-        ours, other = (of[f"model.layers.1.{path}"].grid.scale for of in (layers, plain))
+        model(input_ids=tokens)  # gate, up, down
+    for (path, linear), x in zip(found.items(), seen, strict=True):
+        expected = nested_by_search(linear.weight.detach(), NESTED, 1.5, x.square().mean(0))
+        ours, other = (of[f"model.layers.1.{path}"].grid.scale for of in (weighed, plain))
         assert (ours - expected.grid.scale).abs().mean() < 0.2 * (other - expected.grid.scale).abs().mean(), path
 
 
@@ -344,7 +345,7 @@ def test_gptq_searches_a_group_when_its_turn_comes(objective, importance):
             GridSpec(),
             reach=1.4,
             importance=squares if importance == "inputs" else None,
-            codes=best(objective),
+            codes=best_for_all(objective),
         )
         return found.low[:, 0], found.high[:, 0]
 
@@ -392,7 +393,7 @@ def test_with_act_order_all_groups_are_searched_beforehand(importance):
     base = GPTQBase(kind="gptq", act_order=True, importance=importance, **SOLVED)
     ours = solve(weight, hessian, objective=NESTED, spec=GRID, base=base).grid
     squares = hessian.diagonal() if importance == "inputs" else None
-    expected = searched_grid(weight, NESTED, GRID, reach=1.4, importance=squares, codes=best(NESTED))
+    expected = searched_grid(weight, NESTED, GRID, reach=1.4, importance=squares, codes=best_for_all(NESTED))
     assert torch.equal(ours.scale, expected.scale)
     assert torch.equal(ours.zero, expected.zero)
 

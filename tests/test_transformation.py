@@ -75,7 +75,7 @@ def test_an_expert_that_no_token_reaches_is_left_as_it_is():
     found = linears(block, "ffn_attention")
     with torch.no_grad(), received_by(found) as received:
         model(input_ids=TOKENS[:, :1])  # two tokens for four experts
-    reached = {path for path in received if received[path].tokens}
+    reached = {path for path in received if received[path].squares.tokens}
     transforms = published_transforms(found, received, in_attention=[])
     of_experts = {path for path in reached if ".experts." in path and path.endswith("gate_up_proj")}
     assert 0 < len(of_experts) < 4

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from matquant.algorithms.importance import SquareSum
+
 
 @dataclass
 class Received:
@@ -19,28 +21,19 @@ class Received:
     """The same for layers that receive the same tensor, and counted in the order in which inputs come."""
     largest: Float[Tensor, " in"]
     """The largest magnitude of every channel."""
-    squares: Float[Tensor, " in"]
-    """The sum of squares of every channel."""
-    tokens: Tensor
+    squares: SquareSum
 
     @classmethod
-    def of(cls, number: int, x: Tensor) -> Received:
+    def of(cls, number: int, linear: nn.Linear) -> Received:
         """No token yet."""
-        zeros = torch.zeros(x.shape[-1], device=x.device)
-        return cls(number, zeros, zeros.clone(), torch.zeros((), dtype=torch.long, device=x.device))
+        squares = SquareSum.of(linear)
+        return cls(number, torch.zeros_like(squares.squares), squares)
 
-    def add(self, x: Tensor) -> None:
+    def add(self, linear: nn.Module, x: Tensor) -> None:
         """Counts the tokens of one batch."""
-        rows = x.detach().flatten(0, -2).float()
-        if len(rows):
-            self.largest = torch.maximum(self.largest, rows.abs().amax(0))
-            self.squares += rows.square().sum(0)
-            self.tokens += rows.any(-1).sum()
-
-    @property
-    def mean_square(self) -> Float[Tensor, " in"]:
-        """The mean square of every channel; all zero without any token."""
-        return self.squares / self.tokens.clamp(min=1)
+        self.squares.add(linear, (x,))
+        if x.numel():
+            self.largest = torch.maximum(self.largest, x.detach().flatten(0, -2).abs().amax(0).float())
 
 
 @dataclass
@@ -50,13 +43,13 @@ class _Watch:
     received: dict[str, Received] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
 
-    def see(self, path: str, x: Tensor) -> None:
+    def see(self, path: str, linear: nn.Linear, x: Tensor) -> None:
         if path not in self.received:
             number = next((number for number, other in enumerate(self.tensors) if other is x), len(self.tensors))
             if number == len(self.tensors):
                 self.tensors.append(x)
-            self.received[path] = Received.of(number, x)
-        self.received[path].add(x)
+            self.received[path] = Received.of(number, linear)
+        self.received[path].add(linear, x)
 
 
 @contextmanager
@@ -68,7 +61,7 @@ def received_by(layers: Mapping[str, nn.Linear]) -> Iterator[dict[str, Received]
     watch = _Watch()
 
     def seeing(path: str):
-        return lambda _, given: watch.see(path, given[0])
+        return lambda linear, given: watch.see(path, linear, given[0])
 
     with ExitStack() as stack:
         for path, linear in layers.items():

@@ -32,6 +32,7 @@ from matquant.algorithms.calibration import (
     run_chain,
     suited_to,
 )
+from matquant.algorithms.importance import checked
 from matquant.algorithms.inputs import Received, received_by
 from matquant.algorithms.objective import Losses, nested_loss
 from matquant.algorithms.progress import Layers, Progress
@@ -41,7 +42,6 @@ from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_ra
 from matquant.codes.range_search import Factors, search_factors
 from matquant.config.cell import GridSpec, OmniQuantBase, Scope
 from matquant.errors import NotFiniteError
-from matquant.models.experts import is_of_expert
 from matquant.models.families import block_name, blocks, input_names, is_attention, linears
 from matquant.notation import Objective, Slice
 
@@ -122,6 +122,7 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
                 target = block_outputs(
                     block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype, shelf=shelf
                 )
+            require_finite(name, received)
             if settings.base.transformation is True:
                 for linear in in_scope.values():
                     bias_of(linear)  # a place for the transformation's bias
@@ -251,17 +252,10 @@ class BlockFit:
         }
 
     def _importance(self, path: str) -> Float[Tensor, " in"] | None:
-        """The mean square of every input of a layer; None where all count alike, or none was seen.
-
-        Other text may activate an input of an expert that none of its tokens activates; it counts as the others do.
-        """
+        """The mean square of every input of a layer; None where all count alike, or the layer is not called."""
         if self.settings.base.importance == "plain" or path not in self.received:
             return None
-        squares = self.received[path].mean_square
-        seen = squares[squares > 0]
-        if not len(seen):
-            return None
-        return squares.masked_fill(squares == 0, seen.mean().item()) if is_of_expert(path) else squares
+        return checked(path, self.received[path].squares)
 
     def _transforms(self, found: Mapping[str, nn.Linear]) -> Mapping[str, Transformation]:
         """The transformation of every layer that has one, by path."""
@@ -340,6 +334,13 @@ class BlockFit:
         read = {path: nested.at(part) for path, nested in layers.items()}
         batches = torch.arange(len(self.target)).split(self.settings.base.batch_size)
         return self.settings.shelf.keep((self._run(read, part, batch) for batch in batches), len(self.target))
+
+
+def require_finite(block: str, received: Mapping[str, Received]) -> None:
+    """Refuses inputs that are not finite, from which no start can be computed."""
+    for path, of_layer in received.items():
+        if not of_layer.largest.isfinite().all():
+            raise NotFiniteError(f"the input of {block}.{path} is not finite; set base.compute_dtype=float32")
 
 
 def clipping_factors(layers: Mapping[str, LearnableLayer]) -> dict[str, float]:

@@ -74,7 +74,7 @@ def published_transforms(
     first_of: dict[str, int] = {}
     together: dict[int, list[str]] = {}
     for path, input_ in received.items():
-        if not input_.tokens:
+        if not input_.squares.tokens:
             continue
         parent = path.rpartition(".")[0]
         if path in in_attention or first_of.setdefault(parent, input_.number) == input_.number:

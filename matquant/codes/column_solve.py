@@ -26,7 +26,7 @@ from torch import Tensor
 
 from matquant.codes.code_choice import CodeChoice, code_choice
 from matquant.codes.quantizers import Grid, minmax_grid
-from matquant.codes.range_search import best, searched_grid
+from matquant.codes.range_search import best_for_all, searched_grid
 from matquant.config.cell import GPTQBase, GridSpec
 from matquant.errors import NotFiniteError
 from matquant.notation import Objective
@@ -142,7 +142,7 @@ class _Ends:
                     spec,
                     reach=self.base.clipping_reach,
                     importance=moments if self.base.importance == "inputs" else None,
-                    codes=best(self.objective),
+                    codes=best_for_all(self.objective),
                 )
             case _:
                 assert_never(self.base.clipping)
