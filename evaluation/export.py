@@ -140,7 +140,7 @@ def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
 
 def require_places(cell: Cell, setup: Setup) -> None:
     """Refuses a transformation whose biases have no place in the model's folder: others would read it without them."""
-    if not (isinstance(cell.base, OmniQuantBase) and cell.base.transformation) or cell.scope is None:
+    if not (isinstance(cell.base, OmniQuantBase) and cell.base.transformation is True) or cell.scope is None:
         return
     model, scope = skeleton(cell.model, cache=setup.paths.cache), cell.scope
     names = {block_name(model, index): linears(block, scope) for index, block in enumerate(blocks(model))}
@@ -148,7 +148,8 @@ def require_places(cell: Cell, setup: Setup) -> None:
     if homeless:
         raise UserError(
             f"base.transformation=true gives {len(homeless)} layers of {cell.model.name} a bias, such as "
-            f"{homeless[0]}, and its architecture has none there; export a cell of base.transformation=false"
+            f"{homeless[0]}, and its architecture has none there; export a cell of "
+            "base.transformation=published or base.transformation=false"
         )
 
 

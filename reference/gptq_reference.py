@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
 
@@ -65,6 +66,32 @@ def textbook(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, *, bi
     return codes.to(torch.uint8)
 
 
+Factors = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def best_factors(
+    weight: Tensor, squares: Tensor, objective: Objective, candidates: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The pair of factors with the least weighted error of each row, of all pairs and all codes of each weight."""
+    top, table = 2**objective.parent_bits - 1, slice_table(objective)
+    lambdas = torch.tensor([term.weight for term in objective.terms])
+    least = torch.full((len(weight),), math.inf)
+    found = [torch.ones(len(weight)), torch.ones(len(weight))]
+    for of_low in candidates:
+        for of_high in candidates:
+            low, high = of_low * weight.amin(1), of_high * weight.amax(1)
+            scale = (high - low) / top
+            read = scale[:, None, None] * (table - (-low / scale)[:, None, None])  # [out, terms, codes]
+            cost = sum(
+                (lambdas[:, None] * (weight[:, j, None, None] - read).square()).sum(1).amin(1) * squares[j]
+                for j in range(weight.shape[1])
+            )
+            better = cost < least
+            least = torch.where(better, cost, least)
+            found = [torch.where(better, one, other) for one, other in zip((of_low, of_high), found, strict=True)]
+    return found[0], found[1]
+
+
 def brute_force(
     weight: Tensor,
     hessian: Tensor,
@@ -75,8 +102,12 @@ def brute_force(
     damping: float,
     weighted: bool = False,
     block_size: int = 128,
+    factors: Factors | None = None,
 ) -> dict[str, Tensor]:
     """MatGPTQ as in its authors' code: in blocks of columns, with all 2^c codes tried for every weight.
+
+    `factors` shrinks or stretches the ends of a group, given its weights as they are when its grid is set, and the
+    diagonal of the Hessian beside them.
 
     Their code reads every code at every slice once, compares each weight of a column with all of them, and carries the
     plain mean of the slices' errors on.  Returns codes, scale and zero.
@@ -105,6 +136,9 @@ def brute_force(
                 if symmetric:
                     high = torch.maximum(high.abs(), low.abs())
                     low = -high
+                if factors is not None:
+                    of_low, of_high = factors(part, hessian.diagonal()[j : j + group_size])
+                    low, high = of_low * low, of_high * high
                 scale[:, group] = (high - low) / top
                 zero[:, group] = (top + 1) / 2 if symmetric else -low / scale[:, group]
             s, z = scale[:, group], zero[:, group]

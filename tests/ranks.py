@@ -55,6 +55,7 @@ FITS: Mapping[str, tuple[str, ...]] = {
         "base.train_scales=true",
         "grid.symmetric=true",
     ),
+    "between_searched_ends": ("base.clipping_init=search", "base.clipping_reach=1.5", "bits=int2"),
     # Of so many experts each rank finds tokens for other ones.
     "experts": (
         "model.architecture=mixtral",

@@ -227,7 +227,7 @@ def test_every_step_logs_the_loss_of_every_slice(fit):
     fit(progress)
     assert len(progress.records) == 2 * 4
     assert set(progress.records[0]) == {
-        *("block", "step", "loss", "int8", "int4", "int2", "skipped"),
+        *("block", "step", "lr", "loss", "int8", "int4", "int2", "skipped"),
         *("clipping/high", "clipping/low"),
         *("gradient_norm/int8", "gradient_norm/int4", "gradient_norm/int2"),
     }

@@ -86,10 +86,10 @@ def importance_of(
             backbone(model)(input_ids=batch.to(device), use_cache=False)
             done += len(batch)
             report(done)
-    return {path: _checked(path, total) for path, total in sums.items()}
+    return {path: checked(path, total) for path, total in sums.items()}
 
 
-def _checked(path: str, total: SquareSum) -> Importance:
+def checked(path: str, total: SquareSum) -> Importance:
     """The importance of one layer's inputs; NotFiniteError where an activation is not a number."""
     squares = total.mean()
     if not squares.isfinite().all():

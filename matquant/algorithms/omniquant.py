@@ -1,8 +1,8 @@
 """OmniQuant (arXiv:2308.13137) for nested codes: how to quantize, learned one transformer block at a time.
 
-Weights stay as they are; what is learned is where each group's grid ends (learnable clipping) and, if asked for, a
-scale and a shift of every input channel (the equivalent transformation).  For block l the loss is, summed over the
-terms of the objective,
+Weights stay as they are; what is learned is where each group's grid ends (learnable clipping) and, if asked for, an
+equivalent transformation of every input channel (`matquant.algorithms.transformation`).  For block l the loss is,
+summed over the terms of the objective,
 
     || F_l(W, X) - F_l(S(Q(W, c), r), X_r) ||^2
 
@@ -12,6 +12,7 @@ so that a block also learns to repair what the blocks before it broke.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -31,15 +32,20 @@ from matquant.algorithms.calibration import (
     run_chain,
     suited_to,
 )
+from matquant.algorithms.importance import checked
+from matquant.algorithms.inputs import Received, received_by
 from matquant.algorithms.objective import Losses, nested_loss
 from matquant.algorithms.progress import Layers, Progress
+from matquant.algorithms.transformation import LearnableTransform, PublishedTransform, published_transforms
 from matquant.codes.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
 from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_range
+from matquant.codes.range_search import Factors, search_factors
 from matquant.config.cell import GridSpec, OmniQuantBase, Scope
 from matquant.errors import NotFiniteError
-from matquant.models.families import block_name, blocks, input_names, linears
+from matquant.models.families import block_name, blocks, input_names, is_attention, linears
 from matquant.notation import Objective, Slice
 
+Transformation = LearnableTransform | PublishedTransform
 DIAGNOSED_EVERY = 4  # steps; measuring gradients and clipping costs 5 % of the step that does it
 
 
@@ -80,6 +86,21 @@ class Settings:
                 assert_never(self.scope)
 
     @property
+    def looks_at_inputs(self) -> bool:
+        """True if what is learned starts from the inputs of the layers."""
+        return self.base.transformation == "published" or self.base.importance == "inputs"
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The share of the learning rates that a step of a block takes."""
+        match self.base.schedule:
+            case "constant":
+                return 1.0
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * step / self.base.num_steps))
+            case _:
+                assert_never(self.base.schedule)
+
+    @property
     def inputs(self) -> tuple[Slice, ...]:
         """The read-outs that need a chain."""
         return tuple(dict.fromkeys(self.input_of(part) for part in self.objective.slices))
@@ -96,12 +117,17 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     for index, (block, keywords) in enumerate(zip(found, arguments, strict=True)):
         with suited_to(block, settings.dtype):
             name = block_name(model, index)
-            target = block_outputs(block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype, shelf=shelf)
-            if settings.base.transformation:
-                for linear in linears(block, settings.scope).values():
+            in_scope = linears(block, settings.scope)
+            with received_by(in_scope if settings.looks_at_inputs else {}) as received:
+                target = block_outputs(
+                    block, teacher, keywords, batch_size=batch_size, dtype=settings.dtype, shelf=shelf
+                )
+            require_finite(name, received)
+            if settings.base.transformation is True:
+                for linear in in_scope.values():
                     bias_of(linear)  # a place for the transformation's bias
             chains = {part: settings.chain(block, hidden, keywords) for part, hidden in students.items()}
-            fitting = BlockFit(index, block, keywords, chains, target, settings)
+            fitting = BlockFit(index, block, keywords, chains, target, settings, received)
             finished = progress.resume(name, lambda fitting=fitting: fitting.run(progress, num_blocks=len(found)))
             layers |= {f"{name}.{path}": nested for path, nested in finished.items()}
             progress.tick(index + 1, len(found), name)
@@ -110,43 +136,57 @@ def fit(model: nn.Module, tokens: Int[Tensor, "sequences tokens"], settings: Set
     return layers
 
 
-class LearnableTransform(nn.Module):
-    """A scale (as its logarithm) and a shift of every input channel, started at the identity."""
-
-    def __init__(self, num_inputs: int, device: torch.device) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(num_inputs, device=device))
-        self.shift = nn.Parameter(torch.zeros(num_inputs, device=device))
-
-
 class LearnableLayer(nn.Module):
     """One linear layer with what is learned about its quantization; its own weight and bias stay as they are."""
 
-    def __init__(self, linear: nn.Linear, settings: Settings, transform: LearnableTransform | None) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        settings: Settings,
+        transform: Transformation | None,
+        importance: Float[Tensor, " in"] | None = None,
+    ) -> None:
         super().__init__()
         self.bits, self.spec = settings.objective.parent_bits, settings.grid
         self.weight = linear.weight.detach().float()
         self.bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-        base = settings.base
-        self.clipping = LearnableClipping(
-            self.weight, self.bits, settings.grid, base.clipping_init, base.clipping_reach
-        )
         self.transform = transform
+        start = settings.base.clipping_init
+        if start == "search":
+            start = self._searched(settings, importance)
+        self.clipping = LearnableClipping(self.weight, self.bits, self.spec, start, settings.base.clipping_reach)
+
+    @torch.no_grad()
+    def _searched(self, settings: Settings, importance: Float[Tensor, " in"] | None) -> Factors:
+        """The factors with the least error of the weights, transformed as they are at the start.
+
+        An error in s W is an error in W divided by s, and its square counts by 1 / s^2.
+        """
+        weight, reach = self.weight, settings.base.clipping_reach
+        if self.transform is not None:
+            scale = self.transform(weight, self.bias).scale
+            weight = weight * scale
+            importance = (torch.ones_like(scale) if importance is None else importance) / scale.square()
+        return search_factors(weight, settings.objective, self.spec, reach=reach, importance=importance)
 
     def forward(self) -> tuple[Float[Tensor, "out in"], Grid, Transform | None]:
         """The weight that is quantized, the grid it is quantized on, and the transformation that was applied to it."""
         if self.transform is None:
             return self.weight, self.clipping(), None
-        scale = self.transform.log_scale.exp()
-        bias = self.bias.float() + self.weight @ self.transform.shift
-        weight = self.weight * scale
-        return weight, self.clipping(weight_range(weight, self.spec)), Transform(scale, self.transform.shift, bias)
+        transform = self.transform(self.weight, self.bias)
+        weight = self.weight * transform.scale
+        return weight, self.clipping(weight_range(weight, self.spec)), transform
 
     def read(self, slices: Sequence[Slice]) -> dict[Slice, Affine]:
         """The layer at several slices, differentiable in what is learned."""
         weight, grid, transform = self()
         values = read_slices(weight, grid, slices, parent_bits=self.bits)
         return {part: undo(value, transform) for part, value in values.items()}
+
+    def stay_in_bounds(self) -> None:
+        """Keeps what was learned where it has a meaning, after a step."""
+        if self.transform is not None:
+            self.transform.stay_in_bounds()
 
     @torch.no_grad()
     def nested(self) -> NestedWeight:
@@ -164,21 +204,29 @@ class BlockFit:
     chains: Mapping[Slice, Chain]
     target: Activations
     settings: Settings
+    received: Mapping[str, Received] = field(default_factory=dict)
+    """The inputs of the layers from the teacher's chain, where they are looked at."""
 
     def run(self, progress: Progress, *, num_blocks: int) -> Layers:
         """Learns how the block is quantized and returns its nested weights, by path inside the block."""
         base, layers = self.settings.base, self.learnable()
         optimizer = self._optimizer(layers)
+        peaks = [group["lr"] for group in optimizer.param_groups]
         skipped = 0
         # One generator a block, so that a resumed run draws the batches an undisturbed one draws.
         generator = torch.Generator().manual_seed(self.settings.seed * 100_003 + self.index)
         for step in range(base.num_steps):
+            factor = self.settings.learning_rate_factor(step)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
             batch = torch.randperm(len(self.target), generator=generator)[: base.batch_size]
             meter = GradientMeter() if step % DIAGNOSED_EVERY == 0 else None
             optimizer.zero_grad()
             losses = self.backward(layers, batch, meter)
             if finite(losses.total, layers):
                 optimizer.step()
+                for layer in layers.values():
+                    layer.stay_in_bounds()
             else:
                 skipped += 1
                 if skipped > base.max_skipped_steps:
@@ -187,7 +235,7 @@ class BlockFit:
                         "before; lower base.clipping_lr"
                     )
             terms = {term: loss.item() for term, loss in losses.terms.items()}
-            position = {"block": self.index, "step": step, "skipped": skipped}
+            position = {"block": self.index, "step": step, "lr": base.clipping_lr * factor, "skipped": skipped}
             diagnostics = {} if meter is None else {**meter.take(), **clipping_factors(layers)}
             progress.log({**position, "loss": losses.total.item(), **terms, **diagnostics})
             if step % 8 == 0:
@@ -197,15 +245,34 @@ class BlockFit:
     def learnable(self) -> dict[str, LearnableLayer]:
         """The layers in scope; those that share an input share its transformation."""
         found = linears(self.block, self.settings.scope)
-        names = input_names(found)
-        transforms: dict[str, LearnableTransform] = {}
-        if self.settings.base.transformation:
-            for path, linear in found.items():
-                device = linear.weight.device
-                transforms.setdefault(names[path], LearnableTransform(linear.in_features, device))
+        transforms = self._transforms(found)
         return {
-            path: LearnableLayer(linear, self.settings, transforms.get(names[path])) for path, linear in found.items()
+            path: LearnableLayer(linear, self.settings, transforms.get(path), self._importance(path))
+            for path, linear in found.items()
         }
+
+    def _importance(self, path: str) -> Float[Tensor, " in"] | None:
+        """The mean square of every input of a layer; None where all count alike, or the layer is not called."""
+        if self.settings.base.importance == "plain" or path not in self.received:
+            return None
+        return checked(path, self.received[path].squares)
+
+    def _transforms(self, found: Mapping[str, nn.Linear]) -> Mapping[str, Transformation]:
+        """The transformation of every layer that has one, by path."""
+        match self.settings.base.transformation:
+            case False:
+                return {}
+            case True:
+                names = input_names(found)
+                shared: dict[str, LearnableTransform] = {}
+                for path, linear in found.items():
+                    shared.setdefault(names[path], LearnableTransform(linear.in_features, linear.weight.device))
+                return {path: shared[names[path]] for path in found}
+            case "published":
+                in_attention = [path for path in found if is_attention(self.block, path)]
+                return published_transforms(found, self.received, in_attention=in_attention)
+            case _:
+                assert_never(self.settings.base.transformation)
 
     def _optimizer(self, layers: Mapping[str, LearnableLayer]) -> torch.optim.Optimizer:
         base = self.settings.base
@@ -218,10 +285,8 @@ class BlockFit:
                 "lr": base.transformation_lr,
             },
         ]
-        # The gradient of a mean squared error reaches a single group's logit as 1e-8 or less: Adam's usual eps would
-        # drown it, and the learning rate would mean something else in every block.
         return torch.optim.AdamW(
-            [group for group in groups if group["params"]], weight_decay=base.weight_decay, eps=1e-15
+            [group for group in groups if group["params"]], weight_decay=base.weight_decay, eps=base.adam_epsilon
         )
 
     def backward(self, layers: Mapping[str, LearnableLayer], batch: Tensor, meter: GradientMeter | None) -> Losses:
@@ -269,6 +334,13 @@ class BlockFit:
         read = {path: nested.at(part) for path, nested in layers.items()}
         batches = torch.arange(len(self.target)).split(self.settings.base.batch_size)
         return self.settings.shelf.keep((self._run(read, part, batch) for batch in batches), len(self.target))
+
+
+def require_finite(block: str, received: Mapping[str, Received]) -> None:
+    """Refuses inputs that are not finite, from which no start can be computed."""
+    for path, of_layer in received.items():
+        if not of_layer.largest.isfinite().all():
+            raise NotFiniteError(f"the input of {block}.{path} is not finite; set base.compute_dtype=float32")
 
 
 def clipping_factors(layers: Mapping[str, LearnableLayer]) -> dict[str, float]:

@@ -12,7 +12,7 @@ gradients are summed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from matquant.algorithms.objective import backward_per_slice
 from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
-from matquant.codes.quantizers import DTYPES, LearnableClipping
+from matquant.codes.quantizers import DTYPES, FixedClipping, LearnableClipping
+from matquant.codes.range_search import search_factors
 from matquant.config.cell import GridSpec, QATBase, Scope
 from matquant.errors import NotFiniteError
 from matquant.models.families import block_name, blocks, linears
@@ -36,7 +37,6 @@ from matquant.parallel.sharding import full, local, mesh_of, shard, whole
 
 Logits = Float[Tensor, "batch tokens vocabulary"]
 Tokens = Int[Tensor, "batch tokens"]
-CLIPS_NOTHING = 40.0  # the sigmoid of it is 1.0 in float32
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def fit(
     model: PreTrainedModel, tokens: Int[Tensor, "sequences tokens"], settings: Settings, progress: Progress
 ) -> Layers:
     """Trains the weights in scope, their grids, or both, and returns them nested; the model is changed."""
-    training = Training(model, tokens, settings)
+    training = Training(model, tokens, settings, progress.tick)
     training.restore(progress)
     while training.step < settings.base.num_steps:
         metrics = training.advance()
@@ -110,6 +110,7 @@ class Training:
     model: PreTrainedModel
     tokens: Int[Tensor, "sequences tokens"]
     settings: Settings
+    tick: Callable[[int, int, str], None] = lambda *_: None
     step: int = 0
     skipped: int = 0
     meter: GradientMeter = field(default_factory=GradientMeter)
@@ -122,7 +123,7 @@ class Training:
         self.model.requires_grad_(False)
         if self.model.dtype != DTYPES[base.compute_dtype]:
             self.model.float()  # what a product is computed in converts no weight of another narrow dtype
-        self.nested = install(self.model, self.settings, self.meter)
+        self.nested = install(self.model, self.settings, self.meter, self.tick)
         groups = [
             {"params": list(self._weights()), "lr": base.lr, "weight_decay": base.weight_decay},
             {"params": list(self._logits()), "lr": base.scale_lr, "weight_decay": 0.0},
@@ -258,24 +259,42 @@ def recompute_activations(model: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def install(model: nn.Module, settings: Settings, meter: GradientMeter | None = None) -> dict[str, NestedLinear]:
+def install(
+    model: nn.Module,
+    settings: Settings,
+    meter: GradientMeter | None = None,
+    tick: Callable[[int, int, str], None] = lambda *_: None,
+) -> dict[str, NestedLinear]:
     """Replaces every linear layer in scope by a nested one, with what is to be trained requiring gradients.
 
     Where several ranks train, each keeps its shard of a block before the next one grows to float32.
     """
-    base, bits = settings.base, settings.objective.parent_bits
+    base = settings.base
     mesh = mesh_of(settings.world, settings.device_type)
     nested = {}
     for index, block in enumerate(blocks(model)):
         for path, linear in linears(block, settings.scope).items():
-            init = base.clipping_init if base.train_scales else CLIPS_NOTHING
             linear.weight.data = linear.weight.data.float()
             linear.weight.requires_grad_(base.train_weights)
-            clipping = LearnableClipping(linear.weight, bits, settings.grid, init, base.clipping_reach)
-            clipping = clipping.to(linear.weight.device)
-            layer = NestedLinear(linear, clipping.requires_grad_(base.train_scales), meter)
+            layer = NestedLinear(linear, clipping_of(linear.weight, settings).to(linear.weight.device), meter)
             block.set_submodule(path, layer)
             nested[f"{block_name(model, index)}.{path}"] = layer
         shard(block, mesh)
+        if base.clipping_init == "search":
+            tick(0, base.num_steps, f"{block_name(model, index)}: the ends of its grids are found")
     shard(model, mesh, outermost=True)
     return nested
+
+
+def clipping_of(weight: Float[Tensor, "out in"], settings: Settings) -> LearnableClipping | FixedClipping:
+    """The grids of a layer: trained or not, from MinMax's ends, from a logit, or from those that a search finds.
+
+    Ranks search for themselves, each in the whole weight, and find the same.
+    """
+    base, objective, spec = settings.base, settings.objective, settings.grid
+    start = base.clipping_init
+    if start == "search":
+        start = search_factors(weight, objective, spec, reach=base.clipping_reach)
+    if base.train_scales:
+        return LearnableClipping(weight, objective.parent_bits, spec, start, base.clipping_reach)
+    return FixedClipping(objective.parent_bits, spec, start if isinstance(start, tuple) else None)

@@ -17,7 +17,8 @@ leaves lambda nearly without effect; `residual=weighted` takes the mean that lam
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, assert_never
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from matquant.codes.code_choice import CodeChoice, code_choice
 from matquant.codes.quantizers import Grid, minmax_grid
+from matquant.codes.range_search import best_for_all, searched_grid
 from matquant.config.cell import GPTQBase, GridSpec
 from matquant.errors import NotFiniteError
 from matquant.notation import Objective
@@ -72,7 +74,8 @@ def solve(
     choice = code_choice(objective, base.residual).to(weight.device)
     # A dead input has no say in any output; zero keeps it from widening the grid (as in GPTQ's own code).
     weight = weight.detach().float().masked_fill(inverse.dead, 0.0)
-    solution = _solve_columns(weight, inverse, choice, bits=objective.parent_bits, spec=spec, base=base)
+    ends = _Ends(hessian.diagonal(), objective, base)
+    solution = _solve_columns(weight, inverse, choice, ends, spec=spec, base=base)
     if not solution.error.isfinite().all():
         raise NotFiniteError("its errors outgrow float32; raise base.damping, or take grid.scale_dtype=float32")
     return solution
@@ -117,12 +120,40 @@ def _upper_of_inverse(hessian: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]
     return upper if upper.isfinite().all() else None
 
 
+@dataclass(frozen=True)
+class _Ends:
+    """The ends of grids: the extreme weights, or those that a search finds for the codes that the solve would take."""
+
+    moments: Float[Tensor, " in"]
+    """The diagonal of the Hessian: the squares of inputs."""
+    objective: Objective
+    base: GPTQBase
+
+    def grid(self, weight: Float[Tensor, "out some"], first: int, spec: GridSpec) -> Grid:
+        """The grid of some columns, from the `first` on, as their weights are now."""
+        match self.base.clipping:
+            case "none":
+                return minmax_grid(weight, self.objective.parent_bits, spec)
+            case "search":
+                moments = self.moments[first : first + weight.shape[1]]
+                return searched_grid(
+                    weight,
+                    self.objective,
+                    spec,
+                    reach=self.base.clipping_reach,
+                    importance=moments if self.base.importance == "inputs" else None,
+                    codes=best_for_all(self.objective),
+                )
+            case _:
+                assert_never(self.base.clipping)
+
+
 def _solve_columns(
     weight: Float[Tensor, "out in"],
     inverse: Inverse,
     choice: CodeChoice,
+    ends: _Ends,
     *,
-    bits: int,
     spec: GridSpec,
     base: GPTQBase,
 ) -> Solution:
@@ -131,7 +162,7 @@ def _solve_columns(
     of_group = spec.model_copy(update={"group_size": None})
     # Columns solved out of order meet their groups in pieces, so all grids are set beforehand ("static groups"): codes
     # and grid can then be stored in natural order, where a group is a run of neighbours.
-    static = minmax_grid(weight, bits, spec) if base.act_order else None
+    static = ends.grid(weight, 0, spec) if base.act_order else None
     group_of = (inverse.order // group_size).tolist()
     scales: dict[int, Float[Tensor, " out"]] = {}
     zeros: dict[int, Float[Tensor, " out"]] = {}
@@ -149,7 +180,7 @@ def _solve_columns(
             column = start + row
             group = group_of[column]
             if group not in scales:
-                grid = minmax_grid(columns[column : column + group_size].T, bits, of_group)
+                grid = ends.grid(columns[column : column + group_size].T, column, of_group)
                 scales[group], zeros[group] = grid.scale.squeeze(1), grid.zero.squeeze(1)
             scale, zero = scales[group], zeros[group]
             position = torch.div(block[row], scale, out=positions[column]).add_(zero)

@@ -54,7 +54,7 @@ def overhead_bits(layers: Mapping[str, NestedWeight], plan: Plan, *, num_paramet
 
 def _num_bytes(nested: NestedWeight) -> int:
     """Bytes of everything but the codes."""
-    tensors = [*nested.grid, *(nested.transform or ())]
+    tensors = [*nested.grid, *(nested.transform.tensors.values() if nested.transform else ())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

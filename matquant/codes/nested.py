@@ -7,7 +7,7 @@ what training sees is what evaluation sees, to the last bit in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matquant.codes.layouts import slices_of
-from matquant.codes.quantizers import Grid, LearnableClipping, dequantize, grouped, quantize, weight_range
+from matquant.codes.quantizers import (
+    FixedClipping,
+    Grid,
+    LearnableClipping,
+    dequantize,
+    grouped,
+    quantize,
+    weight_range,
+)
 from matquant.codes.slicing import slice_codes
 from matquant.notation import FULL, Plan, Slice
 
@@ -27,13 +35,23 @@ class Transform(NamedTuple):
 
     X W + b = ((X - delta) / s) (s W) + b + delta W.  With s W quantized, the layer is still a plain linear one: its
     weight is Q(s W) / s and its bias b + delta (W - Q(s W) / s), so nothing has to be folded into a norm to evaluate
-    it.
+    it.  Without a shift the bias is the model's own.
     """
 
     scale: Float[Tensor, " in"]
-    shift: Float[Tensor, " in"]
-    bias: Float[Tensor, " out"]
-    """b + delta W, which does not depend on the slice."""
+    shift: Float[Tensor, " in"] | None = None
+    bias: Float[Tensor, " out"] | None = None
+    """b + delta W, which does not depend on the slice; there if there is a shift."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Transform:
+        """The same transformation with every tensor changed in one way."""
+        shift, bias = (None if part is None else change(part) for part in (self.shift, self.bias))
+        return Transform(change(self.scale), shift, bias)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that it has, by name."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
 
 
 class Affine(NamedTuple):
@@ -48,6 +66,8 @@ def undo(values: Float[Tensor, "out in"], transform: Transform | None) -> Affine
     if transform is None:
         return Affine(values)
     weight = values / transform.scale
+    if transform.shift is None or transform.bias is None:
+        return Affine(weight)
     return Affine(weight, transform.bias - weight @ transform.shift)
 
 
@@ -66,7 +86,7 @@ class NestedWeight(NamedTuple):
     def to(self, device: torch.device) -> NestedWeight:
         """The same layer on another device."""
         grid = Grid(*(part.to(device) for part in self.grid))
-        transform = None if self.transform is None else Transform(*(part.to(device) for part in self.transform))
+        transform = None if self.transform is None else self.transform.each(lambda part: part.to(device))
         return NestedWeight(self.codes.to(device), grid, self.parent_bits, transform)
 
 
@@ -76,7 +96,7 @@ def nest(
     """Quantizes a weight matrix on a finished grid, after its transformation if there is one."""
     if transform is not None:
         weight = weight * transform.scale
-        transform = Transform(*(part.detach() for part in transform))
+        transform = transform.each(Tensor.detach)
     codes = quantize(weight.detach(), grid, parent_bits).to(torch.uint8)
     return NestedWeight(codes, Grid(grid.scale.detach(), grid.zero.detach()), parent_bits, transform)
 
@@ -184,7 +204,9 @@ class GradientMeter:
 class NestedLinear(nn.Module):
     """A linear layer of a model in training: reads its weight at the slice that `read_at` sets, or whole."""
 
-    def __init__(self, linear: nn.Linear, clipping: LearnableClipping, meter: GradientMeter | None = None) -> None:
+    def __init__(
+        self, linear: nn.Linear, clipping: LearnableClipping | FixedClipping, meter: GradientMeter | None = None
+    ) -> None:
         super().__init__()
         self.linear, self.clipping, self.meter = linear, clipping, meter
         self.slice: Slice | None = None

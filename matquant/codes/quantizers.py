@@ -20,6 +20,11 @@ HEADROOMS = {"int4": 4, "int3": 3, "int2": 2}
 ALIGNMENTS = {"aligned_int4": 4, "aligned_int3": 3, "aligned_int2": 2}
 
 
+MOST_OF_REACH = 0.995
+Ends = tuple[Tensor, Tensor]
+"""The factors of the lower and the upper end of each group, [out, groups]."""
+
+
 class Grid(NamedTuple):
     """Scale (in weight units, positive) and zero (in code units, a real number) of each group of weights."""
 
@@ -156,18 +161,24 @@ class LearnableClipping(nn.Module):
     """Learns how far from the extreme weights the grid ends: a = (g*max - b*min)/(2^c - 1), z = -b*min/a.
 
     The factors g and b are `reach * sigmoid(logit)`, one logit for each end of a group, so a reach above 1 lets a grid
-    end beyond the extreme weights.  They start at sigmoid(init) whatever the reach is (4.0 is 0.982, close to MinMax).
+    end beyond the extreme weights.  They start at sigmoid(init) whatever the reach is (4.0 is 0.982, close to MinMax),
+    or at factors of their own.
     Source: OmniQuant, arXiv:2308.13137, Eq. 2, which has no reach.
     """
 
     def __init__(
-        self, weight: Float[Tensor, "out in"], bits: int, spec: GridSpec, init: float, reach: float = 1.0
+        self, weight: Float[Tensor, "out in"], bits: int, spec: GridSpec, init: float | Ends, reach: float = 1.0
     ) -> None:
         super().__init__()
         self.bits, self.spec, self.reach = bits, spec, reach
         self.ends = weight_range(weight.detach(), spec)
-        self.high_logit = nn.Parameter(torch.full_like(self.ends.high, logit_within(init, reach)))
-        self.low_logit = nn.Parameter(self.high_logit.detach().clone()) if not spec.symmetric else self.high_logit
+        if isinstance(init, tuple):
+            # A sigmoid moves little near its ends, so that a factor of the whole reach would stay there.
+            low, high = ((factor / reach).clamp(1 - MOST_OF_REACH, MOST_OF_REACH).logit() for factor in init)
+        else:
+            low = high = torch.full_like(self.ends.high, logit_within(init, reach))
+        self.high_logit = nn.Parameter(high)
+        self.low_logit = nn.Parameter(low.clone()) if not spec.symmetric else self.high_logit
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The factors of the lower and the upper end."""
@@ -178,6 +189,26 @@ class LearnableClipping(nn.Module):
         ends = self.ends if ends is None else ends
         low, high = self.factors()
         return grid_between(Range(low * ends.low, high * ends.high), self.bits, self.spec)
+
+
+class FixedClipping(nn.Module):
+    """Grids between the extreme weights as they are, or between fixed factors of them."""
+
+    low: Float[Tensor, "out groups"] | None
+    high: Float[Tensor, "out groups"] | None
+
+    def __init__(self, bits: int, spec: GridSpec, factors: Ends | None = None) -> None:
+        super().__init__()
+        self.bits, self.spec = bits, spec
+        low, high = factors or (None, None)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+
+    def forward(self, ends: Range) -> Grid:
+        """The grid between the end points of the weights as they are now, or between their factors."""
+        if self.low is not None and self.high is not None:
+            ends = Range(self.low * ends.low, self.high * ends.high)
+        return grid_between(ends, self.bits, self.spec)
 
 
 def logit_within(init: float, reach: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import (
@@ -43,8 +44,19 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _logit_or_search(value: Any) -> Any:
+    """A number or the word, in one sentence: of a union pydantic would name the part that it tried first."""
+    try:
+        if value == "search" or (not isinstance(value, bool) and math.isfinite(float(value))):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError("Input should be a finite number, the logit that clipping starts at, or search")
+
+
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number)]
+ClippingInit = Annotated[float | Literal["search"], BeforeValidator(_logit_or_search)]
 Positive = Annotated[Int, Field(gt=0)]
 Reach = Annotated[Float, Field(ge=1)]
 Seed = Annotated[Int, Field(ge=0)]
@@ -194,7 +206,7 @@ class OmniQuantBase(Spec):
     num_steps: Positive
     batch_size: Positive
     clipping_lr: Annotated[Float, Field(gt=0)]
-    clipping_init: Float | Literal["search"] = 4.0
+    clipping_init: ClippingInit = 4.0
     """The logit that clipping starts at (sigmoid(4) = 0.982), or the ends with the least error of the weights."""
     clipping_reach: Reach = 1.0
     """Clipping factors are `clipping_reach * sigmoid(logit)`; above 1 a grid can reach beyond the extreme weights."""
@@ -220,6 +232,16 @@ class OmniQuantBase(Spec):
     activation_dtype: DType = "float32"
     """The dtype of the activations between blocks; `Setup.activations` says where they are kept."""
 
+    @model_validator(mode="after")
+    def _weighs_what_is_searched(self) -> OmniQuantBase:
+        if self.importance != "plain" and self.clipping_init != "search":
+            raise ValueError(
+                f"base.importance={self.importance} weighs the errors of a search, and "
+                f"base.clipping_init={self.clipping_init} searches for nothing; "
+                "set base.clipping_init=search or base.importance=plain"
+            )
+        return self
+
 
 class QATBase(Spec):
     """Quantization-aware training of the weights in scope, end to end (Eq. 2)."""
@@ -236,7 +258,7 @@ class QATBase(Spec):
     train_weights: bool = True
     train_scales: bool = False
     scale_lr: Annotated[Float, Field(gt=0)] = 1e-3
-    clipping_init: Float | Literal["search"] = 4.0
+    clipping_init: ClippingInit = 4.0
     """The logit that trained clipping starts at; `search`: the ends with the least error, trained or not."""
     clipping_reach: Reach = 1.0
     """Clipping factors are `clipping_reach * sigmoid(logit)`."""
@@ -249,6 +271,18 @@ class QATBase(Spec):
     def _trains_something(self) -> QATBase:
         if not (self.train_weights or self.train_scales):
             raise ValueError("train_weights and train_scales are both false; choose base=minmax to train nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _clips_something(self) -> QATBase:
+        if self.train_scales or self.clipping_init == "search":
+            return self
+        for name, usual in (("clipping_init", 4.0), ("clipping_reach", 1.0)):
+            if (value := getattr(self, name)) != usual:
+                raise ValueError(
+                    f"base.{name}={value} is for grids that are trained or searched for, and base.train_scales=false "
+                    f"keeps MinMax's; set base.train_scales=true, base.clipping_init=search or base.{name}={usual}"
+                )
         return self
 
 
@@ -300,6 +334,16 @@ class GPTQBase(Spec):
                 "those of unquantized ones; "
                 "set base.true_sequential=false or base.student_input=parent"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weighs_what_is_searched(self) -> GPTQBase:
+        for name, usual in (("importance", "inputs"), ("clipping_reach", 1.5)):
+            if self.clipping == "none" and (value := getattr(self, name)) != usual:
+                raise ValueError(
+                    f"base.{name}={value} is for a search of the grids' ends, and base.clipping=none takes the extreme "
+                    f"weights; set base.clipping=search or base.{name}={usual}"
+                )
         return self
 
 

@@ -46,7 +46,7 @@ def save_layers(path: Path, layers: Mapping[str, NestedWeight], *, scale_dtype: 
         tensors[f"{name}.scale"] = nested.grid.scale.to(DTYPES[scale_dtype]).contiguous().cpu()
         tensors[f"{name}.zero"] = nested.grid.zero.to(DTYPES[scale_dtype]).contiguous().cpu()
         if nested.transform is not None:
-            for part, tensor in nested.transform._asdict().items():
+            for part, tensor in nested.transform.tensors.items():
                 # A copy: layers with the same input share theirs, which safetensors refuses.
                 tensors[f"{name}.transform.{part}"] = tensor.cpu().clone()
     if bad := _not_finite(tensors):
@@ -90,9 +90,10 @@ def load_layers(path: Path, *, device: str = "cpu") -> dict[str, NestedWeight]:
 
 
 def _transform(tensors: Mapping[str, Tensor], name: str) -> Transform | None:
-    if f"{name}.transform.scale" not in tensors:
+    stem = f"{name}.transform"
+    if f"{stem}.scale" not in tensors:
         return None
-    return Transform(*(tensors[f"{name}.transform.{part}"] for part in Transform._fields))
+    return Transform(tensors[f"{stem}.scale"], tensors.get(f"{stem}.shift"), tensors.get(f"{stem}.bias"))
 
 
 def save_checkpoint(
