@@ -40,6 +40,7 @@ from matquant.models.loading import LoadedModel, load_model
 from matquant.models.tokens import heldout_tokens
 from matquant.notation import FULL_BITS, Plan
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
+from matquant.runs.files import read_json
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import provenance
 from matquant.runs.sources import Sources, claim, present_sources
@@ -66,6 +67,8 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
     bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
     if (checkpoint := bench.checkpoint) is not None:
         store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
+        if (took := RunDir(setup.paths.runs, cell.id).training).exists():
+            store.put_training(cell.id, read_json(took))
     wanted = protocols(setup.readout, add_bos=cell.sets_bos)
     sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
     with Board(cell.id, sizes, beat) as board:

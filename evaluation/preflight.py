@@ -20,6 +20,7 @@ from evaluation.protocol import is_complete, missing, task_source
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
 from evaluation.sources.loading import check_task_names, loaded_task
+from evaluation.text_parts import check_apart, other_parts
 from matquant.config.cell import Cell, HubText
 from matquant.config.setup import Setup
 from matquant.config.study import Study
@@ -187,6 +188,10 @@ def _looks(cell: Cell, setup: Setup, owed: Set[str], searched: Sequence[Plan]) -
         assert readout.perplexity is not None
         held_out = readout.perplexity.model_dump_json()
         yield Look("text", f"heldout {model} {held_out}", partial(_check_heldout_text, cell, setup))
+        folders = {"results": setup.paths.results, "cache": setup.paths.cache}
+        for other in other_parts(cell.id, readout.perplexity, ResultStore(setup.paths.results)):
+            apart = partial(check_apart, readout.perplexity, other, cell.model, **folders)
+            yield Look("text", f"apart {model} {held_out} {other.model_dump_json()}", apart)
     for task in readout.tasks:
         if task in owed:
             yield Look("task", task, partial(loaded_task, task, task_source(readout), readout.limit))

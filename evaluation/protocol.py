@@ -80,7 +80,8 @@ def settings(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
         shape = {"num_sequences": held_out.num_sequences, "sequence_length": held_out.sequence_length}
         if held_out.tokens_per_document is not None:
             shape["tokens_per_document"] = held_out.tokens_per_document
-        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, **common}
+        part = {"part": held_out.part} if held_out.part != "test" else {}  # older results are of test text
+        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, **part, **common}
     return found
 
 

@@ -17,6 +17,8 @@ IDENTITY_COLUMNS = (
     *("cell_id", "config_id", "model", "base", "scope", "objective", "weights", "parent_bits", "method", "label"),
     *("plan", "bits", "extra_precision", "interpolated", "seed"),
 )
+TUNING_TEXT = "read on tuning text"
+"""The fact that follows every name whose log perplexity is of the text that defaults are chosen on."""
 BASE_NAMES = {"minmax": "MinMax", "search": "Search", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
 MODEL_NAMES = {
     "gemma2_2b": "Gemma-2 2B",
@@ -47,6 +49,7 @@ def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str],
         for group_ids, group in {tuple(group): group for group in rivals.values()}.items()
     }
     found = {}
+    of_text = [TUNING_TEXT] if readout.perplexity is not None and readout.perplexity.part == "tuning" else []
     groups = {name: differing[tuple(group)] for name, group in rivals.items()}
     for (cell, plan), name in zip(reads, names, strict=True):
         cell_id = ids[id(cell)]
@@ -55,7 +58,7 @@ def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str],
             "cell_id": cell_id,
             **_identity(cell, plan, readout),
             "config_id": configs[cell_id],
-            "label": ", ".join([name[1], *facts]),
+            "label": ", ".join([name[1], *facts, *of_text]),
         }
     return found
 

@@ -24,6 +24,7 @@ TYPED: Mapping[str, str] = {
     "num_sequences": "readout.perplexity.num_sequences",
     "sequence_length": "readout.perplexity.sequence_length",
     "tokens_per_document": "readout.perplexity.tokens_per_document",
+    "part": "readout.perplexity.part",
 }
 """The facts of a protocol that are options under a name."""
 
@@ -43,6 +44,8 @@ def option_of(name: str, stored: Any, asked: Any) -> Option:
     """The difference of a fact that has an option of its own, or none."""
     if name == "cut_contexts":  # is left out of protocols where it is false
         stored, asked = bool(stored), bool(asked)
+    if name == "part":  # is left out of protocols of test text
+        stored, asked = stored or "test", asked or "test"
     typed = f"{TYPED[name]}={_written(stored)}" if name in TYPED else ""
     return Option(f"{name} {_words(stored)} instead of {_words(asked)}", typed)
 
@@ -91,5 +94,6 @@ def _text(stored: Protocol, asked: Readout) -> Option:
     if data.startswith(EMBEDDED_TEXT) and kind != "embedded":
         # Another text comes with its own size, so that all of it has to be typed.
         sizes = [f"readout.perplexity.{name}={_written(stored.get(name))}" for name in SIZES]
-        typed = " ".join(["perplexity=embedded", *sizes])
+        part = [f"readout.perplexity.part={stored['part']}"] if "part" in stored else []
+        typed = " ".join(["perplexity=embedded", *sizes, *part])
     return Option(f"text {data!r} instead of that of readout.perplexity ({kind})", typed)

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import IDENTITY_COLUMNS, TASK_NAMES
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, is_fraction
+from evaluation.results.readouts import is_of_tuning_text
 from evaluation.results.store import BLOCK_SHARE
 from evaluation.sources.table import PAPER_TASKS
 from matquant.notation import share_text
@@ -109,10 +110,13 @@ def _stderrs(of_task: pd.DataFrame) -> pd.Series:
 
 def _notes(loaded: LoadedResults, row: SummaryRow) -> tuple[str, ...]:
     """Facts that a reader of a row has to know: marked at the row, printed once below the table."""
-    certain = [task for task in loaded.averaged if row[task] in (0.0, 1.0)]
-    return (CERTAIN_NOTE,) if certain else ()
+    certain = [CERTAIN_NOTE for task in loaded.averaged if row[task] in (0.0, 1.0)]
+    key = loaded.keys.get((row["cell_id"], row["plan"], LOG_PPLX))
+    tuning = [TUNING_NOTE] if key is not None and is_of_tuning_text(key.protocol) else []
+    return (*certain[:1], *tuning)
 
 
+TUNING_NOTE = "log pplx is of tuning text, on which defaults are chosen; no document of it is test text"
 CERTAIN_NOTE = (
     "all answers of a task are right, or all are wrong: its standard error is that of two more right and two more "
     "wrong ones (Agresti and Coull)"

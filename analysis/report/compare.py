@@ -79,7 +79,11 @@ def _labels(protocols: Mapping[tuple[str, str], Protocol]) -> dict[tuple[str, st
         same_task = [_facts(other) for (task, _), other in protocols.items() if task == key[0]]
         is_text = key[0] == LOG_PPLX
         same_kind = [_facts(other) for (task, _), other in protocols.items() if (task == LOG_PPLX) == is_text]
-        differing = [name for name in facts if _differ(name, same_task if name in OF_A_TASK else same_kind)]
+        differing = [
+            name
+            for name in facts
+            if _differ(name, same_task if name in OF_A_TASK else same_kind) or facts[name] == "tuning"
+        ]
         found[key] = ", ".join(f"{name} {facts[name]}" for name in differing)
     return found
 
@@ -91,7 +95,8 @@ def _differ(name: str, protocols: Sequence[Mapping[str, object]]) -> bool:
 def _facts(protocol: Protocol) -> dict[str, object]:
     """The facts of a protocol; a split instead of the documents that it is of, so that tasks share it."""
     split = str(protocol.get("data")).rpartition("/")[2]
-    return {**protocol, **({"data": f".../{split}"} if split in SPLITS else {})}
+    part = {"part": "test"} if protocol.get("task") == LOG_PPLX else {}
+    return {**part, **protocol, **({"data": f".../{split}"} if split in SPLITS else {})}
 
 
 def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask]) -> Iterator[str]:

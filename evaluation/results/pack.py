@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-OF_A_CELL = ("cell.json", "codes.json", "train.jsonl", "*.plan.json")
+OF_A_CELL = ("cell.json", "codes.json", "training.json", "train.jsonl", "*.plan.json")
 
 
 @dataclass(frozen=True)

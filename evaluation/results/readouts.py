@@ -10,6 +10,8 @@ from evaluation.results.store import BLOCK_SHARE, Protocol, Result, ResultStore
 
 EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX = "readout/effective_bits", "readout/task_avg", "readout/log_pplx"
 """Names of a plan's point: a line through a run's points is its Pareto curve."""
+LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}_tuning", f"{READOUT_LOG_PPLX}_tuning"
+"""The names of a log perplexity of tuning text, on which defaults are chosen: it never meets one of test text."""
 
 
 def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol]) -> list[dict[str, Any]]:
@@ -26,12 +28,17 @@ def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol
     return rows
 
 
+def is_of_tuning_text(protocol: Protocol) -> bool:
+    """True for a log perplexity of the text that defaults are chosen on."""
+    return protocol.get("part") == "tuning"
+
+
 def _row(result: Result, metric: str) -> dict[str, Any]:
     return {
         "plan": result.plan,
         "effective_bits": result.effective_bits,
         "model_bits": result.overhead.get("model_bits"),
-        "task": result.task,
+        "task": LOG_PPLX_TUNING if is_of_tuning_text(result.protocol) else result.task,
         "metric": metric,
         "value": result.metrics[metric],
         "stderr": result.metrics.get(error_name(metric)),
@@ -46,9 +53,9 @@ def readout_point(rows: Sequence[Mapping[str, Any]], plan: str) -> dict[str, flo
     if not of_plan:
         return {}
     accuracies = [row["value"] for row in of_plan if is_fraction(row["metric"])]
-    nats = [row["value"] for row in of_plan if row["task"] == LOG_PPLX]
+    nats = {row["task"]: row["value"] for row in of_plan}
     return {
         EFFECTIVE_BITS: of_plan[0]["effective_bits"],
         **({READOUT_AVG: 100 * sum(accuracies) / len(accuracies)} if accuracies else {}),
-        **({READOUT_LOG_PPLX: nats[0]} if nats else {}),
+        **{f"readout/{name}": nats[name] for name in (LOG_PPLX, LOG_PPLX_TUNING) if name in nats},
     }

@@ -2,6 +2,7 @@
 
     results/<cell id>/cell.json       the cell's specification
     results/<cell id>/codes.json      histogram of its codes, effective bits of every layer
+    results/<cell id>/training.json   seconds that its checkpoint took to make
     results/<cell id>/<plan>.plan.json   the widths that a search has found for a plan
     results/<cell id>/<plan>/<task>-<protocol id>.json        metrics, and how they were measured
     results/<cell id>/<plan>/<task>-<protocol id>.parquet     a row for each document
@@ -208,6 +209,19 @@ class ResultStore:
     def put_codes(self, cell_id: str, statistics: Mapping[str, Any]) -> None:
         """Records the statistics of a checkpoint's codes, unless the same are recorded already."""
         self._put(self.folder / cell_id / "codes.json", statistics)
+
+    def put_training(self, cell_id: str, facts: Mapping[str, Any]) -> None:
+        """Records the seconds that a checkpoint took to make."""
+        self._put(self.folder / cell_id / "training.json", facts)
+
+    def training_seconds(self, cell_id: str) -> float | None:
+        """The seconds that a cell's checkpoint took to make; None if that is not recorded."""
+        try:
+            return float(json.loads(self.text(cell_id, "training.json"))["seconds"])
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def put_plan(self, cell_id: str, plan: str, facts: Mapping[str, Any]) -> None:
         """Records the widths that a search has found, and the settings of the search."""

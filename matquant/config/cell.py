@@ -29,6 +29,8 @@ Residual = Literal["mean", "weighted"]
 Scope = Literal["ffn", "ffn_attention"]
 Zero = Literal["real", "rounded", "aligned_int4", "aligned_int3", "aligned_int2"]
 Headroom = Literal["full", "int4", "int3", "int2"]
+HeldOutPart = Literal["test", "tuning"]
+"""The use of held-out text: to report numbers of, or to choose defaults on.  No document is of both."""
 Importance = Literal["plain", "inputs"]
 """How much the squared error of a weight counts: alike, or as the mean square of its input (the Hessian's diagonal)."""
 Bos = Literal[True, False, "never"]
@@ -139,6 +141,8 @@ class Text(Spec):
     sequence_length: Positive
     tokens_per_document: Positive | None = None
     """The most tokens that one document gives, so that a long one is not most of the text; None: no limit."""
+    part: HeldOutPart = "test"
+    """Of held-out text: test text is its first documents, tuning text its last ones."""
 
 
 class EmbeddedText(Text):
@@ -166,6 +170,15 @@ class HubText(Text):
     revision: str = "main"
     separator: str | None = None
     """Joins rows that are pieces of one text in order, such as WikiText's lines; None: every row is a document."""
+
+    @model_validator(mode="after")
+    def _has_both_parts(self) -> HubText:
+        if self.part == "tuning" and self.separator is not None:
+            raise ValueError(
+                f"the rows of {self.repo} are joined to one document, which is test text, so it has no part=tuning; "
+                "choose perplexity=tuning, or a data set of several documents"
+            )
+        return self
 
 
 TextSpec = Annotated[EmbeddedText | FilesText | HubText, Field(discriminator="kind")]
@@ -446,6 +459,11 @@ class Cell(Spec):
     @model_validator(mode="after")
     def _fits_together(self) -> Cell:
         base = self.base
+        if self.data is not None and self.data.part != "test":
+            raise ValueError(
+                f"data.part={self.data.part} is a part of held-out text, which nothing is trained on; leave it out, "
+                f"or set readout.perplexity.part={self.data.part}"
+            )
         if base.kind != "none" and (self.objective is None or self.grid is None or self.scope is None):
             raise ValueError(f"base={base.kind} needs bits, grid and scope")
         if self.grid is not None:

@@ -1,6 +1,7 @@
 """Documents: where text comes from, and its split into training and held-out.
 
-The split is by document, never by window, so no sentence of a held-out document was ever seen in training.
+The split is by document, never by window, so no sentence of a held-out document was ever seen in training.  Held-out
+documents have one order: test text comes from its start, and tuning text, on which defaults are chosen, from its end.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, assert_never
 
@@ -26,10 +28,28 @@ Split = Literal["train", "heldout"]
 KEYS: Mapping[Split, str] = {"train": "data", "heldout": "readout.perplexity"}
 """The key that names the text of each split."""
 HELDOUT_SHARE = 10  # one document in ten
+BUFFER = 10_000
+"""Rows of the hub that are shuffled together, and the most held-out documents that tuning text is the end of."""
 
 
 def documents(spec: TextSpec, split: Split, *, seed: int) -> Iterator[str]:
-    """The documents of one split, in an order that depends on nothing but their text and the seed."""
+    """The documents of one split, in an order that depends on nothing but their text and the seed.
+
+    Those of tuning text are the second half of the held-out ones, the last of them first.
+    """
+    ordered = _ordered(spec, split, seed)
+    return tuning_half(ordered) if split == "heldout" and spec.part == "tuning" else ordered
+
+
+def tuning_half(heldout: Iterable[str]) -> Iterator[str]:
+    """The second half of the held-out documents, backwards; one whose text is in the first half too is passed over."""
+    ordered = list(islice(heldout, BUFFER))
+    middle = (len(ordered) + 1) // 2
+    first = set(ordered[:middle])
+    yield from (document for document in reversed(ordered[middle:]) if document not in first)
+
+
+def _ordered(spec: TextSpec, split: Split, seed: int) -> Iterator[str]:
     match spec:
         case EmbeddedText():
             yield from _shuffled(_embedded_documents(), split, seed)
@@ -171,7 +191,7 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
         if spec.separator is not None:
             yield spec.separator.join(row[spec.column] for row in stream)
             return
-        for row in stream.shuffle(seed=seed, buffer_size=10_000):
+        for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
             yield row[spec.column]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import assert_never
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, assert_never
 
 import torch
 from jaxtyping import Int
@@ -27,8 +27,11 @@ PARTS: Mapping[Split, str] = {
     "train": "to train on (nine documents of ten",
     "heldout": "held out (one document of ten",
 }
+OF_TUNING_TEXT = "of tuning text (half of what is held out, one document of twenty"
 SHORTEST = 16
 """Tokens of the shortest sequence that is worth naming."""
+HELDOUT_SEED = 0
+"""The seed of the order of held-out documents, one for all cells."""
 
 
 def token_blocks(
@@ -50,14 +53,7 @@ def token_blocks(
     """
     body = spec.sequence_length - int(add_bos)
     needed = spec.num_sequences * body
-    tokens: list[int] = []
-    for document in documents(spec, split, seed=seed):
-        of_document = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-        tokens += of_document[: spec.tokens_per_document]
-        if isinstance(tokenizer.eos_token_id, int):
-            tokens.append(tokenizer.eos_token_id)
-        if len(tokens) >= needed:
-            break
+    tokens = [token for read in _read(spec, tokenizer, split, seed=seed, needed=needed) for token in read.tokens]
     if len(tokens) < needed:
         number_key = number_key or f"{KEYS[split]}.num_sequences"
         raise UserError(_too_short(spec, split, len(tokens), int(add_bos), number_key, fewest))
@@ -67,6 +63,27 @@ def token_blocks(
     if not isinstance(tokenizer.bos_token_id, int):
         raise UserError("model.add_bos=true, but the tokenizer has no begin-of-text token; set model.add_bos=false")
     return torch.cat([torch.full((spec.num_sequences, 1), tokenizer.bos_token_id), packed], dim=1)
+
+
+class _Document(NamedTuple):
+    """A document and the tokens that it gives."""
+
+    text: str
+    tokens: list[int]
+
+
+def _read(
+    spec: TextSpec, tokenizer: PreTrainedTokenizerBase, split: Split, *, seed: int, needed: int
+) -> Iterator[_Document]:
+    """Documents with their tokens, until there are as many tokens as are needed."""
+    end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
+    for document in documents(spec, split, seed=seed):
+        tokens = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = [*tokens[: spec.tokens_per_document], *end]
+        yield _Document(document, tokens)
+        needed -= len(tokens)
+        if needed <= 0:
+            return
 
 
 def training_tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "sequences tokens"]:
@@ -91,7 +108,23 @@ def heldout_tokens(
     spec: TextSpec, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool
 ) -> Int[Tensor, "sequences tokens"]:
     """The text of log perplexity, the same for cells of all seeds."""
-    return token_blocks(spec, tokenizer, "heldout", seed=0, add_bos=add_bos)
+    return token_blocks(spec, tokenizer, "heldout", seed=HELDOUT_SEED, add_bos=add_bos)
+
+
+def blocks_before(spec: TextSpec, other: TextSpec, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool) -> int | None:
+    """The number of blocks of a held-out text before the first document that another text takes too; None: no such."""
+    body = spec.sequence_length - int(add_bos)
+
+    def read(text: TextSpec) -> Iterator[_Document]:
+        needed = text.num_sequences * (text.sequence_length - int(add_bos))
+        return _read(text, tokenizer, "heldout", seed=HELDOUT_SEED, needed=needed)
+
+    taken, found = {document.text for document in read(other)}, 0
+    for document in read(spec):
+        if document.text in taken:
+            return found // body
+        found += len(document.tokens)
+    return None
 
 
 def _too_short(spec: TextSpec, split: Split, found: int, bos: int, number_key: str, fewest: int) -> str:
@@ -102,10 +135,11 @@ def _too_short(spec: TextSpec, split: Split, found: int, bos: int, number_key: s
     if length - bos >= SHORTEST:
         remedies.append(f"set {name}.sequence_length={length}")
     remedies.append("give more text")
+    part = OF_TUNING_TEXT if split == "heldout" and spec.part == "tuning" else PARTS[split]
     how = "; two blank lines end a document" if isinstance(spec, FilesText) else ""
     needed = f"{number_key}={spec.num_sequences} with {name}.sequence_length={spec.sequence_length} needs"
     return (
-        f"{name}: {_named(spec)} has {found:,} tokens {PARTS[split]}{how}), and {needed} "
+        f"{name}: {_named(spec)} has {found:,} tokens {part}{how}), and {needed} "
         f"{spec.num_sequences * body:,}; {' or '.join(remedies)}"
     )
 

@@ -1,6 +1,6 @@
 """The folder of a cell's run.  Every path of a run is spelled here and nowhere else.
 
-runs/<cell id>/  cell.json  sources.json  train.jsonl  state/ (until done: finished pieces, step-*/)
+runs/<cell id>/  cell.json  sources.json  train.jsonl  training.json  state/ (until done: finished pieces, step-*/)
                  checkpoint/{nested.safetensors,nested.json}
                  plans/ (found by searches)  search/ (what searches go on from)
                  <stage>.status.json  <stage>.job.json  <stage>.lock      stages: train, search, evaluate,
@@ -34,6 +34,7 @@ class RunDir:
         self.cell = self.path / "cell.json"
         self.sources = self.path / "sources.json"
         self.log = self.path / "train.jsonl"
+        self.training = self.path / "training.json"
         self.state = self.path / "state"
         self.checkpoint = self.path / "checkpoint"
         self.description = self.checkpoint / "nested.json"

@@ -23,6 +23,7 @@ from matquant.runs.folder import RunDir
 from matquant.runs.sources import claim, present_sources, recorded_sources
 from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import Tracker
+from matquant.training.clock import timed
 from matquant.training.progress import DiskProgress
 
 
@@ -39,10 +40,11 @@ def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> No
     if world.is_main:
         write_json(run.cell, cell.model_dump(mode="json"))
     progress = DiskProgress(cell, setup, tracker, beat, world)
-    try:
-        layers = _fit(cell, setup, progress, world)
-    finally:
-        progress.bar.close()
+    with timed(run, is_main=world.is_main):
+        try:
+            layers = _fit(cell, setup, progress, world)
+        finally:
+            progress.bar.close()
     if world.is_main:
         save_checkpoint(run.checkpoint, cell, layers, recorded_sources(run))
         run.clear_state()

@@ -1,0 +1,35 @@
+"""The time that a checkpoint took, in training.json: wall clock of all processes that worked on it in turn."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from matquant.runs.files import write_json
+from matquant.runs.folder import RunDir
+
+
+@contextmanager
+def timed(run: RunDir, *, is_main: bool) -> Iterator[None]:
+    """Adds the time of a training to that of the processes before it, which were stopped; a killed one leaves none."""
+    if not is_main:
+        yield
+        return
+    before, started, is_done = _seconds_so_far(run), time.monotonic(), False
+    try:
+        yield
+        is_done = True
+    finally:
+        seconds = round(before + time.monotonic() - started, 2)
+        write_json(run.training, {"seconds": seconds, "is_done": is_done})
+
+
+def _seconds_so_far(run: RunDir) -> float:
+    """The time of the stopped processes whose work is gone on with; zero for a training that begins anew."""
+    try:
+        recorded = json.loads(run.training.read_text(encoding="utf-8"))
+        return 0.0 if recorded["is_done"] else float(recorded["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0

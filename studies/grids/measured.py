@@ -1,0 +1,174 @@
+"""The measured table of docs/grids.md: python -m studies.grids.measured [OVERRIDE ...]
+
+A block for each model and granularity, a row for each method on each grid, a column for each width: mean and standard
+deviation over seeds, and the minutes of training.  Only cells that differ in nothing but their seed are averaged, and
+the cells of every row are named below its block.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from analysis.frame.load import LoadedResults, load_frame
+from analysis.frame.names import base_name, flatten, model_name, objective_text
+from analysis.frame.summary import headline_results
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.store import ResultStore
+from matquant.config.cell import Cell
+from matquant.config.study import load_study
+from matquant.notation import Plan
+
+EXPERIMENTS = ("untrained", "gptq", "omniquant", "qat")
+MODELS = ("smollm2_135m", "gemma3_270m")
+COLUMNS = ("int8", "int6", "int4", "int3", "int2", "int2+ep")
+MISSING = "–"
+
+
+class Number(NamedTuple):
+    """A measured log perplexity of one cell, with the seconds of its training."""
+
+    cell: Cell
+    plan: str
+    nats: float
+    seconds: float | None
+
+
+class Row(NamedTuple):
+    """The identity of a row: everything of its cells but the seed, and for explicit baselines but the width."""
+
+    model: str
+    granularity: str
+    method: str
+    grid: str
+    rest: str
+    """Every other fact, named with the row's cells."""
+
+
+OF_GRIDS = (
+    "grid.",
+    "base.clipping_init",
+    "base.clipping_reach",
+    "base.clipping",
+    "base.importance",
+    "base.train_scales",
+)
+
+
+def granularity(cell: Cell) -> str:
+    size = None if cell.grid is None else cell.grid.group_size
+    return "unquantized" if cell.grid is None else "per channel" if size is None else f"groups of {size}"
+
+
+def facts_of(cell: Cell) -> tuple[str, str]:
+    """The facts that say where a grid lies, and all others but objective and seed; defaults are left out."""
+    if cell.grid is None:
+        return "", ""
+    zero = "symmetric" if cell.grid.symmetric else f"{cell.grid.zero} zero".replace("_", " ")
+    facts = cell.model_dump(mode="json", exclude_defaults=True, exclude={"objective", "seed"})
+    facts["grid"] = {
+        key: value for key, value in facts["grid"].items() if key not in ("group_size", "symmetric", "zero")
+    }
+    told, rest = [zero], []
+    for key, value in flatten(facts):
+        (told if key.startswith(OF_GRIDS) and key != "base.clipping_lr" else rest).append(f"{key}={value}")
+    return ", ".join(told), ", ".join(rest)
+
+
+def row_of(cell: Cell, plan: str) -> Row:
+    """The row of one number."""
+    if cell.objective is None:
+        return Row(cell.model.name, granularity(cell), "unquantized", "", "")
+    part = Plan.parse(plan).default
+    assert part is not None  # this study reads no mixed plans
+    name = cell.objective.method(part)
+    if cell.objective.is_nested:
+        name = f"{name} {objective_text(cell.objective)}"
+    return Row(cell.model.name, granularity(cell), f"{base_name(cell)}, {name}", *facts_of(cell))
+
+
+def numbers_of(loaded: LoadedResults, cells: Iterable[Cell], store: ResultStore) -> Iterator[Number]:
+    """Every log perplexity that was measured as the read-out asks, in the order of the cells, wide to narrow."""
+    found = headline_results(loaded)
+    found = found[found["task"] == LOG_PPLX].set_index(["cell_id", "plan"])["value"].to_dict()
+    for cell in cells:
+        for plan in ("full", *COLUMNS):
+            if (cell.id, plan) in found:
+                yield Number(cell, plan, float(found[cell.id, plan]), store.training_seconds(cell.id))
+
+
+def rows_of(numbers: Iterable[Number]) -> dict[Row, dict[str, list[Number]]]:
+    """The numbers of each row by column.  The int8 baseline read at its own width begins its slices' row too."""
+    found: dict[Row, dict[str, list[Number]]] = {}
+    for number in numbers:
+        column = "int8" if number.cell.objective is None else number.plan
+        rows = [row_of(number.cell, number.plan)]
+        objective = number.cell.objective
+        if objective is not None and not objective.is_nested and number.plan == "int8":
+            rows.append(row_of(number.cell, "int4"))
+        for row in rows:
+            found.setdefault(row, {}).setdefault(column, []).append(number)
+    return found
+
+
+def text_of(numbers: Sequence[Number]) -> str:
+    """`5.081 ± 0.012 (3)`; a cell is counted once, and a number of one seed has no deviation."""
+    if not numbers:
+        return MISSING
+    assert len({number.cell.model_copy(update={"seed": 0}).id for number in numbers}) == 1, (
+        "they differ in more than seeds"
+    )
+    nats = [number.nats for number in {number.cell.id: number for number in numbers}.values()]
+    return f"{nats[0]:.3f}" if len(nats) == 1 else f"{fmean(nats):.3f} ± {stdev(nats):.3f} ({len(nats)})"
+
+
+def minutes(columns: Mapping[str, Sequence[Number]]) -> str:
+    """The minutes of training for all columns together, each configuration once and its seeds on average."""
+    seconds: dict[str, dict[str, float | None]] = {}
+    for number in (number for numbers in columns.values() for number in numbers):
+        config = number.cell.model_copy(update={"seed": 0}).id
+        seconds.setdefault(config, {})[number.cell.id] = number.seconds
+    known = [[value for value in of_config.values() if value is not None] for of_config in seconds.values()]
+    return f"{sum(map(fmean, known)) / 60:.1f}" if known and all(known) else MISSING
+
+
+def blocks(rows: Mapping[Row, Mapping[str, Sequence[Number]]], text: str) -> Iterator[str]:
+    """The lines of every block: its table, and the cells of each row."""
+    for model, size in dict.fromkeys((row.model, row.granularity) for row in rows):
+        mine = {row: columns for row, columns in rows.items() if (row.model, row.granularity) == (model, size)}
+        yield from (f"### {model_name(model)}, {size}: nats per token of {text} text", "")
+        yield f"| row | method | grid | {' | '.join(COLUMNS)} | minutes |"
+        yield "|" + "---|" * (len(COLUMNS) + 4)
+        for place, (row, columns) in enumerate(mine.items(), start=1):
+            shown = [text_of(columns.get(column, [])) for column in COLUMNS]
+            yield f"| {place} | {row.method} | {row.grid} | {' | '.join(shown)} | {minutes(columns)} |"
+        yield ""
+        for place, (row, columns) in enumerate(mine.items(), start=1):
+            ids = dict.fromkeys(number.cell.id for numbers in columns.values() for number in numbers)
+            facts = f" ({row.rest})" if row.rest else ""
+            yield f"- row {place}: {', '.join(f'`{cell_id}`' for cell_id in ids)}{facts}"
+        yield ""
+
+
+def main(overrides: Sequence[str]) -> None:
+    """Prints the table of every experiment, model and granularity of the study that has results."""
+    found: dict[tuple[str, str], Number] = {}
+    part = "test"
+    for experiment in EXPERIMENTS:
+        for model in MODELS:
+            for grid in ("per_channel", "group_64"):
+                study = load_study([f"experiment=grids/{experiment}", f"model={model}", f"grid={grid}", *overrides])
+                store, readout = ResultStore(study.setup.paths.results), study.setup.readout
+                part = readout.perplexity.part if readout.perplexity is not None else part
+                loaded = load_frame(study.cells, study.setup, store)
+                for sentence in loaded.problems:
+                    print(sentence, file=sys.stderr)
+                for number in numbers_of(loaded, study.cells, store):
+                    found[number.cell.id, number.plan] = number
+    print("\n".join(blocks(rows_of(found.values()), part)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
