@@ -461,8 +461,8 @@ class Cell(Spec):
         base = self.base
         if self.data is not None and self.data.part != "test":
             raise ValueError(
-                f"data.part={self.data.part} is a part of held-out text, which nothing is trained on; leave it out, "
-                f"or set readout.perplexity.part={self.data.part}"
+                f"data.part={self.data.part} is a part of held-out text, which nothing is trained on; "
+                f"set data.part=test, and readout.perplexity.part={self.data.part} to measure on it"
             )
         if base.kind != "none" and (self.objective is None or self.grid is None or self.scope is None):
             raise ValueError(f"base={base.kind} needs bits, grid and scope")
