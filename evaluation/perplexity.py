@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LOGITS = 2**28
+"""The most logits of one batch, 1 GB in float32, where a single block has no more."""
+
 
 class LogPerplexity(NamedTuple):
     """Nats per predicted token; the standard error is over blocks, which are the independent pieces of text."""
@@ -33,7 +36,7 @@ def block_nats(
 ) -> Iterator[Float[Tensor, " batch"]]:
     """The mean negative log-likelihood of tokens 2..n of every block given those before it, batch by batch."""
     device = next(model.parameters()).device
-    for batch in blocks.split(batch_size):
+    for batch in blocks.split(min(batch_size, blocks_at_once(model, blocks.shape[1]))):
         batch = batch.to(device)
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
         # Block by block, in float32: bfloat16 sums lose digits, and a whole batch of logits in float32 is large.
@@ -44,3 +47,9 @@ def block_nats(
             .double()
             .cpu()
         )
+
+
+def blocks_at_once(model: nn.Module, num_tokens: int) -> int:
+    """The blocks whose logits fit into `LOGITS`, at least one: Gemma has 262 thousand for each token."""
+    head = getattr(model, "lm_head", None)
+    return max(1, LOGITS // (num_tokens * head.out_features)) if isinstance(head, nn.Linear) else LOGITS

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from evaluation.perplexity import block_nats, log_perplexity
+from evaluation.perplexity import block_nats, blocks_at_once, log_perplexity
 from matquant.models.loading import load_model
 from tests.test_models import tiny
 
@@ -29,3 +30,11 @@ def test_the_summary_is_the_mean_and_its_standard_error_over_blocks():
     assert summary.mean == 2.0
     assert summary.stderr == pytest.approx(1 / math.sqrt(3))
     assert summary.num_tokens == 30
+
+
+def test_a_batch_has_no_more_logits_than_fit():
+    with torch.device("meta"):
+        gemma, small = nn.ModuleDict({"lm_head": nn.Linear(8, 262144)}), nn.ModuleDict({"lm_head": nn.Linear(8, 49152)})
+    assert blocks_at_once(gemma, 256) == 4
+    assert blocks_at_once(gemma, 8192) == 1
+    assert blocks_at_once(small, 256) >= 16
