@@ -79,7 +79,7 @@ def test_a_grid_is_called_by_what_it_is(grid, words):
             "searched start by inputs, reach 1.5",
         ),
         ({"clipping_init": 2.0}, "start 2"),
-        ({"importance": "inputs", "schedule": "cosine"}, ""),  # without a search there is nothing to weight
+        ({"schedule": "cosine"}, ""),
         (BASE["search"], "searched ends, reach 1.5"),
         ({**BASE["search"], "importance": "inputs", "clipping_reach": 2}, "searched ends by inputs, reach 2"),
         (BASE["gptq"], ""),
