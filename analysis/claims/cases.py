@@ -5,7 +5,7 @@ A case has the read-outs that are compared and the rule (`judges`, `verdicts`) t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from analysis.claims.evidence import (
     noise_of,
     printed,
 )
+from analysis.frame import grids
+from matquant.config.grid_words import COVERED
 
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
@@ -80,8 +82,14 @@ def find(case: Case, opened: Opened, background: Background) -> Finding:
         rivals = [rival for rival in theirs if rival is not None and rival.seeds.keys() & ours.seeds.keys()]
         if len(rivals) == len(theirs):
             found = case.judge(replace(ours, noise=_noise(case.ours, opened, background)), rivals)
-            return replace(found, experiment=name)
+            return replace(found, experiment=name, measured=found.measured + _grids_text(ours, rivals))
     return NOT_MEASURED
+
+
+def _grids_text(ours: MeasuredReadOut, rivals: Sequence[MeasuredReadOut]) -> str:
+    """The grids of a case, where those of its read-outs differ; an unquantized model has none."""
+    theirs = list(dict.fromkeys(rival.grid for rival in rivals if rival.grid not in ("", ours.grid)))
+    return f"; on {ours.grid}, against {' and '.join(theirs)}" if theirs and ours.grid else ""
 
 
 def _read(study: OpenStudy, read: ReadOut, background: Background) -> MeasuredReadOut | None:
@@ -90,10 +98,14 @@ def _read(study: OpenStudy, read: ReadOut, background: Background) -> MeasuredRe
 
 
 def _noise(wanted: ReadOut, opened: Opened, background: Background) -> Noise | None:
-    """The noise of training at a width, from MatQuant and the Baseline where they have several seeds."""
+    """The noise of training at a width, from MatQuant and the Baseline where they have several seeds.
+
+    Of the same grid, where the read-out names it by facts.
+    """
     plan = wanted.plan.removesuffix("+ep")
+    on_grid = {key: value for key, value in wanted.facts.items() if key in (*COVERED, *grids.PARTS)}
     for home in (opened[name] for name in background.seeds.get(wanted.base, ()) if name in opened):
-        reads = (ReadOut(wanted.base, method, plan) for method in ("MatQuant", "Baseline"))
+        reads = (ReadOut(wanted.base, method, plan, on_grid) for method in ("MatQuant", "Baseline"))
         noise = noise_of([found for found in (measured(home, read) for read in reads) if found is not None])
         if noise is not None:
             return noise

@@ -14,6 +14,7 @@ from analysis.claims.prose import fill
 from analysis.claims.verdict_tables import claims_table, glance, tally
 from analysis.claims.verdicts import RULES, rule_text
 from analysis.figures.gallery import plots
+from analysis.frame import grids
 from analysis.frame.load import COLUMNS, LoadedResults
 from analysis.frame.names import BASE_NAMES
 from analysis.frame.summary import CHANCE, task_name
@@ -21,10 +22,11 @@ from analysis.report.contents import gap_texts, provenance_rows
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import markdown_rows, to_markdown
 from analysis.tables.papers import DOUBLE_DAGGER, by_model
-from analysis.tables.summary_table import significant_marks, summary_table
+from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from analysis.tables.typeset import Entry, Section, Table
 from evaluation.results.metrics import LOG_PPLX
 from matquant.config.cell import GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
+from matquant.config.grid_words import all_words
 
 if TYPE_CHECKING:
     from analysis.claims.cases import Opened
@@ -167,8 +169,7 @@ def _budget(cell: Cell) -> tuple[str, ...]:
     assert cell.grid is not None
     base, data = cell.base, cell.data
     text = f"{data.num_sequences} x {data.sequence_length} tokens, {data.kind}"
-    grid = f"groups of {cell.grid.group_size}" if cell.grid.group_size else "per channel"
-    shared = (BASE_NAMES[base.kind], str(cell.scope).replace("_", " + "), grid, text)
+    shared = (BASE_NAMES[base.kind], str(cell.scope).replace("_", " + "), all_words(cell), text)
     match base:
         case OmniQuantBase():
             steps = f"{base.num_steps} steps of {base.batch_size} sequences, each block"
@@ -220,7 +221,9 @@ def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
 
 def _legend(parts: Sequence[DocumentPart], opened: Opened) -> Iterator[str]:
     """The notes of all tables, the paper's among them, once."""
-    notes = [note for study in opened.values() for note in _table_of(study).all_notes]
+    # Each section says the grid of its own rows.
+    sentences = {grids.sentence(study.rows) for study in opened.values()}
+    notes = [note for study in opened.values() for note in _table_of(study).all_notes if note not in sentences]
     for part in parts:
         papers = [beside(number, opened[part.name]) for number in part.tables if part.name in opened]
         notes += [note for table in papers for note in table.notes if note.startswith(DOUBLE_DAGGER)]
@@ -238,7 +241,8 @@ def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, figures: M
         return
     study = opened[part.name]
     limit = study.study.setup.readout.limit
-    yield f"`matquant launch experiment={folder.name}/{part.name}` ({limit or 'all'} documents of each task)"
+    grid = f"; {shared}" if (shared := grids.shared_text(study.rows)) else ""
+    yield f"`matquant launch experiment={folder.name}/{part.name}` ({limit or 'all'} documents of each task{grid})"
     yield markdown_rows(_table_of(study))
     for number in part.tables:
         yield markdown_rows(beside(number, study))
@@ -258,7 +262,9 @@ def _table_of(study: OpenStudy) -> Table:
 
 def beside(number: int, study: OpenStudy) -> Table:
     """Table `number` of MatQuant, the rows of the study's algorithms, with ours as further columns."""
-    entries = side_by_side(number, study.rows, significant_marks(study.comparisons))
+    entries = side_by_side(
+        number, with_reference_notes(study.rows, study.comparisons), significant_marks(study.comparisons)
+    )
     kept = entries["base"].isin([*study.rows["base"].unique(), "none"])
     table = by_model(number, entries[kept].reset_index(drop=True))
     return replace(table, caption=f"MatQuant, {table.caption}")

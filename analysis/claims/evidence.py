@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis import published
 from analysis.claims.verdicts import Gain, PairedGains, Verdict
+from analysis.frame import grids
 from analysis.frame.code_counts import bucket_shares, codes_of
 from analysis.frame.names import flatten, model_name
 from analysis.frame.significance import guess_test, outcomes_of, paired_test, quantile
@@ -69,7 +70,7 @@ class MeasuredReadOut:
 
     `codes`: of the seeds that have them.  `cells`: the ids of its checkpoints.  `noise`: the noise of training at that
     width, if known.  `unigram`: nats per token of a unigram model of the training text, if known; a model with a higher
-    log perplexity has failed.
+    log perplexity has failed.  `grid`: in words.
     """
 
     read: ReadOut
@@ -79,6 +80,7 @@ class MeasuredReadOut:
     cells: frozenset[str] = frozenset()
     noise: Noise | None = None
     unigram: float | None = None
+    grid: str = ""
 
     def over(self, seeds: Sequence[int]) -> Outcomes:
         """The mean over seeds, document by document."""
@@ -168,7 +170,9 @@ def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
     ids = {seed: cell_id for seed, cell_id, _ in cells if seed in seeds}
     by_id = codes_of(loaded.store, ids.values())
     codes = {seed: by_id[cell_id] for seed, cell_id in ids.items() if cell_id in by_id}
-    return MeasuredReadOut(read, seeds, float(rows["effective_bits"].iloc[0]), codes, frozenset(ids.values()))
+    grid = grids.text_of(rows.iloc[0].to_dict())
+    bits = float(rows["effective_bits"].iloc[0])
+    return MeasuredReadOut(read, seeds, bits, codes, frozenset(ids.values()), grid=grid)
 
 
 def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from analysis.claims.prose import fill, resolve
+from analysis.claims.prose import fill, named, resolve
+from analysis.frame import grids
 from analysis.tables.drawing import markdown_rows
 from analysis.tables.typeset import Entry, Section, Table
 
@@ -36,7 +37,23 @@ def address(row: HeadlineRow, width: str) -> str:
 def headline_block(headline: Headline, opened: Opened, words: str, image: str) -> str:
     """The block in markdown; `words` are placed under the figure, `image` is its path as README names it."""
     table = markdown_rows(headline_table(headline.rows, opened))
-    return "\n\n".join([f"![{headline.title}]({image})", fill(words, opened), table])
+    return "\n\n".join([f"![{headline.title}]({image})", fill(words, opened), table, *_grids(headline.rows, opened)])
+
+
+def _grids(rows: tuple[HeadlineRow, ...], opened: Opened) -> list[str]:
+    """One sentence for the grid that all rows share; else, for each row, that of its read-outs."""
+    found = {row.row: grid for row in rows if (grid := _grid(row, opened))}
+    if len(set(found.values())) == 1:
+        return [f"Grid of all rows: {next(iter(found.values()))}."]
+    return ["Grids: " + "; ".join(f"{row} on {grid}" for row, grid in found.items()) + "."] if found else []
+
+
+def _grid(row: HeadlineRow, opened: Opened) -> str:
+    """The grid of a row's read-outs in words; empty if it has none."""
+    if row.experiment not in opened:
+        return ""
+    words = (grids.text_of(of) for of in named(opened[row.experiment].rows, row.row).to_dict("records"))
+    return " or ".join(dict.fromkeys(filter(None, words)))
 
 
 def placed(readme: str, study: str, block: str) -> str:

@@ -76,6 +76,22 @@ def widths_figure(rows: pd.DataFrame, *, base: str = "omniquant", value: str = T
     return figure
 
 
+def of_one_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows on the grid of the first nested checkpoint of each model: a line of the figure is of one grid."""
+    kept = []
+    for _, of_model in rows.groupby("model", sort=False):
+        nested = of_model[of_model["method"].str.startswith("MatQuant")]
+        if nested.empty:
+            kept.append(of_model)
+            continue
+        first = nested.iloc[0]
+        same_grid = of_model["grid"] == first["grid"]
+        # The ends of another algorithm are its own.
+        same_ends = (of_model["base"] != first["base"]) | (of_model["ends"] == first["ends"])
+        kept.append(of_model[(of_model["base"] == "none") | (same_grid & same_ends)])
+    return pd.concat(kept) if kept else rows
+
+
 def points(rows: pd.DataFrame, base: str, value: str) -> pd.DataFrame:
     """Line, bits, value and its error, interpolated or not, of every read-out that is on one of LINES."""
     uniform = rows["plan"].str.fullmatch(r"int\d") | (rows["base"] == "none")

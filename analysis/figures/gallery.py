@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analysis.figures.curves import curves_figure, read_log, terms_of
-from analysis.figures.every_width import points, widths_figure
+from analysis.figures.every_width import of_one_grid, points, widths_figure
 from analysis.figures.histograms import MAX_CELLS, histogram_figure
 from analysis.figures.mixed_widths import mixnmatch_figure
 from analysis.figures.pareto import SIZES, pareto_figure, sizes
 from analysis.figures.plans import plan_figure
 from analysis.figures.style import COLUMN, TEXT
+from analysis.frame import grids
 from analysis.frame.code_counts import codes_of, num_parameters
 from analysis.frame.names import model_name
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
@@ -44,15 +45,20 @@ class Plot:
 
 
 def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]:
-    """The figures that a study's results make up; Pareto plots first, and those without results as an empty frame."""
+    """The figures that a study's results make up; Pareto plots first, and those without results as an empty frame.
+
+    The note of each says the grid that all rows share; where rows differ in it, their labels do.
+    """
     codes = codes_of(loaded.store, [cell.id for cell in study.cells])
-    return [
+    grid = grids.sentence(rows)
+    found = [
         *_pareto(loaded, rows, codes),
         *_widths(rows),
         *_mixed(study, loaded.store, rows, codes),
         *_histograms(rows, codes),
         *_curves(study, loaded.store, rows),
     ]
+    return [replace(plot, note=" ".join(filter(None, (plot.note, grid)))) for plot in found]
 
 
 def _pareto(loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
@@ -74,13 +80,17 @@ def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
     """Figure 1b, for the algorithm that has a nested checkpoint."""
     nested = rows[rows["method"].str.startswith("MatQuant")]
     base = nested["base"].iloc[0] if len(nested) else None
+    several = bool(grids.differing(rows))
+    rows = of_one_grid(rows)
+    chosen = f" Of several grids this is one: {grids.text_of(nested.iloc[0].to_dict())}." if several and base else ""
     for value, name in ((TASK_AVG, "widths"), (LOG_PPLX, "widths_log_pplx")):
         if base is None or points(rows, base, value).query("line != 'full'")["bits"].nunique() < 3:
             continue
         yield Plot(
             name,
             f"Figure 1b: {'Task Avg' if value == TASK_AVG else 'log perplexity'} at every width",
-            "Hollow: interpolated, read at a width that was not trained. A line breaks where a width is not measured.",
+            "Hollow: interpolated, read at a width that was not trained. A line breaks where a width is not measured."
+            + chosen,
             lambda _, value=value: widths_figure(rows, base=base, value=value),
             (COLUMN,),
         )

@@ -24,10 +24,13 @@ from analysis.figures.style import (
     new_figure,
     value_axis,
 )
+from analysis.frame import grids
 from analysis.frame.names import BASE_NAMES, model_name
 from evaluation.results.metrics import LOG_PPLX
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -55,22 +58,23 @@ def mixnmatch_figure(rows: pd.DataFrame, *, width: float = TEXT) -> Figure:
     checkpoints = list(dict(tuple(chosen.groupby("config_id", sort=False))).values()) or [chosen]
     full = rows[rows["base"] == "none"]
     across = columns_of(width)
-    lines = len(checkpoints) * len(PANELS) // across
+    lines, parts = len(checkpoints) * len(PANELS) // across, grids.differing(chosen)
     figure, grid = new_figure(width, 2.1 * lines + 0.2 + 0.4 / across, lines, across)
     with matplotlib.rc_context(RC):
         for axes, (checkpoint, panel) in zip(grid.flat, product(checkpoints, PANELS), strict=True):
             of_model = full[full["model"].isin(checkpoint["model"])]
             _draw(axes, pd.concat([of_model, checkpoint]), panel)
-            name = _name(checkpoint) if len(checkpoints) > 1 else ""
+            name = _name(checkpoint, parts) if len(checkpoints) > 1 else ""
             axes.set_title("\n".join(filter(None, (name, panel.title))))
         figure.legend(handles=_legend(pd.concat([full, chosen])), loc="outside lower center", ncols=2 * across)
     return figure
 
 
-def _name(checkpoint: pd.DataFrame) -> str:
-    """`Gemma-2 2B, OmniQuant {int8: 1, int4: 1, int2: 1}`."""
+def _name(checkpoint: pd.DataFrame, parts: Sequence[str]) -> str:
+    """`Gemma-2 2B, OmniQuant {int8: 1, int4: 1, int2: 1}`, with the parts of its grid that others do not share."""
     first = checkpoint.iloc[0]
-    return f"{model_name(first['model'])}, {BASE_NAMES.get(first['base'], first['base'])} {first['objective']}"
+    name = f"{model_name(first['model'])}, {BASE_NAMES.get(first['base'], first['base'])} {first['objective']}"
+    return ", ".join([name, grids.column_text(first.to_dict(), parts)]) if parts else name
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:

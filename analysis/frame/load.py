@@ -19,6 +19,7 @@ from analysis.frame.protocols import asked_for, mixed_checkpoints
 from analysis.frame.sources import mixed_sources
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_error, is_fraction
 from evaluation.results.store import BLOCK_SHARE, Result, ResultStore, protocol_id
+from evaluation.results.stored_bits import recounted
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class LoadedResults:
     store: ResultStore | None = None
     keys: Mapping[tuple[str, str, str], Key] = field(default_factory=dict)
     """The key of every result in the frame, by cell id, plan and task."""
+    by_older_count: frozenset[tuple[str, str]] = frozenset()
+    """The read-outs, by cell id and plan, whose stored bits cannot be counted anew: their codes are not recorded."""
 
     def documents(self, cell_id: str, plan: str, task: str) -> dict[str, list[Any]]:
         """The outcome of every document, as columns; empty if it is not stored."""
@@ -116,7 +119,7 @@ def frame_of(
     tasks = expected_tasks(readout)
     wanted = [result for result in results if (result.cell_id, result.plan) in named and result.task in tasks]
     asked = asked_for(wanted, readout, {cell.id: cell for cell in cells})
-    kept = asked.results
+    kept, by_older_count = _counted_alike(asked.results, cells, readout, store)
     rows = [row for result in kept for row in _rows(result, named[result.cell_id, result.plan])]
     expected = [{**identity, "task": task} for identity in named.values() for task in tasks]
     return LoadedResults(
@@ -126,7 +129,25 @@ def frame_of(
         others=asked.others,
         store=store,
         keys={(result.cell_id, result.plan, result.task): result.key for result in kept},
+        by_older_count=by_older_count,
     )
+
+
+def _counted_alike(
+    results: Sequence[Result], cells: Sequence[Cell], readout: Readout, store: ResultStore | None
+) -> tuple[list[Result], frozenset[tuple[str, str]]]:
+    """The results with their stored bits by one count, and the read-outs of which that cannot be said."""
+    if store is None:
+        return list(results), frozenset()
+    plans = {(cell.id, plan.label): plan for cell in cells if cell.objective for plan in readout.plans_of(cell)}
+    counted, older = [], set()
+    for result in results:
+        plan = plans.get((result.cell_id, result.plan))
+        found = result if plan is None else recounted(result, plan, store)
+        if found is None:
+            older.add((result.cell_id, result.plan))
+        counted.append(found or result)
+    return counted, frozenset(older)
 
 
 def expected_tasks(readout: Readout) -> tuple[str, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from evaluation.sources.table import PAPER_TASKS
+from matquant.config.grid_words import COVERED, all_words, ends_words, grid_words
 
 if TYPE_CHECKING:
     from matquant.config.cell import Cell
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 IDENTITY_COLUMNS = (
     *("cell_id", "config_id", "model", "base", "scope", "objective", "weights", "parent_bits", "method", "label"),
-    *("plan", "bits", "extra_precision", "interpolated", "seed"),
+    *("plan", "bits", "extra_precision", "interpolated", "seed", "name", "grid", "ends"),
 )
+"""`name` is the label without the grid, which a label ends in where the grids of a study differ."""
 TUNING_TEXT = "read on tuning text"
 """The fact that follows every name whose log perplexity is of the text that defaults are chosen on."""
 BASE_NAMES = {"minmax": "MinMax", "search": "Search", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
@@ -48,19 +50,28 @@ def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str],
         group_ids: _differing_facts(group, configs)
         for group_ids, group in {tuple(group): group for group in rivals.values()}.items()
     }
+    parts = _differing_words(cells)
     found = {}
     of_text = [TUNING_TEXT] if readout.perplexity is not None and readout.perplexity.part == "tuning" else []
     groups = {name: differing[tuple(group)] for name, group in rivals.items()}
     for (cell, plan), name in zip(reads, names, strict=True):
         cell_id = ids[id(cell)]
         facts = groups[name].get(cell_id, ())
+        short = [name[1], *facts]
         found[cell_id, plan.label] = {
             "cell_id": cell_id,
             **_identity(cell, plan, readout),
             "config_id": configs[cell_id],
-            "label": ", ".join([name[1], *facts, *of_text]),
+            "name": ", ".join([*short, *of_text]),
+            "label": ", ".join(filter(None, [*short, *(words(cell) for words in parts), *of_text])),
         }
     return found
+
+
+def _differing_words(cells: Sequence[Cell]) -> list[Callable[[Cell], str]]:
+    """The parts of a grid in which quantized cells differ: labels end in them."""
+    quantized = [cell for cell in cells if cell.objective is not None]
+    return [words for words in (grid_words, ends_words) if len({words(cell) for cell in quantized}) > 1]
 
 
 def _row_name(cell: Cell, plan: Plan, readout: Readout) -> tuple[str, str, str]:
@@ -85,6 +96,8 @@ def _identity(cell: Cell, plan: Plan, readout: Readout) -> dict[str, Any]:
         "extra_precision": plan.extra_precision,
         "interpolated": objective is not None and part is not None and objective.is_interpolated(part),
         "seed": cell.seed,
+        "grid": grid_words(cell),
+        "ends": ends_words(cell),
     }
 
 
@@ -127,12 +140,21 @@ def _without_seed(cell: Cell) -> Cell:
 
 
 def _differing_facts(rivals: Mapping[str, Cell], configs: Mapping[str, str]) -> dict[str, list[str]]:
-    """The facts of each cell, by its id, that differ from those of other cells of its name; the seed is left out."""
+    """The facts of each cell, by its id, that differ from those of other cells of its name; the seed is left out.
+
+    Facts that the words for its grid tell are left to these, as long as no two configurations are then called alike.
+    """
     if len({configs[cell_id] for cell_id in rivals}) < 2:
         return {}
     facts = {cell_id: dict(_facts(rival)) for cell_id, rival in rivals.items()}
     keys = dict.fromkeys(key for of_cell in facts.values() for key in of_cell)
     differing = {key for key in keys if len({of_cell.get(key) for of_cell in facts.values()}) > 1}
+    told = differing - set(COVERED)
+    distinct = {
+        (*(facts[cell_id].get(key) for key in sorted(told)), all_words(rival)) for cell_id, rival in rivals.items()
+    }
+    if len(distinct) == len({configs[cell_id] for cell_id in rivals}):
+        differing = told
     return {
         cell_id: [text if key == "objective" else f"{key}={text}" for key, text in of_cell.items() if key in differing]
         for cell_id, of_cell in facts.items()

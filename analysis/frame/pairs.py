@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis.frame import grids
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import differences, outcomes
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
@@ -35,8 +36,7 @@ def pairs_of(ours: OpenStudy, theirs: OpenStudy, *, first: str, second: str) -> 
                     found.append(
                         {
                             "plan": our["plan"],
-                            "first": our["label"],
-                            "second": their["label"],
+                            **dict(zip(("first", "second"), _names(our, their), strict=True)),
                             "what": TASK_NAMES[task],
                             "difference": scale * difference.mean,
                             "stderr": scale * difference.stderr,
@@ -46,6 +46,16 @@ def pairs_of(ours: OpenStudy, theirs: OpenStudy, *, first: str, second: str) -> 
                     )
     columns = ["plan", "first", "second", "what", "difference", "stderr", "p_value", "documents"]
     return pd.DataFrame(found, columns=columns)
+
+
+def _names(our: pd.Series, their: pd.Series) -> tuple[str, str]:
+    """The labels of two rows, each with its grid where they differ in it: a study's labels name it within the study."""
+    sides = (our, their)
+    words = [grids.text_of(side.to_dict()) for side in sides]
+    if words[0] == words[1] or "none" in (our["base"], their["base"]):
+        return our["label"], their["label"]
+    first, second = (", ".join(filter(None, (side["name"], text))) for side, text in zip(sides, words, strict=True))
+    return first, second
 
 
 def _compared(ours: OpenStudy, theirs: OpenStudy, our: pd.Series, their: pd.Series) -> Mapping[str, Difference]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.frame import grids
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, higher_is_better
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ DIGITS = 12
 
 COLUMNS = (
     *("model", "plan", "row", "reference", "task", "difference", "stderr", "p_value", "num_documents", "test"),
-    "higher_is_better",
+    *("higher_is_better", "grid", "reference_grid"),
 )
+TESTED = ("stderr", "p_value", "num_documents", "test")
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
     """Every row of `summary.summary` against the reference row of its model and data type: COLUMNS, the row's index.
 
     The reference is the explicit Baseline of that width, where there is one, else the sliced parent; of the same base
-    algorithm and scope, where there is one.  A Baseline has no reference.
+    algorithm, scope and grid, where there is one.  A Baseline has no reference.
     """
     import pandas as pd  # imported here: comparing two read-outs needs no table
 
@@ -237,15 +239,21 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
                         "reference": group.at[reference, "label"],
                         "task": task,
                         "difference": difference.mean,
-                        **{name: getattr(difference, name) for name in COLUMNS[6:-1]},
+                        **{name: getattr(difference, name) for name in TESTED},
                         "higher_is_better": higher_is_better(metrics[task]),
+                        "grid": grids.text_of(group.loc[index].to_dict()),
+                        "reference_grid": grids.text_of(group.loc[reference].to_dict()),
                     }
                 )
     return pd.DataFrame(found, columns=["index", *COLUMNS]).set_index("index")
 
 
 def _reference(group: pd.DataFrame, index: Any) -> Any | None:
-    """The row that another one is held against: of its algorithm and scope before others, a Baseline before Sliced."""
+    """The row that another one is held against.
+
+    One of its algorithm comes before others, then one of its scope, of its grid and of its ends; of these a Baseline
+    before Sliced.
+    """
     row = group.loc[index]
     if row["method"].startswith("Baseline"):
         return None
@@ -259,6 +267,8 @@ def _reference(group: pd.DataFrame, index: Any) -> Any | None:
         {
             "base": candidates["base"] != row["base"],
             "scope": candidates["scope"] != row["scope"],
+            "grid": candidates["grid"] != row["grid"],
+            "ends": candidates["ends"] != row["ends"],
             "sliced": ~baseline[candidates.index],
         }
     )

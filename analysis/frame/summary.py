@@ -56,7 +56,7 @@ def summary(loaded: LoadedResults) -> pd.DataFrame:
 def _saying_share(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, with the share of the block weights in the label of those that quantize a part of their scope."""
     shares = [("" if pd.isna(share) else f", {partial_text(share)}") for share in rows[BLOCK_SHARE]]
-    return rows.assign(label=rows["label"].str.cat(shares))
+    return rows.assign(label=rows["label"].str.cat(shares), name=rows["name"].str.cat(shares))
 
 
 def partial_text(share: float) -> str:
@@ -113,7 +113,14 @@ def _notes(loaded: LoadedResults, row: SummaryRow) -> tuple[str, ...]:
     certain = [CERTAIN_NOTE for task in loaded.averaged if row[task] in (0.0, 1.0)]
     key = loaded.keys.get((row["cell_id"], row["plan"], LOG_PPLX))
     tuning = [TUNING_NOTE] if key is not None and is_of_tuning_text(key.protocol) else []
-    return (*certain[:1], *tuning)
+    older = [OLDER_COUNT_NOTE] if (row["cell_id"], row["plan"]) in loaded.by_older_count else []
+    return (*certain[:1], *tuning, *older)
+
+
+OLDER_COUNT_NOTE = (
+    "its + overflow and Stored are as they were stored, perhaps by an older count of a bit for every weight: the "
+    "codes.json of its cell, which they are counted anew from, is missing or of another checkpoint"
+)
 
 
 TUNING_NOTE = "log pplx is of tuning text, on which defaults are chosen; no document of it is test text"

@@ -24,7 +24,7 @@ from analysis.frame.pairs import pairs_of
 from analysis.report.contents import gap_texts, headlines, provenance_rows
 from analysis.tables.drawing import to_html, to_text
 from analysis.tables.papers import paper_table
-from analysis.tables.summary_table import significant_marks, summary_table
+from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class ShownStudy:
 
     def paper_table(self, number: int) -> ShownTable:
         """Table `number` of MatQuant, ours beneath theirs."""
-        return ShownTable(paper_table(number, self.opened.rows, significant_marks(self.opened.comparisons)))
+        rows, comparisons = self.opened.rows, self.opened.comparisons
+        return ShownTable(paper_table(number, with_reference_notes(rows, comparisons), significant_marks(comparisons)))
 
     @cached_property
     def plots(self) -> dict[str, Plot]:

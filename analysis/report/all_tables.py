@@ -18,7 +18,7 @@ from analysis.report.page import plain_page
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import document, to_latex, to_markdown
 from analysis.tables.papers import kind_of
-from analysis.tables.summary_table import significant_marks
+from analysis.tables.summary_table import significant_marks, with_reference_notes
 from evaluation.results.store import ResultStore
 from matquant.command.parsing import parse
 from matquant.errors import UserError
@@ -42,7 +42,8 @@ def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, LoadedResu
     """Table `number` with the results of a study: as text, as numbers, and the results themselves."""
     loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
     rows = summary(loaded)
-    entries = side_by_side(number, rows, significant_marks(against_reference(rows, loaded)))
+    comparisons = against_reference(rows, loaded)
+    entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
     return kind_of(entries)(number, entries), entries, loaded
 
 

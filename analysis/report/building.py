@@ -17,7 +17,7 @@ from analysis.report.page import plain_page, render
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import document, to_latex, to_markdown, to_text
 from analysis.tables.papers import kind_of
-from analysis.tables.summary_table import significant_marks, summary_table
+from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from analysis.tables.typeset import Table
 from evaluation.results.store import ResultStore
 from matquant.runs.files import write_beside
@@ -73,7 +73,7 @@ def build(
     written.append(write_text(paths.comparisons, comparisons.to_csv(index=False)))
     paper = None
     if (number := paper_number(study.name)) is not None:
-        entries = side_by_side(number, rows, significant_marks(comparisons))
+        entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
         paper = kind_of(entries)(number, entries)
         written += _write_table(paper, entries, paths.folder, "paper")
     drawn = []

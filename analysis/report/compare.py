@@ -15,6 +15,7 @@ import numpy as np
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import Difference, differences, document_values
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, is_fraction
+from evaluation.results.readouts import grid_of
 from evaluation.results.store import Protocol, ResultStore, protocol_id
 from evaluation.sources.table import SPLITS
 from matquant.command.parsing import parse
@@ -66,6 +67,14 @@ def difference_lines(ours: Measured, theirs: Measured) -> list[str]:
             lines.append(f"measured with {label}:")
         lines += _lines({t: ours[key] for t, key in keys.items()}, {t: theirs[key] for t, key in keys.items()})
     return lines
+
+
+def grid_lines(first: str, second: str, store: ResultStore) -> list[str]:
+    """The grid of both, or the grid of each where they differ: CELL:PLAN as for `measured`."""
+    ours, theirs = (grid_of(store, name.rpartition(":")[0]) for name in (first, second))
+    if ours == theirs or not (ours and theirs):
+        return [f"grid: {ours or theirs}"] if ours or theirs else []
+    return [f"grids differ: {ours} (first); {theirs} (second)"]
 
 
 def _labels(protocols: Mapping[tuple[str, str], Protocol]) -> dict[tuple[str, str], str]:
@@ -128,4 +137,4 @@ def main(arguments: Sequence[str]) -> None:
         first, second = measured(given.first, store), measured(given.second, store)
     except ValueError as error:  # a damaged result; the message says what to delete
         raise UserError(str(error)) from error
-    print("\n".join(difference_lines(first, second)))
+    print("\n".join([*grid_lines(given.first, given.second, store), *difference_lines(first, second)]))

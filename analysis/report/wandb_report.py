@@ -19,7 +19,7 @@ from analysis.report.files import write_text
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
-from analysis.tables.summary_table import significant_marks, summary_table
+from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from evaluation.results.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
@@ -53,7 +53,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
     ]
     tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons, loaded.metrics)))]
     if (number := paper_number(study.name)) is not None:
-        entries = side_by_side(number, rows, significant_marks(comparisons))
+        entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
         table = kind_of(entries)(number, entries)
         tables.insert(0, (table.caption, to_markdown(table)))
     others: list[Any]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import published
+from analysis.frame import grids
 from analysis.published import RUN
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from evaluation.results.store import BLOCK_SHARE
@@ -20,7 +21,7 @@ METRICS = (BITS, *published.TASKS, TASK_AVG, LOG_PPLX)
 
 COLUMNS = (
     *("table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
-    *("ours", "stderr", "spread", "num_seeds", "difference", "mark", "notes", "cell_id", BLOCK_SHARE),
+    *("ours", "stderr", "spread", "num_seeds", "difference", "mark", "notes", "cell_id", BLOCK_SHARE, "grid"),
 )
 
 
@@ -42,7 +43,20 @@ def side_by_side(number: int, rows: pd.DataFrame, marks: Mapping[Any, Mapping[st
     theirs = printed.drop(columns="paper").rename(columns={"value": "paper"})
     entries = pd.concat([theirs, pd.DataFrame(found, index=printed.index)], axis=1)
     meant = entries["should_read"].fillna(entries["paper"])
+    entries = _naming_grids(entries)
     return entries.assign(difference=entries["ours"] - meant)[list(COLUMNS)]
+
+
+def _naming_grids(entries: pd.DataFrame) -> pd.DataFrame:
+    """The entries, with a note of its grid on each of ours where they differ in it."""
+    measured = entries["ours"].notna() & (entries["grid"] != "")
+    if entries.loc[measured, "grid"].nunique() < 2:
+        return entries
+    notes = [
+        (f"grid of ours: {grid}", *notes) if named else notes
+        for grid, notes, named in zip(entries["grid"], entries["notes"], measured, strict=True)
+    ]
+    return entries.assign(notes=pd.Series(notes, entries.index, dtype=object))
 
 
 def varies_weights(printed: pd.DataFrame) -> bool:
@@ -77,8 +91,11 @@ def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mappi
     """Our measurement of one printed number; of several runs of one name the first, as the experiment lists them."""
     if not indices or metric not in rows:
         gap = dict.fromkeys(("ours", "stderr", "spread", BLOCK_SHARE), float("nan"))
-        return {**gap, "num_seeds": 0, "mark": "", "notes": (), "cell_id": ""}
+        return {**gap, "num_seeds": 0, "mark": "", "notes": (), "cell_id": "", "grid": ""}
     measured = rows.loc[indices[0]]
+    rivals = [grids.text_of(rows.loc[index].to_dict()) for index in indices]
+    others = list(dict.fromkeys(grid for grid in rivals if grid != rivals[0]))
+    chosen = (f"the first of several grids: {rivals[0]}; not shown: {'; '.join(others)}",) if others else ()
     scale = 1 if metric in (BITS, LOG_PPLX) else 100
     missing = pd.isna(measured[metric]) or (metric == BITS and pd.isna(measured[[TASK_AVG, LOG_PPLX]]).all())
     return {
@@ -87,7 +104,8 @@ def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mappi
         "spread": scale * float(measured.get(f"{metric}_spread", float("nan"))),
         "num_seeds": 0 if missing else int(measured["num_seeds"]),
         "mark": marks.get(indices[0], {}).get(metric, ""),
-        "notes": () if missing else measured["notes"],
+        "notes": () if missing else (*chosen, *measured["notes"]),
         "cell_id": measured["cell_id"],
         BLOCK_SHARE: measured.get(BLOCK_SHARE, float("nan")),
+        "grid": rivals[0],
     }

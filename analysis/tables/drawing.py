@@ -16,7 +16,8 @@ from matquant.checkout import PROJECT
 TABLES = PROJECT / "analysis" / "tables" / "templates"
 NOTE_WIDTH = 130
 METHOD_WIDTH = 30
-"""The characters of a method's name in a line; a longer one is wrapped, so that a table fits into 137 columns."""
+"""The characters of a method's name, or its grid's, in a line; a longer one is wrapped, so that a table fits into 137
+columns."""
 ROWS = "rows of the table"
 LINES_A_PAGE = 60
 """Rows of a LaTeX table that fit on a page in the size of a footnote; more become a longtable."""
@@ -29,9 +30,7 @@ def to_text(table: Table) -> str:
     for section in table.sections:
         lines: list[list[str]] = []
         for row in section.rows:
-            first, *more = textwrap.wrap(row[1].text, METHOD_WIDTH) or [""]
-            lines.append([row[0].text if not lines else "", first, *(entry.text for entry in row[2:])])
-            lines += [["", f"  {part}", *[""] * (len(row) - 2)] for part in more]
+            lines += _text_lines([entry.text for entry in row], table, first=not lines)
         blocks.append(lines)
     heads = _flat_heads(table)
     widths = [
@@ -44,6 +43,16 @@ def to_text(table: Table) -> str:
             drawn += ["", f"{section.model}"]
         drawn += ["", *(_text_line(line, widths, table) for line in lines)]
     return "\n".join([*drawn, "", *(line for note in table.notes for line in textwrap.wrap(note, NOTE_WIDTH))])
+
+
+def _text_lines(texts: Sequence[str], table: Table, *, first: bool) -> list[list[str]]:
+    """One row as lines of a terminal: long names are wrapped, the data type stands in the first row of a section."""
+    wrapped = [textwrap.wrap(text, METHOD_WIDTH) or [""] for text in texts[1 : table.num_labels]]
+    lines = [[texts[0] if first else "", *(parts[0] for parts in wrapped), *texts[table.num_labels :]]]
+    for number in range(1, max(map(len, wrapped), default=0)):
+        more = [f"  {parts[number]}" if number < len(parts) else "" for parts in wrapped]
+        lines.append(["", *more, *[""] * (len(texts) - table.num_labels)])
+    return lines
 
 
 def _without(table: Table, heads: Container[str]) -> Table:

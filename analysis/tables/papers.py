@@ -127,7 +127,7 @@ def by_model(number: int, entries: pd.DataFrame) -> Table:
         sections.append(Section("", next(iter(labels))[0], tuple(rows)))
     heads = (*heads, *(HEADS.get(metric, task_name(metric)) for _, metric in columns))
     spans = (("", len(heads) - len(columns)), *((model_name(model), len(metrics)) for model in models))
-    notes = (*_partial_notes(entries), *row_notes(entries))
+    notes = (*_grid_notes(entries), *_partial_notes(entries), *row_notes(entries))
     return Table(heads, tuple(sections), notes, spans, len(heads) - len(columns), caption=_caption(number, entries))
 
 
@@ -263,6 +263,7 @@ def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...
     ]
     measured = int(entries["ours"].notna().sum())
     notes.append(f"{measured} of {len(entries)} numbers measured.")
+    notes += _grid_notes(entries)
     notes += _partial_notes(entries)
     if any("±" in text for text in texts):
         notes.append(ERROR_NOTE)
@@ -278,6 +279,12 @@ def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...
     if MISSING in texts:
         notes.append(MISSING_NOTE)
     return (*notes, *row_notes(entries))
+
+
+def _grid_notes(entries: pd.DataFrame) -> list[str]:
+    """A sentence for the grid that all of ours share; where they differ, each of them has a note (`beside`)."""
+    found = entries.loc[entries["ours"].notna() & (entries["grid"] != ""), "grid"].unique()
+    return [f"Grid of ours: {found[0]}."] if len(found) == 1 else []
 
 
 def _partial_notes(entries: pd.DataFrame) -> list[str]:

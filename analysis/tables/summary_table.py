@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.frame import grids
 from analysis.frame.significance import LEVEL
 from analysis.frame.summary import SummaryRow, data_type, task_name
 from analysis.tables.typeset import (
@@ -31,6 +32,8 @@ from evaluation.results.metrics import LOG_PPLX, TASK_AVG, higher_is_better, is_
 from evaluation.results.store import BLOCK_SHARE
 
 GRID, OVERFLOW, STORED = "+ grid", "+ overflow", "Stored"
+GRID_WORDS = "Grid"
+"""The column that says what a row's grid is, where rows differ in it."""
 BITS_NOTE = (
     "Bits: the paper's count, per quantized weight; what it leaves out stands beside it.  + grid: scales, zeros and "
     "transformation; + overflow: which weights are in the overflow bucket; Stored: everything, per parameter of the "
@@ -59,14 +62,16 @@ def summary_table(
     metric of every task that has been measured.
     """
     marks, metrics = significant_marks(comparisons), metrics or {}
+    rows = with_reference_notes(rows, comparisons)
     rows = rows.assign(
         marks=pd.Series({index: marks.get(index, {}) for index in rows.index}, dtype=object),
         signs=row_note_signs(rows),
     )
-    several = bool((rows["num_seeds"] > 1).any())
+    several, parts = bool((rows["num_seeds"] > 1).any()), grids.differing(rows)
     columns = (
         Column("Data type", data_type),
         Column("Method", _method(several=several)),
+        *([Column(GRID_WORDS, lambda row: grids.column_text(row, parts))] if parts else []),
         Column("Bits", _bits("effective_bits")),
         Column(GRID, _bits("grid_bits")),
         *([Column(OVERFLOW, _bits("overflow_bits"))] if (rows["overflow_bits"] > 0).any() else []),
@@ -80,7 +85,7 @@ def summary_table(
         groups.setdefault((row["model"], data_type(row)), []).append(row)
     sections = tuple(_section(model, name, group, columns) for (model, name), group in groups.items())
     notes = (*_notes(rows, sections, comparisons), *metric_notes(metrics), *row_notes(rows))
-    return Table(tuple(column.head for column in columns), sections, notes)
+    return Table(tuple(column.head for column in columns), sections, notes, num_labels=3 if parts else 2)
 
 
 def _task_column(task: str, metric: str | None) -> Column:
@@ -124,6 +129,19 @@ def _note_signs(rows: pd.DataFrame) -> dict[str, int]:
     return {note: number for number, note in enumerate(distinct, start=1)}
 
 
+def with_reference_notes(rows: pd.DataFrame, comparisons: pd.DataFrame | None) -> pd.DataFrame:
+    """The rows, with a note on those that are held against a row on another grid."""
+    if comparisons is None:
+        return rows
+    other = comparisons[comparisons["grid"] != comparisons["reference_grid"]]
+    grid_of = dict(zip(other.index, other["reference_grid"], strict=True))
+    noted = [
+        (*notes, f"{BETTER} {WORSE} against a row on another grid: {grid_of[index]}") if index in grid_of else notes
+        for index, notes in rows["notes"].items()
+    ]
+    return rows.assign(notes=pd.Series(noted, rows.index, dtype=object))
+
+
 def significant_marks(comparisons: pd.DataFrame | None) -> dict[Any, dict[str, str]]:
     """The marks of each row, by task: better or worse, where it differs significantly from its reference."""
     if comparisons is None:
@@ -152,7 +170,7 @@ def _method(*, several: bool) -> Callable[[SummaryRow], str]:
 
     def text(row: SummaryRow) -> str:
         seeds = f", {row['num_seeds']} seed{'s' * (row['num_seeds'] > 1)}" if several and row["base"] != "none" else ""
-        name = "unquantized" if row["base"] == "none" else row["label"]
+        name = "unquantized" if row["base"] == "none" else row["name"]
         return name + (f" {DAGGER}" if row["interpolated"] else "") + seeds + row["signs"]
 
     return text
@@ -181,6 +199,8 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section], comparisons: pd.Data
     """The legend: only the marks that occur."""
     texts = {entry.text for section in sections for row in section.rows for entry in row}
     notes = ["Tasks and Task Avg in percent, higher is better; log pplx in nats per token, lower is better."]
+    if grid := grids.sentence(rows):
+        notes.append(grid)
     if rows["model_bits"].notna().any():
         notes.append(BITS_NOTE)
     if rows[BLOCK_SHARE].notna().any():
@@ -212,8 +232,8 @@ SEEDS_NOTE = (
 )
 SIGNIFICANCE_NOTE = (
     f"{BETTER} {WORSE} significantly better or worse than the explicit Baseline of the same width, or where "
-    "there is none than the sliced parent: paired over the same documents, p < 0.05, not corrected for the "
-    "number of comparisons"
+    "there is none than the sliced parent, of the same grid where there is one: paired over the same documents, "
+    "p < 0.05, not corrected for the number of comparisons"
 )
 INTERPOLATED_NOTE = f"{DAGGER} interpolated: read at a width between those it was trained for."
 MISSING_NOTE = f"{MISSING} missing: not measured as this table asks, or left out for a reason given under problems."

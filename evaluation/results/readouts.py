@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.results.metrics import LOG_PPLX, error_name, headline_metric, is_fraction
 from evaluation.results.store import BLOCK_SHARE, Protocol, Result, ResultStore
+from evaluation.results.stored_bits import recounted_by_label
+from matquant.config.cell import Cell
+from matquant.config.grid_words import all_words
 
 EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX = "readout/effective_bits", "readout/task_avg", "readout/log_pplx"
 """Names of a plan's point: a line through a run's points is its Pareto curve."""
@@ -16,7 +20,7 @@ LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}_tuning", f"{READOUT_LOG_
 
 def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol]) -> list[dict[str, Any]]:
     """A row for each plan and task of a cell, of its headline metric; `wanted`: the protocol of each task."""
-    rows = []
+    rows, grid = [], grid_of(store, cell_id)
     for path in store.paths(cell_id):
         try:
             result = store.read(path)
@@ -24,7 +28,7 @@ def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol
             continue  # reports and tables name it
         metric = headline_metric(result.metrics)
         if metric is not None and wanted.get(result.task) == result.protocol:
-            rows.append(_row(result, metric))
+            rows.append(_row(recounted_by_label(result, store) or result, metric, grid))
     return rows
 
 
@@ -33,9 +37,18 @@ def is_of_tuning_text(protocol: Protocol) -> bool:
     return protocol.get("part") == "tuning"
 
 
-def _row(result: Result, metric: str) -> dict[str, Any]:
+def grid_of(store: ResultStore, cell_id: str) -> str:
+    """The grid of a cell in words, from its recorded specification; empty if it has none, or that cannot be read."""
+    try:
+        return all_words(Cell.model_validate(json.loads(store.text(cell_id, "cell.json"))))
+    except (OSError, ValueError):
+        return ""
+
+
+def _row(result: Result, metric: str, grid: str) -> dict[str, Any]:
     return {
         "plan": result.plan,
+        "grid": grid,
         "effective_bits": result.effective_bits,
         "model_bits": result.overhead.get("model_bits"),
         "task": LOG_PPLX_TUNING if is_of_tuning_text(result.protocol) else result.task,

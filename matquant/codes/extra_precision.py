@@ -9,16 +9,22 @@ import torch
 
 from matquant.codes.layouts import slices_of
 from matquant.codes.nested import NestedWeight
+from matquant.codes.overflow_list import list_bits
 from matquant.codes.slicing import slice_codes
 from matquant.notation import FULL_BITS, Plan, Slice
 
 
-def overflow_share(nested: NestedWeight, to: Slice) -> float:
-    """The share of weights in the overflow bucket 2^r that only an extra-precision slice has (Eq. 8)."""
+def num_overflow(nested: NestedWeight, to: Slice) -> int:
+    """The number of weights in the overflow bucket 2^r that only an extra-precision slice has (Eq. 8)."""
     if not to.extra_precision:
-        return 0.0
+        return 0
     top = 1 << nested.parent_bits
-    return (slice_codes(nested.codes, to, parent_bits=nested.parent_bits) == top).float().mean().item()
+    return int((slice_codes(nested.codes, to, parent_bits=nested.parent_bits) == top).sum())
+
+
+def overflow_share(nested: NestedWeight, to: Slice) -> float:
+    """The share of weights in the overflow bucket."""
+    return num_overflow(nested, to) / nested.codes.numel()
 
 
 def effective_bits(layers: Mapping[str, NestedWeight], plan: Plan) -> float:
@@ -33,15 +39,16 @@ def overhead_bits(layers: Mapping[str, NestedWeight], plan: Plan, *, num_paramet
     """Bits that the paper's count leaves out, so that nothing is hidden.
 
     `grid_bits`: scales, zeros and transformation, per quantized weight, in the dtypes they are stored in here.
-    `overflow_bits`: the list of weights in the overflow bucket, per quantized weight: one bit for every weight, or a
-    16-bit column number for each weight in the bucket, whichever is less.
+    `overflow_bits`: the list of weights in the overflow bucket (`overflow_list.list_bits`), per quantized weight.
     `model_bits`: everything together per parameter of the whole model, with unquantized parameters in 16 bits.
     """
     slices = slices_of(plan, layers)
     num_quantized = sum(nested.codes.numel() for nested in layers.values())
     grid = sum(8 * _num_bytes(nested) for nested in layers.values())
     overflow = sum(
-        nested.codes.numel() * min(1.0, 16 * overflow_share(nested, slices[name])) for name, nested in layers.items()
+        list_bits(nested.codes.numel(), num_overflow(nested, slices[name]))
+        for name, nested in layers.items()
+        if slices[name].extra_precision and slices[name].bits < nested.parent_bits
     )
     codes = sum(nested.codes.numel() * slices[name].bits for name, nested in layers.items())
     total = codes + grid + overflow + FULL_BITS * (num_parameters - num_quantized)
@@ -80,8 +87,8 @@ def overflow_shares(layers: Mapping[str, NestedWeight]) -> dict[str, float]:
 def code_statistics(layers: Mapping[str, NestedWeight]) -> dict[str, Any]:
     """A summary of the codes after training, small enough to keep beside results.
 
-    `histogram`: weights per parent code, all layers together.  `layers`: for each, its number of weights and its
-    effective bits with extra precision at every narrower width.
+    `histogram`: weights per parent code, all layers together.  `layers`: for each, its number of weights, its effective
+    bits with extra precision at the widths of the papers, and its overflow weights at every narrower width.
     """
     return {
         "histogram": code_histogram(layers),
@@ -90,6 +97,10 @@ def code_statistics(layers: Mapping[str, NestedWeight]) -> dict[str, Any]:
                 "num_weights": nested.codes.numel(),
                 "effective_bits": {
                     str(part): part.bits + overflow_share(nested, part) for part in _with_overflow(nested.parent_bits)
+                },
+                "overflow": {
+                    f"int{bits}": num_overflow(nested, Slice(bits, extra_precision=True))
+                    for bits in range(1, nested.parent_bits)
                 },
             }
             for name, nested in layers.items()
