@@ -56,7 +56,7 @@ lint: $(READY) ## format, lint, types and import contracts, without the tests
 	@$(BIN)/lint-imports
 
 bench: $(READY) ## speed and memory, as ratios against a named rival in the same run
-	@for name in materialize omniquant gptq qat_memory evaluation planning tables startup; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in materialize range_search omniquant gptq qat_memory evaluation planning tables startup; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lock: ## renew requirements.lock from pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -166,7 +166,10 @@ KNOWN_AS = {
 
 def table() -> str:
     """The table of docs/models.md: families, bases, and whether answers share their question in evaluation."""
-    rows = ["| family | models | none, minmax, qat | omniquant, gptq | answers share a row |", "|---|---|---|---|---|"]
+    rows = [
+        "| family | models | none, minmax, search, qat | omniquant, gptq | answers share a row |",
+        "|---|---|---|---|---|",
+    ]
     for name, family in sorted(FAMILIES.items()):
         block_wise = "refused" if family.not_block_wise else "yes"
         shares = ("without alibi" if name == "falcon" else "yes") if family.shares_contexts else "no"

@@ -209,7 +209,7 @@ def test_preflight_names_the_bases_that_a_family_has_where_others_cannot_be(name
     assert set(refused) == {cell.id for cell in cells if cell.base.kind in ("omniquant", "gptq")}
     for reason in refused.values():
         assert "keys and values from earlier ones" in reason
-        assert reason.endswith("; choose base=minmax or base=qat")
+        assert reason.endswith("; choose base=minmax, base=search or base=qat")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def require_block_wise(cell: Cell, *, cache: Path) -> None:
     if (reason := family_of(model).not_block_wise or _failure(model, cell.scope)) is not None:
         raise UserError(
             f"base={cell.base.kind} runs the blocks of a model one by one, which {_name(model)} does not allow: "
-            f"{reason}; choose base=minmax or base=qat"
+            f"{reason}; choose base=minmax, base=search or base=qat"
         )
 
 

@@ -16,7 +16,8 @@ around the best of each: the error has many local minima, so several of them are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -90,10 +91,11 @@ def search_factors(
         mean = importance.float().mean()
         importance = importance.float() / torch.where(mean > 0, mean, 1.0)
     search = _Search(objective, spec, reach, codes or nearest(objective), importance)
+    on_cpu = weight.device.type == "cpu"
     # On a CPU as many weights at once as its caches hold.
-    chunk = 1 << (15 if weight.device.type == "cpu" else 22)
-    rows = weight.split(max(1, chunk // weight.shape[1]))
-    found = [search.of(part.float()) for part in rows]
+    rows = weight.split(max(1, (1 << (15 if on_cpu else 22)) // weight.shape[1]))
+    with _one_thread() if on_cpu else nullcontext():
+        found = [search.of(part.float()) for part in rows]
     return Factors(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -110,6 +112,17 @@ def searched_grid(
     factors = search_factors(weight, objective, spec, reach=reach, importance=importance, codes=codes)
     ends = weight_range(weight.detach(), spec)
     return grid_between(_scaled(factors, ends), objective.parent_bits, spec)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Lets one thread do all: with so few weights at once, several would wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _scaled(factors: Factors, ends: Range) -> Range:
