@@ -215,5 +215,6 @@ def logit_within(init: float, reach: float) -> float:
     """The logit with reach * sigmoid(logit) = sigmoid(init)."""
     if reach == 1.0:
         return init
-    share = 1 / (1 + math.exp(-init)) / reach
-    return math.log(share / (1 - share))
+    # Of 1/sigmoid(init) = 1 + e^-init only the logarithm is taken: e^1000 is more than a float holds.
+    parts = torch.tensor([reach - 1, reach], dtype=torch.float64).log() - torch.tensor([0.0, init])
+    return -torch.logsumexp(parts, 0).item()
