@@ -78,14 +78,34 @@ def size_of(cell: Cell, cache: Path) -> Size:
     return _SIZES[key]
 
 
+def searches_for_ends(cell: Cell) -> bool:
+    """True if the ends of a cell's grids are searched for, to stay there or to start there."""
+    match cell.base:
+        case NoBase() | MinMaxBase():
+            return False
+        case SearchBase():
+            return True
+        case OmniQuantBase() | QATBase() as base:
+            return base.clipping_init == "search"
+        case GPTQBase() as base:
+            return base.clipping == "search"
+        case _:
+            assert_never(cell.base)
+
+
 def training_operations(cell: Cell, size: Size) -> float:
     """The operations that make a cell's checkpoint."""
+    search = SEARCH_OF_A_WEIGHT * size.in_scope if searches_for_ends(cell) else 0.0
+    return search + _fitting_operations(cell, size)
+
+
+def _fitting_operations(cell: Cell, size: Size) -> float:
+    """The operations on text."""
     match cell.base:
         case NoBase() | MinMaxBase():
             return 0.0
         case SearchBase() as base:
-            passes = 0.0 if base.importance == "plain" else 2 * size.active * calibration_tokens(cell)
-            return passes + SEARCH_OF_A_WEIGHT * size.in_scope
+            return 0.0 if base.importance == "plain" else 2 * size.active * calibration_tokens(cell)
         case OmniQuantBase() as base:
             assert cell.data is not None
             trained = base.num_steps * base.batch_size * cell.data.sequence_length

@@ -16,6 +16,7 @@ from evaluation.work import (
     calibration_tokens,
     num_slices,
     reading_operations,
+    searches_for_ends,
     searching_operations,
     size_of,
     training_operations,
@@ -61,8 +62,7 @@ def _training(cell: Cell, setup: Setup, size: Size) -> Cost:
         case NoBase() | MinMaxBase():
             return Cost(START_S / 3600, size.weights * BYTES[cell.model.dtype] / GB, _disk_gb(cell, setup, size))
         case SearchBase():
-            # About 300 grids are tried, each in a dozen passes over a chunk of weights in float32.
-            seconds = _training_seconds(cell, setup, size, traffic=30_000 * size.in_scope)
+            seconds = _training_seconds(cell, setup, size)
             memory = size.weights * BYTES[cell.model.dtype] + 2 * GB
             return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
         case OmniQuantBase() as base:
@@ -135,6 +135,8 @@ def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
 def _training_seconds(cell: Cell, setup: Setup, size: Size, traffic: float = 0.0) -> float:
     """`traffic`: other bytes through the memory of a GPU; `tflops` of a machine without SLURM includes their time."""
     seconds = training_operations(cell, size) / _speed(setup)
+    if searches_for_ends(cell):
+        traffic += 30_000 * size.in_scope  # about 300 grids, each in a dozen passes over some weights in float32
     return seconds + (traffic / MEMORY_BYTES_PER_S if is_slurm(setup.cluster) else 0)
 
 

@@ -63,3 +63,18 @@ def test_a_search_costs_what_it_reads_and_a_dynamic_program_once_for_all_budgets
     once = hours("dynamic_program@3") - none
     assert hours("dynamic_program@3", "dynamic_program@4") - none == pytest.approx(once)
     assert hours("dynamic_program_linear@3") - none == pytest.approx(2 * once, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("base", "field"),
+    [("omniquant", "clipping_init"), ("qat", "clipping_init"), ("gptq", "clipping")],
+)
+def test_a_search_for_ends_costs_the_same_before_whatever_is_learned(tiny_study, base, field):
+    without, searched = (
+        cost_of(job(tiny_study, f"base={base}", *words), ()) for words in ((), (f"base.{field}=search",))
+    )
+    alone = (
+        cost_of(job(tiny_study, "base=search"), ()).gpu_hours
+        - cost_of(job(tiny_study, "base=minmax", "bits=int8"), ()).gpu_hours
+    )
+    assert searched.gpu_hours - without.gpu_hours == pytest.approx(alone, rel=0.05)
