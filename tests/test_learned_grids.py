@@ -434,6 +434,7 @@ def test_a_resumed_gptq_with_searched_ends_ends_in_the_same_bits(fit_gptq):  # n
 @pytest.mark.parametrize(
     ("words", "remedies"),
     [
+        ("base=search base.batch_size=2", ["base.importance=inputs", "base.batch_size=4"]),
         ("base=omniquant base.importance=inputs", ["base.clipping_init=search", "base.importance=plain"]),
         (
             "base=qat base.clipping_reach=1.5",

@@ -211,6 +211,15 @@ class SearchBase(Spec):
     batch_size: Positive = 4
     """Sequences that run through the model at once; of importance=inputs."""
 
+    @model_validator(mode="after")
+    def _reads_what_it_batches(self) -> SearchBase:
+        if self.importance == "plain" and self.batch_size != 4:
+            raise ValueError(
+                f"base.batch_size={self.batch_size} is for text, and base.importance=plain reads none; "
+                "set base.importance=inputs or base.batch_size=4"
+            )
+        return self
+
 
 class OmniQuantBase(Spec):
     """Block-wise OmniQuant (arXiv:2308.13137): weights are frozen, and their quantization is learned."""
