@@ -41,7 +41,8 @@ def parts(tiny_study):
 
 def fit(parts, progress: Memory, objective: Objective = NESTED, **changes) -> Layers:
     base = SearchBase.model_validate({"kind": "search", **changes})
-    return range_searched.fit(*parts, range_searched.Settings(base, objective, "ffn", GRID), progress)
+    model, tokens = parts
+    return range_searched.fit(model, tokens, range_searched.Settings(base, objective, "ffn", GRID), progress)
 
 
 def test_a_search_of_plain_errors_reads_no_text_and_has_no_seed():
@@ -84,7 +85,7 @@ def test_a_search_weighs_errors_by_the_inputs_that_gptq_measures(parts):
     measured = importance_of(model, tokens, "ffn_attention", batch_size=3)
     seen: dict[str, torch.Tensor] = {}
     for path, linear in linears(blocks(model)[1], "ffn_attention").items():
-        linear.register_forward_pre_hook(lambda _, given, path=path: seen.update({path: given[0].flatten(0, 1)}))
+        linear.register_forward_pre_hook(lambda _, given, *, path=path: seen.update({path: given[0].flatten(0, 1)}))
     with torch.no_grad():
         model(input_ids=tokens)
     for path, x in seen.items():
