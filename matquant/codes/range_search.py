@@ -16,7 +16,8 @@ around the best of each: the error has many local minima, so several of them are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,9 +94,9 @@ def search_factors(
     search = _Search(objective, spec, reach, codes or nearest(objective), importance)
     on_cpu = weight.device.type == "cpu"
     # On a CPU as many weights at once as its caches hold.
-    rows = weight.split(max(1, (1 << (15 if on_cpu else 22)) // weight.shape[1]))
-    with _one_thread() if on_cpu else nullcontext():
-        found = [search.of(part.float()) for part in rows]
+    rows = weight.detach().split(max(1, (1 << (17 if on_cpu else 22)) // weight.shape[1]))
+    with _threads() if on_cpu else nullcontext(map) as each:
+        found = list(each(search.of, rows))
     return Factors(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -115,14 +116,17 @@ def searched_grid(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Lets one thread do all: with so few weights at once, several would wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _threads() -> Iterator[Callable[[Callable[[Tensor], Factors], Iterable[Tensor]], Iterator[Factors]]]:
+    """Maps a function over rows with each of torch's threads at rows of its own.
+
+    With so few weights at once, threads that share the work on them would wait for each other longer than they work.
+    """
+    number = torch.get_num_threads()
     try:
-        yield
+        with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(number)
 
 
 def _scaled(factors: Factors, ends: Range) -> Range:
@@ -141,6 +145,7 @@ class _Search:
 
     def of(self, weight: Float[Tensor, "out in"]) -> Factors:
         """The best factors of some rows."""
+        weight = weight.float()
         ends = weight_range(weight, self.spec)
         tried = [Factors(*(torch.full_like(ends.low, factor) for factor in pair)) for pair in self.shared()]
         for ratio, number in REFINEMENTS:
