@@ -10,7 +10,7 @@ from pathlib import Path
 from matquant.checkout import PROJECT, study_folders
 
 CONF = PROJECT / "conf"
-SHOWN = 12
+SHOWN = 16
 """Choices that a sentence names; of an axis with more, it names the nearest few and the command that lists all."""
 
 
