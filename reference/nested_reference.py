@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from matquant.codes.quantizers import Grid, grouped
+from matquant.config.cell import SliceClamp
 from matquant.notation import Slice
 
 
@@ -14,7 +15,7 @@ def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
     return exact.detach() + (smooth - smooth.detach())
 
 
-def read_slice(weight: Tensor, grid: Grid, part: Slice, *, parent_bits: int) -> Tensor:
+def read_slice(weight: Tensor, grid: Grid, part: Slice, *, parent_bits: int, clamp: SliceClamp = "bucket") -> Tensor:
     scale, zero = grid.scale.unsqueeze(-1), grid.zero.unsqueeze(-1)
     position = grouped(weight, grid.scale.shape[1]) / scale + zero
     clamped = torch.clamp(position, 0, 2**parent_bits - 1)
@@ -25,6 +26,6 @@ def read_slice(weight: Tensor, grid: Grid, part: Slice, *, parent_bits: int) -> 
         buckets = straight_through(torch.floor(codes / step + 0.5), codes / step)
     if not part.extra_precision:
         # The value at the border is exact, so clamp the rounded bucket and let only unclamped codes pass.
-        overflow = buckets > 2**part.bits - 1
+        overflow = buckets > 2**part.bits - 1 if clamp == "bucket" else codes > (2**part.bits - 1) * step
         buckets = torch.where(overflow, torch.full_like(buckets, 2.0**part.bits - 1), buckets)
     return ((buckets * step - zero) * scale).flatten(1)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from matquant.codes.nested import NestedWeight, materialize, nest, read_slices
 from matquant.codes.quantizers import Grid, LearnableClipping
-from matquant.config.cell import GridSpec
+from matquant.config.cell import GridSpec, SliceClamp
 from matquant.notation import Plan, Slice
 from reference.nested_reference import read_slice
 
@@ -32,9 +32,10 @@ def test_what_training_sees_is_what_evaluation_sees(part, group_size, device):
     assert torch.equal(nest(weight, clipping(), 8).at(part).weight, training)
 
 
+@pytest.mark.parametrize("clamp", ["bucket", "value"])
 @given(seed=st.integers(0, 10_000), parent_bits=st.integers(2, 8), init=st.floats(-1, 5), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_values_and_gradients_equal_the_twin_spelled_with_autograd(seed, parent_bits, init, data):
+def test_values_and_gradients_equal_the_twin_spelled_with_autograd(clamp, seed, parent_bits, init, data):
     width = st.builds(Slice, st.integers(1, parent_bits), st.booleans()).filter(
         lambda s: s.bits < parent_bits or not s.extra_precision
     )
@@ -44,8 +45,8 @@ def test_values_and_gradients_equal_the_twin_spelled_with_autograd(seed, parent_
     trained = [weight, *clipping.parameters()]
     upstream = [torch.randn(8, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(parts))]
 
-    fast = read_slices(weight, clipping(), parts, parent_bits=parent_bits)
-    slow = {part: read_slice(weight, clipping(), part, parent_bits=parent_bits) for part in parts}
+    fast = read_slices(weight, clipping(), parts, parent_bits=parent_bits, clamp=clamp)
+    slow = {part: read_slice(weight, clipping(), part, parent_bits=parent_bits, clamp=clamp) for part in parts}
     assert all(torch.equal(fast[part], slow[part]) for part in parts)
 
     def gradients(read):
@@ -75,6 +76,24 @@ def test_no_gradient_passes_where_a_code_is_clamped():
     read_slices(weight, grid, [Slice(2)], parent_bits=8)[Slice(2)].sum().backward()
     assert weight.grad is not None
     assert weight.grad.tolist() == [[1.0, 1.0, 0.0, 0.0]]
+
+
+def test_a_slice_that_is_clamped_by_value_sends_its_range_the_gradient_of_an_explicit_grid():
+    weight = torch.rand(4, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def gradients(bits: int, scale: float, clamp: SliceClamp) -> tuple[Tensor, Tensor]:
+        # Levels at -0.6, -0.2, 0.2 and 0.6, and weights beyond both ends.
+        grid = Grid(torch.full((4, 1), scale), torch.full((4, 1), 0.6 / scale))
+        for part in grid:
+            part.requires_grad_()
+        error = (read_slices(weight, grid, [Slice(2)], parent_bits=bits, clamp=clamp)[Slice(2)] - weight).square().sum()
+        d_scale, d_zero = torch.autograd.grad(error, grid)
+        return d_scale * scale, d_zero / scale
+
+    explicit = gradients(2, 0.4, "bucket")
+    for ours, wanted in zip(gradients(8, 0.4 / 64, "value"), explicit, strict=True):
+        assert torch.allclose(ours, wanted, rtol=0.05, atol=0.05)
+    assert not torch.allclose(gradients(8, 0.4 / 64, "bucket")[0], explicit[0], rtol=0.1)
 
 
 class Toy(nn.Module):

@@ -503,7 +503,9 @@ def test_the_head_of_the_readme_is_between_the_marks_of_its_study_and_drawn_from
     assert head == "![Bits](studies/own/figures/headline_pareto.png)"
     assert table == "5.718 at int2"
     assert "|  | MatQuant {8, 4, 2}: one model | 3.007 | – | 3.368 | 4.000 | 5.718 |" in readme.read_text()
-    assert readme.read_text().endswith("Grid of all rows: per channel, real zero.\n\n<!-- end of study own -->\nafter\n")
+    assert readme.read_text().endswith(
+        "Grid of all rows: per channel, real zero.\n\n<!-- end of study own -->\nafter\n"
+    )
 
 
 def test_a_readme_without_a_place_for_the_study_is_refused():

@@ -40,7 +40,7 @@ from matquant.algorithms.transformation import LearnableTransform, PublishedTran
 from matquant.codes.nested import Affine, GradientMeter, NestedWeight, Transform, bias_of, nest, read_slices, undo
 from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_range
 from matquant.codes.range_search import Factors, search_factors
-from matquant.config.cell import GridSpec, OmniQuantBase, Scope
+from matquant.config.cell import GridSpec, OmniQuantBase, Scope, SliceClamp
 from matquant.errors import NotFiniteError
 from matquant.models.families import block_name, blocks, input_names, is_attention, linears
 from matquant.notation import Objective, Slice
@@ -148,6 +148,7 @@ class LearnableLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.bits, self.spec = settings.objective.parent_bits, settings.grid
+        self.clamp: SliceClamp = settings.base.slice_clamp
         self.weight = linear.weight.detach().float()
         self.bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
         self.transform = transform
@@ -180,7 +181,7 @@ class LearnableLayer(nn.Module):
     def read(self, slices: Sequence[Slice]) -> dict[Slice, Affine]:
         """The layer at several slices, differentiable in what is learned."""
         weight, grid, transform = self()
-        values = read_slices(weight, grid, slices, parent_bits=self.bits)
+        values = read_slices(weight, grid, slices, parent_bits=self.bits, clamp=self.clamp)
         return {part: undo(value, transform) for part, value in values.items()}
 
     def stay_in_bounds(self) -> None:

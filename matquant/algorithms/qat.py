@@ -276,7 +276,8 @@ def install(
         for path, linear in linears(block, settings.scope).items():
             linear.weight.data = linear.weight.data.float()
             linear.weight.requires_grad_(base.train_weights)
-            layer = NestedLinear(linear, clipping_of(linear.weight, settings).to(linear.weight.device), meter)
+            clipping = clipping_of(linear.weight, settings).to(linear.weight.device)
+            layer = NestedLinear(linear, clipping, meter, base.slice_clamp)
             block.set_submodule(path, layer)
             nested[f"{block_name(model, index)}.{path}"] = layer
         shard(block, mesh)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Float, UInt8
@@ -27,6 +27,7 @@ from matquant.codes.quantizers import (
     weight_range,
 )
 from matquant.codes.slicing import slice_codes
+from matquant.config.cell import SliceClamp
 from matquant.notation import FULL, Plan, Slice
 
 
@@ -102,10 +103,15 @@ def nest(
 
 
 def read_slices(
-    weight: Float[Tensor, "out in"], grid: Grid, slices: Sequence[Slice], *, parent_bits: int
+    weight: Float[Tensor, "out in"],
+    grid: Grid,
+    slices: Sequence[Slice],
+    *,
+    parent_bits: int,
+    clamp: SliceClamp = "bucket",
 ) -> dict[Slice, Float[Tensor, "out in"]]:
     """The weights of several slices as differentiable functions of the unquantized weight, the scale and the zero."""
-    values = _ReadSlices.apply(weight, grid.scale, grid.zero, tuple(slices), parent_bits)
+    values = _ReadSlices.apply(weight, grid.scale, grid.zero, tuple(slices), parent_bits, clamp)
     return dict(zip(slices, values, strict=True))
 
 
@@ -113,7 +119,8 @@ class _ReadSlices(torch.autograd.Function):
     """Quantize, slice, dequantize with a straight-through estimator around quantize *and* slice.
 
     With u = w/a + z, forward is v_r = a * (S(round(clamp(u)), r) - z).  Backward takes round and shift as the identity
-    and stops where a code is clamped, in the parent or in the slice; with m = 1 where nothing was clamped, else 0:
+    and stops where a code is clamped, in the parent or in the slice (`SliceClamp` says from which code on); with m = 1
+    where nothing was clamped, else 0:
 
         dv/dw = m        dv/da = S - z - m * w / a        dv/dz = -a * (1 - m)
 
@@ -123,16 +130,22 @@ class _ReadSlices(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, scale: Tensor, zero: Tensor, slices: tuple[Slice, ...], parent_bits: int
+        ctx: Any,
+        weight: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        slices: tuple[Slice, ...],
+        parent_bits: int,
+        clamp: SliceClamp,
     ) -> tuple[Tensor, ...]:
         grid = Grid(scale, zero)
         ctx.save_for_backward(weight, scale, zero)
-        ctx.slices, ctx.parent_bits = slices, parent_bits
+        ctx.slices, ctx.parent_bits, ctx.clamp = slices, parent_bits, clamp
         codes = quantize(weight, grid, parent_bits).to(torch.int16)
         return tuple(dequantize(slice_codes(codes, part, parent_bits=parent_bits), grid) for part in slices)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch types it loosely
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch types it loosely
         weight, scale, zero = ctx.saved_tensors
         num_groups, top = scale.shape[1], 2**ctx.parent_bits - 1
         ratio = grouped(weight.float(), num_groups) / scale.unsqueeze(-1)
@@ -150,7 +163,7 @@ class _ReadSlices(torch.autograd.Function):
                 continue
             gradient = grouped(gradient, num_groups)
             torch.mul(gradient, inside, out=passing)
-            if (highest := _highest_unclamped(part, ctx.parent_bits)) < top:
+            if (highest := _highest_unclamped(part, ctx.parent_bits, ctx.clamp)) < top:
                 passing.mul_(torch.le(codes, highest, out=scratch))
             if d_weight is not None:
                 d_weight += passing
@@ -158,15 +171,21 @@ class _ReadSlices(torch.autograd.Function):
             sliced = scratch.copy_(slice_codes(integers, part, parent_bits=ctx.parent_bits))
             d_scale += sliced.mul_(gradient).sum(-1) - zero * total - passing.mul_(ratio).sum(-1)
             d_zero -= scale * (total - passed)
-        return None if d_weight is None else d_weight.flatten(1).to(weight.dtype), d_scale, d_zero, None, None
+        return None if d_weight is None else d_weight.flatten(1).to(weight.dtype), d_scale, d_zero, None, None, None
 
 
-def _highest_unclamped(part: Slice, parent_bits: int) -> int:
-    """The highest parent code whose slice stays within its 2^r buckets, where Eq. 6 does not clip it back."""
+def _highest_unclamped(part: Slice, parent_bits: int, clamp: SliceClamp) -> int:
+    """The highest parent code that gradients do not take for clamped in a slice: of int2 223, or its top value 192."""
     dropped = parent_bits - part.bits
     if dropped == 0 or part.extra_precision:
         return (1 << parent_bits) - 1
-    return (1 << parent_bits) - (1 << (dropped - 1)) - 1
+    match clamp:
+        case "bucket":
+            return (1 << parent_bits) - (1 << (dropped - 1)) - 1
+        case "value":
+            return (1 << parent_bits) - (1 << dropped)
+        case _:
+            assert_never(clamp)
 
 
 def bias_of(linear: nn.Module) -> nn.Parameter:
@@ -205,10 +224,15 @@ class NestedLinear(nn.Module):
     """A linear layer of a model in training: reads its weight at the slice that `read_at` sets, or whole."""
 
     def __init__(
-        self, linear: nn.Linear, clipping: LearnableClipping | FixedClipping, meter: GradientMeter | None = None
+        self,
+        linear: nn.Linear,
+        clipping: LearnableClipping | FixedClipping,
+        meter: GradientMeter | None = None,
+        clamp: SliceClamp = "bucket",
     ) -> None:
         super().__init__()
         self.linear, self.clipping, self.meter = linear, clipping, meter
+        self.clamp: SliceClamp = clamp
         self.slice: Slice | None = None
 
     def grid(self) -> Grid:
@@ -220,8 +244,8 @@ class NestedLinear(nn.Module):
         """The weight at the slice; some models multiply by it themselves (Mamba's step size)."""
         if self.slice is None:
             return self.linear.weight
-        part = self.slice
-        weight = read_slices(self.linear.weight, self.grid(), [part], parent_bits=self.clipping.bits)[part]
+        part, bits = self.slice, self.clipping.bits
+        weight = read_slices(self.linear.weight, self.grid(), [part], parent_bits=bits, clamp=self.clamp)[part]
         if self.meter is not None:
             self.meter.watch(part, weight)
         return weight

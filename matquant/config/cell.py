@@ -31,6 +31,12 @@ Zero = Literal["real", "rounded", "aligned_int4", "aligned_int3", "aligned_int2"
 Headroom = Literal["full", "int4", "int3", "int2"]
 HeldOutPart = Literal["test", "tuning"]
 """The use of held-out text: to report numbers of, or to choose defaults on.  No document is of both."""
+SliceClamp = Literal["bucket", "value"]
+"""The weights of a slice that gradients take for clamped: those in a bucket it lacks, or those above its top value.
+
+Codes of 224 and more round to a bucket that int2 lacks (Eq. 6), and its top value is 192.  An explicit grid clamps what
+lies above its top value, so with `bucket` a slice learns its range by other gradients than a baseline of its width.
+"""
 Importance = Literal["plain", "inputs"]
 """How much the squared error of a weight counts: alike, or as the mean square of its input (the Hessian's diagonal)."""
 Bos = Literal[True, False, "never"]
@@ -234,6 +240,7 @@ class OmniQuantBase(Spec):
     """Clipping factors are `clipping_reach * sigmoid(logit)`; above 1 a grid can reach beyond the extreme weights."""
     importance: Importance = "plain"
     """Of clipping_init=search."""
+    slice_clamp: SliceClamp = "bucket"
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rates over the steps of a block: as they are, or down to zero along half a cosine."""
     adam_epsilon: Annotated[Float, Field(gt=0)] = 1e-15
@@ -284,6 +291,7 @@ class QATBase(Spec):
     """The logit that trained clipping starts at; `search`: the ends with the least error, trained or not."""
     clipping_reach: Reach = 1.0
     """Clipping factors are `clipping_reach * sigmoid(logit)`."""
+    slice_clamp: SliceClamp = "bucket"
     temperature: Annotated[Float, Field(gt=0)] = 1.0
     activation_checkpointing: bool = False
     max_skipped_steps: Annotated[Int, Field(ge=0)] = 10

@@ -31,7 +31,14 @@ ZEROS = {
 }
 COVERED = (
     *("grid.group_size", "grid.symmetric", "grid.zero", "grid.headroom", "grid.scale_dtype"),
-    *("base.clipping", "base.clipping_init", "base.clipping_reach", "base.importance", "base.train_scales"),
+    *(
+        "base.clipping",
+        "base.clipping_init",
+        "base.clipping_reach",
+        "base.importance",
+        "base.train_scales",
+        "base.slice_clamp",
+    ),
 )
 """The settings that these words tell apart, where they take effect."""
 
@@ -71,14 +78,21 @@ def _of_ends(cell: Cell) -> Iterator[str]:
                 yield from _searched("range", base.importance, base.clipping_reach)
         case OmniQuantBase():
             yield from _learned(base, base.importance)
+            yield from _clamped(base)
         case QATBase():
             if base.train_scales:
                 yield "trained ends"
                 yield from _learned(base, "plain")
             elif base.clipping_init == "search":
                 yield from _searched("ends", "plain", base.clipping_reach)
+            yield from _clamped(base)
         case _:
             assert_never(base)
+
+
+def _clamped(base: OmniQuantBase | QATBase) -> Iterator[str]:
+    if base.slice_clamp == "value":
+        yield "slices clamped by value"
 
 
 def _searched(what: str, importance: Importance, reach: float) -> Iterator[str]:
