@@ -31,14 +31,25 @@ CLOSED = {
 
 def number_of(error: BaseException) -> int | None:
     """The number of a failed write in `FULL` or `CLOSED`, whichever library raised it; None for any other error."""
+    return next((number for number in map(_number, _causes(error)) if number is not None), None)
+
+
+def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno in FULL | CLOSED:
         return error.errno
     # safetensors, arrow and torch have words instead of numbers.
     said = str(error)
-    if (number := next((number for number in (*FULL, errno.EROFS) if os.strerror(number) in said), None)) is not None:
-        return number
-    earlier = error.__cause__ or error.__context__
-    return number_of(earlier) if earlier is not None else None
+    return next((number for number in (*FULL, errno.EROFS) if os.strerror(number) in said), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those before it, each once: one that is raised again while it is handled comes before itself."""
+    seen: set[int] = set()
+    earlier: BaseException | None = error
+    while earlier is not None and id(earlier) not in seen:
+        seen.add(id(earlier))
+        yield earlier
+        earlier = earlier.__cause__ or earlier.__context__
 
 
 def is_full(error: BaseException) -> bool:
@@ -83,10 +94,8 @@ def in_words(folders: Mapping[str, Path] = MappingProxyType({})) -> Iterator[Non
 
 
 def _path_of(error: BaseException) -> str | None:
-    if isinstance(error, OSError) and error.filename is not None:
-        return os.fsdecode(error.filename)
-    earlier = error.__cause__ or error.__context__
-    return _path_of(earlier) if earlier is not None else None
+    named = (one.filename for one in _causes(error) if isinstance(one, OSError) and one.filename is not None)
+    return next(map(os.fsdecode, named), None)
 
 
 def _key_of(path: str | None, folders: Mapping[str, Path]) -> str:

@@ -144,3 +144,13 @@ def test_every_other_error_stays_what_it_is(error):
     with pytest.raises(type(error)) as raised, in_words(), writing(Path("a")):
         raise error
     assert raised.value is error
+
+
+def test_an_error_that_comes_before_itself_is_looked_at_once():
+    full, other = OSError(errno.ENOSPC, "No space left on device"), ValueError("in between")
+    other.__cause__, full.__cause__ = full, other
+    with pytest.raises(DiskFullError, match="no space left on a disk"), in_words():
+        raise other
+    other.__cause__ = other
+    with pytest.raises(ValueError, match="in between"), in_words():
+        raise other

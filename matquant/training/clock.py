@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
@@ -17,13 +17,20 @@ def timed(run: RunDir, *, is_main: bool) -> Iterator[None]:
     if not is_main:
         yield
         return
-    before, started, is_done = _seconds_so_far(run), time.monotonic(), False
-    try:
-        yield
-        is_done = True
-    finally:
+    before, started = _seconds_so_far(run), time.monotonic()
+
+    def write(*, is_done: bool) -> None:
         seconds = round(before + time.monotonic() - started, 2)
         write_json(run.training, {"seconds": seconds, "is_done": is_done})
+
+    try:
+        yield
+    except BaseException:
+        # Of any kind: what stopped the training, a full disk perhaps, may stop this write too, and is what has to be said.
+        with suppress(OSError):
+            write(is_done=False)
+        raise
+    write(is_done=True)
 
 
 def _seconds_so_far(run: RunDir) -> float:
