@@ -26,7 +26,7 @@ def timed(run: RunDir, *, is_main: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # Of any kind: what stopped the training, a full disk perhaps, may stop this write too, and is what has to be said.
+        # Of any kind: what stopped the training may stop this write too, as a full disk does, and has to be said.
         with suppress(OSError):
             write(is_done=False)
         raise
