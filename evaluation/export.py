@@ -22,10 +22,8 @@ from evaluation.sources.index import yaml_of
 from evaluation.sources.loading import LocalSource, TaskSource, only_split
 from evaluation.sources.wheel import WheelSource
 from matquant.codes.nested import materialize
-from matquant.command.parsing import parse
 from matquant.config.cell import Cell, OmniQuantBase
 from matquant.config.setup import Readout, Setup
-from matquant.config.study import load_study
 from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.models.coverage import check_layers
@@ -153,11 +151,9 @@ def require_places(cell: Cell, setup: Setup) -> None:
         )
 
 
-def main(arguments: Sequence[str]) -> None:
-    given = parse("export", arguments)
-    study = load_study(given.overrides)
-    cell = study.one_cell()
-    require_codes(cell, study.setup, given.plan)
-    require_writable(given.folder, "FOLDER")
-    exported = export(cell, study.setup, given.plan, given.folder)
-    print(shlex.join(exported.command(study.setup.readout, add_bos=cell.sets_bos)))
+def export_for_lm_eval(cell: Cell, setup: Setup, plan: Plan, folder: Path) -> None:
+    """Writes a read-out and its tasks, and prints the command line that measures them."""
+    require_codes(cell, setup, plan)
+    require_writable(folder, "DIR")
+    exported = export(cell, setup, plan, folder)
+    print(shlex.join(exported.command(setup.readout, add_bos=cell.sets_bos)))

@@ -12,6 +12,9 @@ from matquant.command.subcommand import Argument, Example, Group, Subcommand
 from matquant.notation import Plan
 
 
+EXPORT_FORMATS = ("nested", "humming", "compressed-tensors", "gguf", "hqq", "matgptq", "dense", "lm-eval")
+
+
 def plan(text: str) -> Plan:
     """A read-out plan as it is typed."""
     try:
@@ -293,23 +296,49 @@ with --publish and a key (`wandb login`).
 
 EXPORT = Subcommand(
     "export",
-    "evaluation.export",
-    "a read-out as an ordinary Hugging Face folder, for every other tool",
+    "matquant.serving.export",
+    "a trained cell as a folder: every width in one, or one read-out for an engine",
     """
-Writes a read-out as an ordinary Hugging Face folder, and its tasks as lm-eval takes them.  The checkpoint has to be
-trained already.
+Writes a trained cell as a folder that others read.
 
-Prints the command line of lm-eval that measures the same weights on the same documents in the same way.
+  nested              every width in one folder: matquant.load(DIR, "int3") reads any of them (no PLAN)
+  humming             one read-out for vLLM's kernels, at 1 to 8 bits
+  compressed-tensors  one read-out for vLLM and transformers
+  gguf                one read-out for llama.cpp
+  hqq                 one read-out for transformers with HQQ
+  matgptq             the nested codes as MatGPTQ's plugin for vLLM has them (no PLAN)
+  dense               one read-out with expanded weights, for whatever reads a Hugging Face folder
+  lm-eval             the same and its tasks, with the command line of lm-eval that measures it
+
+CELL is the id of a cell, the folder of its run, or the overrides that `matquant run` takes.  PLAN is int8, int4, int2+ep,
+pyramid@3, evolution@3, the path of a plan file ...  Each export says whether it is exact, and export.json keeps that with
+the plan and the checksum.  An inexact one is refused without --round-zeros.
 """,
     (
-        Argument("plan", "int8, int4, int2+ep, pyramid@3, evolution@3, ... or full", {"type": plan}),
-        Argument("folder", "where model/ and tasks/ are written", {"type": Path}),
-        CELL,
+        Argument(
+            "format",
+            "nested, humming, compressed-tensors, gguf, hqq, matgptq, dense or lm-eval",
+            {"choices": EXPORT_FORMATS, "metavar": "FORMAT"},
+        ),
+        Argument(
+            "words",
+            "the cell; the plan, but for nested and matgptq; and the folder, which must not be there yet",
+            {"nargs": "+", "metavar": "CELL, PLAN, DIR or KEY=VALUE"},
+        ),
+        flag("--round-zeros", "write an inexact export too, in which zeros are rounded to codes"),
+        Argument(
+            "--dtype",
+            "the dtype of what is not quantized (default: that of the model as it was published)",
+            {"choices": ["float32", "bfloat16", "float16"]},
+        ),
     ),
     (
-        Example("matquant export int4 exported base=omniquant bits=matquant", "a slice"),
-        Example("matquant export full exported base=none", "the unquantized model"),
+        Example("matquant export nested smollm2_135m-omniquant-matquant-f7a9a509 served", "a cell by its id"),
+        Example("matquant export nested base=omniquant bits=matquant served", "the same by overrides"),
+        Example("matquant export gguf CELL int4 served_int4", "an engine's format"),
+        Example("matquant export dense runs/CELL pyramid@3 served_pyramid", "the folder of a run"),
     ),
+    "docs/serving.md has the table of formats, and leads from a finished cell to a running server.",
 )
 
 PACK = Subcommand(

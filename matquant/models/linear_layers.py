@@ -33,6 +33,13 @@ def as_stored(model: nn.Module) -> Iterator[None]:
             model.set_submodule(path, module)
 
 
+def restore_stored(model: nn.Module) -> None:
+    """Undoes `as_linear`, for good."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LinearOfConv1D):
+            model.set_submodule(path, _conv1d_of(module))
+
+
 def _linear_of(module: Conv1D) -> LinearOfConv1D:
     linear = LinearOfConv1D(module.nx, module.nf, device="meta")
     linear.weight = nn.Parameter(module.weight.detach().T.contiguous(), requires_grad=module.weight.requires_grad)

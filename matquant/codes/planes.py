@@ -1,0 +1,61 @@
+"""Codes as bit planes, most significant first: the layout in which one file holds every width and no bit twice.
+
+An r-bit code is the top r bits of its parent, rounded half up by the bit below them and clamped (Eq. 6):
+
+    S(q, r) / 2^(c-r) = min(top r bits of q + the next bit, 2^r - 1)
+
+So int-r needs the first r + 1 planes, the parent itself all c, and the overflow bucket of Eq. 8 no more than that: it is
+the same sum without the minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Integer, UInt8
+from torch import Tensor
+
+from matquant.notation import Slice
+
+_PLACES = (7, 6, 5, 4, 3, 2, 1, 0)
+"""The bit of a byte that each of eight neighbouring inputs has: the first input the highest."""
+
+
+def planes_needed(part: Slice, parent_bits: int) -> int:
+    """The number of planes that a slice is read from: r + 1, or all c of the parent."""
+    return min(part.bits + 1, parent_bits)
+
+
+def to_planes(codes: Integer[Tensor, "out in"], bits: int) -> list[UInt8[Tensor, "out bytes"]]:
+    """The planes of c-bit codes, most significant first; the last byte of a row is filled up with zeros."""
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 8)).unflatten(1, (-1, 8))
+    places = torch.tensor(_PLACES, device=codes.device)
+    return [
+        ((padded >> shift & 1).to(torch.uint8) << places).sum(-1).to(torch.uint8) for shift in reversed(range(bits))
+    ]
+
+
+def top_bits(planes: Sequence[UInt8[Tensor, "out bytes"]], columns: int) -> UInt8[Tensor, "out in"]:
+    """The codes of as many bits as there are planes, at most eight, for so many inputs."""
+    first = planes[0]
+    places = torch.tensor(_PLACES, dtype=torch.uint8, device=first.device)
+    codes = torch.zeros(*first.shape, 8, dtype=torch.uint8, device=first.device)
+    for plane in planes:
+        codes.bitwise_left_shift_(1).bitwise_or_((plane.unsqueeze(-1) >> places).bitwise_and_(1))
+    return codes.flatten(1)[:, :columns]
+
+
+def sliced_planes(
+    planes: Sequence[UInt8[Tensor, "out bytes"]], part: Slice, *, parent_bits: int, columns: int
+) -> UInt8[Tensor, "out in"]:
+    """The codes of a slice, in its own steps (0 to 2^r - 1, with the overflow bucket 2^r), out of its first planes.
+
+    Planes beyond those that the slice needs are not looked at.
+    """
+    codes = top_bits(planes[: planes_needed(part, parent_bits)], columns)
+    if part.bits == parent_bits:
+        return codes
+    rounding = codes & 1
+    codes = codes.bitwise_right_shift_(1).add_(rounding)
+    return codes if part.extra_precision else codes.clamp_(max=(1 << part.bits) - 1)

@@ -1,0 +1,185 @@
+"""What a format of an engine can hold of a slice, and how faithful that is.
+
+Codes are never changed by an export.  Scales and zeros are: most formats keep them in 16 bits, and many keep a zero as
+an integer code.  So a format says of each layer what it holds, as a `SlicedWeight` with the grid as it is stored, and
+the difference is judged here, in one place, by the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from matquant.codes.quantizers import Grid
+from matquant.codes.sliced import SlicedWeight
+from matquant.errors import UserError
+from matquant.notation import Plan, Slice
+
+Layers = Mapping[str, Slice]
+"""The slice of every quantized layer, by its path."""
+
+
+class LayerShape(NamedTuple):
+    """What a format is asked about before any weight is read."""
+
+    part: Slice
+    shape: tuple[int, int]
+    group_size: int | None
+    """None for one group a row."""
+    is_symmetric: bool
+    """The zero is the middle code of the parent in every group."""
+    has_transform: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained cell on its way out: what lies around the quantized layers, and the layers as a plan reads them."""
+
+    model: PreTrainedModel
+    """The unquantized model, in the dtype that is written."""
+    tokenizer: PreTrainedTokenizerBase
+    plan: Plan
+    shapes: Mapping[str, LayerShape]
+    read: Callable[[str], SlicedWeight]
+    """A layer as the plan reads it."""
+
+
+class Format(Protocol):
+    """A way to write one read-out for one kind of engine.  Each lives in a module of its own."""
+
+    name: str
+    scale_dtype: torch.dtype | None
+    """The dtype that scales (and real zeros) are kept in; None where float32 is kept."""
+
+    def refuse(self, source: Source) -> None:
+        """Raises UserError with the names of layers that the format cannot hold at all, before anything is read."""
+        ...
+
+    def hold(self, name: str, weight: SlicedWeight) -> SlicedWeight:
+        """The layer as the format holds it: the same codes on the grid that an engine will read."""
+        ...
+
+    def write(self, folder: Path, source: Source, held: Callable[[str], SlicedWeight]) -> None:
+        """Fills an empty folder."""
+        ...
+
+
+@dataclass
+class Exactness:
+    """How far what a format holds is from what the checkpoint reads, over all layers."""
+
+    dtype: torch.dtype | None
+    is_exact: bool = True
+    is_scales_alone: bool = True
+    """Nothing but the rounding of scales and real zeros to `dtype`."""
+    squared_error: float = 0.0
+    squared_weight: float = 0.0
+    inexact: int = 0
+    """The layers whose zeros were rounded."""
+
+    def add(self, read: SlicedWeight, held: SlicedWeight) -> None:
+        """Compares one layer."""
+        if not torch.equal(read.codes, held.codes):
+            raise AssertionError("an export does not change codes")
+        if all(torch.equal(ours, theirs) for ours, theirs in zip(read.grid, held.grid, strict=True)):
+            self.squared_weight += _square(read.affine().weight)
+            return
+        self.is_exact = False
+        if not _is_rounding(read.grid, held.grid, self.dtype):
+            self.is_scales_alone = False
+            self.inexact += 1
+        weight = read.affine().weight
+        self.squared_error += _square(held.affine().weight - weight)
+        self.squared_weight += _square(weight)
+
+    @property
+    def relative_error(self) -> float:
+        """The norm of the difference over that of the weights."""
+        return (self.squared_error / self.squared_weight) ** 0.5 if self.squared_weight else 0.0
+
+    def __str__(self) -> str:
+        if self.is_exact:
+            return "exact"
+        if self.is_scales_alone:
+            return f"exact up to {str(self.dtype).removeprefix('torch.')} scales"
+        return f"inexact: relative weight error {self.relative_error:.2g}"
+
+
+def _is_rounding(ours: Grid, theirs: Grid, dtype: torch.dtype | None) -> bool:
+    """True if grids differ by the rounding to a dtype and nothing else.
+
+    A zero may be kept as it is, rounded to the dtype, or as the smallest weight -scale * zero.
+    """
+    if dtype is None:
+        return False
+    # One rounding of the scale, one of the zero, and one of their product where that is what is kept.
+    tolerance = 2 * torch.finfo(dtype).eps
+    near = torch.allclose(theirs.scale, ours.scale, rtol=tolerance, atol=0)
+    return near and torch.allclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6)
+
+
+def _square(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
+def rounded_zeros(weight: SlicedWeight, *, top: int) -> SlicedWeight:
+    """A layer whose zeros are integers between 0 and `top`, for a format that keeps them so."""
+    return weight._replace(grid=Grid(weight.grid.scale, weight.grid.zero.round().clamp(0, top)))
+
+
+def in_dtype(weight: SlicedWeight, dtype: torch.dtype) -> SlicedWeight:
+    """A layer whose scales and zeros were rounded to a dtype."""
+    return weight._replace(grid=Grid(*(part.to(dtype).float() for part in weight.grid)))
+
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that engines multiply as one matrix, and so keep at one width."""
+
+
+def require_fused_alike(shapes: Mapping[str, LayerShape], format: str) -> None:
+    """Refuses a plan in which layers that an engine fuses have different widths."""
+    for group in FUSED:
+        for name in shapes:
+            stem, _, last = name.rpartition(".")
+            if last != group[0]:
+                continue
+            parts = {one: shapes[path].part for one in group if (path := f"{stem}.{one}") in shapes}
+            if len(set(parts.values())) > 1 or len(parts) != len(group):
+                widths = ", ".join(f"{stem}.{one} {part}" for one, part in parts.items())
+                raise UserError(
+                    f"{format}: engines fuse {', '.join(group)} into one matrix of one width, and here they are {widths}; "
+                    "choose a plan that keeps them together, such as one of evolution_linear or a layout"
+                )
+
+
+def refuse_layers(format: str, why: str, names: Iterable[str], remedy: str) -> None:
+    """Raises UserError that names the layers which a format cannot hold, if there are any."""
+    found = list(names)
+    if found:
+        more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+        raise UserError(f"{format} cannot hold {', '.join(found[:2])}{more}: {why}; {remedy}")
+
+
+class Record(NamedTuple):
+    """What `export.json` says of an exported folder."""
+
+    format: str
+    plan: Plan
+    exactness: Exactness
+    facts: Mapping[str, Any]
+
+    def dump(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "plan": str(self.plan),
+            "exactness": str(self.exactness),
+            "relative_error": self.exactness.relative_error,
+            "inexact_layers": self.exactness.inexact,
+            **self.facts,
+        }

@@ -1,0 +1,210 @@
+"""A nested folder: an ordinary Hugging Face folder whose quantized weights are bit planes.
+
+config.json, tokenizer...           as `save_pretrained` writes them, with quant_method `matquant`
+model*.safetensors                  whatever is not quantized
+nested-grids.safetensors            <layer>.scale and <layer>.zero in the grid's stated dtype; <layer>.transform.*
+nested-plane-1.safetensors ...      <layer> uint8 [out, ceil(in / 8)]: one bit of every code, most significant first
+nested.json                         format version, layers, plans that were searched for, cell, sources, checksums
+
+int-r is read from the first r + 1 planes (`matquant.codes.planes`), each a file of its own: a width that is not asked
+for is neither read nor downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from matquant.codes.layouts import slices_of
+from matquant.codes.nested import Transform
+from matquant.codes.planes import planes_needed, sliced_planes
+from matquant.codes.quantizers import Grid
+from matquant.codes.sliced import SlicedWeight, grid_of
+from matquant.errors import UserError
+from matquant.notation import FULL, Plan, Slice
+
+FORMAT = "matquant-nested"
+FORMAT_VERSION = 1
+DESCRIPTION = "nested.json"
+GRIDS = "nested-grids.safetensors"
+AGAIN = "write it again with `matquant export nested CELL DIR`"
+
+
+def plane_file(number: int) -> str:
+    """The file of a plane; the most significant is 1."""
+    return f"nested-plane-{number}.safetensors"
+
+
+class LayerFacts(NamedTuple):
+    """What is known of a quantized layer before it is read."""
+
+    shape: tuple[int, int]
+    parent_bits: int
+
+    @property
+    def plane_bytes(self) -> int:
+        return self.shape[0] * -(-self.shape[1] // 8)
+
+
+@dataclass
+class Counter:
+    """The bytes of tensors that were read from a nested folder."""
+
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class NestedFolder:
+    """A nested folder whose description has been read and understood."""
+
+    title: str
+    find: Callable[[str], Path]
+    """The place of one of its files, which is fetched first if it lies on a hub; UserError if there is none."""
+    facts: Mapping[str, Any]
+    layers: Mapping[str, LayerFacts]
+    read: Counter
+
+    @classmethod
+    def open(cls, title: str, find: Callable[[str], Path]) -> NestedFolder:
+        """Reads the description; UserError if it is missing, foreign, or of a newer format."""
+        path = find(DESCRIPTION)
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from error
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise UserError(
+                f"{path} does not describe a nested folder but something else; `matquant export nested CELL DIR` writes one"
+            )
+        version = facts.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise UserError(
+                f"{title} has format version {version}, this program reads up to {FORMAT_VERSION}; "
+                "install a newer one with `pip install --upgrade matquant`"
+            )
+        try:
+            layers = {
+                name: LayerFacts((int(layer["shape"][0]), int(layer["shape"][1])), int(layer["parent_bits"]))
+                for name, layer in facts["layers"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UserError(f"{path} does not say the layers as version {version} does ({error!r}); {AGAIN}") from error
+        return cls(title, find, facts, layers, Counter())
+
+    @property
+    def parent(self) -> Slice:
+        """The widest read-out."""
+        return Slice(max(layer.parent_bits for layer in self.layers.values()))
+
+    def plan(self, asked: Plan | Slice | str | None) -> Plan:
+        """A plan of these layers with its widths; UserError if the folder cannot be read like that.
+
+        None is the whole parent.
+        """
+        if asked is None:
+            asked = self.parent
+        if not isinstance(asked, Plan):
+            try:
+                asked = Plan.parse(str(asked))
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        if str(asked) == FULL:
+            raise UserError(
+                f"{self.title} holds quantized weights alone, and no {FULL} read-out; the widest is {self.parent}"
+            )
+        if asked.strategy is not None and asked.layers is None:
+            asked = self._searched(asked)
+        for name, part in slices_of(asked, self.layers).items():
+            bits = self.layers[name].parent_bits
+            if part.bits > bits or (part.extra_precision and part.bits == bits):
+                raise UserError(
+                    f"{asked} reads {name} at {part}, and the parent of {self.title} is int{bits}; "
+                    f"choose a width from int1 to int{bits}"
+                )
+        return asked
+
+    def _searched(self, asked: Plan) -> Plan:
+        plans = self.facts.get("plans") or {}
+        if str(asked) not in plans:
+            known = f"it has {', '.join(plans)}" if plans else "it has none that were searched for"
+            raise UserError(
+                f"{self.title} does not hold the plan {asked}; {known}, and any width or layout such as int3 or pyramid@3"
+            )
+        return asked.found(plans[str(asked)])
+
+    def files(self, plan: Plan) -> list[str]:
+        """The files that a plan is read from, beside those of the unquantized weights."""
+        return [DESCRIPTION, GRIDS, *(plane_file(number) for number in range(1, self._depth(plan) + 1))]
+
+    def _depth(self, plan: Plan) -> int:
+        parts = slices_of(plan, self.layers)
+        return max(planes_needed(part, self.layers[name].parent_bits) for name, part in parts.items())
+
+    def num_bytes(self, plan: Plan) -> int:
+        """The bytes of planes that a plan reads."""
+        parts = slices_of(plan, self.layers)
+        return sum(
+            planes_needed(part, self.layers[name].parent_bits) * self.layers[name].plane_bytes
+            for name, part in parts.items()
+        )
+
+    def read_at(
+        self, plan: Plan, names: Iterable[str] | None = None, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[str, SlicedWeight]]:
+        """Every layer as a plan reads it, or those that are named, one at a time; nothing else is read."""
+        parts = slices_of(plan, self.layers)
+        with self._opened([GRIDS, *map(plane_file, range(1, self._depth(plan) + 1))]) as tensors:
+            for name in self.layers if names is None else names:
+                layer, part = self.layers[name], parts[name]
+                needed = planes_needed(part, layer.parent_bits)
+                planes = [tensors(plane_file(number), name).to(device) for number in range(1, needed + 1)]
+                if any(plane.shape != (layer.shape[0], -(-layer.shape[1] // 8)) for plane in planes):
+                    raise UserError(
+                        f"{self.title}: the planes of {name} are not those of a layer {layer.shape}; {AGAIN}"
+                    )
+                codes = sliced_planes(planes, part, parent_bits=layer.parent_bits, columns=layer.shape[1])
+                grid = Grid(*(tensors(GRIDS, f"{name}.{kind}").to(device).float() for kind in ("scale", "zero")))
+                yield (
+                    name,
+                    SlicedWeight(
+                        codes, grid_of(grid, part, layer.parent_bits), part, self._transform(tensors, name, device)
+                    ),
+                )
+
+    def _transform(
+        self, tensors: Callable[[str, str], Tensor], name: str, device: torch.device | str
+    ) -> Transform | None:
+        kinds = self.facts["layers"][name].get("transform", ())
+        if not kinds:
+            return None
+        return Transform(**{kind: tensors(GRIDS, f"{name}.transform.{kind}").to(device) for kind in kinds})
+
+    @contextmanager
+    def _opened(self, files: Iterable[str]) -> Iterator[Callable[[str, str], Tensor]]:
+        """Files opened for as long as the context lasts; a tensor is read when it is asked for."""
+        with ExitStack() as stack:
+            opened = {name: self._open(stack, self.find(name)) for name in files}
+
+            def tensor(file: str, name: str) -> Tensor:
+                try:
+                    read = opened[file].get_tensor(name)
+                except SafetensorError as error:
+                    raise UserError(f"{self.title}: {file} holds no {name} ({error}); {AGAIN}") from error
+                self.read.num_bytes += read.numel() * read.element_size()
+                return read
+
+            yield tensor
+
+    def _open(self, stack: ExitStack, path: Path) -> Any:
+        try:
+            return stack.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read, it may be cut short ({error}); {AGAIN}") from error

@@ -1,0 +1,105 @@
+"""Writes a nested folder: the layout is told in `matquant.serving.nested_folder`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from matquant.codes.nested import NestedWeight
+from matquant.codes.planes import to_planes
+from matquant.codes.quantizers import DTYPES
+from matquant.models.experts import together
+from matquant.models.linear_layers import as_stored
+from matquant.models.stored_layers import parameter_of
+from matquant.runs.files import write_json
+from matquant.serving.nested_folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, plane_file
+
+
+def write_nested(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Mapping[str, NestedWeight],
+    *,
+    scale_dtype: str,
+    facts: Mapping[str, Any],
+    plans: Mapping[str, Mapping[str, str]],
+    wrote: Callable[[str], object] = lambda file: None,
+) -> None:
+    """Fills an empty folder.
+
+    `facts` are kept as they are: cell, sources, checksum, versions.  `plans` are those that were searched for, by name,
+    with the slice of every layer.  `wrote` is called after every file.
+    """
+    _write_rest(folder, model, layers)
+    tokenizer.save_pretrained(folder)
+    wrote("the weights that are not quantized")
+    save_file(_grids(layers, scale_dtype), folder / GRIDS)
+    wrote(GRIDS)
+    depth = max(nested.parent_bits for nested in layers.values())
+    for number in range(1, depth + 1):
+        # One file in memory at a time: a plane of a 9B model is one gigabyte.
+        planes = {
+            name: to_planes(nested.codes, nested.parent_bits)[number - 1].cpu()
+            for name, nested in layers.items()
+            if nested.parent_bits >= number
+        }
+        save_file(planes, folder / plane_file(number))
+        wrote(plane_file(number))
+    files = [GRIDS, *(plane_file(number) for number in range(1, depth + 1))]
+    description = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "layers": {name: _layer(nested) for name, nested in layers.items()},
+        "scale_dtype": scale_dtype,
+        "plans": {name: dict(widths) for name, widths in plans.items()},
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in files},
+        **facts,
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def _write_rest(folder: Path, model: PreTrainedModel, layers: Mapping[str, NestedWeight]) -> None:
+    with as_stored(model), together(model):
+        quantized = {parameter_of(model, name) for name in layers}
+        rest = {name: tensor for name, tensor in model.state_dict().items() if name not in quantized}
+        before = getattr(model.config, "quantization_config", None)
+        model.config.quantization_config = {"quant_method": "matquant", "plan": None, "packed": False}
+        try:
+            model.save_pretrained(folder, state_dict=rest)
+        finally:
+            if before is None:
+                del model.config.quantization_config
+            else:
+                model.config.quantization_config = before
+
+
+def _layer(nested: NestedWeight) -> dict[str, Any]:
+    transform = {} if nested.transform is None else {"transform": list(nested.transform.tensors)}
+    return {
+        "shape": list(nested.codes.shape),
+        "groups": nested.grid.scale.shape[1],
+        "parent_bits": nested.parent_bits,
+        **transform,
+    }
+
+
+def _grids(layers: Mapping[str, NestedWeight], scale_dtype: str) -> dict[str, Tensor]:
+    dtype, tensors = DTYPES[scale_dtype], {}
+    for name, nested in layers.items():
+        tensors[f"{name}.scale"] = nested.grid.scale.to(dtype).contiguous().cpu()
+        tensors[f"{name}.zero"] = nested.grid.zero.to(dtype).contiguous().cpu()
+        for kind, tensor in ({} if nested.transform is None else nested.transform.tensors).items():
+            tensors[f"{name}.transform.{kind}"] = tensor.cpu().clone()
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

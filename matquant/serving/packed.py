@@ -1,0 +1,67 @@
+"""A linear layer that keeps its weights at r bits in memory, and expands them when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matquant.codes.planes import to_planes, top_bits
+from matquant.codes.quantizers import Grid
+from matquant.codes.sliced import SlicedWeight
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in r bits a weight (r + 1 with extra precision), beside its scales and zeros.
+
+    The weights are expanded to the dtype of the layer it replaces, one layer at a time, and forgotten after its product:
+    what they read is `SlicedWeight.affine`, so outputs are those of the expanded model to the last bit.
+    """
+
+    def __init__(self, linear: nn.Linear, weight: SlicedWeight) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        # Empty, and moved and cast with the model: the dtype that weights are expanded to.
+        empty = linear.weight.detach().new_empty(0, device=weight.codes.device)
+        self.register_buffer("like", empty, persistent=False)
+        self.bias = linear.bias
+        self.read(weight)
+
+    def read(self, weight: SlicedWeight) -> None:
+        """Holds another slice of the same layer."""
+        self.part, self.grid, self.transform = weight.part, weight.grid, weight.transform
+        self.planes = torch.stack(to_planes(weight.codes, weight.num_bits))
+        if self.transform is not None and self.transform.shift is not None:
+            bias = weight.affine().bias
+            assert bias is not None
+            self.bias = nn.Parameter(bias.to(self.like.dtype), requires_grad=False)
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """The expanded weights."""
+        codes = top_bits(list(self.planes), self.in_features)
+        return SlicedWeight(codes, self.grid, self.part, self.transform).affine().weight.to(self.like.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves codes and grid with the model; neither is cast, since other grids would be other weights."""
+        super()._apply(fn, recurse)
+        device = self.like.device
+        self.planes = self.planes.to(device)
+        self.grid = Grid(*(part.to(device) for part in self.grid))
+        self.transform = None if self.transform is None else self.transform.each(lambda part: part.to(device))
+        return self
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of codes, scales and zeros."""
+        return sum(part.numel() * part.element_size() for part in (self.planes, *self.grid))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.part}"

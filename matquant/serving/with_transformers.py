@@ -1,0 +1,121 @@
+"""The method `matquant` of transformers: `from_pretrained` reads a nested folder at any width.
+
+transformers builds the model and loads what is not quantized; the quantizer below reads the planes.  This module is
+imported while transformers is (`matquant.registration`), so that it takes nothing else of it at the top.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.quantizers import HfQuantizer, auto, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from matquant.errors import UserError
+from matquant.notation import Plan, Slice
+from matquant.serving.nested_folder import DESCRIPTION, NestedFolder
+from matquant.serving.places import nested_folder
+
+METHOD = "matquant"
+
+
+@register_quantization_config(METHOD)
+class MatQuantConfig(QuantizationConfigMixin):
+    """The width at which a nested folder is read: `MatQuantConfig("int3")`, for `quantization_config=`.
+
+    `plan` is anything a folder can be read at: `int3`, `int2+ep`, `pyramid@3`, a plan that was searched for, the path
+    of a plan file; None is the whole parent.  `packed` keeps weights at that width in memory and expands them a layer
+    at a time.
+    """
+
+    def __init__(self, plan: str | Slice | Plan | None = None, packed: bool = False, **kwargs: Any) -> None:
+        self.quant_method: Any = METHOD
+        self.plan = None if plan is None else str(plan)
+        self.packed = packed
+        self.given = plan if isinstance(plan, Plan) else self.plan
+        """The plan itself: one with a slice for every layer is more than its name."""
+
+    @property
+    def dequantize(self) -> bool:
+        """True for weights that are expanded as they are read: the model is then an ordinary one."""
+        return not self.packed
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What the user's configuration says over that of the folder."""
+        return {"plan": self.plan, "packed": self.packed, "given": self.given}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD, "plan": self.plan, "packed": self.packed}
+
+
+# Without this, `from_pretrained(DIR, quantization_config=...)` takes the folder's own plan and only warns.
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (MatQuantConfig,)
+
+
+@register_quantizer(METHOD)
+class MatQuantHfQuantizer(HfQuantizer):
+    """Reads the quantized layers of a nested folder when transformers has loaded everything else."""
+
+    requires_calibration = True  # a model without codes cannot be quantized on the fly
+    quantization_config: MatQuantConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        from matquant.models.stored_layers import parameter_of
+
+        self.folder = _folder_of(model, kwargs.get("checkpoint_files"))
+        self.plan = self.folder.plan(self.quantization_config.given)
+        names = set()
+        for layer in self.folder.layers:
+            try:
+                names.add(parameter_of(model, layer))
+            except KeyError as error:
+                raise UserError(
+                    f"{self.folder.title}: a {type(model).__name__} has no layer {layer}, which its codes are of"
+                ) from error
+        for name in names:
+            # They come later: nobody has to draw random numbers for them, or to report them as missing.
+            module, _, parameter = name.rpartition(".")
+            model.get_submodule(module)._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+            model.get_submodule(module).get_parameter(parameter)._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+        known: Any = getattr(model, "_keys_to_ignore_on_load_missing", None) or []
+        mine: Any = [*known, *(f"^{re.escape(name)}$" for name in sorted(names))]
+        model._keys_to_ignore_on_load_missing = mine
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        from matquant.serving.reading import read_into
+
+        on_disk = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if on_disk:
+            raise UserError(
+                f"device_map leaves {on_disk[0]} and {len(on_disk) - 1} others on disk, where planes cannot be read to; "
+                "load with packed=True, or onto devices with room"
+            )
+        read_into(model, self.folder, self.plan, packed=self.quantization_config.packed)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Packed weights are not: the folder that they were read from is the thing to copy."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _folder_of(model: nn.Module, checkpoint_files: list[str] | None) -> NestedFolder:
+    """The nested folder around the files that transformers has found, which may be those of a hub."""
+    local = {Path(file).parent for file in checkpoint_files or ()}
+    for folder in local:
+        if (folder / DESCRIPTION).is_file() and all((folder / name).is_file() for name in _all_files(folder)):
+            return nested_folder(folder)
+    config: Any = model.config
+    return nested_folder(config.name_or_path, getattr(config, "_commit_hash", None))
+
+
+def _all_files(folder: Path) -> Mapping[str, Any]:
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")).get("files", {})
