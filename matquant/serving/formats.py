@@ -19,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from matquant.codes.quantizers import Grid
 from matquant.codes.sliced import SlicedWeight
 from matquant.errors import UserError
+from matquant.models.experts import SeparateExperts
+from matquant.models.linear_layers import LinearOfConv1D
 from matquant.notation import Plan, Slice
 
 Layers = Mapping[str, Slice]
@@ -143,18 +145,19 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def require_fused_alike(shapes: Mapping[str, LayerShape], format: str) -> None:
-    """Refuses a plan in which layers that an engine fuses have different widths."""
+    """Refuses a plan in which layers that an engine fuses have different widths, or are quantized in part."""
     for group in FUSED:
-        for name in shapes:
-            stem, _, last = name.rpartition(".")
-            if last != group[0]:
-                continue
-            parts = {one: shapes[path].part for one in group if (path := f"{stem}.{one}") in shapes}
-            if len(set(parts.values())) > 1 or len(parts) != len(group):
-                widths = ", ".join(f"{stem}.{one} {part}" for one, part in parts.items())
+        stems = dict.fromkeys(stem for name in shapes for stem, _, last in [name.rpartition(".")] if last in group)
+        for stem in stems:
+            widths = {
+                one: str(shapes[path].part) if (path := f"{stem}.{one}") in shapes else "not quantized" for one in group
+            }
+            if len(set(widths.values())) > 1:
+                found = ", ".join(f"{stem}.{one} {width}" for one, width in widths.items())
                 raise UserError(
-                    f"{format}: engines fuse {', '.join(group)} into one matrix of one width, and here they are {widths}; "
-                    "choose a plan that keeps them together, such as one of evolution_linear or a layout"
+                    f"{format}: engines fuse {', '.join(group)} into one matrix of one width, and here they are {found}; "
+                    "choose a plan that keeps them together, such as a width, a layout (pyramid@3) or one of "
+                    "evolution_linear"
                 )
 
 
@@ -164,6 +167,39 @@ def refuse_layers(format: str, why: str, names: Iterable[str], remedy: str) -> N
     if found:
         more = f" and {len(found) - 2} more" if len(found) > 2 else ""
         raise UserError(f"{format} cannot hold {', '.join(found[:2])}{more}: {why}; {remedy}")
+
+
+def refuse_transformed(format: str, shapes: Mapping[str, LayerShape]) -> None:
+    """Refuses layers whose weights are divided by input channel: they lie on no grid of groups."""
+    refuse_layers(
+        format,
+        "base.transformation divides their weights by input channel after they are quantized, and so they lie on no grid "
+        "of groups",
+        (name for name, shape in shapes.items() if shape.has_transform),
+        "export dense or nested, or a cell of base.transformation=false",
+    )
+
+
+def require_plain_layers(format: str, source: Source) -> None:
+    """Refuses layers that transformers builds otherwise than as a linear layer each: such names mean nothing to engines."""
+    modules = dict(source.model.named_modules())
+    together = tuple(f"{path}." for path, module in modules.items() if isinstance(module, SeparateExperts))
+    refuse_layers(
+        format,
+        "transformers keeps them transposed, or in one tensor with those of other experts",
+        (name for name in source.shapes if isinstance(modules[name], LinearOfConv1D) or name.startswith(together)),
+        "export dense or nested",
+    )
+
+
+def require_causal(format: str, source: Source) -> None:
+    """Refuses a model that is no plain language model by the name of its class, which is what a loader goes by."""
+    kind = type(source.model).__name__
+    if "CausalLM" not in kind:
+        raise UserError(
+            f"{format} is opened for models of a class ...ForCausalLM alone, and this one is a {kind}; export dense or "
+            "nested"
+        )
 
 
 class Record(NamedTuple):
