@@ -14,7 +14,7 @@ leaves bits empty at 3, 5, 6 and 7 bits and cannot read those widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,22 @@ class CompressedTensors:
     def refuse(self, source: Source) -> None:
         refuse_transformed(self.name, source.shapes)
         require_plain_layers(self.name, source)
-        require_fused_alike(source.shapes, self.name)
+        require_fused_alike(source.shapes, self.name, not_quantized(source.model, source.shapes))
+
+    def notes(self, source: Source) -> Iterator[str]:
+        """Where transformers does not read a folder that vLLM reads."""
+        if len(set(_scheme_of(source.shapes).values())) == 1:
+            return
+        if _is_symmetric(source.shapes):
+            yield (
+                "transformers reads the widths of this folder, but not with dequantize=True, which takes all layers "
+                "for those of the first config group"
+            )
+        else:
+            yield (
+                "transformers reads no folder of several widths with zeros; vLLM does, and so does "
+                "compressed_tensors.entrypoints.convert"
+            )
 
     def hold(self, name: str, weight: SlicedWeight) -> SlicedWeight:
         return rounded_zeros(weight, top=(1 << weight.num_bits) - 1)
@@ -92,6 +107,18 @@ class CompressedTensors:
 def _is_symmetric(shapes: Mapping[str, LayerShape]) -> bool:
     """True if all layers are: engines fuse some, and a layer may have its zeros in the middle by chance."""
     return all(shape.is_symmetric for shape in shapes.values())
+
+
+def _scheme_of(shapes: Mapping[str, LayerShape]) -> dict[str, Scheme]:
+    """The scheme of every layer."""
+    sizes = {shape.group_size for shape in shapes.values()}
+    schemes = {}
+    for name, shape in shapes.items():
+        columns = shape.shape[1]
+        # One group a row is no case of its own in a layer that is as narrow as the groups of others.
+        size = columns if shape.group_size is None and columns in sizes else shape.group_size
+        schemes[name] = Scheme(shape.part.bits + shape.part.extra_precision, size)
+    return schemes
 
 
 def layer_tensors(weight: SlicedWeight, *, is_symmetric: bool) -> dict[str, Tensor]:
@@ -123,21 +150,14 @@ def packed_words(codes: UInt8[Tensor, "rows columns"], bits: int) -> Int32[Tenso
 
 def quantization_config(source: Source) -> dict[str, Any]:
     """The entry of `config.json`: a config group for each width, and the layers that are not quantized."""
-    sizes = {shape.group_size for shape in source.shapes.values()}
-    schemes: dict[Scheme, list[str]] = {}
-    for name, shape in source.shapes.items():
-        bits, columns = shape.part.bits + shape.part.extra_precision, shape.shape[1]
-        # One group a row is no case of its own in a layer that is as narrow as the groups of others.
-        size = columns if shape.group_size is None and columns in sizes else shape.group_size
-        schemes.setdefault(Scheme(bits, size), []).append(name)
-    is_symmetric = _is_symmetric(source.shapes)
-    # Widest first: transformers expands all layers by the first group if it expands them while it loads, and with
-    # fewer words than that group needs it fails, where with more it would read other weights without a word.
-    ordered = sorted(schemes, key=lambda scheme: -scheme.num_bits)
-    groups = {
-        f"group_{number}": scheme.config(schemes[scheme] if len(ordered) > 1 else ["Linear"], is_symmetric=is_symmetric)
-        for number, scheme in enumerate(ordered)
-    }
+    scheme_of, is_symmetric = _scheme_of(source.shapes), _is_symmetric(source.shapes)
+    # Widest first: told to expand weights while it loads, transformers takes all layers for those of the first group.
+    # With fewer words than that group needs it fails, where with more it would read other weights without a word.
+    ordered = sorted(set(scheme_of.values()), key=lambda scheme: (-scheme.num_bits, scheme.group_size or 0))
+    groups = {}
+    for number, scheme in enumerate(ordered):
+        targets = [name for name in source.shapes if scheme_of[name] == scheme] if len(ordered) > 1 else ["Linear"]
+        groups[f"group_{number}"] = scheme.config(targets, is_symmetric=is_symmetric)
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -147,13 +167,12 @@ def quantization_config(source: Source) -> dict[str, Any]:
         "ignore": not_quantized(source.model, source.shapes),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
-        # transformers cannot keep zeros packed in memory, and is told here to expand such layers while it loads.
-        "dequantize": not is_symmetric,
+        # transformers keeps no packed zeros in memory, and some architectures read the weight of a layer themselves: so
+        # it is told here to expand weights while it loads.
+        "dequantize": len(ordered) == 1,
     }
 
 
 def not_quantized(model: PreTrainedModel, layers: Mapping[str, LayerShape]) -> list[str]:
     """The linear layers of a model that stay as they are."""
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in layers
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in layers]

@@ -7,10 +7,10 @@ the difference is judged here, in one place, by the weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class Source:
     """A layer as the plan reads it."""
 
 
+@runtime_checkable
 class Format(Protocol):
     """A way to write one read-out for one kind of engine.  Each lives in a module of its own."""
 
@@ -69,6 +70,15 @@ class Format(Protocol):
 
     def write(self, folder: Path, source: Source, held: Callable[[str], SlicedWeight]) -> None:
         """Fills an empty folder."""
+        ...
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """A format with something to say of a folder besides how exact it is."""
+
+    def notes(self, source: Source) -> Iterable[str]:
+        """One sentence each, which are printed and kept in `export.json`."""
         ...
 
 
@@ -144,20 +154,22 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that engines multiply as one matrix, and so keep at one width."""
 
 
-def require_fused_alike(shapes: Mapping[str, LayerShape], format: str) -> None:
-    """Refuses a plan in which layers that an engine fuses have different widths, or are quantized in part."""
+def require_fused_alike(shapes: Mapping[str, LayerShape], format: str, others: Container[str] = ()) -> None:
+    """Refuses a plan in which layers that an engine fuses have different widths, or are quantized in part.
+
+    `others` are the linear layers of the model that are not quantized.
+    """
     for group in FUSED:
-        stems = dict.fromkeys(stem for name in shapes for stem, _, last in [name.rpartition(".")] if last in group)
-        for stem in stems:
-            widths = {
-                one: str(shapes[path].part) if (path := f"{stem}.{one}") in shapes else "not quantized" for one in group
-            }
-            if len(set(widths.values())) > 1:
-                found = ", ".join(f"{stem}.{one} {width}" for one, width in widths.items())
+        for stem in dict.fromkeys(stem for name in shapes for stem, _, last in [name.rpartition(".")] if last in group):
+            widths = {path: str(shapes[path].part) for one in group if (path := f"{stem}.{one}") in shapes}
+            left = [path for one in group if (path := f"{stem}.{one}") in others]
+            if len(set(widths.values())) > 1 or left:
+                found = ", ".join([*(f"{path} {width}" for path, width in widths.items()), *left])
+                remedy = "a width, a layout such as pyramid@3, or a plan of evolution_linear keeps them together"
+                remedy = "the last of them are not quantized; export dense or nested" if left else remedy
                 raise UserError(
-                    f"{format}: engines fuse {', '.join(group)} into one matrix of one width, and here they are {found}; "
-                    "choose a plan that keeps them together, such as a width, a layout (pyramid@3) or one of "
-                    "evolution_linear"
+                    f"{format}: engines fuse {', '.join(group)} into one matrix of one width, and here they are "
+                    f"{found}; {remedy}"
                 )
 
 
@@ -173,15 +185,15 @@ def refuse_transformed(format: str, shapes: Mapping[str, LayerShape]) -> None:
     """Refuses layers whose weights are divided by input channel: they lie on no grid of groups."""
     refuse_layers(
         format,
-        "base.transformation divides their weights by input channel after they are quantized, and so they lie on no grid "
-        "of groups",
+        "base.transformation divides their weights by input channel after they are quantized, so that they lie on no "
+        "grid of groups",
         (name for name, shape in shapes.items() if shape.has_transform),
-        "export dense or nested, or a cell of base.transformation=false",
+        "export nested, or a cell of base.transformation=false",
     )
 
 
 def require_plain_layers(format: str, source: Source) -> None:
-    """Refuses layers that transformers builds otherwise than as a linear layer each: such names mean nothing to engines."""
+    """Refuses layers that are no linear layer of their own in transformers: engines know them by other names."""
     modules = dict(source.model.named_modules())
     together = tuple(f"{path}." for path, module in modules.items() if isinstance(module, SeparateExperts))
     refuse_layers(
@@ -208,6 +220,7 @@ class Record(NamedTuple):
     format: str
     plan: Plan
     exactness: Exactness
+    notes: Sequence[str]
     facts: Mapping[str, Any]
 
     def dump(self) -> dict[str, Any]:
@@ -217,5 +230,6 @@ class Record(NamedTuple):
             "exactness": str(self.exactness),
             "relative_error": self.exactness.relative_error,
             "inexact_layers": self.exactness.inexact,
+            "notes": list(self.notes),
             **self.facts,
         }

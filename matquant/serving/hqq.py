@@ -48,6 +48,13 @@ class HQQ:
         refuse_transformed(self.name, source.shapes)
         require_plain_layers(self.name, source)
         require_causal(self.name, source)
+        modules = dict(source.model.named_modules())
+        refuse_layers(
+            self.name,
+            "its library replaces layers of torch's class Linear, and these have a class of their own",
+            (name for name in source.shapes if type(modules[name]) is not nn.Linear),
+            "export dense or nested",
+        )
         with _as_saved(source):
             refuse_layers(
                 self.name,
@@ -60,6 +67,13 @@ class HQQ:
                 ),
                 "export dense or nested",
             )
+
+    def notes(self, source: Source) -> Iterator[str]:
+        """The widths that are kept in more bits than they have."""
+        widths = sorted({shape.part.bits + shape.part.extra_precision for shape in source.shapes.values()})
+        for bits in widths:
+            if bits not in PACKINGS and bits < 8:
+                yield f"hqq keeps {bits} bits in 8, so that they take the memory of int8"
 
     def hold(self, name: str, weight: SlicedWeight) -> SlicedWeight:
         return weight
@@ -129,7 +143,7 @@ def layer_state(weight: SlicedWeight, bias: Tensor | None) -> dict[str, Any]:
 
 
 def packed_rows(codes: UInt8[Tensor, "rows group"], bits: int, together: int) -> Shaped[Tensor, "packed group"]:
-    """Rows of codes in fewer rows of numbers: the first part of the rows in the highest bits, the last in the lowest."""
+    """Several rows of codes in each row of numbers: the first of all in the highest bits, the last in the lowest."""
     if together == 1:
         return codes
     wide = codes.to(torch.int32 if bits * together > 8 else torch.uint8)

@@ -35,9 +35,7 @@ def write_nested(
     `facts` are kept as they are: cell, sources, checksum, versions.  `plans` are those that were searched for, by name,
     with the slice of every layer.  `wrote` is called after every file.
     """
-    write_model(
-        folder, model, layers, quantization_config={"quant_method": "matquant", "plan": None, "packed": False}
-    )
+    write_model(folder, model, layers, quantization_config={"quant_method": "matquant", "plan": None, "packed": False})
     tokenizer.save_pretrained(folder)
     wrote("the weights that are not quantized")
     save_file(_grids(layers, scale_dtype), folder / GRIDS)
