@@ -59,7 +59,7 @@ def mixed(folder: Path, cell: Trained, widths: dict[str, str]) -> Plan:
     """A plan with a width for every layer whose path ends in a key of `widths`, and int4 for all others."""
     layers = load_checkpoint(cell.run.checkpoint, cell.cell).layers
     named = {name: next((width for end, width in widths.items() if name.endswith(end)), "int4") for name in layers}
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "plan.json"
     path.write_text(json.dumps({"layers": named}))
     return Plan.parse(str(path))

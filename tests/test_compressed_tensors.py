@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -36,27 +37,32 @@ FORMAT = CompressedTensors()
 PLANS = ("int8", "int6", "int4", "int3", "int2", "int2+ep", "int7+ep")
 
 
-@pytest.fixture(scope="module", params=[ALIGNED, SYMMETRIC, CHANNELS], ids=["aligned", "symmetric", "channels"])
-def cell(request, tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("cell"), *ALL_LINEAR, *request.param)
+GRIDS = {"aligned": ALIGNED, "symmetric": SYMMETRIC, "channels": CHANNELS}
 
 
 @pytest.fixture(scope="module")
-def aligned(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("aligned"), *ALL_LINEAR, *ALIGNED)
+def cells(tmp_path_factory):
+    return cache(lambda grid: trained(tmp_path_factory.mktemp(grid), *ALL_LINEAR, *GRIDS[grid]))
 
 
 @pytest.fixture(scope="module")
-def symmetric(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("symmetric"), *ALL_LINEAR, *SYMMETRIC)
+def aligned(cells):
+    return cells("aligned")
+
+
+@pytest.fixture(scope="module")
+def symmetric(cells):
+    return cells("symmetric")
 
 
 def config_of(folder):
     return json.loads((folder / "config.json").read_text())["quantization_config"]
 
 
+@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("plan", PLANS)
-def test_transformers_reads_what_the_checkpoint_reads(cell, plan, tmp_path):
+def test_transformers_reads_what_the_checkpoint_reads(cells, grid, plan, tmp_path):
+    cell = cells(grid)
     record = export_readout(cell, FORMAT, Plan.parse(plan), tmp_path / "served")
     assert str(record.exactness) == "exact"
     assert record.notes == []
@@ -116,9 +122,8 @@ def test_layers_that_are_not_quantized_are_ignored_by_name(tmp_path):
 
 def test_zeros_between_codes_are_rounded_if_asked_and_the_error_is_that_of_the_weights(tmp_path):
     cell, plan = trained(tmp_path, *REAL), Plan.parse("int4")
-    with pytest.raises(
-        UserError, match="those of 6 layers are none; .* or train with grid.zero=aligned_int4"
-    ) as refused:
+    message = r"those of 6 layers are none; .*, or train with grid\.zero=aligned_int4"
+    with pytest.raises(UserError, match=message) as refusal:
         export_readout(cell, FORMAT, plan, tmp_path / "served")
     assert not (tmp_path / "served").exists()
     record = export_readout(cell, FORMAT, plan, tmp_path / "served", round_zeros=True)
