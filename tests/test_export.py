@@ -41,7 +41,7 @@ def test_a_cell_is_named_by_its_id_by_its_folder_and_by_overrides(cell, tmp_path
     root = cell.setup.paths.runs.parent
     names = {
         "id": [cell.cell.id, runs(cell)],
-        "folder": [str(cell.run.folder)],
+        "folder": [str(cell.run.cell.parent)],
         "overrides": [*tiny_overrides(root), "base=minmax", "bits=int8"],
     }
     for way, words in names.items():
@@ -54,7 +54,7 @@ def test_a_cell_is_named_by_its_id_by_its_folder_and_by_overrides(cell, tmp_path
 
 def test_a_run_may_lie_in_a_folder_of_any_name(cell, tmp_path):
     moved = tmp_path / "my runs=1, [x]" / cell.cell.id
-    shutil.copytree(cell.run.folder, moved)
+    shutil.copytree(cell.run.cell.parent, moved)
     main(["hqq", str(moved), "int4", str(tmp_path / "served")])
     assert (tmp_path / "served" / "export.json").is_file()
 
@@ -70,7 +70,7 @@ def test_a_run_may_lie_in_a_folder_of_any_name(cell, tmp_path):
     ],
 )
 def test_a_plan_that_the_parent_has_not_is_refused(cell, tmp_path, plan, says):
-    assert says in refused(["hqq", str(cell.run.folder), plan, str(tmp_path / "served")])
+    assert says in refused(["hqq", str(cell.run.cell.parent), plan, str(tmp_path / "served")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,15 +85,17 @@ def test_a_plan_that_the_parent_has_not_is_refused(cell, tmp_path, plan, says):
     ],
 )
 def test_rounded_zeros_are_refused_with_the_grid_that_has_none(cell, tmp_path, plan, remedy):
-    said = refused(["compressed-tensors", str(cell.run.folder), plan, str(tmp_path / "served")])
+    said = refused(["compressed-tensors", str(cell.run.cell.parent), plan, str(tmp_path / "served")])
     assert said.endswith(f", or train with grid.zero={remedy}")
     again = trained(tmp_path, f"grid.zero={remedy}")
-    main(["compressed-tensors", str(again.run.folder), plan, str(tmp_path / "served")])
+    main(["compressed-tensors", str(again.run.cell.parent), plan, str(tmp_path / "served")])
     assert json.loads((tmp_path / "served" / "export.json").read_text())["exactness"] == "exact"
 
 
 def test_no_grid_is_named_where_none_would_do(cell, tmp_path):
-    assert "train with" not in refused(["compressed-tensors", str(cell.run.folder), "int1", str(tmp_path / "served")])
+    assert "train with" not in refused(
+        ["compressed-tensors", str(cell.run.cell.parent), "int1", str(tmp_path / "served")]
+    )
 
 
 def test_a_place_where_no_folder_can_be_is_refused(cell, tmp_path):
@@ -104,23 +106,23 @@ def test_a_place_where_no_folder_can_be_is_refused(cell, tmp_path):
         "full/file": "is there already",
         "full/file/below": "no folder can be made at",
     }.items():
-        assert says in refused(["hqq", str(cell.run.folder), "int4", str(tmp_path / place)])
+        assert says in refused(["hqq", str(cell.run.cell.parent), "int4", str(tmp_path / place)])
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
 
 
 def test_a_folder_that_describes_no_cell_is_refused(cell, tmp_path):
     folder = tmp_path / cell.cell.id
-    shutil.copytree(cell.run.folder, folder)
+    shutil.copytree(cell.run.cell.parent, folder)
     for text in ("broken", '{"a": 1}'):
         (folder / "cell.json").write_text(text)
         assert "does not describe a cell" in refused(["hqq", str(folder), "int4", str(tmp_path / "served")])
     renamed = tmp_path / "renamed"
-    shutil.copytree(cell.run.folder, renamed)
+    shutil.copytree(cell.run.cell.parent, renamed)
     assert f"holds the run of {cell.cell.id}" in refused(["hqq", str(renamed), "int4", str(tmp_path / "served")])
 
 
 def test_words_that_say_too_much_or_too_little_are_refused(cell, tmp_path):
-    folder, served = str(cell.run.folder), str(tmp_path / "served")
+    folder, served = str(cell.run.cell.parent), str(tmp_path / "served")
     assert "takes CELL PLAN DIR" in refused(["hqq", folder, "int4"])
     assert "is a cell already; leave bits=int4 out" in refused(["hqq", folder, "int4", served, "bits=int4"])
     assert "is neither the folder of a run nor a cell in" in refused(["hqq", "nobody", "int4", served, runs(cell)])

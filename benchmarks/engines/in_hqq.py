@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import torch
-from hqq.models.hf.base import AutoHQQHFModel
+from hqq.models.hf.base import AutoHQQHFModel  # pyright: ignore[reportMissingImports] -- in its environment alone
 
 
 @torch.no_grad()
