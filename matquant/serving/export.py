@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from matquant.codes.layouts import slices_of
 from matquant.codes.nested import NestedWeight
-from matquant.codes.quantizers import DTYPES
+from matquant.codes.quantizers import ALIGNMENTS, DTYPES
 from matquant.codes.sliced import sliced
 from matquant.command.parsing import parse
 from matquant.config.cell import Cell
@@ -22,20 +22,26 @@ from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.loading import config_of, load_model
-from matquant.notation import FULL, Plan
+from matquant.notation import FULL, Plan, Slice
 from matquant.runs.checkpoint import NestedCheckpoint, has_checkpoint, load_checkpoint
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import library_versions, source_commit
 from matquant.runs.sources import recorded_sources, require_same
 from matquant.search.request import found_plan
-from matquant.serving.formats import Exactness, Format, LayerShape, Record, Source
+from matquant.serving.formats import Exactness, Format, LayerShape, Noted, Record, Source
 from matquant.serving.nested_writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 
 NESTED, LM_EVAL = "nested", "lm-eval"
-FORMATS: Mapping[str, str] = {"dense": "matquant.serving.dense:Dense"}
+FORMATS: Mapping[str, str] = {
+    "dense": "matquant.serving.dense:Dense",
+    "compressed-tensors": "matquant.serving.compressed_tensors:CompressedTensors",
+    "hqq": "matquant.serving.hqq:HQQ",
+}
 """Formats of one read-out, each in a module of its own: `module:class`."""
+SETUP = ("paths.", "readout.", "search=")
+"""Overrides that change no cell."""
 CARD = "analysis.report.card"
 """The module that writes a model card from results; results are not read here."""
 
@@ -74,20 +80,43 @@ def find_trained(words: Sequence[str], overrides: Sequence[str]) -> Trained:
         study = load_study(overrides)
         return Trained(study.one_cell(), study.setup)
     (word,) = words
-    if others := [override for override in overrides if not override.lstrip("+").startswith("paths.")]:
+    if others := [override for override in overrides if not override.lstrip("+").startswith(SETUP)]:
         raise UserError(f"{word} is a cell already; leave {others[0]} out, or name the cell by overrides alone")
-    folder = Path(word).expanduser()
-    if (folder / "cell.json").is_file():
-        overrides = [*overrides, f"paths.runs={folder.resolve().parent}"]
-        word = folder.resolve().name
     setup = load_study(overrides).setup
+    if is_run(word):
+        folder = Path(word).expanduser().resolve()
+        setup = setup.model_copy(update={"paths": setup.paths.model_copy(update={"runs": folder.parent})})
+        word = folder.name
     description = RunDir(setup.paths.runs, word).cell
     if not description.is_file():
         raise UserError(
-            f"{word} is neither the folder of a run nor a cell in {setup.paths.runs}; `ls {setup.paths.runs}` shows the "
-            "cells there, and paths.runs=DIR names another folder"
+            f"{word} is neither the folder of a run nor a cell in {setup.paths.runs}; `ls {setup.paths.runs}` shows "
+            "the cells there, and paths.runs=DIR names another folder"
         )
-    return Trained(Cell.model_validate(read_json(description)), setup)
+    return Trained(_described(description), setup)
+
+
+def _described(path: Path) -> Cell:
+    """The cell of a run's folder; UserError if it is not one that this version reads."""
+    try:
+        cell = Cell.model_validate(read_json(path))
+    except ValueError as error:
+        raise UserError(
+            f"{path} does not describe a cell as this version knows it; name the cell by the overrides of its run"
+        ) from error
+    if cell.id != path.parent.name:
+        raise UserError(f"{path.parent} holds the run of {cell.id}; give the folder its name back")
+    return cell
+
+
+def is_run(word: str) -> bool:
+    """True for the folder of a run."""
+    return (Path(word).expanduser() / "cell.json").is_file()
+
+
+def is_override(word: str) -> bool:
+    """True for a word that changes a configuration: KEY=VALUE or ~KEY, and no place in a home folder."""
+    return ("=" in word or word.startswith("~")) and not word.startswith("~/") and not is_run(word)
 
 
 def shapes_of(layers: Mapping[str, NestedWeight], plan: Plan) -> dict[str, LayerShape]:
@@ -158,15 +187,23 @@ def export_readout(
         exactness.add(weight, format.hold(name, weight))
     if exactness.inexact and not round_zeros:
         raise UserError(
-            f"{format.name} at {plan} is {exactness}, because it keeps zeros as integers and those of {exactness.inexact} "
-            f"layers lie between two codes; add --round-zeros to write it all the same, or choose a format with real "
-            f"zeros (humming, hqq, gguf at int4, dense), or train with grid.zero=aligned_{plan}"
+            f"{format.name} at {plan} is {exactness}: it keeps zeros as codes, and those of {exactness.inexact} layers "
+            f"are none; add --round-zeros to write it all the same, choose a format with real zeros (hqq, humming "
+            f"or dense; gguf at int4){trained_with(parts.values())}"
         )
-    record = Record(format.name, plan, exactness, _facts(trained, checkpoint))
+    notes = list(format.notes(source)) if isinstance(format, Noted) else []
+    record = Record(format.name, plan, exactness, notes, _facts(trained, checkpoint))
     with whole(folder) as beside:
         format.write(beside, source, lambda name: format.hold(name, read(name)))
         write_json(beside / "export.json", record.dump())
     return record
+
+
+def trained_with(parts: Iterable[Slice]) -> str:
+    """The grids whose zeros are codes in every slice that is read, as the end of a message."""
+    narrowest = min(part.bits for part in parts)
+    name = next((name for name, bits in ALIGNMENTS.items() if bits <= narrowest), None)
+    return "" if name is None else f", or train with grid.zero={name}"
 
 
 def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan:
@@ -175,12 +212,13 @@ def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan
         raise UserError("full is the model before it was quantized; choose a width such as int4")
     if plan.strategy is not None:
         asked = trained.setup.readout.searched(plan)
-        path = found_plan(trained.run, trained.setup.readout, asked)
-        if path is None:
+        found = found_plan(trained.run, trained.setup.readout, asked)
+        if found is None:
             raise UserError(
-                f"{plan} was not searched for yet; run `matquant search {plan}` with the cell's overrides first"
+                f"{trained.cell.id} has no plan {plan} that was searched for with these settings; run `matquant search "
+                f"{plan}` with the cell's overrides first"
             )
-        plan = asked.found(read_json(path)["layers"])
+        plan = asked.found(found["layers"])
     for name, part in slices_of(plan, checkpoint.layers).items():
         bits = checkpoint.layers[name].parent_bits
         if part.bits > bits or (part.extra_precision and part.bits == bits):
@@ -211,8 +249,8 @@ def format_named(name: str) -> Format:
 
 def main(arguments: Sequence[str]) -> int | None:
     given = parse("export", arguments)
-    overrides = [word for word in given.words if "=" in word or word.startswith("~")]
-    words = [word for word in given.words if word not in overrides]
+    overrides = [word for word in given.words if is_override(word)]
+    words = [word for word in given.words if not is_override(word)]
     needs_plan = given.format != NESTED
     cell, plan, folder = split(words, given.format, has_overrides=bool(overrides), needs_plan=needs_plan)
     trained = find_trained(cell, overrides)
@@ -226,6 +264,8 @@ def main(arguments: Sequence[str]) -> int | None:
             trained, format_named(given.format), plan, folder, round_zeros=given.round_zeros, dtype=given.dtype
         )
         print(f"{folder}: {trained.cell.id} at {record.plan} as {record.format}, {record.exactness}")
+        for note in record.notes:
+            print(note)
     return None
 
 

@@ -7,10 +7,10 @@ the difference is judged here, in one place, by the weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from matquant.codes.quantizers import Grid
 from matquant.codes.sliced import SlicedWeight
 from matquant.errors import UserError
+from matquant.models.experts import SeparateExperts
+from matquant.models.linear_layers import LinearOfConv1D
 from matquant.notation import Plan, Slice
 
 Layers = Mapping[str, Slice]
@@ -50,6 +52,7 @@ class Source:
     """A layer as the plan reads it."""
 
 
+@runtime_checkable
 class Format(Protocol):
     """A way to write one read-out for one kind of engine.  Each lives in a module of its own."""
 
@@ -67,6 +70,15 @@ class Format(Protocol):
 
     def write(self, folder: Path, source: Source, held: Callable[[str], SlicedWeight]) -> None:
         """Fills an empty folder."""
+        ...
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """A format with something to say of a folder besides how exact it is."""
+
+    def notes(self, source: Source) -> Iterable[str]:
+        """One sentence each, which are printed and kept in `export.json`."""
         ...
 
 
@@ -142,19 +154,22 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that engines multiply as one matrix, and so keep at one width."""
 
 
-def require_fused_alike(shapes: Mapping[str, LayerShape], format: str) -> None:
-    """Refuses a plan in which layers that an engine fuses have different widths."""
+def require_fused_alike(shapes: Mapping[str, LayerShape], format: str, others: Container[str] = ()) -> None:
+    """Refuses a plan in which layers that an engine fuses have different widths, or are quantized in part.
+
+    `others` are the linear layers of the model that are not quantized.
+    """
     for group in FUSED:
-        for name in shapes:
-            stem, _, last = name.rpartition(".")
-            if last != group[0]:
-                continue
-            parts = {one: shapes[path].part for one in group if (path := f"{stem}.{one}") in shapes}
-            if len(set(parts.values())) > 1 or len(parts) != len(group):
-                widths = ", ".join(f"{stem}.{one} {part}" for one, part in parts.items())
+        for stem in dict.fromkeys(stem for name in shapes for stem, _, last in [name.rpartition(".")] if last in group):
+            widths = {path: str(shapes[path].part) for one in group if (path := f"{stem}.{one}") in shapes}
+            left = [path for one in group if (path := f"{stem}.{one}") in others]
+            if len(set(widths.values())) > 1 or left:
+                found = ", ".join([*(f"{path} {width}" for path, width in widths.items()), *left])
+                remedy = "a width, a layout such as pyramid@3, or a plan of evolution_linear keeps them together"
+                remedy = "the last of them are not quantized; export dense or nested" if left else remedy
                 raise UserError(
-                    f"{format}: engines fuse {', '.join(group)} into one matrix of one width, and here they are {widths}; "
-                    "choose a plan that keeps them together, such as one of evolution_linear or a layout"
+                    f"{format}: engines fuse {', '.join(group)} into one matrix of one width, and here they are "
+                    f"{found}; {remedy}"
                 )
 
 
@@ -166,12 +181,46 @@ def refuse_layers(format: str, why: str, names: Iterable[str], remedy: str) -> N
         raise UserError(f"{format} cannot hold {', '.join(found[:2])}{more}: {why}; {remedy}")
 
 
+def refuse_transformed(format: str, shapes: Mapping[str, LayerShape]) -> None:
+    """Refuses layers whose weights are divided by input channel: they lie on no grid of groups."""
+    refuse_layers(
+        format,
+        "base.transformation divides their weights by input channel after they are quantized, so that they lie on no "
+        "grid of groups",
+        (name for name, shape in shapes.items() if shape.has_transform),
+        "export nested, or a cell of base.transformation=false",
+    )
+
+
+def require_plain_layers(format: str, source: Source) -> None:
+    """Refuses layers that are no linear layer of their own in transformers: engines know them by other names."""
+    modules = dict(source.model.named_modules())
+    together = tuple(f"{path}." for path, module in modules.items() if isinstance(module, SeparateExperts))
+    refuse_layers(
+        format,
+        "transformers keeps them transposed, or in one tensor with those of other experts",
+        (name for name in source.shapes if isinstance(modules[name], LinearOfConv1D) or name.startswith(together)),
+        "export dense or nested",
+    )
+
+
+def require_causal(format: str, source: Source) -> None:
+    """Refuses a model that is no plain language model by the name of its class, which is what a loader goes by."""
+    kind = type(source.model).__name__
+    if "CausalLM" not in kind:
+        raise UserError(
+            f"{format} is opened for models of a class ...ForCausalLM alone, and this one is a {kind}; export dense or "
+            "nested"
+        )
+
+
 class Record(NamedTuple):
     """What `export.json` says of an exported folder."""
 
     format: str
     plan: Plan
     exactness: Exactness
+    notes: Sequence[str]
     facts: Mapping[str, Any]
 
     def dump(self) -> dict[str, Any]:
@@ -181,5 +230,6 @@ class Record(NamedTuple):
             "exactness": str(self.exactness),
             "relative_error": self.exactness.relative_error,
             "inexact_layers": self.exactness.inexact,
+            "notes": list(self.notes),
             **self.facts,
         }

@@ -14,10 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from matquant.codes.nested import NestedWeight
 from matquant.codes.planes import to_planes
 from matquant.codes.quantizers import DTYPES
-from matquant.models.experts import together
-from matquant.models.linear_layers import as_stored
-from matquant.models.stored_layers import parameter_of
 from matquant.runs.files import write_json
+from matquant.serving.model_folder import write_model
 from matquant.serving.nested_folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, plane_file
 
 
@@ -37,7 +35,7 @@ def write_nested(
     `facts` are kept as they are: cell, sources, checksum, versions.  `plans` are those that were searched for, by name,
     with the slice of every layer.  `wrote` is called after every file.
     """
-    _write_rest(folder, model, layers)
+    write_model(folder, model, layers, quantization_config={"quant_method": "matquant", "plan": None, "packed": False})
     tokenizer.save_pretrained(folder)
     wrote("the weights that are not quantized")
     save_file(_grids(layers, scale_dtype), folder / GRIDS)
@@ -63,21 +61,6 @@ def write_nested(
         **facts,
     }
     write_json(folder / DESCRIPTION, description)
-
-
-def _write_rest(folder: Path, model: PreTrainedModel, layers: Mapping[str, NestedWeight]) -> None:
-    with as_stored(model), together(model):
-        quantized = {parameter_of(model, name) for name in layers}
-        rest = {name: tensor for name, tensor in model.state_dict().items() if name not in quantized}
-        before = getattr(model.config, "quantization_config", None)
-        model.config.quantization_config = {"quant_method": "matquant", "plan": None, "packed": False}
-        try:
-            model.save_pretrained(folder, state_dict=rest)
-        finally:
-            if before is None:
-                delattr(model.config, "quantization_config")
-            else:
-                model.config.quantization_config = before
 
 
 def _layer(nested: NestedWeight) -> dict[str, Any]:

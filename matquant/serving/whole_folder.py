@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from matquant.disk import writing
+from matquant.disk import CLOSED, writing
 from matquant.errors import UserError
 
 
@@ -24,15 +24,26 @@ def require_free(folder: Path) -> None:
 def whole(folder: Path) -> Iterator[Path]:
     """A folder to write in, which takes its name when everything in it is written; after an error nothing is left."""
     require_free(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        _make(beside, folder)
         with writing(folder):
-            beside.mkdir()
             yield beside
             if folder.is_dir():
                 folder.rmdir()
             os.rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _make(beside: Path, folder: Path) -> None:
+    """Makes the folder to write in; UserError where there can be none."""
+    try:
+        with writing(folder):
+            beside.mkdir(parents=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise UserError(f"no folder can be made at {folder} ({error.strerror}); name another place") from error
+    except OSError as error:
+        if error.errno in CLOSED:
+            raise UserError(f"{CLOSED[error.errno].format(path=folder)}; name another place") from error
+        raise

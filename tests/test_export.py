@@ -1,0 +1,128 @@
+"""The command `matquant export FORMAT CELL PLAN DIR`: how a cell is named, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from matquant.errors import UserError
+from matquant.serving.export import FORMATS, format_named, main
+from matquant.serving.formats import Format
+from tests.exports import REAL, trained
+from tests.tiny import tiny_overrides
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("cell"), *REAL)
+
+
+def runs(cell):
+    return f"paths.runs={cell.setup.paths.runs}"
+
+
+def refused(words):
+    with pytest.raises(UserError) as refusal:
+        main(words)
+    said = str(refusal.value)
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_one(name):
+    assert isinstance(format_named(name), Format)
+    assert format_named(name).name == name
+
+
+def test_a_cell_is_named_by_its_id_by_its_folder_and_by_overrides(cell, tmp_path, capsys):
+    root = cell.setup.paths.runs.parent
+    names = {
+        "id": [cell.cell.id, runs(cell)],
+        "folder": [str(cell.run.cell.parent)],
+        "overrides": [*tiny_overrides(root), "base=minmax", "bits=int8"],
+    }
+    for way, words in names.items():
+        main(["hqq", *words, "int3", str(tmp_path / way)])
+        assert capsys.readouterr().out == f"{tmp_path / way}: {cell.cell.id} at int3 as hqq, exact\n"
+    facts = [(tmp_path / way / "export.json").read_text() for way in names]
+    assert len(set(facts)) == 1
+    assert json.loads(facts[0]).items() >= {"plan": "int3", "format": "hqq", "exactness": "exact", "notes": []}.items()
+
+
+def test_a_run_may_lie_in_a_folder_of_any_name(cell, tmp_path):
+    moved = tmp_path / "my runs=1, [x]" / cell.cell.id
+    shutil.copytree(cell.run.cell.parent, moved)
+    main(["hqq", str(moved), "int4", str(tmp_path / "served")])
+    assert (tmp_path / "served" / "export.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        ("int9", "'int9' is not a read-out plan"),
+        ("int8+ep", "its parent is int8; choose int8 or narrower"),
+        ("full", "full is the model before it was quantized"),
+        ("evolution@3", "run `matquant search evolution@3` with the cell's overrides first"),
+        ("nowhere.json", "nowhere.json is not a plan"),
+    ],
+)
+def test_a_plan_that_the_parent_has_not_is_refused(cell, tmp_path, plan, says):
+    assert says in refused(["hqq", str(cell.run.cell.parent), plan, str(tmp_path / "served")])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "remedy"),
+    [
+        ("int8", "aligned_int4"),
+        ("int6", "aligned_int4"),
+        ("int3", "aligned_int3"),
+        ("int2+ep", "aligned_int2"),
+        ("pyramid@3", "aligned_int2"),
+    ],
+)
+def test_rounded_zeros_are_refused_with_the_grid_that_has_none(cell, tmp_path, plan, remedy):
+    said = refused(["compressed-tensors", str(cell.run.cell.parent), plan, str(tmp_path / "served")])
+    assert said.endswith(f", or train with grid.zero={remedy}")
+    again = trained(tmp_path, f"grid.zero={remedy}")
+    main(["compressed-tensors", str(again.run.cell.parent), plan, str(tmp_path / "served")])
+    assert json.loads((tmp_path / "served" / "export.json").read_text())["exactness"] == "exact"
+
+
+def test_no_grid_is_named_where_none_would_do(cell, tmp_path):
+    assert "train with" not in refused(
+        ["compressed-tensors", str(cell.run.cell.parent), "int1", str(tmp_path / "served")]
+    )
+
+
+def test_a_place_where_no_folder_can_be_is_refused(cell, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for place, says in {
+        "full": "is there already; name a new folder",
+        "full/file": "is there already",
+        "full/file/below": "no folder can be made at",
+    }.items():
+        assert says in refused(["hqq", str(cell.run.cell.parent), "int4", str(tmp_path / place)])
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
+
+
+def test_a_folder_that_describes_no_cell_is_refused(cell, tmp_path):
+    folder = tmp_path / cell.cell.id
+    shutil.copytree(cell.run.cell.parent, folder)
+    for text in ("broken", '{"a": 1}'):
+        (folder / "cell.json").write_text(text)
+        assert "does not describe a cell" in refused(["hqq", str(folder), "int4", str(tmp_path / "served")])
+    renamed = tmp_path / "renamed"
+    shutil.copytree(cell.run.cell.parent, renamed)
+    assert f"holds the run of {cell.cell.id}" in refused(["hqq", str(renamed), "int4", str(tmp_path / "served")])
+
+
+def test_words_that_say_too_much_or_too_little_are_refused(cell, tmp_path):
+    folder, served = str(cell.run.cell.parent), str(tmp_path / "served")
+    assert "takes CELL PLAN DIR" in refused(["hqq", folder, "int4"])
+    assert "is a cell already; leave bits=int4 out" in refused(["hqq", folder, "int4", served, "bits=int4"])
+    assert "is neither the folder of a run nor a cell in" in refused(["hqq", "nobody", "int4", served, runs(cell)])
