@@ -53,6 +53,7 @@ class Source:
     """Where the model was read from."""
 
 
+@runtime_checkable
 class Format(Protocol):
     """A way to write one read-out for one kind of engine.  Each lives in a module of its own."""
 
@@ -131,11 +132,12 @@ def _is_rounding(ours: Grid, theirs: Grid, dtype: torch.dtype | None) -> bool:
     # One rounding of the scale, one of the zero, and one of their product where that is what is kept.
     tolerance = 2 * torch.finfo(dtype).eps
     step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the finest that the dtype has, next to nothing
-    if not torch.allclose(theirs.scale, ours.scale, rtol=tolerance, atol=step):
-        return False
-    return torch.allclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6) or torch.allclose(
-        theirs.scale * theirs.zero, ours.scale * ours.zero, rtol=tolerance, atol=step
-    )
+    same_scale = torch.isclose(theirs.scale, ours.scale, rtol=tolerance, atol=step)
+    same_zero = torch.isclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6)
+    smallest = ours.scale * ours.zero
+    apart = (theirs.scale * theirs.zero - smallest).abs()
+    same_smallest = apart <= tolerance * smallest.abs() + step * (1 + ours.zero.abs())
+    return bool((same_scale & (same_zero | same_smallest)).all())
 
 
 def _square(tensor: Tensor) -> float:

@@ -137,7 +137,7 @@ def _copy_fields(writer: GGUFWriter, reader: GGUFReader) -> None:
 
 def _add_facts(writer: GGUFWriter, source: Source) -> None:
     writer.add_type("model")
-    writer.add_name(source.origin.name if source.origin else source.model.config.model_type)
+    writer.add_name(source.origin.name if source.origin else "model")
     for key, value in facts_of(source.model.config).items():
         named = f"{writer.arch}.{key}"
         match value:
