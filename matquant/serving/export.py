@@ -38,6 +38,7 @@ FORMATS: Mapping[str, str] = {
     "dense": "matquant.serving.dense:Dense",
     "compressed-tensors": "matquant.serving.compressed_tensors:CompressedTensors",
     "hqq": "matquant.serving.hqq:HQQ",
+    "gguf": "matquant.serving.gguf_file:Gguf",
 }
 """Formats of one read-out, each in a module of its own: `module:class`."""
 SETUP = ("paths.", "readout.", "search=")
@@ -179,7 +180,7 @@ def export_readout(
     def read(name: str) -> Any:
         return sliced(checkpoint.layers[name], parts[name])
 
-    source = Source(model, tokenizer, plan, shapes_of(checkpoint.layers, plan), read)
+    source = Source(model, tokenizer, plan, shapes_of(checkpoint.layers, plan), read, origin=cell.model)
     format.refuse(source)
     exactness = Exactness(format.scale_dtype)
     for name in tqdm(source.shapes, desc="comparing", unit="layer", leave=False):

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matquant.codes.quantizers import Grid
 from matquant.codes.sliced import SlicedWeight
+from matquant.config.cell import ModelSpec
 from matquant.errors import UserError
 from matquant.models.experts import SeparateExperts
 from matquant.models.linear_layers import LinearOfConv1D
@@ -50,15 +51,21 @@ class Source:
     shapes: Mapping[str, LayerShape]
     read: Callable[[str], SlicedWeight]
     """A layer as the plan reads it."""
+    origin: ModelSpec | None = None
+    """Where the model was read from."""
 
 
 @runtime_checkable
 class Format(Protocol):
     """A way to write one read-out for one kind of engine.  Each lives in a module of its own."""
 
-    name: str
-    scale_dtype: torch.dtype | None
-    """The dtype that scales (and real zeros) are kept in; None where float32 is kept."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scale_dtype(self) -> torch.dtype | None:
+        """The dtype that scales (and real zeros) are kept in; None where float32 is kept."""
+        ...
 
     def refuse(self, source: Source) -> None:
         """Raises UserError with the names of layers that the format cannot hold at all, before anything is read."""
@@ -132,8 +139,13 @@ def _is_rounding(ours: Grid, theirs: Grid, dtype: torch.dtype | None) -> bool:
         return False
     # One rounding of the scale, one of the zero, and one of their product where that is what is kept.
     tolerance = 2 * torch.finfo(dtype).eps
-    near = torch.allclose(theirs.scale, ours.scale, rtol=tolerance, atol=0)
-    return near and torch.allclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6)
+    step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the finest that the dtype has, next to nothing
+    same_scale = torch.isclose(theirs.scale, ours.scale, rtol=tolerance, atol=step)
+    same_zero = torch.isclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6)
+    smallest = ours.scale * ours.zero
+    apart = (theirs.scale * theirs.zero - smallest).abs()
+    same_smallest = apart <= tolerance * smallest.abs() + step * (1 + ours.zero.abs())
+    return bool((same_scale & (same_zero | same_smallest)).all())
 
 
 def _square(tensor: Tensor) -> float:
