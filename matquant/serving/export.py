@@ -191,12 +191,29 @@ def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan
 def _facts(trained: Trained, checkpoint: NestedCheckpoint) -> dict[str, Any]:
     return {
         "cell_id": trained.cell.id,
-        "cell": trained.cell.model_dump(mode="json"),
+        "cell": without_folders(trained.cell.model_dump(mode="json")),
         "sources": dict(recorded_sources(trained.run)),
         "checksum": checkpoint.checksum,
         **source_commit(),
         "versions": library_versions(),
     }
+
+
+def without_folders(facts: Any) -> Any:
+    """Facts in which of every absolute path the last name is kept: a published folder says nothing of a machine.
+
+    The id of the cell is that of the whole paths.
+    """
+    match facts:
+        case str():
+            path = Path(facts).expanduser()
+            return path.name if path.is_absolute() else facts
+        case Mapping():
+            return {name: without_folders(value) for name, value in facts.items()}
+        case list():
+            return [without_folders(value) for value in facts]
+        case _:
+            return facts
 
 
 def _write_card(trained: Trained, folder: Path) -> None:
