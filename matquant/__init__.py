@@ -3,7 +3,8 @@
     model, tokenizer = matquant.load("DIR or hub id", "int3")     a transformers model at 3 bits
     matquant.reread(model, "int8")                                 another precision, in place
 
-Rooms, each above those it may use: serving, training and search; algorithms and runs; models and parallel; codes; config.
+Rooms, each above those it may use: serving; training and search; algorithms and runs; models and parallel; codes;
+config.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ An r-bit code is the top r bits of its parent, rounded half up by the bit below 
 
     S(q, r) / 2^(c-r) = min(top r bits of q + the next bit, 2^r - 1)
 
-So int-r needs the first r + 1 planes, the parent itself all c, and the overflow bucket of Eq. 8 no more than that: it is
+So int-r needs the first r + 1 planes, and the parent itself all c.  The overflow bucket of Eq. 8 needs no more: it is
 the same sum without the minimum.
 """
 

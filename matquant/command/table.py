@@ -310,9 +310,9 @@ Writes a trained cell as a folder that others read.
   dense               one read-out with expanded weights, for whatever reads a Hugging Face folder
   lm-eval             the same and its tasks, with the command line of lm-eval that measures it
 
-CELL is the id of a cell, the folder of its run, or the overrides that `matquant run` takes.  PLAN is int8, int4, int2+ep,
-pyramid@3, evolution@3, the path of a plan file ...  Each export says whether it is exact, and export.json keeps that with
-the plan and the checksum.  An inexact one is refused without --round-zeros.
+CELL is the id of a cell, the folder of its run, or the overrides that `matquant run` takes.  PLAN is int8, int4,
+int2+ep, pyramid@3, evolution@3, the path of a plan file ...  Each export says whether it is exact, and export.json
+keeps that with the plan and the checksum.  An inexact one is refused without --round-zeros.
 """,
     (
         Argument(

@@ -1,4 +1,4 @@
-"""A read-out as an ordinary Hugging Face folder, for whatever reads those: no width is saved, and nothing is refused."""
+"""A read-out as an ordinary Hugging Face folder, for whatever reads those; its weights are expanded."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class NestedFolder:
             raise UserError(f"{path} cannot be read ({error}); {AGAIN}") from error
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise UserError(
-                f"{path} does not describe a nested folder but something else; `matquant export nested CELL DIR` writes one"
+                f"{path} describes something else than a nested folder; `matquant export nested CELL DIR` writes one"
             )
         version = facts.get("format_version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -141,7 +141,7 @@ class NestedFolder:
         if str(asked) not in plans:
             known = f"it has {', '.join(plans)}" if plans else "it has none that were searched for"
             raise UserError(
-                f"{self.title} does not hold the plan {asked}; {known}, and any width or layout such as int3 or pyramid@3"
+                f"{self.title} does not hold the plan {asked}; {known}, and every width and layout, such as int3"
             )
         return asked.found(plans[str(asked)])
 

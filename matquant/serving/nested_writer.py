@@ -75,7 +75,7 @@ def _write_rest(folder: Path, model: PreTrainedModel, layers: Mapping[str, Neste
             model.save_pretrained(folder, state_dict=rest)
         finally:
             if before is None:
-                del model.config.quantization_config
+                delattr(model.config, "quantization_config")
             else:
                 model.config.quantization_config = before
 

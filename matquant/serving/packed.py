@@ -18,14 +18,16 @@ from matquant.codes.sliced import SlicedWeight
 class PackedLinear(nn.Module):
     """A linear layer in r bits a weight (r + 1 with extra precision), beside its scales and zeros.
 
-    The weights are expanded to the dtype of the layer it replaces, one layer at a time, and forgotten after its product:
-    what they read is `SlicedWeight.affine`, so outputs are those of the expanded model to the last bit.
+    The weights are expanded when the layer is called, in the dtype of the layer that it replaces, and forgotten after
+    the product.  They are those of `SlicedWeight.affine`, so outputs are those of the expanded model to the last bit.
     """
+
+    like: Tensor
+    """Empty, and moved and cast with the model: the dtype that weights are expanded to."""
 
     def __init__(self, linear: nn.Linear, weight: SlicedWeight) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # Empty, and moved and cast with the model: the dtype that weights are expanded to.
         empty = linear.weight.detach().new_empty(0, device=weight.codes.device)
         self.register_buffer("like", empty, persistent=False)
         self.bias = linear.bias

@@ -1,4 +1,4 @@
-"""Where the files of a nested folder lie: on this machine, or on a hub, from which only those are fetched that are read."""
+"""The place of a nested folder's files: this machine, or a hub, from which only those are fetched that are read."""
 
 from __future__ import annotations
 

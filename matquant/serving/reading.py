@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,8 @@ def reading_of(model: nn.Module) -> Reading:
 def read_into(model: nn.Module, folder: NestedFolder, plan: Plan, *, packed: bool) -> None:
     """Lets a model hold a plan, and remember it."""
     (pack if packed else expand)(model, folder, plan)
-    model.matquant_reading = Reading(folder, plan, packed)  # pyright: ignore[reportAttributeAccessIssue]
+    kept: Any = model
+    kept.matquant_reading = Reading(folder, plan, packed)
 
 
 def expand(model: nn.Module, folder: NestedFolder, plan: Plan) -> None:
@@ -58,16 +60,21 @@ def pack(model: nn.Module, folder: NestedFolder, plan: Plan) -> None:
     """Replaces the quantized layers of a model by packed ones, or lets packed ones hold another plan."""
     as_linear(model)
     separate_experts(model)
-    for name in folder.layers:
-        if not isinstance(_module(model, name, folder), PackedLinear):
-            _linear(model, name, folder)  # all of them are looked at before the first is replaced
+    # All of them are looked at before the first is replaced.
+    layers = {name: _packed_or_linear(model, name, folder) for name in folder.layers}
+    device = next(model.parameters()).device
     with torch.no_grad():
-        for name, read in folder.read_at(plan):
-            layer = _module(model, name, folder)
+        for name, read in folder.read_at(plan, device=device):
+            layer = layers.pop(name)
             if isinstance(layer, PackedLinear):
-                layer.read(read._replace(codes=read.codes.to(layer.like.device)))
+                layer.read(read)
             else:
                 model.set_submodule(name, PackedLinear(layer, read))
+
+
+def _packed_or_linear(model: nn.Module, name: str, folder: NestedFolder) -> PackedLinear | nn.Linear:
+    layer = _module(model, name, folder)
+    return layer if isinstance(layer, PackedLinear) else _linear(model, name, folder)
 
 
 def _module(model: nn.Module, name: str, folder: NestedFolder) -> nn.Module:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.quantizers import HfQuantizer, auto, register_quantization_config, register_quantizer
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from matquant.errors import UserError
@@ -24,7 +25,6 @@ from matquant.serving.places import nested_folder
 METHOD = "matquant"
 
 
-@register_quantization_config(METHOD)
 class MatQuantConfig(QuantizationConfigMixin):
     """The width at which a nested folder is read: `MatQuantConfig("int3")`, for `quantization_config=`.
 
@@ -53,11 +53,6 @@ class MatQuantConfig(QuantizationConfigMixin):
         return {"quant_method": METHOD, "plan": self.plan, "packed": self.packed}
 
 
-# Without this, `from_pretrained(DIR, quantization_config=...)` takes the folder's own plan and only warns.
-auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (MatQuantConfig,)
-
-
-@register_quantizer(METHOD)
 class MatQuantHfQuantizer(HfQuantizer):
     """Reads the quantized layers of a nested folder when transformers has loaded everything else."""
 
@@ -80,30 +75,30 @@ class MatQuantHfQuantizer(HfQuantizer):
         for name in names:
             # They come later: nobody has to draw random numbers for them, or to report them as missing.
             module, _, parameter = name.rpartition(".")
-            model.get_submodule(module)._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
-            model.get_submodule(module).get_parameter(parameter)._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+            holder: Any = model.get_submodule(module)
+            holder._is_hf_initialized = holder.get_parameter(parameter)._is_hf_initialized = True
         known: Any = getattr(model, "_keys_to_ignore_on_load_missing", None) or []
         mine: Any = [*known, *(f"^{re.escape(name)}$" for name in sorted(names))]
         model._keys_to_ignore_on_load_missing = mine
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from matquant.serving.reading import read_into
 
         on_disk = [name for name, parameter in model.named_parameters() if parameter.is_meta]
         if on_disk:
             raise UserError(
-                f"device_map leaves {on_disk[0]} and {len(on_disk) - 1} others on disk, where planes cannot be read to; "
-                "load with packed=True, or onto devices with room"
+                f"device_map leaves {on_disk[0]} and {len(on_disk) - 1} others on disk, out of reach; "
+                "load onto devices with room, or with packed=True"
             )
         read_into(model, self.folder, self.plan, packed=self.quantization_config.packed)
         return model
 
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] -- transformers has no type
         """Packed weights are not: the folder that they were read from is the thing to copy."""
         return False
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride] -- the same
         return False
 
 
@@ -119,3 +114,9 @@ def _folder_of(model: nn.Module, checkpoint_files: list[str] | None) -> NestedFo
 
 def _all_files(folder: Path) -> Mapping[str, Any]:
     return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")).get("files", {})
+
+
+auto.register_quantization_config(METHOD)(MatQuantConfig)
+auto.register_quantizer(METHOD)(MatQuantHfQuantizer)
+# Without this, `from_pretrained(DIR, quantization_config=...)` takes the folder's own plan and only warns.
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (MatQuantConfig,)
