@@ -16,12 +16,16 @@ from analysis.report.card_words import protocol_lines, without_folders
 from evaluation.results.store import ResultStore
 from matquant.codes.nested import nest
 from matquant.codes.quantizers import minmax_grid
+from matquant.errors import UserError
 from matquant.models.families import block_name, blocks, linears
 from matquant.models.loading import load_model
 from matquant.notation import Plan
+from matquant.runs.tracking import NoTracker
+from matquant.serving.export import Trained, export_nested
 from matquant.serving.export import without_folders as without_folders_of
 from matquant.serving.nested_writer import write_nested
 from matquant.serving.places import nested_folder
+from matquant.training.train import train
 from tests.made_results import measure, paper_cells, quantized, study
 
 CODES = "5ea1" * 16
@@ -200,31 +204,61 @@ def test_front_matter_is_what_a_hub_reads_and_names_the_base_model_of_a_hub(made
         assert "matquant" in told.tags
 
 
-def test_bytes_are_those_that_the_reader_counts(tiny_study, tmp_path):
+def written(tiny_study, place, **plans):
+    """A nested folder of the tiny model in round to nearest int8."""
     made = tiny_study("base=minmax", "bits=int8")
     model, tokenizer = load_model(
         made.cells[0].model, cache=made.setup.paths.cache, dtype="float32", device=torch.device("cpu")
     )
     layers = {
-        f"{block_name(model, number)}.{name}": nest(
-            linear.weight, minmax_grid(linear.weight, 8, made.cells[0].grid), 8
-        )
+        f"{block_name(model, number)}.{name}": nest(linear.weight, minmax_grid(linear.weight, 8, made.cells[0].grid), 8)
         for number, block in enumerate(blocks(model))
         for name, linear in linears(block, "ffn").items()
     }
-    place = tmp_path / "nested"
     place.mkdir()
-    write_nested(place, model, tokenizer, layers, scale_dtype="float32", facts={}, plans={})
+    found = {name: dict.fromkeys(layers, width) for name, width in plans.items()}
+    write_nested(place, model, tokenizer, layers, scale_dtype="float32", facts={}, plans=found)
+    return place
+
+
+def test_bytes_are_those_that_the_reader_counts(tiny_study, tmp_path):
+    place = written(tiny_study, tmp_path / "nested")
     sizes, reader = Bytes(json.loads((place / "nested.json").read_text()), place), nested_folder(place)
     for text in ("int8", "int7", "int4", "int2+ep", "int1", "pyramid@3"):
         assert sizes.planes(Plan.parse(text)) == reader.num_bytes(Plan.parse(text))
+
+
+def test_a_plan_whose_search_had_settings_of_its_own_is_read_by_its_whole_name(tiny_study, tmp_path):
+    folder = nested_folder(written(tiny_study, tmp_path / "nested", **{"evolution@3-0a1b2c3d": "int2"}))
+    plan = folder.plan("evolution@3-0a1b2c3d")
+    assert str(plan) == "evolution@3-0a1b2c3d"
+    assert folder.num_bytes(plan) == folder.num_bytes(Plan.parse("int2"))
+    with pytest.raises(UserError, match="it has evolution@3-0a1b2c3d"):
+        folder.plan("evolution@3")
+
+
+@pytest.mark.filterwarnings("ignore:.*jaxtyping:UserWarning")
+def test_no_file_of_an_exported_folder_names_a_folder_of_the_machine(tiny_study, tmp_path):
+    source = tmp_path / "from" / "mine"
+    tiny = tiny_study()
+    for saved in load_model(
+        tiny.cells[0].model, cache=tiny.setup.paths.cache, dtype="float32", device=torch.device("cpu")
+    ):
+        saved.save_pretrained(source)
+    made = tiny_study("base=minmax", "bits=int8", "model=folder", f"model.path={source}", "model.name=mine")
+    train(made.cells[0], made.setup, NoTracker())
+    export_nested(Trained(made.cells[0], made.setup), tmp_path / "nested")
+    told = [path for path in (tmp_path / "nested").iterdir() if path.suffix != ".safetensors"]
+    assert {path.name for path in told} >= {"README.md", "config.json", "nested.json", "tokenizer_config.json"}
+    assert [path.name for path in told if str(tmp_path).encode() in path.read_bytes()] == []
+    assert json.loads((tmp_path / "nested" / "nested.json").read_text())["cell"]["model"]["path"] == "mine"
 
 
 def test_protocols_are_told_in_words_without_the_folders_of_a_machine():
     shared = {"batch_size": 4, "dtype": "float32", "add_bos": False, "limit": None, "num_fewshot": 0, "lm_eval": "1"}
     lines = protocol_lines(
         {
-            "piqa": {**shared, "data": "/home/me/docs/piqa@0a1b2c3d4e5f"},
+            "piqa": {**shared, "data": "/home/me/my docs/piqa@0a1b2c3d4e5f"},
             "log_pplx": {**shared, "num_sequences": 2, "sequence_length": 8, "data": "files 0a", "add_bos": True},
         }
     )
@@ -238,7 +272,7 @@ def test_protocols_are_told_in_words_without_the_folders_of_a_machine():
 @pytest.mark.parametrize(
     ("text", "published"),
     [
-        ("/a/b/c.json is cut short; see '/x y.txt'", "c.json is cut short; see 'x y.txt'"),
+        ("/a/b/c.json is cut short; see '/d/x y.txt'", "c.json is cut short; see 'x y.txt'"),
         ("~/runs/one and a/b/c", "one and a/b/c"),
         ("https://huggingface.co/a/b and 1/2 of it", "https://huggingface.co/a/b and 1/2 of it"),
         ("llm==0.1/file.gguf", "llm==0.1/file.gguf"),

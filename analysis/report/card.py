@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from analysis.frame.names import base_name, model_name, objective_text
-from analysis.report.card_words import model_words, protocol_lines, settings_words, without_folders
+from analysis.report.card_words import content_name, model_words, protocol_lines, settings_words, without_folders
 from analysis.report.files import write_text
 from matquant.codes.layouts import slices_of
 from matquant.config.grid_words import all_words
@@ -130,10 +130,10 @@ def _recipe(cell: Cell, facts: Mapping[str, Any]) -> Iterator[str]:
     if cell.data is not None:
         amount = f"{cell.data.num_sequences} sequences of {cell.data.sequence_length} tokens"
         text = facts.get("sources", {}).get("text", cell.data.kind)
-        yield f"Calibration text: {amount} of {without_folders(text)}."
+        yield f"Calibration text: {amount} of {content_name(text)}."
     yield f"Seed: {cell.seed}."
     if model := facts.get("sources", {}).get("model"):
-        yield f"Quantized model: `{without_folders(model)}`."
+        yield f"Quantized model: `{content_name(model)}`."
 
 
 def _versions(facts: Mapping[str, Any], numbers: CardNumbers | None) -> Iterator[str]:

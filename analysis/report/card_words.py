@@ -28,6 +28,11 @@ def without_folders(text: str, folder: Path | None = None) -> str:
     return FOLDERS.sub("", text)
 
 
+def content_name(content: str) -> str:
+    """The name of a source of text or documents, which is a path if it was a folder: `piqa@0a1b2c3d4e5f`."""
+    return re.split(r"[/\\]", content)[-1] if re.match(r"[/~\\]|[A-Za-z]:[/\\]", content) else content
+
+
 def model_words(model: ModelSpec) -> str:
     """`google/gemma-2-2b at main`."""
     match model:
@@ -69,7 +74,7 @@ def _of_text(protocol: Protocol) -> list[str]:
     most = protocol.get("tokens_per_document")
     return [
         f"{protocol.get('num_sequences')} sequences of {protocol.get('sequence_length')} tokens of {part} text, "
-        + without_folders(str(protocol.get("data"))),
+        + content_name(str(protocol.get("data"))),
         *([f"at most {most} tokens of a document"] if most else []),
     ]
 
@@ -78,7 +83,7 @@ def _of_documents(protocol: Protocol) -> list[str]:
     limit = protocol.get("limit")
     return [
         ("all documents" if limit is None else f"the first {limit} documents")
-        + f" of {without_folders(str(protocol.get('data')))}",
+        + f" of {content_name(str(protocol.get('data')))}",
         f"{protocol.get('num_fewshot', 0)} examples in a prompt",
         *(["without the start of longer ones"] if protocol.get("cut_contexts") else []),
         f"lm-eval {protocol.get('lm_eval')}",
