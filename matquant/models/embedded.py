@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def converted(spec: EmbeddedModel, cache: Path) -> Path:
     folder = cache / f"{spec.package}-{spec.version}"
     if (folder / "config.json").is_file():
         return folder
-    files = embedded_files(spec)
+    embedded_files(spec)  # asked before anything is said of them
     log.info("converting %s from GGUF, once, into %s (half a minute to two)", spec.name, folder)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        with writing(folder), _whole(spec, files, beside) as path, report_kept(), plain_words(spec):
+        with writing(folder), whole_file(spec, beside) as path, report_kept(), plain_words(spec):
             read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
@@ -73,8 +73,12 @@ def wheels_of(spec: EmbeddedModel) -> list[DataWheel]:
 
 
 @contextmanager
-def _whole(spec: EmbeddedModel, files: Sequence[Path], beside: Path) -> Iterator[Path]:
-    """One file out of all parts for as long as it is read, with the digest that it should have."""
+def whole_file(spec: EmbeddedModel, beside: Path) -> Iterator[Path]:
+    """One GGUF file out of all parts for as long as it is read, with the digest that it should have.
+
+    Parts are joined beside a path that is the caller's own; UserError if the wheels are missing or damaged.
+    """
+    files = embedded_files(spec)
     if len(files) == 1:
         if spec.sha256 is not None:
             _check(spec, files[0])

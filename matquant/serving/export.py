@@ -29,12 +29,15 @@ from matquant.runs.folder import RunDir
 from matquant.runs.provenance import library_versions, source_commit
 from matquant.runs.sources import recorded_sources, require_same
 from matquant.search.request import found_plan
-from matquant.serving.formats import Exactness, Format, LayerShape, Record, Source
+from matquant.serving.formats import Exactness, Format, LayerShape, Noting, Record, Source
 from matquant.serving.nested_writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 
 NESTED, LM_EVAL = "nested", "lm-eval"
-FORMATS: Mapping[str, str] = {"dense": "matquant.serving.dense:Dense"}
+FORMATS: Mapping[str, str] = {
+    "dense": "matquant.serving.dense:Dense",
+    "gguf": "matquant.serving.gguf_file:Gguf",
+}
 """Formats of one read-out, each in a module of its own: `module:class`."""
 CARD = "analysis.report.card"
 """The module that writes a model card from results; results are not read here."""
@@ -150,7 +153,7 @@ def export_readout(
     def read(name: str) -> Any:
         return sliced(checkpoint.layers[name], parts[name])
 
-    source = Source(model, tokenizer, plan, shapes_of(checkpoint.layers, plan), read)
+    source = Source(model, tokenizer, plan, shapes_of(checkpoint.layers, plan), read, origin=cell.model)
     format.refuse(source)
     exactness = Exactness(format.scale_dtype)
     for name in tqdm(source.shapes, desc="comparing", unit="layer", leave=False):
@@ -162,7 +165,8 @@ def export_readout(
             f"layers lie between two codes; add --round-zeros to write it all the same, or choose a format with real "
             f"zeros (humming, hqq, gguf at int4, dense), or train with grid.zero=aligned_{plan}"
         )
-    record = Record(format.name, plan, exactness, _facts(trained, checkpoint))
+    notes = list(format.notes(source)) if isinstance(format, Noting) else []
+    record = Record(format.name, plan, exactness, {"notes": notes, **_facts(trained, checkpoint)})
     with whole(folder) as beside:
         format.write(beside, source, lambda name: format.hold(name, read(name)))
         write_json(beside / "export.json", record.dump())
@@ -243,6 +247,8 @@ def main(arguments: Sequence[str]) -> int | None:
             trained, format_named(given.format), plan, folder, round_zeros=given.round_zeros, dtype=given.dtype
         )
         print(f"{folder}: {trained.cell.id} at {record.plan} as {record.format}, {record.exactness}")
+        for note in record.facts["notes"]:
+            print(note)
     return None
 
 

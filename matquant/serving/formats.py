@@ -7,7 +7,7 @@ the difference is judged here, in one place, by the weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matquant.codes.quantizers import Grid
 from matquant.codes.sliced import SlicedWeight
+from matquant.config.cell import ModelSpec
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
 
@@ -48,6 +49,8 @@ class Source:
     shapes: Mapping[str, LayerShape]
     read: Callable[[str], SlicedWeight]
     """A layer as the plan reads it."""
+    origin: ModelSpec | None = None
+    """Where the model was read from."""
 
 
 @runtime_checkable
@@ -69,6 +72,13 @@ class Format(Protocol):
     def write(self, folder: Path, source: Source, held: Callable[[str], SlicedWeight]) -> None:
         """Fills an empty folder."""
         ...
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """A format that has something to say of a read-out which it holds, such as widths that save nothing there."""
+
+    def notes(self, source: Source) -> Sequence[str]: ...
 
 
 @dataclass
@@ -121,8 +131,13 @@ def _is_rounding(ours: Grid, theirs: Grid, dtype: torch.dtype | None) -> bool:
         return False
     # One rounding of the scale, one of the zero, and one of their product where that is what is kept.
     tolerance = 2 * torch.finfo(dtype).eps
-    near = torch.allclose(theirs.scale, ours.scale, rtol=tolerance, atol=0)
-    return near and torch.allclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6)
+    step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the finest that the dtype has, next to nothing
+    same_scale = torch.isclose(theirs.scale, ours.scale, rtol=tolerance, atol=step)
+    same_zero = torch.isclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6)
+    smallest = ours.scale * ours.zero
+    apart = (theirs.scale * theirs.zero - smallest).abs()
+    same_smallest = apart <= tolerance * smallest.abs() + step * (1 + ours.zero.abs())
+    return bool((same_scale & (same_zero | same_smallest)).all())
 
 
 def _square(tensor: Tensor) -> float:
