@@ -14,14 +14,18 @@ from analysis.report.card import PICTURE, Bytes, write_card
 from analysis.report.card_numbers import is_baseline, plan_of
 from analysis.report.card_words import protocol_lines, without_folders
 from evaluation.results.store import ResultStore
-from matquant.codes.nested import nest
-from matquant.codes.quantizers import minmax_grid
+from matquant.codes.nested import NestedWeight, nest
+from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.errors import UserError
 from matquant.models.families import block_name, blocks, linears
 from matquant.models.loading import load_model
-from matquant.notation import Plan
+from matquant.notation import Plan, Slice
+from matquant.runs.checkpoint import NestedCheckpoint
+from matquant.runs.files import write_json
+from matquant.runs.folder import RunDir
 from matquant.runs.tracking import NoTracker
-from matquant.serving.export import Trained, export_nested
+from matquant.serving import export as export_module
+from matquant.serving.export import Trained, export_nested, readable, searched_plans
 from matquant.serving.export import without_folders as without_folders_of
 from matquant.serving.nested_writer import write_nested
 from matquant.serving.places import nested_folder
@@ -295,3 +299,26 @@ def test_a_card_says_nothing_of_the_machine(made, folder, tmp_path):
     text = card(of_codes(made), folder)
     assert str(tmp_path) not in text
     assert not re.search(r"(?<![\w.:/])/(home|root|tmp|work|Users)\b", text)
+
+
+def test_a_nested_folder_gets_the_plans_that_were_searched_for_on_its_codes(tmp_path, capsys):
+    run = RunDir(tmp_path, "cell")
+    widths = {"model.layers.0.mlp.up_proj": "int2"}
+    for name, facts in {
+        "evolution@3": {"layers": widths, "search": {"checksum": CODES}},
+        "evolution@4": {"layers": widths, "search": {"checksum": "of codes that were replaced"}},
+        "evolution@5": {"layers": 3, "search": {"checksum": CODES}},
+    }.items():
+        write_json(run.plan(name), facts)
+    assert searched_plans(run, CODES) == {"evolution@3": widths}
+    assert capsys.readouterr().err.count("evolution@5.json is no plan that was searched for") == 1
+
+
+def test_a_read_out_at_a_plan_that_was_searched_for_has_the_widths_that_were_found(tiny_study, monkeypatch):
+    made = tiny_study("base=minmax", "bits=int8")
+    layer = NestedWeight(torch.zeros(2, 8, dtype=torch.uint8), Grid(torch.ones(2, 1), torch.zeros(2, 1)), 8)
+    monkeypatch.setattr(export_module, "found_plan", lambda *asked: {"layers": {"a": "int2"}})
+    checkpoint = NestedCheckpoint({"a": layer}, "0")
+    read = readable(Trained(made.cells[0], made.setup), checkpoint, Plan.parse("evolution@3"))
+    assert str(read) == "evolution@3"
+    assert dict(read.layers) == {"a": Slice(2)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,7 +23,7 @@ from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.loading import config_of, load_model
-from matquant.notation import FULL, Plan
+from matquant.notation import FULL, Plan, Slice
 from matquant.runs.checkpoint import NestedCheckpoint, has_checkpoint, load_checkpoint
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
@@ -119,7 +120,7 @@ def export_nested(trained: Trained, folder: Path, *, dtype: str | None = None) -
     assert cell.grid is not None
     model, tokenizer = load_model(cell.model, cache=cache, dtype=dtype or trained.dtype(), device=torch.device("cpu"))
     check_layers(cell, model, checkpoint.layers, trained.run.checkpoint)
-    plans = {path.stem: read_json(path)["layers"] for path in sorted(trained.run.plans.glob("*.json"))}
+    plans = searched_plans(trained.run, checkpoint.checksum)
     depth = max(nested.parent_bits for nested in checkpoint.layers.values())
     with whole(folder) as beside, tqdm(total=depth + 2, desc=f"writing {folder}", unit="file", leave=False) as bar:
         write_nested(
@@ -133,6 +134,19 @@ def export_nested(trained: Trained, folder: Path, *, dtype: str | None = None) -
             wrote=lambda file: bar.update(),
         )
         _write_card(trained, beside)
+
+
+def searched_plans(run: RunDir, checksum: str) -> dict[str, Mapping[str, str]]:
+    """The plans that were searched for on these codes, by name; those of an earlier checkpoint are left out."""
+    found = {}
+    for path in sorted(run.plans.glob("*.json")):
+        try:
+            facts = read_json(path)
+            if facts["search"]["checksum"] == checksum:
+                found[path.stem] = {name: str(Slice.parse(part)) for name, part in facts["layers"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            print(f"{path} is no plan that was searched for, and is left out; delete it", file=sys.stderr)
+    return found
 
 
 def export_readout(
@@ -179,12 +193,12 @@ def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan
         raise UserError("full is the model before it was quantized; choose a width such as int4")
     if plan.strategy is not None:
         asked = trained.setup.readout.searched(plan)
-        path = found_plan(trained.run, trained.setup.readout, asked)
-        if path is None:
+        found = found_plan(trained.run, trained.setup.readout, asked)
+        if found is None:
             raise UserError(
                 f"{plan} was not searched for yet; run `matquant search {plan}` with the cell's overrides first"
             )
-        plan = asked.found(read_json(path)["layers"])
+        plan = asked.found(found["layers"])
     for name, part in slices_of(plan, checkpoint.layers).items():
         bits = checkpoint.layers[name].parent_bits
         if part.bits > bits or (part.extra_precision and part.bits == bits):
