@@ -1,8 +1,8 @@
-"""llama.cpp, asked from inside its own environment: log probabilities of given tokens, tokens of a text, and its speed.
+"""llama.cpp, asked from inside its own environment: log likelihood of given tokens, tokens of a text, and its speed.
 
-xllamacpp is a server, which tells no probabilities of a prompt, but its library exports llama.cpp's C interface.  Two of
-its structs are passed by value and grow with each version: they are taken whole from the library's defaults, in a block
-that is larger than any of them, and only their first fields are set, which is checked.
+xllamacpp is a server, which tells no likelihood of a prompt, but its library exports llama.cpp's C interface.  Two of
+its structs are passed by value and grow with each version: they are taken whole from the library's defaults, in a
+block that is larger than any of them, and only their first fields are set, which is checked.
 """
 
 from __future__ import annotations
@@ -14,11 +14,18 @@ import time
 from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint32, c_void_p
 
 import numpy as np
-import xllamacpp.xllamacpp as module
+import xllamacpp.xllamacpp as module  # pyright: ignore[reportMissingImports] -- it is of the other environment
+
+OFF, AUTOMATIC, FLOAT32, FLOAT16 = 0, 2**32 - 1, 0, 1
+FLASH_ATTENTION, CACHE_TYPES = 13, slice(26, 28)
+"""Where the settings of a context name the kind of attention, and the types of its keys and values.
+
+They hold for this version of llama.cpp.  Flash attention rounds to float16 inside, whatever the types of the cache.
+"""
 
 
 class Parameters(Structure):
-    """The settings of a model or a context, of which the first 32-bit fields of the latter are named here."""
+    """The settings of a model or a context, as 32-bit words."""
 
     _fields_ = (("words", c_uint32 * 256),)
 
@@ -64,7 +71,7 @@ QUIET = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)(lambda level, text, 
 class Model:
     """A GGUF file that llama.cpp has opened."""
 
-    def __init__(self, path: str, context: int, threads: int) -> None:
+    def __init__(self, path: str, context: int, threads: int, *, in_float32: bool) -> None:
         self.lib = library()
         self.lib.llama_log_set(ctypes.cast(QUIET, c_void_p), None)
         self.lib.llama_backend_init()
@@ -73,6 +80,10 @@ class Model:
             raise ValueError(f"llama.cpp cannot open {path}")
         settings = self.lib.llama_context_default_params()
         settings.words[0] = settings.words[1] = settings.words[2] = context
+        if in_float32:
+            found = [settings.words[FLASH_ATTENTION], *settings.words[CACHE_TYPES]]
+            assert found == [AUTOMATIC, FLOAT16, FLOAT16], "llama.cpp has moved the settings of attention"
+            settings.words[FLASH_ATTENTION], settings.words[CACHE_TYPES] = OFF, [FLOAT32, FLOAT32]
         self.context = self.lib.llama_init_from_model(model, settings)
         assert self.lib.llama_n_batch(self.context) >= context, "llama.cpp has moved the first fields of its settings"
         assert self.lib.llama_n_ctx(self.context) >= context, "llama.cpp has moved the first fields of its settings"
@@ -119,16 +130,13 @@ class Model:
 
 
 def answer(
-    *, file: str, blocks: list[list[int]], texts: list[str], threads: int, decode: int, first_logits: bool = False
+    *, file: str, blocks: list[list[int]], texts: list[str], threads: int, decode: int, in_float32: bool
 ) -> dict[str, object]:
-    model = Model(file, max([64, decode + 8, *map(len, blocks)]), threads)
+    model = Model(file, max([64, decode + 8, *map(len, blocks)]), threads, in_float32=in_float32)
     reply: dict[str, object] = {
         "nats": [model.nats(block) for block in blocks],
         "tokens": [model.tokenize(text) for text in texts],
     }
-    if first_logits:
-        model.forget()
-        reply["logits"] = model.logits(blocks[0]).tolist()
     if decode:
         reply["tokens_per_second"] = max(model.tokens_per_second(decode) for _ in range(3))
     return reply

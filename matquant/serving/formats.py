@@ -57,9 +57,13 @@ class Source:
 class Format(Protocol):
     """A way to write one read-out for one kind of engine.  Each lives in a module of its own."""
 
-    name: str
-    scale_dtype: torch.dtype | None
-    """The dtype that scales (and real zeros) are kept in; None where float32 is kept."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scale_dtype(self) -> torch.dtype | None:
+        """The dtype that scales (and real zeros) are kept in; None where float32 is kept."""
+        ...
 
     def refuse(self, source: Source) -> None:
         """Raises UserError with the names of layers that the format cannot hold at all, before anything is read."""
