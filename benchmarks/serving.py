@@ -35,7 +35,6 @@ from matquant.errors import UserError
 DENSE, EXPANDED, PACKED, GGUF = "dense", "nested, expanded", "nested, packed", "GGUF, llama.cpp"
 WAYS = (DENSE, EXPANDED, PACKED, GGUF)
 WIDTHS = ("int8", "int4", "int3", "int2")
-LLAMA_CPP = Environment("llama_cpp", ("xllamacpp", "numpy"))
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,13 @@ def _kernel_says(field: str) -> int:
     return 1024 * int(kib)
 
 
+def llama_cpp() -> Environment:
+    """That of the round trip; imported here, since what measures must not hold its libraries."""
+    from benchmarks.engines.llama_cpp import LLAMA_CPP
+
+    return LLAMA_CPP
+
+
 # --- all measurements -------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +127,7 @@ def measured(served: Served, *, threads: int, decode: int) -> Numbers:
     if served.way == GGUF:
         (file,) = served.folder.glob("*.gguf")
         program = Path(__file__).parent / "engines" / "in_llama_cpp_cost.py"
-        return LLAMA_CPP.ask(program, {"file": str(file), "threads": threads, "decode": decode})
+        return llama_cpp().ask(program, {"file": str(file), "threads": threads, "decode": decode})
     command = [sys.executable, "-m", "benchmarks.serving", "--measure", served.way, served.plan, str(served.folder)]
     command += [f"--threads={threads}", f"--decode={decode}"]
     # Freed memory goes back to the kernel, or its count would not come down.
@@ -198,7 +204,7 @@ def folders(
         export_nested(trained, place / "nested", dtype=dtype)
     if GGUF in ways:
         try:
-            LLAMA_CPP.python()
+            llama_cpp().python()
         except NotThere as missing:
             print(f"skipped: {missing}")
             ways = [way for way in ways if way != GGUF]
