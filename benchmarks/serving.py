@@ -5,9 +5,10 @@
     python -m benchmarks.serving --widths int4 int2 --dtype float32 --repeats 3
 
 The rival, in the same run, is the dense model in 16 bits.  Each measurement is a process of its own, and they take
-turns.  Read: the bytes of files that came off the disk, counted by the kernel in the first round.  Load: the best time,
-of files that are in the page cache.  Held: the bytes of all weights in memory, as tensors.  Resident and peak: the
-growth of the process after loading, and at most while it loads and decodes.  Linux only.
+turns.  Seconds are those of the processor, of all threads together, so that other processes do not count.  Read: the
+bytes of files that came off the disk, counted by the kernel in the first round.  Load: the best time, of files that are
+in the page cache.  Held: the bytes of all weights in memory, as tensors.  Resident and peak: the growth of the process
+after decoding, and at most while it loads and decodes.  Linux only.
 
 llama.cpp is installed into an environment of its own, or named as skipped.
 """
@@ -71,21 +72,22 @@ def measure(served: Served, *, threads: int, decode: int) -> Numbers:
     torch.set_num_threads(threads)
     _warm_up(AutoModelForCausalLM)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before, start = _kernel_says("VmRSS"), time.perf_counter()
+    before, start = _kernel_says("VmRSS"), time.process_time()
     model: Any
     if served.way == DENSE:
         model = AutoModelForCausalLM.from_pretrained(served.folder)
     else:
         model, _ = matquant.load(served.folder, served.plan, packed=served.way == PACKED)
-    seconds = time.perf_counter() - start
-    gc.collect()
-    resident = _kernel_says("VmRSS") - before
+    seconds = time.process_time() - start
     prompt = torch.tensor([[1, 2, 3, 4]])
     speeds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         model.generate(prompt, min_new_tokens=decode, max_new_tokens=decode, do_sample=False, pad_token_id=0)
-        speeds.append(decode / (time.perf_counter() - start))
+        speeds.append(decode / (time.process_time() - start))
+    gc.collect()
+    # Not before: files are mapped, and a weight is resident when it is first used.
+    resident = _kernel_says("VmRSS") - before
     packed = sum(layer.num_bytes for layer in model.modules() if isinstance(layer, PackedLinear))
     dense = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     return {
