@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install gemma demo study study-report test test-slurm check lint bench lock clean
+.PHONY: help install gemma demo study study-report test test-slurm serve-check check lint bench lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ test-slurm: $(READY) ## sweeps on a real one-node SLURM cluster, which is starte
 	if [ $$status = 77 ]; then exit 0; elif [ $$status != 0 ]; then exit $$status; fi; \
 	$(BIN)/python -m pytest tests/slurm_cluster
 
+serve-check: $(READY) ## exports opened by their engines, each in an environment of its own; skips what cannot be installed
+	@$(BIN)/python -m benchmarks.serve_check
+
 check: lint test ## what CI runs: format, lint, types, import contracts, then the tests
 
 lint: $(READY) ## format, lint, types and import contracts, without the tests
@@ -56,7 +59,7 @@ lint: $(READY) ## format, lint, types and import contracts, without the tests
 	@$(BIN)/lint-imports
 
 bench: $(READY) ## speed and memory, as ratios against a named rival in the same run
-	@for name in materialize range_search omniquant gptq qat_memory evaluation planning tables startup; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in materialize range_search omniquant gptq qat_memory evaluation planning tables startup serving; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lock: ## renew requirements.lock from pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

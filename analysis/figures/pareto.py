@@ -116,6 +116,7 @@ def pareto_figure(
     size: SizeKind = "effective",
     num_parameters: Mapping[str, float] | None = None,
     width: float = TEXT,
+    panels: Sequence[Panel] = PANELS,
 ) -> Figure:
     """Draws the rows of `summary.summary`: a marker a read-out, the unquantized model as a horizontal line."""
     rows = rows.assign(size=sizes(rows, size, num_parameters))
@@ -123,13 +124,13 @@ def pareto_figure(
     styles = method_styles(rows)
     handles = _legend(rows, styles, tasks)
     longest = max(len(str(handle.get_label())) for handle in handles)
-    across = columns_of(width)
+    across = min(columns_of(width), len(panels))
     columns = max(1, int((3.05 if longest <= 30 else 2 if longest <= 54 else 1) * width / TEXT))
-    lines = len(models) * len(PANELS) // across
+    lines = len(models) * len(panels) // across
     height = PANEL_HEIGHT * lines + 0.2 + 0.15 * -(-len(handles) // columns)
     figure, grid = new_figure(width, height, lines, across)
     with matplotlib.rc_context(RC):
-        for axes, (model, panel) in zip(grid.flat, product(models, PANELS), strict=True):
+        for axes, (model, panel) in zip(grid.flat, product(models, panels), strict=True):
             axes.set_title(f"{model_name(model)}\n{panel.title}" if len(models) > 1 else panel.title)
             _draw_panel(axes, rows[rows["model"] == model], panel, styles, tasks, size)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.frame.names import IDENTITY_COLUMNS, identities
+from analysis.frame.names import IDENTITY_COLUMNS, Read, identities, reads_of
 from analysis.frame.protocols import asked_for, mixed_checkpoints
 from analysis.frame.sources import mixed_sources
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_error, is_fraction
@@ -103,7 +103,7 @@ class LoadedResults:
 def load_frame(cells: Sequence[Cell], setup: Setup, store: ResultStore) -> LoadedResults:
     """Everything that a report on these cells needs, read from result files alone."""
     distinct = list({cell.id: cell for cell in cells}.values())
-    results, unreadable = _read_all(distinct, store)
+    results, unreadable = read_all(distinct, store)
     return frame_of(results, distinct, setup.readout, store, unreadable)
 
 
@@ -115,18 +115,33 @@ def frame_of(
     problems: Sequence[str] = (),
 ) -> LoadedResults:
     """The results that a read-out of these cells asks for."""
-    named = identities(cells, readout)
-    tasks = expected_tasks(readout)
-    wanted = [result for result in results if (result.cell_id, result.plan) in named and result.task in tasks]
+    reads, tasks = reads_of(cells, readout), expected_tasks(readout)
+    places = {(cell.id, plan.label) for cell, plan in reads}
+    wanted = [result for result in results if (result.cell_id, result.plan) in places and result.task in tasks]
     asked = asked_for(wanted, readout, {cell.id: cell for cell in cells})
-    kept, by_older_count = _counted_alike(asked.results, cells, readout, store)
+    problems = (*problems, *asked.problems)
+    return frame_of_reads(asked.results, reads, readout, store, problems, asked.others)
+
+
+def frame_of_reads(
+    results: Sequence[Result],
+    reads: Sequence[Read],
+    readout: Readout,
+    store: ResultStore | None = None,
+    problems: Sequence[str] = (),
+    others: Sequence[str] = (),
+) -> LoadedResults:
+    """The results of these reads, which were measured alike, for the tasks of a read-out."""
+    named, tasks = identities(reads, readout), expected_tasks(readout)
+    cells = list({cell.id: cell for cell, _ in reads}.values())
+    kept, by_older_count = _counted_alike(results, reads, store)
     rows = [row for result in kept for row in _rows(result, named[result.cell_id, result.plan])]
     expected = [{**identity, "task": task} for identity in named.values() for task in tasks]
     return LoadedResults(
         frame=pd.DataFrame(rows, columns=list(COLUMNS)).astype({"limit": "Int64", "parent_bits": "Int64"}),
         expected=pd.DataFrame(expected, columns=[*IDENTITY_COLUMNS, "task"]).astype({"parent_bits": "Int64"}),
-        problems=(*problems, *asked.problems, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
-        others=asked.others,
+        problems=(*problems, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
+        others=tuple(others),
         store=store,
         keys={(result.cell_id, result.plan, result.task): result.key for result in kept},
         by_older_count=by_older_count,
@@ -134,12 +149,12 @@ def frame_of(
 
 
 def _counted_alike(
-    results: Sequence[Result], cells: Sequence[Cell], readout: Readout, store: ResultStore | None
+    results: Sequence[Result], reads: Sequence[Read], store: ResultStore | None
 ) -> tuple[list[Result], frozenset[tuple[str, str]]]:
     """The results with their stored bits by one count, and the read-outs of which that cannot be said."""
     if store is None:
         return list(results), frozenset()
-    plans = {(cell.id, plan.label): plan for cell in cells if cell.objective for plan in readout.plans_of(cell)}
+    plans = {(cell.id, plan.label): plan for cell, plan in reads if cell.objective}
     counted, older = [], set()
     for result in results:
         plan = plans.get((result.cell_id, result.plan))
@@ -159,7 +174,7 @@ def expected_tasks(readout: Readout) -> tuple[str, ...]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read_all(cells: Iterable[Cell], store: ResultStore) -> tuple[list[Result], list[str]]:
+def read_all(cells: Iterable[Cell], store: ResultStore) -> tuple[list[Result], list[str]]:
     """Every sound result of the cells, and a sentence for every file that is not one."""
     results, problems = [], []
     for cell in cells:

@@ -37,9 +37,18 @@ TASK_NAMES = {
 }
 
 
-def identities(cells: Sequence[Cell], readout: Readout) -> dict[tuple[str, str], dict[str, Any]]:
-    """The IDENTITY_COLUMNS of every (cell id, plan) that the read-out asks for."""
-    reads = [(cell, plan) for cell in cells for plan in readout.plans_of(cell)]
+Read = tuple["Cell", "Plan"]
+"""A cell, and a plan that it is read at."""
+
+
+def reads_of(cells: Sequence[Cell], readout: Readout) -> list[Read]:
+    """Everything that a read-out asks for."""
+    return [(cell, plan) for cell in cells for plan in readout.plans_of(cell)]
+
+
+def identities(reads: Sequence[Read], readout: Readout) -> dict[tuple[str, str], dict[str, Any]]:
+    """The IDENTITY_COLUMNS of every read, by cell id and plan."""
+    cells = list({id(cell): cell for cell, _ in reads}.values())
     ids = {id(cell): cell.id for cell in cells}  # an id is a hash of everything, worked out once a cell
     configs = {cell_id: _without_seed(cell).id for cell, cell_id in zip(cells, ids.values(), strict=True)}
     names = [_row_name(cell, plan, readout) for cell, plan in reads]

@@ -25,7 +25,7 @@ LINES_A_PAGE = 60
 
 def to_text(table: Table) -> str:
     """Aligned columns for a terminal, a blank line between data types; only the page shows the parts of Stored."""
-    table = _without(table, {GRID, OVERFLOW})
+    table = without(table, {GRID, OVERFLOW})
     blocks = []
     for section in table.sections:
         lines: list[list[str]] = []
@@ -55,7 +55,7 @@ def _text_lines(texts: Sequence[str], table: Table, *, first: bool) -> list[list
     return lines
 
 
-def _without(table: Table, heads: Container[str]) -> Table:
+def without(table: Table, heads: Container[str]) -> Table:
     """A table without some of its columns."""
     kept = [number for number, head in enumerate(table.heads) if head not in heads]
     if len(kept) == len(table.heads):

@@ -55,11 +55,12 @@ def summary_table(
     tasks: Sequence[str],
     comparisons: pd.DataFrame | None = None,
     metrics: Mapping[str, str] | None = None,
+    more: Sequence[Column] = (),
 ) -> Table:
     """Turns the numbers of `summary` into the text of a table.
 
     `comparisons`: what `significance.against_reference` found; significant differences are marked.  `metrics`: the
-    metric of every task that has been measured.
+    metric of every task that has been measured.  `more`: columns that stand behind those of bits.
     """
     marks, metrics = significant_marks(comparisons), metrics or {}
     rows = with_reference_notes(rows, comparisons)
@@ -76,6 +77,7 @@ def summary_table(
         Column(GRID, _bits("grid_bits")),
         *([Column(OVERFLOW, _bits("overflow_bits"))] if (rows["overflow_bits"] > 0).any() else []),
         Column(STORED, _bits("model_bits")),
+        *more,
         *(_task_column(task, metrics.get(task)) for task in tasks),
         Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), +1),
         Column("log pplx ↓", _number(LOG_PPLX, 1, ".3f", errors=True, named=several), -1),

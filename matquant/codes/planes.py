@@ -28,12 +28,15 @@ def planes_needed(part: Slice, parent_bits: int) -> int:
 
 
 def to_planes(codes: Integer[Tensor, "out in"], bits: int) -> list[UInt8[Tensor, "out bytes"]]:
-    """The planes of c-bit codes, most significant first; the last byte of a row is filled up with zeros."""
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 8)).unflatten(1, (-1, 8))
-    places = torch.tensor(_PLACES, device=codes.device)
-    return [
-        ((padded >> shift & 1).to(torch.uint8) << places).sum(-1).to(torch.uint8) for shift in reversed(range(bits))
-    ]
+    """The planes of c-bit codes, most significant first."""
+    return [plane_of(codes, number, bits) for number in range(1, bits + 1)]
+
+
+def plane_of(codes: Integer[Tensor, "out in"], number: int, bits: int) -> UInt8[Tensor, "out bytes"]:
+    """One plane of c-bit codes, of which 1 is the most significant; the last byte of a row is filled up with zeros."""
+    padded = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[1] % 8)).unflatten(1, (-1, 8))
+    places = torch.tensor(_PLACES, dtype=torch.uint8, device=codes.device)
+    return (padded >> (bits - number)).bitwise_and_(1).bitwise_left_shift_(places).sum(-1, dtype=torch.uint8)
 
 
 def top_bits(planes: Sequence[UInt8[Tensor, "out bytes"]], columns: int) -> UInt8[Tensor, "out in"]:

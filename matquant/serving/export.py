@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -146,7 +147,7 @@ def export_nested(trained: Trained, folder: Path, *, dtype: str | None = None) -
     assert cell.grid is not None
     model, tokenizer = load_model(cell.model, cache=cache, dtype=dtype or trained.dtype(), device=torch.device("cpu"))
     check_layers(cell, model, checkpoint.layers, trained.run.checkpoint)
-    plans = {path.stem: read_json(path)["layers"] for path in sorted(trained.run.plans.glob("*.json"))}
+    plans = searched_plans(trained.run, checkpoint.checksum)
     depth = max(nested.parent_bits for nested in checkpoint.layers.values())
     with whole(folder) as beside, tqdm(total=depth + 2, desc=f"writing {folder}", unit="file", leave=False) as bar:
         write_nested(
@@ -160,6 +161,19 @@ def export_nested(trained: Trained, folder: Path, *, dtype: str | None = None) -
             wrote=lambda file: bar.update(),
         )
         _write_card(trained, beside)
+
+
+def searched_plans(run: RunDir, checksum: str) -> dict[str, Mapping[str, str]]:
+    """The plans that were searched for on these codes, by name; those of an earlier checkpoint are left out."""
+    found = {}
+    for path in sorted(run.plans.glob("*.json")):
+        try:
+            facts = read_json(path)
+            if facts["search"]["checksum"] == checksum:
+                found[path.stem] = {name: str(Slice.parse(part)) for name, part in facts["layers"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            print(f"{path} is no plan that was searched for, and is left out; delete it", file=sys.stderr)
+    return found
 
 
 def export_readout(
@@ -230,12 +244,29 @@ def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan
 def _facts(trained: Trained, checkpoint: NestedCheckpoint) -> dict[str, Any]:
     return {
         "cell_id": trained.cell.id,
-        "cell": trained.cell.model_dump(mode="json"),
+        "cell": without_folders(trained.cell.model_dump(mode="json")),
         "sources": dict(recorded_sources(trained.run)),
         "checksum": checkpoint.checksum,
         **source_commit(),
         "versions": library_versions(),
     }
+
+
+def without_folders(facts: Any) -> Any:
+    """Facts in which of every absolute path the last name is kept: a published folder says nothing of a machine.
+
+    The id of the cell is that of the whole paths.
+    """
+    match facts:
+        case str():
+            path = Path(facts).expanduser()
+            return path.name if path.is_absolute() else facts
+        case Mapping():
+            return {name: without_folders(value) for name, value in facts.items()}
+        case list():
+            return [without_folders(value) for value in facts]
+        case _:
+            return facts
 
 
 def _write_card(trained: Trained, folder: Path) -> None:

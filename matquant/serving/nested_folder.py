@@ -112,10 +112,7 @@ class NestedFolder:
         if asked is None:
             asked = self.parent
         if not isinstance(asked, Plan):
-            try:
-                asked = Plan.parse(str(asked))
-            except ValueError as error:
-                raise UserError(str(error)) from error
+            asked = self._named(str(asked))
         if str(asked) == FULL:
             raise UserError(
                 f"{self.title} holds quantized weights alone, and no {FULL} read-out; the widest is {self.parent}"
@@ -130,6 +127,14 @@ class NestedFolder:
                     f"choose a width from int1 to int{bits}"
                 )
         return asked
+
+    def _named(self, asked: str) -> Plan:
+        """A plan by its name; that of a search ends in a digest of its settings, if they are not the defaults."""
+        digest = asked.partition("-")[1:] if asked in (self.facts.get("plans") or {}) else ()
+        try:
+            return Plan.parse(asked.removesuffix("".join(digest))).under(digest[1] if digest else "")
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _searched(self, asked: Plan) -> Plan:
         plans = self.facts.get("plans") or {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matquant.codes.nested import NestedWeight
-from matquant.codes.planes import to_planes
+from matquant.codes.planes import plane_of
 from matquant.codes.quantizers import DTYPES
 from matquant.runs.files import write_json
 from matquant.serving.model_folder import write_model
@@ -44,7 +44,7 @@ def write_nested(
     for number in range(1, depth + 1):
         # One file in memory at a time: a plane of a 9B model is one gigabyte.
         planes = {
-            name: to_planes(nested.codes, nested.parent_bits)[number - 1].cpu()
+            name: plane_of(nested.codes, number, nested.parent_bits).cpu()
             for name, nested in layers.items()
             if nested.parent_bits >= number
         }
