@@ -33,7 +33,7 @@ from matquant.serving.formats import Exactness, Format, LayerShape, Record, Sour
 from matquant.serving.nested_writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 
-NESTED, LM_EVAL = "nested", "lm-eval"
+NESTED, MATGPTQ, LM_EVAL = "nested", "matgptq", "lm-eval"
 FORMATS: Mapping[str, str] = {"dense": "matquant.serving.dense:Dense"}
 """Formats of one read-out, each in a module of its own: `module:class`."""
 CARD = "analysis.report.card"
@@ -213,10 +213,13 @@ def main(arguments: Sequence[str]) -> int | None:
     given = parse("export", arguments)
     overrides = [word for word in given.words if "=" in word or word.startswith("~")]
     words = [word for word in given.words if word not in overrides]
-    needs_plan = given.format != NESTED
+    needs_plan = given.format not in (NESTED, MATGPTQ)
     cell, plan, folder = split(words, given.format, has_overrides=bool(overrides), needs_plan=needs_plan)
     trained = find_trained(cell, overrides)
-    if plan is None:
+    if given.format == MATGPTQ:
+        record = import_module("matquant.serving.matgptq_export").export_matgptq(trained, folder, dtype=given.dtype)
+        print(f"{folder}: every width of {trained.cell.id} as {record.format}, {record.exactness}")
+    elif plan is None:
         export_nested(trained, folder, dtype=given.dtype)
         print(f"{folder}: every width of {trained.cell.id}; matquant.load({str(folder)!r}, 'int4') reads one")
     elif given.format == LM_EVAL:
