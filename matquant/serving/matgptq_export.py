@@ -78,10 +78,10 @@ class MatGPTQ:
             (name for name, shape in shapes.items() if not shape.is_symmetric),
             "train with grid.symmetric=true, or choose a format with real zeros (humming, hqq, dense) or nested",
         )
-        sizes = {shape.group_size for shape in shapes.values()}
+        sizes = group_sizes(source)
         refuse(
             "its kernels take groups of 32 or of 128, and the same for all layers",
-            (name for name, shape in shapes.items() if len(sizes) > 1 or shape.group_size not in GROUP_SIZES),
+            (name for name, size in sizes.items() if len(set(sizes.values())) > 1 or size not in GROUP_SIZES),
             "train with grid.group_size=128 or grid.group_size=32",
         )
         refuse(
@@ -97,12 +97,15 @@ class MatGPTQ:
         require_fused_alike(shapes, self.name)
 
     def hold(self, name: str, weight: SlicedWeight) -> SlicedWeight:
-        return weight._replace(grid=Grid(weight.grid.scale.to(self.scale_dtype).float(), weight.grid.zero))
+        stored = weight.grid.scale.to(self.scale_dtype).float()
+        if not torch.allclose(stored, weight.grid.scale, rtol=torch.finfo(self.scale_dtype).eps, atol=0):
+            raise UserError(f"scales of {name} are smaller or larger than {self.scale_dtype} has; add --dtype bfloat16")
+        return weight._replace(grid=Grid(stored, weight.grid.zero))
 
     def write(self, folder: Path, source: Source, held: Callable[[str], SlicedWeight]) -> None:
         model, shapes = source.model, source.shapes
         config: Any = model.config
-        (group_size,) = {shape.group_size for shape in shapes.values()}
+        (group_size,) = set(group_sizes(source).values())
         plain = unquantized(model, set(shapes))
         with as_stored(model), together(model):
             quantized = {parameter_of(model, name) for name in shapes}
@@ -125,6 +128,11 @@ class MatGPTQ:
             f"{name}.qweight": weight.codes.contiguous(),
             f"{name}.scales": weight.grid.scale.to(self.scale_dtype).contiguous(),
         }
+
+
+def group_sizes(source: Source) -> dict[str, int]:
+    """The inputs that share a scale in each layer; one group a row is a group too."""
+    return {name: shape.group_size or shape.shape[1] for name, shape in source.shapes.items()}
 
 
 def unquantized(model: nn.Module, quantized: set[str]) -> list[str]:
