@@ -341,6 +341,38 @@ keeps that with the plan and the checksum.  An inexact one is refused without --
     "docs/serving.md has the table of formats, and leads from a finished cell to a running server.",
 )
 
+IMPORT = Subcommand(
+    "import",
+    "matquant.serving.imports",
+    "a checkpoint of another program as a folder that holds every width",
+    """
+Writes a checkpoint of another program as a nested folder: matquant.load(DIR, "int3") reads it at any width.
+
+  matgptq   MatGPTQ's 8-bit checkpoints: the folder of layers that its quant.py leaves (<layer>/data.pt), or a model
+            that its pack_quantized_model.py wrote
+
+A folder of layers needs --model, the model that was quantized.  A packed one has what is not quantized, and is compared
+with --model where that is given.  A checkpoint whose zeros or order of columns were lost in packing is refused.
+""",
+    (
+        Argument("format", "matgptq", {"choices": ["matgptq"], "metavar": "FORMAT"}),
+        Argument("theirs", "the folder of the other program", {"metavar": "THEIRS"}),
+        Argument("folder", "the nested folder, which must not be there yet", {"metavar": "DIR"}),
+        Argument(
+            "--model",
+            "the unquantized model: a folder, or a repository of the hub",
+            {"metavar": "MODEL", "default": None},
+        ),
+    ),
+    (
+        Example("matquant import matgptq weights/Llama-3.1-8B served --model meta-llama/Llama-3.1-8B", "layers"),
+        Example("matquant import matgptq packed served", "a packed model"),
+        Example("matquant import matgptq packed served --model MODEL", "the same, compared with the unquantized model"),
+    ),
+    "docs/serving.md tells which checkpoints come in.",
+    needs_clone=False,
+)
+
 PACK = Subcommand(
     "pack",
     "evaluation.results.pack",
@@ -409,7 +441,7 @@ nested experiments, lists (base=minmax,omn<TAB>) and keys (readout.<TAB>).
 GROUPS = (
     Group("measure", (RUN, LAUNCH, SEARCH, FAITHFULNESS)),
     Group("look", (STATUS, REPORT, TABLES, COMPARE, STUDY, WANDB)),
-    Group("serve", (EXPORT,)),
+    Group("serve", (EXPORT, IMPORT)),
     Group("maintain", (PACK, NOTEBOOKS, PUBLISHED, COMPLETION)),
 )
 SUBCOMMANDS = {subcommand.name: subcommand for group in GROUPS for subcommand in group.subcommands}

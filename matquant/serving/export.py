@@ -34,7 +34,7 @@ from matquant.serving.formats import Exactness, Format, LayerShape, Noted, Recor
 from matquant.serving.nested_writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 
-NESTED, LM_EVAL = "nested", "lm-eval"
+NESTED, MATGPTQ, LM_EVAL = "nested", "matgptq", "lm-eval"
 FORMATS: Mapping[str, str] = {
     "dense": "matquant.serving.dense:Dense",
     "compressed-tensors": "matquant.serving.compressed_tensors:CompressedTensors",
@@ -283,10 +283,13 @@ def main(arguments: Sequence[str]) -> int | None:
     given = parse("export", arguments)
     overrides = [word for word in given.words if is_override(word)]
     words = [word for word in given.words if not is_override(word)]
-    needs_plan = given.format != NESTED
+    needs_plan = given.format not in (NESTED, MATGPTQ)
     cell, plan, folder = split(words, given.format, has_overrides=bool(overrides), needs_plan=needs_plan)
     trained = find_trained(cell, overrides)
-    if plan is None:
+    if given.format == MATGPTQ:
+        record = import_module("matquant.serving.matgptq_export").export_matgptq(trained, folder, dtype=given.dtype)
+        print(f"{folder}: every width of {trained.cell.id} as {record.format}, {record.exactness}")
+    elif plan is None:
         export_nested(trained, folder, dtype=given.dtype)
         print(f"{folder}: every width of {trained.cell.id}; matquant.load({str(folder)!r}, 'int4') reads one")
     elif given.format == LM_EVAL:
