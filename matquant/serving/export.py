@@ -34,7 +34,10 @@ from matquant.serving.nested_writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 
 NESTED, LM_EVAL = "nested", "lm-eval"
-FORMATS: Mapping[str, str] = {"dense": "matquant.serving.dense:Dense"}
+FORMATS: Mapping[str, str] = {
+    "dense": "matquant.serving.dense:Dense",
+    "humming": "matquant.serving.humming:Humming",
+}
 """Formats of one read-out, each in a module of its own: `module:class`."""
 CARD = "analysis.report.card"
 """The module that writes a model card from results; results are not read here."""
