@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,3 +29,15 @@ def read_weight(tensors: Mapping[str, Tensor], name: str, schema: Mapping[str, A
         for kind in ("weight_scale", "zero_point")
     )
     return (codes.float() - zero) * scale
+
+
+def schema_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """The schema that vLLM gives a layer of its own name: None for one that stays as it is.
+
+    An entry of `dynamic` is a sign, a colon and an expression that fits the beginning of a name.
+    """
+    entries = [(key[0], re.match(key[2:], name), value) for key, value in config["dynamic"].items()]
+    if "lm_head" in name or any(found for sign, found, _ in entries if sign == "-"):
+        return None
+    override = next((value for sign, found, value in entries if sign == "+" and found), {})
+    return {**config, **override}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class Source:
     """A layer as the plan reads it."""
 
 
+@runtime_checkable
 class Format(Protocol):
     """A way to write one read-out for one kind of engine.  Each lives in a module of its own."""
 

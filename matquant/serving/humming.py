@@ -50,9 +50,9 @@ class Humming:
         self.scale_dtype = torch.float16 if source.model.dtype == torch.float16 else torch.bfloat16
         refuse_layers(
             self.name,
-            "base.transformation divides their weights by input, which no scale of a group can hold",
+            "base.transformation divides their weights by input, and the kernels have one scale for a group of inputs",
             (name for name, shape in shapes.items() if shape.has_transform),
-            f"{DENSE}, or train with base.transformation=false",
+            "export dense, or a cell of base.transformation=false",
         )
         modules = dict(source.model.named_modules())
         refuse_layers(

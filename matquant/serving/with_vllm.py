@@ -11,6 +11,7 @@ On a GPU the layers are those of Humming's kernels, at r bits a weight; elsewher
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ KNOWN = ("quant_method", "plan", "packed", "expanded")
 """The words of a folder's `quantization_config`; `packed` is for transformers."""
 TRANSPOSED = ("gpt2",)
 """The kinds of model whose checkpoints keep weights as [in, out]."""
+EXPERT = re.compile(r"\.experts\.\d+\.")
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -53,6 +55,11 @@ def reading_of(source: str, revision: str | None, config: Mapping[str, Any]) -> 
         raise UserError(f"quantization_config has no {odd[0]}; give plan, such as int3, and expanded, true or false")
     folder = nested_folder(source, revision)
     plan = folder.plan(config.get("plan"))
+    if expert := next((name for name in folder.layers if EXPERT.search(name)), None):
+        raise UserError(
+            f"{source} has experts, such as {expert}, whose names in checkpoints differ from model to model; "
+            "`matquant export dense` writes a folder that vLLM reads without this plugin"
+        )
     return Reading(folder, plan, slices_of(plan, folder.layers))
 
 
