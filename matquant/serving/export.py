@@ -40,6 +40,7 @@ FORMATS: Mapping[str, str] = {
     "compressed-tensors": "matquant.serving.compressed_tensors:CompressedTensors",
     "hqq": "matquant.serving.hqq:HQQ",
     "gguf": "matquant.serving.gguf_file:Gguf",
+    "humming": "matquant.serving.humming:Humming",
 }
 """Formats of one read-out, each in a module of its own: `module:class`."""
 SETUP = ("paths.", "readout.", "search=")
