@@ -11,7 +11,6 @@ from pathlib import Path
 from matquant.command.subcommand import Argument, Example, Group, Subcommand
 from matquant.notation import Plan
 
-
 EXPORT_FORMATS = ("nested", "humming", "compressed-tensors", "gguf", "hqq", "matgptq", "dense", "lm-eval")
 
 
