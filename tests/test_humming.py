@@ -11,12 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matquant.codes.nested import NestedWeight, nest
+from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import minmax_grid
 from matquant.codes.sliced import SlicedWeight, sliced
 from matquant.config.cell import GridSpec
 from matquant.errors import UserError
-from matquant.models.families import block_name, blocks, linears
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import Plan, Slice
 from matquant.serving.export import shapes_of
@@ -24,6 +23,7 @@ from matquant.serving.formats import Exactness, Source
 from matquant.serving.humming import Humming, configuration, pattern
 from matquant.serving.humming_layout import pack, schema_of, tensors_of
 from reference import humming_reference
+from tests.nested_folders import quantized
 
 PLANS = [*(f"int{bits}" for bits in range(1, 9)), "int2+ep", "int7+ep", "pyramid@4"]
 FUSED_NAMES = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "down_proj": "down_proj", "o_proj": "o_proj"}
@@ -33,15 +33,6 @@ FUSED_NAMES = {"q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "down_proj": "
 def tiny(tiny_study) -> LoadedModel:
     study = tiny_study("base=minmax", "bits=int8")
     return load_model(study.cells[0].model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu"))
-
-
-def nested(model: Any, *, scope: str = "ffn", group_size: int | None = 16) -> dict[str, NestedWeight]:
-    grid = GridSpec(group_size=group_size)
-    return {
-        f"{block_name(model, index)}.{name}": nest(linear.weight.detach(), minmax_grid(linear.weight, 8, grid), 8)
-        for index, block in enumerate(blocks(model))
-        for name, linear in linears(block, scope).items()
-    }
 
 
 def source_of(tiny: LoadedModel, layers: dict[str, NestedWeight], plan: Plan) -> Source:
@@ -72,7 +63,7 @@ def test_packed_codes_are_a_stream_of_bits_over_the_borders_of_words(bits, devic
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_an_exported_folder_reads_as_the_format_says_it_holds(tmp_path, tiny, plan):
-    layers = nested(tiny.model, scope="ffn_attention")
+    layers = quantized(tiny.model, scope="ffn_attention")
     source = source_of(tiny, layers, Plan.parse(plan))
     format, exactness = exported(tmp_path / "out", source)
     assert str(exactness) == "exact up to bfloat16 scales"
@@ -92,7 +83,7 @@ def test_an_exported_folder_reads_as_the_format_says_it_holds(tmp_path, tiny, pl
 
 
 def test_a_model_in_float16_keeps_its_scales_so_and_is_nearer(tmp_path, tiny):
-    layers = nested(tiny.model)
+    layers = quantized(tiny.model)
     errors = {}
     for dtype in (torch.bfloat16, torch.float16):
         source = source_of(tiny, layers, Plan.parse("int8"))
@@ -104,7 +95,7 @@ def test_a_model_in_float16_keeps_its_scales_so_and_is_nearer(tmp_path, tiny):
 
 
 def test_one_scale_a_row_is_a_schema_without_groups(tmp_path, tiny):
-    layers = nested(tiny.model, group_size=None)
+    layers = quantized(tiny.model, grid=GridSpec(group_size=None))
     source = source_of(tiny, layers, Plan.parse("int3"))
     format, _ = exported(tmp_path / "out", source)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
@@ -136,7 +127,7 @@ def refused(tiny: LoadedModel, layers: dict[str, NestedWeight], plan: Plan, matc
 
 
 def test_what_the_kernels_cannot_hold_is_refused_with_names(tiny):
-    layers, plan = nested(tiny.model), Plan.parse("int4")
+    layers, plan = quantized(tiny.model), Plan.parse("int4")
     first = r"model\.layers\.0\.mlp\.gate_proj"
     refused(tiny, layers, plan, rf"humming cannot hold {first}.* 4 more: .*export dense", has_transform=True)
     refused(tiny, layers, plan, rf"{first}: 40 inputs are no multiple of 32", shape=(64, 40))

@@ -12,15 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from matquant.codes.nested import nest
-from matquant.codes.quantizers import minmax_grid
-from matquant.config.cell import GridSpec
 from matquant.errors import UserError
-from matquant.models.families import block_name, blocks, linears
 from matquant.models.loading import load_model
 from matquant.serving.load import load
-from matquant.serving.nested_writer import write_nested
 from reference.humming_reference import read_weight
+from tests.nested_folders import quantized, written
 from tests.vllm_stand_in import FUSED, Served, serve, stand_in
 
 PLANS = ["int8", "int3", "int2+ep", "pyramid@4", None]
@@ -30,19 +26,11 @@ PLANS = ["int8", "int3", "int2+ep", "pyramid@4", None]
 def folder(tmp_path, tiny_study):
     """A nested folder of every linear layer of a tiny Llama."""
     study = tiny_study("base=minmax", "bits=int8")
-    model, tokenizer = load_model(
+    loaded = load_model(
         study.cells[0].model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu")
     )
-    grid = GridSpec(group_size=16)
-    layers = {
-        f"{block_name(model, index)}.{name}": nest(linear.weight, minmax_grid(linear.weight, 8, grid), 8)
-        for index, block in enumerate(blocks(model))
-        for name, linear in linears(block, "ffn_attention").items()
-    }
-    folder = tmp_path / "nested"
-    folder.mkdir()
-    write_nested(folder, model, tokenizer, layers, scale_dtype="float32", facts={}, plans={})
-    return folder
+    layers = quantized(loaded.model, scope="ffn_attention")
+    return written(tmp_path / "nested", loaded, layers)
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, int]]:
