@@ -42,7 +42,7 @@ def rows(tmp_path):
 
 def test_cells_that_differ_in_a_grid_are_rows_of_their_own_and_seeds_are_one(rows):
     nested = {row.grid: columns for row, columns in rows.items() if "MatQuant" in row.method}
-    assert set(nested) == {"real zero", "real zero, grid.headroom=int3", "aligned int4 zero"}
+    assert set(nested) == {"real zero", "real zero, headroom int3", "zero on int4's step"}
     assert [number.cell.seed for number in nested["real zero"]["int2"]] == [0, 1, 2]
     assert minutes(nested["real zero"]) == "4.0"  # the mean of cells 3, 4 and 5
 

@@ -435,7 +435,7 @@ def test_a_resumed_gptq_with_searched_ends_ends_in_the_same_bits(fit_gptq):  # n
     ("words", "remedies"),
     [
         ("base=search base.batch_size=2", ["base.importance=inputs", "base.batch_size=4"]),
-        ("base=omniquant base.importance=inputs", ["base.clipping_init=search", "base.importance=plain"]),
+        ("base=omniquant_plain base.importance=inputs", ["base.clipping_init=search", "base.importance=plain"]),
         (
             "base=qat base.clipping_reach=1.5",
             ["base.train_scales=true", "base.clipping_init=search", "base.clipping_reach=1.0"],
@@ -444,8 +444,8 @@ def test_a_resumed_gptq_with_searched_ends_ends_in_the_same_bits(fit_gptq):  # n
             "base=qat base.clipping_init=2.0",
             ["base.train_scales=true", "base.clipping_init=search", "base.clipping_init=4.0"],
         ),
-        ("base=gptq base.importance=plain", ["base.clipping=search", "base.importance=inputs"]),
-        ("base=gptq base.clipping_reach=1.2", ["base.clipping=search", "base.clipping_reach=1.5"]),
+        ("base=gptq_plain base.importance=plain", ["base.clipping=search", "base.importance=inputs"]),
+        ("base=gptq_plain base.clipping_reach=1.2", ["base.clipping=search", "base.clipping_reach=1.5"]),
     ],
 )
 def test_a_value_that_nothing_would_read_is_refused_and_every_remedy_works(tiny_study, words, remedies):

@@ -1,4 +1,4 @@
-"""The measured table of docs/grids.md: python -m studies.grids.measured [OVERRIDE ...]
+"""The measured table of docs/grids.md: python -m studies.grids.measured [EXPERIMENT ...] [OVERRIDE ...]
 
 A block for each model and granularity, a row for each method on each grid, a column for each width: mean and standard
 deviation over seeds, and the minutes of training.  Only cells that differ in nothing but their seed are averaged, and
@@ -18,6 +18,7 @@ from analysis.frame.summary import headline_results
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
+from matquant.config.grid_words import COVERED, all_words
 from matquant.config.study import load_study
 from matquant.notation import Plan
 
@@ -47,34 +48,18 @@ class Row(NamedTuple):
     """Every other fact, named with the row's cells."""
 
 
-OF_GRIDS = (
-    "grid.",
-    "base.clipping_init",
-    "base.clipping_reach",
-    "base.clipping",
-    "base.importance",
-    "base.train_scales",
-)
-
-
 def granularity(cell: Cell) -> str:
     size = None if cell.grid is None else cell.grid.group_size
     return "unquantized" if cell.grid is None else "per channel" if size is None else f"groups of {size}"
 
 
 def facts_of(cell: Cell) -> tuple[str, str]:
-    """The facts that say where a grid lies, and all others but objective and seed; defaults are left out."""
+    """The grid in words, without its granularity; and all other settings but objective and seed, without defaults."""
     if cell.grid is None:
         return "", ""
-    zero = "symmetric" if cell.grid.symmetric else f"{cell.grid.zero} zero".replace("_", " ")
+    _, *words = all_words(cell).split(", ")
     facts = cell.model_dump(mode="json", exclude_defaults=True, exclude={"objective", "seed"})
-    facts["grid"] = {
-        key: value for key, value in facts["grid"].items() if key not in ("group_size", "symmetric", "zero")
-    }
-    told, rest = [zero], []
-    for key, value in flatten(facts):
-        (told if key.startswith(OF_GRIDS) and key != "base.clipping_lr" else rest).append(f"{key}={value}")
-    return ", ".join(told), ", ".join(rest)
+    return ", ".join(words), ", ".join(f"{key}={value}" for key, value in flatten(facts) if key not in COVERED)
 
 
 def row_of(cell: Cell, plan: str) -> Row:
@@ -152,11 +137,13 @@ def blocks(rows: Mapping[Row, Mapping[str, Sequence[Number]]], text: str) -> Ite
         yield ""
 
 
-def main(overrides: Sequence[str]) -> None:
-    """Prints the table of every experiment, model and granularity of the study that has results."""
+def main(words: Sequence[str]) -> None:
+    """Prints the table of the named experiments, or of all on test text, for every model and granularity measured."""
+    overrides = [word for word in words if "=" in word]
+    named = [word for word in words if word not in overrides]
     found: dict[tuple[str, str], Number] = {}
     part = "test"
-    for experiment in EXPERIMENTS:
+    for experiment in named or EXPERIMENTS:
         for model in MODELS:
             for grid in ("per_channel", "group_64"):
                 study = load_study([f"experiment=grids/{experiment}", f"model={model}", f"grid={grid}", *overrides])
