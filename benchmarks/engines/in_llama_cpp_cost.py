@@ -26,7 +26,7 @@ def tokens_per_second(model: Model, count: int) -> float:
 def answer(*, file: str, threads: int, decode: int) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before, start = kernel_says("VmRSS"), time.process_time()
-    model = Model(file, decode + 8, threads)
+    model = Model(file, decode + 8, threads, in_float32=False)
     seconds = time.process_time() - start
     speed = max(tokens_per_second(model, decode) for _ in range(3))
     return {
