@@ -1,7 +1,8 @@
 """The price of a width: bytes read, seconds to load, memory, and decoded tokens per second, by the way it is served.
 
-    python -m benchmarks.serving                          SmolLM2-135M rounded to nearest: about five minutes
+    python -m benchmarks.serving                          SmolLM2-135M rounded to nearest, some minutes
     python -m benchmarks.serving CELL [paths.runs=DIR]    a trained cell, by its id
+    python -m benchmarks.serving model=tiny grid=group_32    the same of another model, by overrides
     python -m benchmarks.serving --widths int4 int2 --dtype float32 --repeats 3
 
 The rival, in the same run, is the dense model in 16 bits.  Each measurement is a process of its own, and they take
@@ -197,7 +198,7 @@ def folders(
         trained = find_trained(words, overrides)
     else:
         paths = [f"paths.{name}={place / name}" for name in ("runs", "results", "out")]
-        trained = find_trained([], ["base=minmax", "bits=int8", "tracking=none", *paths])
+        trained = find_trained([], ["base=minmax", "bits=int8", "tracking=none", *paths, *overrides])
         train(trained.cell, trained.setup, NoTracker())
     print(f"{trained.cell.id}, everything else in {dtype}")
     export_readout(trained, format_named("dense"), Plan.parse(widths[0]), place / "dense", dtype=dtype)
