@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,13 @@ def test_a_description_that_is_not_json_is_refused(cell, tmp_path):
     (tmp_path / "nested.json").write_text('{"format_version": 1,')
     with pytest.raises(UserError, match="is not a checkpoint description"):
         load_checkpoint(tmp_path, cell)
+
+
+def test_files_are_as_open_to_others_as_the_user_wants(cell, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "checkpoint", cell, layers(cell.grid))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "checkpoint").iterdir()}
+    assert modes == {"nested.safetensors": 0o640, "nested.json": 0o640}

@@ -136,7 +136,10 @@ def test_what_the_kernels_cannot_hold_is_refused_with_names(tiny):
     refused(tiny, experts, plan, r"experts\.3\.gate_proj.*all experts in one tensor; export dense")
     widths = {name: Slice(2 if "up_proj" in name else 4) for name in layers}
     refused(
-        tiny, layers, Plan("uneven", layers=tuple(widths.items())), r"gate_proj int4, .*up_proj int2; .* keeps them together"
+        tiny,
+        layers,
+        Plan("uneven", layers=tuple(widths.items())),
+        r"gate_proj int4, .*up_proj int2; .* keeps them together",
     )
 
 

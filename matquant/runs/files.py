@@ -30,9 +30,23 @@ def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with writing(path):
             write(beside)
+            let_others_read(beside)
             os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def let_others_read(path: Path) -> None:
+    """Gives a file that is closed to others the permissions that new files have here (umask).
+
+    safetensors writes for its own user alone, and a folder of results is often one of several people.
+    """
+    if not path.is_file() or path.stat().st_mode & 0o077:
+        return
+    probe = path.with_name(f"{path.name}.mode")
+    probe.touch()
+    shutil.copymode(probe, path)
+    probe.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:

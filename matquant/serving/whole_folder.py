@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matquant.disk import CLOSED, writing
 from matquant.errors import UserError
+from matquant.runs.files import let_others_read
 
 
 def require_free(folder: Path) -> None:
@@ -29,6 +30,8 @@ def whole(folder: Path) -> Iterator[Path]:
         _make(beside, folder)
         with writing(folder):
             yield beside
+            for path in beside.rglob("*"):
+                let_others_read(path)
             if folder.is_dir():
                 folder.rmdir()
             os.rename(beside, folder)
