@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from matquant.errors import UserError
 from matquant.serving.export import FORMATS, format_named, main
 from matquant.serving.formats import Format
+from matquant.serving.whole_folder import require_free
 from tests.exports import REAL, trained
 from tests.tiny import tiny_overrides
 
@@ -126,3 +128,15 @@ def test_words_that_say_too_much_or_too_little_are_refused(cell, tmp_path):
     assert "takes CELL PLAN DIR" in refused(["hqq", folder, "int4"])
     assert "is a cell already; leave bits=int4 out" in refused(["hqq", folder, "int4", served, "bits=int4"])
     assert "is neither the folder of a run nor a cell in" in refused(["hqq", "nobody", "int4", served, runs(cell)])
+
+
+def test_nobody_is_told_to_delete_the_folder_that_the_program_runs_in(tmp_path, monkeypatch):
+    (tmp_path / "here" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "deeper")
+    (tmp_path / "here" / "deeper" / "file").touch()
+    for place in (Path(), Path("../../here"), Path("/dev/full")):
+        with pytest.raises(UserError, match=r"is there already; name a new folder$"):
+            require_free(place)
+    Path("a b").touch()
+    with pytest.raises(UserError, match=r"or delete it first: rm -r 'a b'$"):
+        require_free(Path("a b"))

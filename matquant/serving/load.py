@@ -47,8 +47,9 @@ def load(
         # It says that the plan given here is taken instead of the folder's own: that is what was asked for.
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
         chosen = MatQuantConfig(read, packed=packed)
+        opened: Any = AutoModelForCausalLM
         with _readable(folder, "the weights that are not quantized"):
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = opened.from_pretrained(
                 place, revision=revision or "main", quantization_config=chosen, output_loading_info=True, **arguments
             )
     if missing := sorted(found["missing_keys"]):
