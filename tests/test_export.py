@@ -11,7 +11,7 @@ import pytest
 from matquant.errors import UserError
 from matquant.serving.export import FORMATS, format_named, main
 from matquant.serving.formats import Format
-from matquant.serving.whole_folder import require_free
+from matquant.serving.whole_folder import require_free, whole
 from tests.exports import REAL, trained
 from tests.tiny import tiny_overrides
 
@@ -128,6 +128,16 @@ def test_words_that_say_too_much_or_too_little_are_refused(cell, tmp_path):
     assert "takes CELL PLAN DIR" in refused(["hqq", folder, "int4"])
     assert "is a cell already; leave bits=int4 out" in refused(["hqq", folder, "int4", served, "bits=int4"])
     assert "is neither the folder of a run nor a cell in" in refused(["hqq", "nobody", "int4", served, runs(cell)])
+
+
+def test_of_two_exports_to_one_folder_the_later_is_refused_and_leaves_nothing(tmp_path):
+    late = whole(tmp_path / "out")
+    (late.__enter__() / "late").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(UserError, match="is there already"):
+        late.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
 
 
 def test_nobody_is_told_to_delete_the_folder_that_the_program_runs_in(tmp_path, monkeypatch):

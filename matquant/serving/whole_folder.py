@@ -38,9 +38,8 @@ def whole(folder: Path) -> Iterator[Path]:
             yield beside
             for path in beside.rglob("*"):
                 let_others_read(path)
-            if folder.is_dir():
-                folder.rmdir()
-            os.rename(beside, folder)
+            require_free(folder)  # another export may have finished there meanwhile
+            os.rename(beside, folder)  # onto an empty folder at most: the system refuses any other
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
