@@ -1,4 +1,4 @@
-"""A Hugging Face folder whose quantized layers are kept in a layout of their own, beside all other weights as they are."""
+"""A Hugging Face folder with quantized layers in a layout of their own, and all other weights as they are."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def write_model(
             model.save_pretrained(folder, state_dict={**rest, **(tensors or {})})
         finally:
             if before is None:
-                del model.config.quantization_config
+                delattr(model.config, "quantization_config")
             else:
                 model.config.quantization_config = before
