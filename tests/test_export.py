@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from matquant.errors import UserError
+from matquant.runs.files import HOST
 from matquant.serving.export import FORMATS, format_named, main
 from matquant.serving.formats import Format
+from matquant.serving.whole_folder import whole
 from tests.exports import REAL, trained
 from tests.tiny import tiny_overrides
 
@@ -126,3 +131,16 @@ def test_words_that_say_too_much_or_too_little_are_refused(cell, tmp_path):
     assert "takes CELL PLAN DIR" in refused(["hqq", folder, "int4"])
     assert "is a cell already; leave bits=int4 out" in refused(["hqq", folder, "int4", served, "bits=int4"])
     assert "is neither the folder of a run nor a cell in" in refused(["hqq", "nobody", "int4", served, runs(cell)])
+
+
+def test_what_a_killed_export_left_is_cleared_by_the_next_one(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".out.{HOST}.{gone.pid}.tmp"
+    left.mkdir()
+    (left / "half").touch()
+    others = tmp_path / f".out.{HOST}.{os.getppid()}.tmp"
+    others.mkdir()
+    with whole(tmp_path / "out") as beside:
+        (beside / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "out"]
