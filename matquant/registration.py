@@ -32,7 +32,6 @@ class _Awaiting(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != AWAITED:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)
@@ -47,5 +46,7 @@ class _ThenRegister(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        # Not before: who only asks whether the package is there has a spec and imports nothing.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Awaiting)]
         self.loader.exec_module(module)
         import_module(METHOD)

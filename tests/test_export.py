@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from matquant.errors import UserError
 from matquant.runs.files import HOST
 from matquant.serving.export import FORMATS, format_named, main
 from matquant.serving.formats import Format
-from matquant.serving.whole_folder import whole
+from matquant.serving.whole_folder import require_free, whole
 from tests.exports import REAL, trained
 from tests.tiny import tiny_overrides
 
@@ -144,3 +145,15 @@ def test_what_a_killed_export_left_is_cleared_by_the_next_one(tmp_path):
     with whole(tmp_path / "out") as beside:
         (beside / "file").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "out"]
+
+
+def test_nobody_is_told_to_delete_the_folder_that_the_program_runs_in(tmp_path, monkeypatch):
+    (tmp_path / "here" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "deeper")
+    (tmp_path / "here" / "deeper" / "file").touch()
+    for place in (Path(), Path("../../here"), Path("/dev/full")):
+        with pytest.raises(UserError, match=r"is there already; name a new folder$"):
+            require_free(place)
+    Path("a b").touch()
+    with pytest.raises(UserError, match=r"or delete it first: rm -r 'a b'$"):
+        require_free(Path("a b"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from matquant.disk import number_of
 from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.serving.export import export_readout
@@ -99,3 +101,10 @@ def test_models_that_the_library_cannot_build_are_refused(name, why):
     model = families.loaded(name)
     with pytest.raises(UserError, match=why):
         FORMAT.refuse(source(model, nested_layers(model.model), Plan.parse("int4")))
+
+
+def test_a_disk_that_is_full_is_told_from_a_defect():
+    """torch writes to /dev/full as the export does, into a file of Python's, whose error keeps its number."""
+    with pytest.raises((OSError, RuntimeError)) as raised, open("/dev/full", "wb") as file:
+        torch.save({"a": torch.zeros(1 << 16)}, file)
+    assert number_of(raised.value) == errno.ENOSPC

@@ -19,7 +19,7 @@ from matquant.config.cell import GridSpec
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
 from matquant.serving import places
-from matquant.serving.nested_folder import DESCRIPTION, GRIDS, plane_file
+from matquant.serving.nested_folder import DESCRIPTION, GRIDS, STAMP, plane_file
 from matquant.serving.packed import PackedLinear
 from matquant.serving.places import nested_folder
 from matquant.serving.reading import reading_of
@@ -151,7 +151,7 @@ def test_grids_and_models_of_every_dtype_come_back(tmp_path, dtype, scale_dtype)
         # Weights and not logits: transformers keeps rotary frequencies in float32, the random model casts them.
         whole = materialize(loaded.model, layers, Plan.parse("int3"))
         assert all(torch.equal(model.get_submodule(name).weight, whole.get_submodule(name).weight) for name in layers)
-        assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in model.state_dict().items())
+        assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in model.named_parameters())
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["expanded", "packed"])
@@ -308,11 +308,12 @@ def test_codes_of_another_shape_or_layer_are_refused(made, tmp_path):
     name = next(iter(layers))
     shutil.copytree(folder, tmp_path / "short")
     planes = load_file(folder / plane_file(2))
-    save_file({**planes, name: planes[name][:-1].clone()}, tmp_path / "short" / plane_file(2))
+    stamp = {STAMP: json.loads((folder / DESCRIPTION).read_text())[STAMP]}
+    save_file({**planes, name: planes[name][:-1].clone()}, tmp_path / "short" / plane_file(2), stamp)
     with pytest.raises(UserError, match=r"are not those of a layer"):
         matquant.load(tmp_path / "short", "int3")
     shutil.copytree(folder, tmp_path / "lacking")
-    save_file({key: plane for key, plane in planes.items() if key != name}, tmp_path / "lacking" / plane_file(2))
+    save_file({key: plane for key, plane in planes.items() if key != name}, tmp_path / "lacking" / plane_file(2), stamp)
     with pytest.raises(UserError, match=rf"{plane_file(2)} holds no {name}"):
         matquant.load(tmp_path / "lacking", "int3")
     description = json.loads((folder / DESCRIPTION).read_text())["layers"]

@@ -87,7 +87,9 @@ class HQQ:
                     state[path] = layer_state(held(path), None if bias is None else bias.detach())
                 elif not module._modules and (own := _own_state(module)):
                     state[path] = own
-        torch.save(state, folder / WEIGHTS)
+        # Into a file of Python's: torch's own says of a full disk nothing that tells it from a defect.
+        with (folder / WEIGHTS).open("wb") as file:
+            torch.save(state, file)
         config = deepcopy(source.model.config)
         config.architectures, config.dtype = [type(source.model).__name__], source.model.dtype
         config.save_pretrained(folder)

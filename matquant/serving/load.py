@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from matquant.errors import UserError
+from matquant.models.checks import first_sentence
 from matquant.notation import Plan, Slice
+from matquant.serving.nested_folder import AGAIN, NestedFolder
 from matquant.serving.places import nested_folder
 from matquant.serving.reading import read_into, reading_of
 from matquant.serving.with_transformers import MatQuantConfig
@@ -34,13 +40,35 @@ def load(
     """
     folder = nested_folder(source, revision)
     read = folder.plan(plan)
+    folder.find("config.json")
+    # `~` is known to no function of transformers.
+    place = local if (local := Path(source).expanduser()).is_dir() else source
     with warnings.catch_warnings():
         # It says that the plan given here is taken instead of the folder's own: that is what was asked for.
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision or "main", quantization_config=MatQuantConfig(read, packed=packed), **arguments
+        chosen = MatQuantConfig(read, packed=packed)
+        opened: Any = AutoModelForCausalLM
+        with _readable(folder, "the weights that are not quantized"):
+            model, found = opened.from_pretrained(
+                place, revision=revision or "main", quantization_config=chosen, output_loading_info=True, **arguments
+            )
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{folder.title} lacks {missing[0]} and {len(missing) - 1} other weights that are not quantized; {AGAIN}"
         )
-    return model, AutoTokenizer.from_pretrained(source, revision=revision or "main")
+    with _readable(folder, "the tokenizer", ValueError):
+        return model, AutoTokenizer.from_pretrained(place, revision=revision or "main")
+
+
+@contextmanager
+def _readable(folder: NestedFolder, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Says in one sentence that files beside the planes are missing or cut short."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError, *errors) as error:
+        raise UserError(f"{what} of {folder.title} cannot be read ({first_sentence(error)}); {AGAIN}") from error
 
 
 def reread(model: nn.Module, plan: str | Slice | Plan | None = None) -> nn.Module:
@@ -49,5 +77,9 @@ def reread(model: nn.Module, plan: str | Slice | Plan | None = None) -> nn.Modul
     What is not quantized stays where it is.  A plan that the folder cannot be read at changes nothing.
     """
     reading = reading_of(model)
-    read_into(model, reading.folder, reading.folder.plan(plan), packed=reading.packed)
+    read = reading.folder.plan(plan)
+    read_into(model, reading.folder, read, packed=reading.packed)
+    said = getattr(getattr(model, "config", None), "quantization_config", None)
+    if isinstance(said, MatQuantConfig):
+        said.plan, said.given = str(read), read
     return model

@@ -6,6 +6,8 @@ nested-grids.safetensors            <layer>.scale and <layer>.zero in the grid's
 nested-plane-1.safetensors ...      <layer> uint8 [out, ceil(in / 8)]: one bit of every code, most significant first
 nested.json                         format version, layers, plans that were searched for, cell, sources, checksums
 
+nested.json and the header of every nested file hold the same `stamp`: files of two checkpoints are not read as one.
+
 int-r is read from the first r + 1 planes (`matquant.codes.planes`), each a file of its own: a width that is not asked
 for is neither read nor downloaded.
 """
@@ -13,7 +15,7 @@ for is neither read nor downloaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ FORMAT = "matquant-nested"
 FORMAT_VERSION = 1
 DESCRIPTION = "nested.json"
 GRIDS = "nested-grids.safetensors"
+STAMP = "stamp"
+"""The key under which the description and every nested file say what they belong to."""
 AGAIN = "write it again with `matquant export nested CELL DIR`"
 
 
@@ -166,15 +170,21 @@ class NestedFolder:
     ) -> Iterator[tuple[str, SlicedWeight]]:
         """Every layer as a plan reads it, or those that are named, one at a time; nothing else is read."""
         parts = slices_of(plan, self.layers)
-        with self._opened([GRIDS, *map(plane_file, range(1, self._depth(plan) + 1))]) as tensors:
-            for name in self.layers if names is None else names:
+        wanted = list(self.layers if names is None else names)
+        needed = {name: planes_needed(parts[name], self.layers[name].parent_bits) for name in wanted}
+        with self._opened([GRIDS, *map(plane_file, range(1, self._depth(plan) + 1))]) as opened:
+            # All headers first: a reader that overwrites a model does not stop in the middle of it.
+            for name in wanted:
+                self._check(opened, name, needed[name])
+
+            def tensors(file: str, name: str) -> Tensor:
+                read = opened[file].get_tensor(name)
+                self.read.num_bytes += read.numel() * read.element_size()
+                return read
+
+            for name in wanted:
                 layer, part = self.layers[name], parts[name]
-                needed = planes_needed(part, layer.parent_bits)
-                planes = [tensors(plane_file(number), name).to(device) for number in range(1, needed + 1)]
-                if any(plane.shape != (layer.shape[0], -(-layer.shape[1] // 8)) for plane in planes):
-                    raise UserError(
-                        f"{self.title}: the planes of {name} are not those of a layer {layer.shape}; {AGAIN}"
-                    )
+                planes = [tensors(plane_file(number), name).to(device) for number in range(1, needed[name] + 1)]
                 codes = sliced_planes(planes, part, parent_bits=layer.parent_bits, columns=layer.shape[1])
                 grid = Grid(*(tensors(GRIDS, f"{name}.{kind}").to(device).float() for kind in ("scale", "zero")))
                 yield (
@@ -184,29 +194,43 @@ class NestedFolder:
                     ),
                 )
 
+    def _check(self, opened: Mapping[str, Any], name: str, needed: int) -> None:
+        """Raises UserError if the planes or the grid of a layer are missing, or are those of another shape."""
+        rows, columns = self.layers[name].shape
+        kinds = ("scale", "zero", *(f"transform.{kind}" for kind in self._transform_kinds(name)))
+        places = [(plane_file(number), name) for number in range(1, needed + 1)]
+        for file, key in [*places, *((GRIDS, f"{name}.{kind}") for kind in kinds)]:
+            try:
+                shape = opened[file].get_slice(key).get_shape()
+            except SafetensorError as error:
+                raise UserError(f"{self.title}: {file} holds no {key} ({error}); {AGAIN}") from error
+            if file != GRIDS and shape != [rows, -(-columns // 8)]:
+                raise UserError(
+                    f"{self.title}: the planes of {name} are not those of a layer {(rows, columns)}; {AGAIN}"
+                )
+
+    def _transform_kinds(self, name: str) -> Sequence[str]:
+        return self.facts["layers"][name].get("transform", ())
+
     def _transform(
         self, tensors: Callable[[str, str], Tensor], name: str, device: torch.device | str
     ) -> Transform | None:
-        kinds = self.facts["layers"][name].get("transform", ())
-        if not kinds:
+        if not (kinds := self._transform_kinds(name)):
             return None
         return Transform(**{kind: tensors(GRIDS, f"{name}.transform.{kind}").to(device) for kind in kinds})
 
     @contextmanager
-    def _opened(self, files: Iterable[str]) -> Iterator[Callable[[str, str], Tensor]]:
+    def _opened(self, files: Iterable[str]) -> Iterator[Mapping[str, Any]]:
         """Files opened for as long as the context lasts; a tensor is read when it is asked for."""
         with ExitStack() as stack:
             opened = {name: self._open(stack, self.find(name)) for name in files}
-
-            def tensor(file: str, name: str) -> Tensor:
-                try:
-                    read = opened[file].get_tensor(name)
-                except SafetensorError as error:
-                    raise UserError(f"{self.title}: {file} holds no {name} ({error}); {AGAIN}") from error
-                self.read.num_bytes += read.numel() * read.element_size()
-                return read
-
-            yield tensor
+            for name, file in opened.items():
+                if (file.metadata() or {}).get(STAMP) != self.facts.get(STAMP):
+                    raise UserError(
+                        f"{self.title}: {name} is of another checkpoint than the {DESCRIPTION} that was read; "
+                        f"load the folder again if it was replaced meanwhile, or {AGAIN}"
+                    )
+            yield opened
 
     def _open(self, stack: ExitStack, path: Path) -> Any:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +17,7 @@ from matquant.codes.planes import plane_of
 from matquant.codes.quantizers import DTYPES
 from matquant.runs.files import write_json
 from matquant.serving.model_folder import write_model
-from matquant.serving.nested_folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, plane_file
+from matquant.serving.nested_folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, STAMP, plane_file
 
 
 def write_nested(
@@ -38,7 +39,8 @@ def write_nested(
     write_model(folder, model, layers, quantization_config={"quant_method": "matquant", "plan": None, "packed": False})
     tokenizer.save_pretrained(folder)
     wrote("the weights that are not quantized")
-    save_file(_grids(layers, scale_dtype), folder / GRIDS)
+    grids, stamp = _grids(layers, scale_dtype), _stamp(layers)
+    save_file(grids, folder / GRIDS, metadata={STAMP: stamp})
     wrote(GRIDS)
     depth = max(nested.parent_bits for nested in layers.values())
     for number in range(1, depth + 1):
@@ -48,12 +50,13 @@ def write_nested(
             for name, nested in layers.items()
             if nested.parent_bits >= number
         }
-        save_file(planes, folder / plane_file(number))
+        save_file(planes, folder / plane_file(number), metadata={STAMP: stamp})
         wrote(plane_file(number))
     files = [GRIDS, *(plane_file(number) for number in range(1, depth + 1))]
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        STAMP: stamp,
         "layers": {name: _layer(nested) for name, nested in layers.items()},
         "scale_dtype": scale_dtype,
         "plans": {name: dict(widths) for name, widths in plans.items()},
@@ -81,6 +84,17 @@ def _grids(layers: Mapping[str, NestedWeight], scale_dtype: str) -> dict[str, Te
         for kind, tensor in ({} if nested.transform is None else nested.transform.tensors).items():
             tensors[f"{name}.transform.{kind}"] = tensor.cpu().clone()
     return tensors
+
+
+def _stamp(layers: Mapping[str, NestedWeight]) -> str:
+    """A name for these very layers: another for other codes, grids or transformations."""
+    digest = hashlib.sha256()
+    for name, nested in layers.items():
+        transform = {} if nested.transform is None else nested.transform.tensors
+        for tensor in (nested.codes, *nested.grid, *transform.values()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {nested.parent_bits}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matquant.codes.nested import Transform
 from matquant.codes.planes import to_planes, top_bits
 from matquant.codes.quantizers import Grid
 from matquant.codes.sliced import SlicedWeight
+from matquant.notation import Slice
 
 
 class PackedLinear(nn.Module):
@@ -59,6 +61,18 @@ class PackedLinear(nn.Module):
         self.grid = Grid(*(part.to(device) for part in self.grid))
         self.transform = None if self.transform is None else self.transform.each(lambda part: part.to(device))
         return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` keeps of the layer: everything it needs, since codes are nothing without their grid."""
+        transform = None if self.transform is None else dict(self.transform.tensors)
+        return {"planes": self.planes, **self.grid._asdict(), "part": str(self.part), "transform": transform}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        device = self.like.device
+        self.part, self.planes = Slice.parse(state["part"]), state["planes"].to(device)
+        self.grid = Grid(state["scale"].to(device), state["zero"].to(device))
+        transform = state["transform"]
+        self.transform = None if transform is None else Transform(**transform).each(lambda part: part.to(device))
 
     @property
     def num_bytes(self) -> int:

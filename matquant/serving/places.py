@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,11 @@ def nested_folder(source: str | Path, revision: str | None = None) -> NestedFold
     """The nested folder at a path, or of a repository of the hub; UserError if there is none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return NestedFolder.open(str(source), partial(_in_folder, folder))
+        # A model is read again after the program has moved to another working directory, too.
+        return NestedFolder.open(str(source), partial(_in_folder, folder.absolute()))
     if folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise UserError(f"{source} is not a folder; `matquant export nested CELL DIR` writes a nested folder")
-    return NestedFolder.open(str(source), partial(_of_hub, str(source), revision))
+    return NestedFolder.open(str(source), _OfHub(str(source), revision))
 
 
 def _in_folder(folder: Path, name: str) -> Path:
@@ -33,6 +35,23 @@ def _in_folder(folder: Path, name: str) -> Path:
     if any((folder / one).exists() for one in RUN):
         raise UserError(f"{folder} is a run and no nested folder; write one with `matquant export nested {folder} DIR`")
     raise UserError(f"{folder} holds no {DESCRIPTION}; `matquant export nested CELL DIR` writes a nested folder")
+
+
+@dataclass
+class _OfHub:
+    """The files of one commit of a repository: that of the first file that was asked for.
+
+    A branch may move between two files, and would hold the planes of another checkpoint.
+    """
+
+    repo: str
+    revision: str | None
+
+    def __call__(self, name: str) -> Path:
+        path = _of_hub(self.repo, self.revision, name)
+        if path.parent.parent.name == "snapshots":
+            self.revision = path.parent.name
+        return path
 
 
 def _of_hub(repo: str, revision: str | None, name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,12 @@ def require_free(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder} is there already; name a new folder, or delete it first: rm -r {folder}")
+        # What is typed in haste is not `rm -r .`: only a folder that may be meant as the place of an export is named.
+        here = Path.cwd()
+        is_ours = not folder.is_mount() and here != folder.absolute() and not here.is_relative_to(folder.resolve())
+        is_ours = is_ours and (folder.is_dir() or folder.is_file() or folder.is_symlink())
+        delete = f", or delete it first: rm -r {shlex.quote(str(folder))}" if is_ours else ""
+        raise UserError(f"{folder} is there already; name a new folder{delete}")
 
 
 @contextmanager

@@ -56,7 +56,8 @@ class MatQuantConfig(QuantizationConfigMixin):
 class MatQuantHfQuantizer(HfQuantizer):
     """Reads the quantized layers of a nested folder when transformers has loaded everything else."""
 
-    requires_calibration = True  # a model without codes cannot be quantized on the fly
+    # transformers' own sentence for a model without codes has no remedy; looking for its folder ends in one that has.
+    requires_calibration = False
     quantization_config: MatQuantConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
@@ -70,7 +71,8 @@ class MatQuantHfQuantizer(HfQuantizer):
                 names.add(parameter_of(model, layer))
             except KeyError as error:
                 raise UserError(
-                    f"{self.folder.title}: a {type(model).__name__} has no layer {layer}, which its codes are of"
+                    f"{self.folder.title}: a {type(model).__name__} has no layer {layer}, which its codes are of; "
+                    "load the folder with AutoModelForCausalLM or matquant.load"
                 ) from error
         for name in names:
             # They come later: nobody has to draw random numbers for them, or to report them as missing.
@@ -95,7 +97,10 @@ class MatQuantHfQuantizer(HfQuantizer):
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] -- transformers has no type
         """Packed weights are not: the folder that they were read from is the thing to copy."""
-        return False
+        raise UserError(
+            f"a model with packed=True is not saved, since {self.folder.title} holds it at every width; copy that "
+            "folder, or load with packed=False to save expanded weights"
+        )
 
     @property
     def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride] -- the same
