@@ -127,11 +127,14 @@ def test_there_is_one_way_to_start_a_command(folder):
         ("search base=gptq", "no plan is named; type one before the overrides, such as evolution@3"),
         ("search evolution", "'evolution' is not a read-out plan"),
         ("search int4 model=tiny", "int4 is not searched for"),
-        ("export int9 exported", "'int9' is not a read-out plan; did you mean int"),
-        ("export int4 exported experiment=demo", "4 cells match; choose one with base="),
-        ("export full /proc/nowhere base=none", "cannot write to /proc/nowhere"),
-        ("export int4 exported base=none", "a cell of base=none is not quantized and has no int4; read it as full"),
-        ("export int4 exported base=minmax seed=7", "is not trained yet; run it with `matquant run`"),
+        ("export dense int9 exported base=minmax", "'int9' is not a read-out plan; did you mean int"),
+        ("export dense int4 exported experiment=demo", "4 cells match; choose one with base="),
+        ("export lm-eval full /proc/nowhere base=none", "cannot write to /proc/nowhere"),
+        (
+            "export lm-eval int4 exported base=none",
+            "a cell of base=none is not quantized and has no int4; read it as full",
+        ),
+        ("export dense int4 exported base=minmax seed=7", "is not trained yet; run it with `matquant run`"),
         ("search evolution@3 base=none", "choose base=omniquant, base=qat or base=gptq"),
         ("launch experiment=smollm2/nope", "experiment=smollm2/nope does not exist"),
         ("faithfulness base=none --plans int8", "int8 is no read-out of base=none; --plans full goes with"),
@@ -144,7 +147,8 @@ def test_there_is_one_way_to_start_a_command(folder):
         ("tables 31", "there is no table 31; choose from 1 to 30"),
         ("tables table31", "there is no table 31; choose from 1 to 30"),
         ("tables demo", "there is no table demo; tables are numbers from 1 to 30"),
-        ("export int4 x experiment=demo", "cells match; choose one with base=... bits=..."),
+        ("export int4 x base=minmax", "argument FORMAT: invalid choice: 'int4' (choose from 'nested'"),
+        ("export nested experiment=demo", "takes CELL DIR, where CELL is an id, the folder of a run or overrides"),
         ("tables experiment=demo", "for another experiment type matquant report experiment=..."),
         ("tables one", "there is no table one; tables are numbers from 1 to 30"),
         ("tables 1 paths.nonsense=1", "there is no key paths.nonsense"),
@@ -176,7 +180,8 @@ SAME_MISTAKES = {
     "bits": "'bits' ",
 }
 TAKES_OVERRIDES = [
-    *("launch", "launch --dry-run", "launch --cancel", "status", "search evolution@3", "export int4 exported"),
+    *("launch", "launch --dry-run", "launch --cancel", "status", "search evolution@3"),
+    "export dense int4 exported",
     *("faithfulness", "report", "tables", "study smollm2_135m", "study smollm2_135m --check", "wandb"),
 ]
 
@@ -184,7 +189,7 @@ TAKES_OVERRIDES = [
 @pytest.mark.parametrize("mistake", SAME_MISTAKES)
 @pytest.mark.parametrize("command", TAKES_OVERRIDES)
 def test_the_same_mistake_is_the_same_sentence_and_status_2_in_every_command(command, mistake, capsys):
-    if command.startswith(("search", "tables")) and "=" not in mistake:
+    if command.startswith(("search", "tables", "export")) and "=" not in mistake:
         pytest.skip("a word without an equals sign is a plan or a number there")
     assert main([*shlex.split(command), mistake]) == 2
     said = capsys.readouterr()
@@ -259,7 +264,13 @@ for line in json.loads(sys.argv[1]):
     found[line] = status, out.getvalue(), error.getvalue()
 print(json.dumps(found))
 """
-ARGUMENTS = {"search": " evolution@3", "export": " int4 exported", "compare": " one:int4 two:int4", "pack": " results"}
+ARGUMENTS = {
+    "search": " evolution@3",
+    "export": " dense CELL int4 exported",
+    "import": " matgptq THEIRS DIR",
+    "compare": " one:int4 two:int4",
+    "pack": " results",
+}
 
 
 def test_subcommands_that_need_the_clone_say_so_where_the_package_is_alone(tmp_path):

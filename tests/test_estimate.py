@@ -71,7 +71,7 @@ def test_a_search_costs_what_it_reads_and_a_dynamic_program_once_for_all_budgets
 )
 def test_a_search_for_ends_costs_the_same_before_whatever_is_learned(tiny_study, base, field):
     without, searched = (
-        cost_of(job(tiny_study, f"base={base}", *words), ()) for words in ((), (f"base.{field}=search",))
+        cost_of(job(tiny_study, f"base={base}_plain", *words), ()) for words in ((), (f"base.{field}=search",))
     )
     alone = (
         cost_of(job(tiny_study, "base=search"), ()).gpu_hours

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from matquant.errors import UserError
+from matquant.runs.files import HOST
 from matquant.serving.export import FORMATS, format_named, main
 from matquant.serving.formats import Format
 from matquant.serving.whole_folder import require_free, whole
@@ -138,6 +142,19 @@ def test_of_two_exports_to_one_folder_the_later_is_refused_and_leaves_nothing(tm
     with pytest.raises(UserError, match="is there already"):
         late.__exit__(None, None, None)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+
+
+def test_what_a_killed_export_left_is_cleared_by_the_next_one(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".out.{HOST}.{gone.pid}.tmp"
+    left.mkdir()
+    (left / "half").touch()
+    others = tmp_path / f".out.{HOST}.{os.getppid()}.tmp"
+    others.mkdir()
+    with whole(tmp_path / "out") as beside:
+        (beside / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "out"]
 
 
 def test_nobody_is_told_to_delete_the_folder_that_the_program_runs_in(tmp_path, monkeypatch):

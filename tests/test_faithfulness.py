@@ -54,7 +54,7 @@ def test_what_differs_is_called_different(theirs, exact, agree, capsys):
 def test_an_exported_read_out_is_an_ordinary_model_with_a_command_to_measure_it(tiny_study, tmp_path):
     overrides = [*tiny_overrides(tmp_path), "base=minmax", "bits=int8"]
     study = tiny_study("base=minmax", "bits=int8", "readout.tasks=[]")
-    export = ("-m", "matquant", "export", "int2", str(tmp_path / "exported"), *overrides)
+    export = ("-m", "matquant", "export", "lm-eval", *overrides, "int2", str(tmp_path / "exported"))
     missing = fork(*export)
     assert missing.wait() == 2
     assert "error: " in missing.stderr

@@ -17,7 +17,7 @@ from matquant.models.loading import load_model
 from matquant.serving.load import load
 from reference.humming_reference import read_weight
 from tests.nested_folders import quantized, written
-from tests.vllm_stand_in import FUSED, Served, serve, stand_in
+from tests.vllm_stand_in import FUSED, LinearBase, Served, serve, stand_in
 
 PLANS = ["int8", "int3", "int2+ep", "pyramid@4", None]
 
@@ -80,6 +80,22 @@ def test_a_cpu_or_float32_or_the_users_word_expand_what_a_gpu_would_keep_packed(
     assert packed(serve(vllm, folder, "int4", layers, dtype=torch.float32)) == {False}
     assert packed(serve(vllm, folder, "int4", layers, dtype=torch.float16, expanded=True)) == {False}
     assert packed(serve(stand_in(monkeypatch), folder, "int4", layers, dtype=torch.float16)) == {False}
+
+
+def test_a_kind_of_model_whose_weights_vllm_turns_around_is_expanded_on_a_gpu_too(folder, monkeypatch):
+    method = stand_in(monkeypatch, cuda=True).methods["matquant"].from_config({"plan": "int4"})
+    for model_type, kept in (("llama", torch.int32), ("gpt_neox", torch.float16)):
+        method.maybe_update_config(str(folder), hf_config=SimpleNamespace(model_type=model_type))
+        layer = LinearBase((32, 64), method, "model.layers.0.mlp.down_proj", torch.float16)
+        assert layer.weight.dtype == kept
+
+
+def test_names_that_vllm_maps_are_found(folder, monkeypatch):
+    method = stand_in(monkeypatch).methods["matquant"].from_config({"plan": "int4"})
+    method.maybe_update_config(str(folder))
+    method.apply_vllm_mapper(SimpleNamespace(map_name=lambda name: name.replace("model.", "language_model.model.", 1)))
+    layer = LinearBase((64, 32), method, "language_model.model.layers.0.mlp.gate_up_proj", torch.float32)
+    assert layer.quant_method.names == [f"model.layers.0.mlp.{part}" for part in ("gate_proj", "up_proj")]
 
 
 def test_fused_layers_of_different_widths_are_served_expanded_and_refused_packed(folder, monkeypatch, tmp_path):

@@ -58,13 +58,14 @@ def mixnmatch_figure(rows: pd.DataFrame, *, width: float = TEXT) -> Figure:
     checkpoints = list(dict(tuple(chosen.groupby("config_id", sort=False))).values()) or [chosen]
     full = rows[rows["base"] == "none"]
     across = columns_of(width)
-    lines, parts = len(checkpoints) * len(PANELS) // across, grids.differing(chosen)
+    lines = len(checkpoints) * len(PANELS) // across
     figure, grid = new_figure(width, 2.1 * lines + 0.2 + 0.4 / across, lines, across)
     with matplotlib.rc_context(RC):
         for axes, (checkpoint, panel) in zip(grid.flat, product(checkpoints, PANELS), strict=True):
             of_model = full[full["model"].isin(checkpoint["model"])]
             _draw(axes, pd.concat([of_model, checkpoint]), panel)
-            name = _name(checkpoint, parts) if len(checkpoints) > 1 else ""
+            rivals = chosen[chosen["base"] == checkpoint["base"].iloc[0]]
+            name = _name(checkpoint, grids.differing(rivals)) if len(checkpoints) > 1 else ""
             axes.set_title("\n".join(filter(None, (name, panel.title))))
         figure.legend(handles=_legend(pd.concat([full, chosen])), loc="outside lower center", ncols=2 * across)
     return figure

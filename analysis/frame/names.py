@@ -59,7 +59,7 @@ def identities(reads: Sequence[Read], readout: Readout) -> dict[tuple[str, str],
         group_ids: _differing_facts(group, configs)
         for group_ids, group in {tuple(group): group for group in rivals.values()}.items()
     }
-    parts = _differing_words(cells)
+    of_base = {base: _differing_words([one for one in cells if one.base.kind == base]) for base in _bases(cells)}
     found = {}
     of_text = [TUNING_TEXT] if readout.perplexity is not None and readout.perplexity.part == "tuning" else []
     groups = {name: differing[tuple(group)] for name, group in rivals.items()}
@@ -72,13 +72,20 @@ def identities(reads: Sequence[Read], readout: Readout) -> dict[tuple[str, str],
             **_identity(cell, plan, readout),
             "config_id": configs[cell_id],
             "name": ", ".join([*short, *of_text]),
-            "label": ", ".join(filter(None, [*short, *(words(cell) for words in parts), *of_text])),
+            "label": ", ".join(filter(None, [*short, *(words(cell) for words in of_base[cell.base.kind]), *of_text])),
         }
     return found
 
 
+def _bases(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.base.kind for cell in cells))
+
+
 def _differing_words(cells: Sequence[Cell]) -> list[Callable[[Cell], str]]:
-    """The parts of a grid in which quantized cells differ: labels end in them."""
+    """The parts of a grid in which the quantized cells of one algorithm differ: labels end in them.
+
+    Those in which only algorithms differ stand in the tables' column: labels name the algorithm already.
+    """
     quantized = [cell for cell in cells if cell.objective is not None]
     return [words for words in (grid_words, ends_words) if len({words(cell) for cell in quantized}) > 1]
 

@@ -11,6 +11,7 @@ the same sum without the minimum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Integer, UInt8
@@ -41,12 +42,19 @@ def plane_of(codes: Integer[Tensor, "out in"], number: int, bits: int) -> UInt8[
 
 def top_bits(planes: Sequence[UInt8[Tensor, "out bytes"]], columns: int) -> UInt8[Tensor, "out in"]:
     """The codes of as many bits as there are planes, at most eight, for so many inputs."""
-    first = planes[0]
-    places = torch.tensor(_PLACES, dtype=torch.uint8, device=first.device)
-    codes = torch.zeros(*first.shape, 8, dtype=torch.uint8, device=first.device)
+    spread = _spread().to(planes[0].device)
+    # Eight codes at a time, each in a byte of a word; none is longer than its byte, so that none reaches its neighbour.
+    words = torch.zeros(planes[0].numel(), dtype=torch.int64, device=planes[0].device)
     for plane in planes:
-        codes.bitwise_left_shift_(1).bitwise_or_((plane.unsqueeze(-1) >> places).bitwise_and_(1))
-    return codes.flatten(1)[:, :columns]
+        words.bitwise_left_shift_(1).bitwise_or_(spread.index_select(0, plane.flatten().int()))
+    return words.view(torch.uint8).view(len(planes[0]), -1)[:, :columns]
+
+
+@cache
+def _spread() -> Tensor:
+    """For each byte of a plane, its eight bits as the bytes of a word, in the order of the inputs."""
+    bits = torch.arange(256).unsqueeze(1) >> torch.tensor(_PLACES) & 1
+    return bits.to(torch.uint8).view(torch.int64).flatten()
 
 
 def sliced_planes(

@@ -54,11 +54,11 @@ def remove_leftovers(folder: Path) -> None:
     for path in list(folder.rglob(".*.tmp")):
         if path.is_dir():  # a training state: only the holder of the training's lock writes one
             shutil.rmtree(path, ignore_errors=True)
-        elif _is_abandoned(path):
+        elif is_abandoned(path):
             path.unlink(missing_ok=True)
 
 
-def _is_abandoned(beside: Path) -> bool:
+def is_abandoned(beside: Path) -> bool:
     """True if the process that a temporary file names is gone; on another machine, if the file is old."""
     *_, host, pid, _ = beside.name.rsplit(".", 3)
     try:

@@ -208,7 +208,7 @@ def _kept(tensor: Any, values: Tensor) -> tuple[np.ndarray | None, Any]:
 
     if values.ndim == 1 or values.dtype != torch.float32:
         return None, None
-    read = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(values.shape)
+    read = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type))).view(values.shape)
     return (tensor.data, tensor.tensor_type) if torch.equal(read, values) else (None, None)
 
 

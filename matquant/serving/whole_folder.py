@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from matquant.disk import CLOSED, writing
 from matquant.errors import UserError
-from matquant.runs.files import let_others_read
+from matquant.runs.files import HOST, is_abandoned, let_others_read
 
 
 def require_free(folder: Path) -> None:
@@ -31,9 +32,12 @@ def require_free(folder: Path) -> None:
 def whole(folder: Path) -> Iterator[Path]:
     """A folder to write in, which takes its name when everything in it is written; after an error nothing is left."""
     require_free(folder)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    beside = folder.with_name(f".{folder.name}.{HOST}.{os.getpid()}.tmp")
     try:
         _make(beside, folder)
+        for left in set(folder.parent.glob(f".{glob.escape(folder.name)}.*.*.tmp")) - {beside}:
+            if is_abandoned(left):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
         with writing(folder):
             yield beside
             for path in beside.rglob("*"):

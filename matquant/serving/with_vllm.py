@@ -36,6 +36,8 @@ KNOWN = ("quant_method", "plan", "packed", "expanded")
 """The words of a folder's `quantization_config`; `packed` is for transformers."""
 TRANSPOSED = ("gpt2",)
 """The kinds of model whose checkpoints keep weights as [in, out]."""
+TURNED = (*TRANSPOSED, "gpt_neox", "bloom", "falcon")
+"""The kinds of model for which vLLM's own code turns weights around as it loads them; those are expanded anywhere."""
 EXPERT = re.compile(r"\.experts\.\d+\.")
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -70,6 +72,7 @@ class MatQuantConfig(QuantizationConfig):
         super().__init__()
         self.config = dict(config)
         self.reading: Reading | None = None
+        self.is_turned = False
         self.names: dict[str, str] = {}
         """The names of quantized layers in the folder, by those that vLLM gives them."""
 
@@ -102,11 +105,13 @@ class MatQuantConfig(QuantizationConfig):
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
         self.reading = reading_of(model_name, revision, self.config)
+        self.is_turned = getattr(hf_config, "model_type", None) in TURNED
         self.names = {name: name for name in self.reading.parts}
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         assert self.reading is not None
-        self.names = {mapped: name for name in self.reading.parts if (mapped := hf_to_vllm_mapper.map_name(name))}
+        mapped = {name: hf_to_vllm_mapper.map_name(f"{name}.weight") for name in self.reading.parts}
+        self.names = {own.removesuffix(".weight"): name for name, own in mapped.items() if own is not None}
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
         if not isinstance(layer, LinearBase):
@@ -133,6 +138,7 @@ class MatQuantConfig(QuantizationConfig):
             not self.config.get("expanded")
             and _has_kernels()
             and layer.params_dtype in KERNEL_DTYPES
+            and not self.is_turned
             and not any("transform" in self.reading.folder.facts["layers"][name] for name in held)
             and why_not((layer.output_size, inputs), group_size) is None
             # One scale for a row that is divided among ranks belongs to none of them alone.

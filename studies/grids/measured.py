@@ -44,8 +44,8 @@ class Row(NamedTuple):
     granularity: str
     method: str
     grid: str
-    rest: str
-    """Every other fact, named with the row's cells."""
+    rest: tuple[str, ...]
+    """Every other setting; those that rows of one algorithm do not share are shown."""
 
 
 def granularity(cell: Cell) -> str:
@@ -53,19 +53,19 @@ def granularity(cell: Cell) -> str:
     return "unquantized" if cell.grid is None else "per channel" if size is None else f"groups of {size}"
 
 
-def facts_of(cell: Cell) -> tuple[str, str]:
+def facts_of(cell: Cell) -> tuple[str, tuple[str, ...]]:
     """The grid in words, without its granularity; and all other settings but objective and seed, without defaults."""
     if cell.grid is None:
-        return "", ""
+        return "", ()
     _, *words = all_words(cell).split(", ")
     facts = cell.model_dump(mode="json", exclude_defaults=True, exclude={"objective", "seed"})
-    return ", ".join(words), ", ".join(f"{key}={value}" for key, value in flatten(facts) if key not in COVERED)
+    return ", ".join(words), tuple(f"{key}={value}" for key, value in flatten(facts) if key not in COVERED)
 
 
 def row_of(cell: Cell, plan: str) -> Row:
     """The row of one number."""
     if cell.objective is None:
-        return Row(cell.model.name, granularity(cell), "unquantized", "", "")
+        return Row(cell.model.name, granularity(cell), "unquantized", "", ())
     part = Plan.parse(plan).default
     assert part is not None  # this study reads no mixed plans
     name = cell.objective.method(part)
@@ -95,7 +95,13 @@ def rows_of(numbers: Iterable[Number]) -> dict[Row, dict[str, list[Number]]]:
             rows.append(row_of(number.cell, "int4"))
         for row in rows:
             found.setdefault(row, {}).setdefault(column, []).append(number)
-    return found
+    # An int8 model alone is no row of explicit baselines: it begins the row of its slices.
+    begun = {columns["int8"][0].cell.id for columns in found.values() if len(columns) > 1 and "int8" in columns}
+    return {
+        row: columns
+        for row, columns in found.items()
+        if list(columns) != ["int8"] or columns["int8"][0].cell.id not in begun
+    }
 
 
 def text_of(numbers: Sequence[Number]) -> str:
@@ -128,13 +134,21 @@ def blocks(rows: Mapping[Row, Mapping[str, Sequence[Number]]], text: str) -> Ite
         yield "|" + "---|" * (len(COLUMNS) + 4)
         for place, (row, columns) in enumerate(mine.items(), start=1):
             shown = [text_of(columns.get(column, [])) for column in COLUMNS]
-            yield f"| {place} | {row.method} | {row.grid} | {' | '.join(shown)} | {minutes(columns)} |"
+            grid = ", ".join(filter(None, (row.grid, *told_apart(row, mine))))
+            yield f"| {place} | {row.method} | {grid} | {' | '.join(shown)} | {minutes(columns)} |"
         yield ""
-        for place, (row, columns) in enumerate(mine.items(), start=1):
+        for place, columns in enumerate(mine.values(), start=1):
             ids = dict.fromkeys(number.cell.id for numbers in columns.values() for number in numbers)
-            facts = f" ({row.rest})" if row.rest else ""
-            yield f"- row {place}: {', '.join(f'`{cell_id}`' for cell_id in ids)}{facts}"
+            yield f"- row {place}: {', '.join(f'`{cell_id}`' for cell_id in ids)}"
         yield ""
+
+
+def told_apart(row: Row, rows: Iterable[Row]) -> Iterator[str]:
+    """The settings of a row that other rows of its algorithm do not share, such as `num_steps=16`."""
+    algorithm = row.method.partition(",")[0]
+    rivals = [set(other.rest) for other in rows if other.method.partition(",")[0] == algorithm]
+    shared = set.intersection(*rivals)
+    return (fact.removeprefix("base.") for fact in row.rest if fact not in shared)
 
 
 def main(words: Sequence[str]) -> None:
