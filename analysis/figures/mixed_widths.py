@@ -29,8 +29,6 @@ from analysis.frame.names import BASE_NAMES, model_name
 from evaluation.results.metrics import LOG_PPLX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -64,16 +62,16 @@ def mixnmatch_figure(rows: pd.DataFrame, *, width: float = TEXT) -> Figure:
         for axes, (checkpoint, panel) in zip(grid.flat, product(checkpoints, PANELS), strict=True):
             of_model = full[full["model"].isin(checkpoint["model"])]
             _draw(axes, pd.concat([of_model, checkpoint]), panel)
-            rivals = chosen[chosen["base"] == checkpoint["base"].iloc[0]]
-            name = _name(checkpoint, grids.differing(rivals)) if len(checkpoints) > 1 else ""
+            name = _name(checkpoint, chosen) if len(checkpoints) > 1 else ""
             axes.set_title("\n".join(filter(None, (name, panel.title))))
         figure.legend(handles=_legend(pd.concat([full, chosen])), loc="outside lower center", ncols=2 * across)
     return figure
 
 
-def _name(checkpoint: pd.DataFrame, parts: Sequence[str]) -> str:
-    """`Gemma-2 2B, OmniQuant {int8: 1, int4: 1, int2: 1}`, with the parts of its grid that others do not share."""
+def _name(checkpoint: pd.DataFrame, all_rows: pd.DataFrame) -> str:
+    """`Gemma-2 2B, OmniQuant {int8: 1, int4: 1, int2: 1}`, and its grid where others of its algorithm have another."""
     first = checkpoint.iloc[0]
+    parts = grids.differing(all_rows[all_rows["base"] == first["base"]])
     name = f"{model_name(first['model'])}, {BASE_NAMES.get(first['base'], first['base'])} {first['objective']}"
     return ", ".join([name, grids.column_text(first.to_dict(), parts)]) if parts else name
 
