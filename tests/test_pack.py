@@ -224,7 +224,7 @@ def test_the_results_that_come_with_the_source_are_whole(folder):
     assert facts is not None
     committed = ResultStore(folder)
     results = [result for cell_id in facts.names for result in committed.results(cell_id)]
-    assert len(results) >= 200
+    assert len(results) >= len(facts.names) > 0
     assert all(committed.has(result.key) for result in results)
 
 
