@@ -24,7 +24,7 @@ SKIPPED = "skipped: "
 
 
 class Outcome(StrEnum):
-    """What came of one round trip."""
+    """The outcome of one round trip."""
 
     AGREES = "agrees"
     SKIPPED = "skipped"

@@ -76,7 +76,7 @@ def nested_layers(model: nn.Module, *, symmetric: bool = True) -> dict[str, Nest
 
 
 def source(loaded: LoadedModel, layers: dict[str, NestedWeight], plan: Plan) -> Source:
-    """What a format writes, of a model that no cell was trained of."""
+    """The files of a format, for a model that no cell was trained of."""
     parts = slices_of(plan, layers)
     shapes = shapes_of(layers, plan)
     return Source(loaded.model, loaded.tokenizer, plan, shapes, lambda name: sliced(layers[name], parts[name]))

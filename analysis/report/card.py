@@ -91,7 +91,7 @@ def _numbers(cell: Cell, setup: Setup, facts: Mapping[str, Any]) -> tuple[CardNu
 
 
 def _front_matter(cell: Cell) -> str:
-    """What a hub reads; the licence is that of the model, which nobody has told."""
+    """The facts that a hub reads; no licence, since that of the model is not known here."""
     lines = [
         "library_name: transformers",
         "pipeline_tag: text-generation",

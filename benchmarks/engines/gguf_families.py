@@ -56,7 +56,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gemma3": ("gemma3_text", GEMMA),
 }
 WIDTHS = tuple(map(Slice.parse, ("int4", "int3", "int2+ep", "int4+ep", "int2")))
-"""What the layers are read at, in turn."""
+"""The slices that layers are read at, in turn."""
 
 
 def write_family(name: str, folder: Path) -> PreTrainedModel:

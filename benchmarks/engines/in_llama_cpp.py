@@ -18,7 +18,7 @@ import xllamacpp.xllamacpp as module  # pyright: ignore[reportMissingImports] --
 
 OFF, AUTOMATIC, FLOAT32, FLOAT16 = 0, 2**32 - 1, 0, 1
 FLASH_ATTENTION, CACHE_TYPES = 13, slice(26, 28)
-"""Where the settings of a context name the kind of attention, and the types of its keys and values.
+"""The places at which the settings of a context name the kind of attention, and the types of its keys and values.
 
 They hold for this version of llama.cpp.  Flash attention rounds to float16 inside, whatever the types of the cache.
 """

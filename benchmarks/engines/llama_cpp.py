@@ -59,7 +59,7 @@ HEAD = f"  {'':32}{'MB':>8}{'llama.cpp':>11}{'ours':>9}{'apart':>9}{'furthest':>
 
 
 class Row(NamedTuple):
-    """What one file amounts to in llama.cpp, and in transformers: nats a token, block by block of the text."""
+    """The measures of one file in llama.cpp, and in transformers: nats a token, block by block of the text."""
 
     name: str
     megabytes: float

@@ -62,7 +62,7 @@ TOLERANCE = {"float32": 1e-3, "float16": 0.1}
 
 
 class Row(NamedTuple):
-    """What is compared at one width."""
+    """The comparison at one width."""
 
     plan: str
     start_s: float

@@ -53,7 +53,8 @@ def top_bits(planes: Sequence[UInt8[Tensor, "out bytes"]], columns: int) -> UInt
 @cache
 def _spread() -> Tensor:
     """For each byte of a plane, its eight bits as the bytes of a word, in the order of the inputs."""
-    bits = torch.arange(256).unsqueeze(1) >> torch.tensor(_PLACES) & 1
+    # On the CPU, whatever device is the default when it is first asked for: it is kept for all of them.
+    bits = torch.arange(256, device="cpu").unsqueeze(1) >> torch.tensor(_PLACES, device="cpu") & 1
     return bits.to(torch.uint8).view(torch.int64).flatten()
 
 

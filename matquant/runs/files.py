@@ -43,7 +43,7 @@ def let_others_read(path: Path) -> None:
     """
     if not path.is_file() or path.stat().st_mode & 0o077:
         return
-    probe = path.with_name(f"{path.name}.mode")
+    probe = path.with_name(f".{path.name}.mode.{HOST}.{os.getpid()}.tmp")
     probe.touch()
     shutil.copymode(probe, path)
     probe.unlink()

@@ -40,7 +40,7 @@ READ_SINCE = "0.18.0"
 
 
 class Scheme(NamedTuple):
-    """What layers of one config group have in common."""
+    """The settings that layers of one config group share."""
 
     num_bits: int
     group_size: int | None
@@ -70,7 +70,7 @@ class CompressedTensors:
         require_fused_alike(source.shapes, self.name, not_quantized(source.model, source.shapes))
 
     def notes(self, source: Source) -> Iterator[str]:
-        """Where transformers does not read a folder that vLLM reads."""
+        """The folders that vLLM reads and transformers does not."""
         if len(set(_scheme_of(source.shapes).values())) == 1:
             return
         if _is_symmetric(source.shapes):

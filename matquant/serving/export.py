@@ -123,7 +123,7 @@ def is_override(word: str) -> bool:
 
 
 def shapes_of(layers: Mapping[str, NestedWeight], plan: Plan) -> dict[str, LayerShape]:
-    """What a format is asked about: every layer's width, shape and kind of grid."""
+    """The width, shape and kind of grid of every layer, which a format is asked about."""
     parts = slices_of(plan, layers)
     found = {}
     for name, nested in layers.items():

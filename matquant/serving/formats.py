@@ -1,4 +1,4 @@
-"""What a format of an engine can hold of a slice, and how faithful that is.
+"""The formats of engines: the part of a slice that each can hold, and how faithful it is.
 
 Codes are never changed by an export.  Scales and zeros are: most formats keep them in 16 bits, and many keep a zero as
 an integer code.  So a format says of each layer what it holds, as a `SlicedWeight` with the grid as it is stored, and
@@ -29,7 +29,7 @@ Layers = Mapping[str, Slice]
 
 
 class LayerShape(NamedTuple):
-    """What a format is asked about before any weight is read."""
+    """The facts of a layer that a format is asked about before any weight is read."""
 
     part: Slice
     shape: tuple[int, int]
@@ -52,7 +52,7 @@ class Source:
     read: Callable[[str], SlicedWeight]
     """A layer as the plan reads it."""
     origin: ModelSpec | None = None
-    """Where the model was read from."""
+    """The place that the model was read from."""
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ class Noted(Protocol):
 
 @dataclass
 class Exactness:
-    """How far what a format holds is from what the checkpoint reads, over all layers."""
+    """The distance of what a format holds from what the checkpoint reads, over all layers."""
 
     dtype: torch.dtype | None
     is_exact: bool = True
@@ -227,7 +227,7 @@ def require_causal(format: str, source: Source) -> None:
 
 
 class Record(NamedTuple):
-    """What `export.json` says of an exported folder."""
+    """The record of an exported folder, `export.json`."""
 
     format: str
     plan: Plan

@@ -161,7 +161,7 @@ def tensors_of(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _rope_factors(model: PreTrainedModel) -> Tensor:
-    """How much slower than plain ones the rotary embeddings of Llama 3.1 turn, by frequency."""
+    """The factor by which the rotary embeddings of Llama 3.1 turn slower than plain ones, by frequency."""
     dim, base = head_dim(model.config), float(_rope(model.config)["rope_theta"])
     plain = base ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     rotary = next(module for module in model.modules() if hasattr(module, "inv_freq"))

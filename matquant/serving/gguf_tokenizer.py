@@ -126,7 +126,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def adds(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
-    """Whether a text is begun with the first of them, and ended with the second."""
+    """True where a text is begun with the first of them, and ended with the second."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     extra = len(whole) - len(plain)

@@ -1,4 +1,4 @@
-"""How vLLM's Humming kernels keep a layer: a dense stream of r-bit codes, scales, and zeros that are no integers.
+"""The layout of vLLM's Humming kernels: a dense stream of r-bit codes, scales, and zeros that are no integers.
 
     <layer>.weight        int32 [out, in * r / 32]   code i of a row lies in bits i * r ... of the row's stream,
                                                      least significant first, over the borders of words

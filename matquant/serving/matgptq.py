@@ -73,7 +73,7 @@ def is_packed(folder: Path) -> bool:
 
 
 def quantization_of(folder: Path) -> dict[str, Any]:
-    """What config.json says of the quantization; empty if it says nothing."""
+    """The entry of config.json on quantization; empty if there is none."""
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {}

@@ -1,4 +1,4 @@
-"""What MatGPTQ's programs lose on the way, told from the files: zeros and orders of columns that were not packed.
+"""The losses of MatGPTQ's programs on the way, told from the files: zeros and orders of columns that were not packed.
 
 Its packer keeps codes and scales alone.  Packed, an asymmetric checkpoint is read with the wrong zeros, and one in the
 order of activations with its columns exchanged.  Beside the unquantized model both are plain, and so are scales that

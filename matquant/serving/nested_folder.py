@@ -48,7 +48,7 @@ def plane_file(number: int) -> str:
 
 
 class LayerFacts(NamedTuple):
-    """What is known of a quantized layer before it is read."""
+    """The facts of a quantized layer that are known before it is read."""
 
     shape: tuple[int, int]
     parent_bits: int

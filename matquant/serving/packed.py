@@ -63,7 +63,7 @@ class PackedLinear(nn.Module):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What `state_dict` keeps of the layer: everything it needs, since codes are nothing without their grid."""
+        """The whole layer, for `state_dict`: codes are nothing without their grid."""
         transform = None if self.transform is None else dict(self.transform.tensors)
         return {"planes": self.planes, **self.grid._asdict(), "part": str(self.part), "transform": transform}
 

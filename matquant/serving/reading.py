@@ -20,7 +20,7 @@ from matquant.serving.packed import PackedLinear
 
 @dataclass(frozen=True)
 class Reading:
-    """What a loaded model was read from, and how: kept with the model as `matquant_reading`."""
+    """The source of a loaded model and the way it was read: kept with the model as `matquant_reading`."""
 
     folder: NestedFolder
     plan: Plan
@@ -28,7 +28,7 @@ class Reading:
 
 
 def reading_of(model: nn.Module) -> Reading:
-    """How a model was read; UserError for one that is not out of a nested folder."""
+    """The way a model was read; UserError for one that is not out of a nested folder."""
     found = getattr(model, "matquant_reading", None)
     if not isinstance(found, Reading):
         raise UserError(

@@ -46,7 +46,7 @@ class MatQuantConfig(QuantizationConfigMixin):
         return not self.packed
 
     def get_loading_attributes(self) -> dict[str, Any]:
-        """What the user's configuration says over that of the folder."""
+        """The settings of the user's configuration that go before those of the folder."""
         return {"plan": self.plan, "packed": self.packed, "given": self.given}
 
     def to_dict(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Reading:
 
 
 def reading_of(source: str, revision: str | None, config: Mapping[str, Any]) -> Reading:
-    """What a folder and the words of its configuration ask for; UserError if that cannot be."""
+    """The read-out that a folder and the words of its configuration ask for; UserError if that cannot be."""
     if odd := sorted(config.keys() - set(KNOWN)):
         raise UserError(f"quantization_config has no {odd[0]}; give plan, such as int3, and expanded, true or false")
     folder = nested_folder(source, revision)
@@ -66,7 +66,7 @@ def reading_of(source: str, revision: str | None, config: Mapping[str, Any]) -> 
 
 
 class MatQuantConfig(QuantizationConfig):
-    """How each layer of a model keeps its weights."""
+    """The way each layer of a model keeps its weights."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
