@@ -167,3 +167,11 @@ def test_nobody_is_told_to_delete_the_folder_that_the_program_runs_in(tmp_path, 
     Path("a b").touch()
     with pytest.raises(UserError, match=r"or delete it first: rm -r 'a b'$"):
         require_free(Path("a b"))
+
+
+@pytest.mark.parametrize(("dtype", "is_rounded"), [("bfloat16", True), ("float32", False)])
+def test_a_dense_folder_says_what_its_dtype_does_to_the_weights(cell, tmp_path, capsys, dtype, is_rounded):
+    main(["dense", cell.cell.id, "int4", str(tmp_path / "dense"), runs(cell), "--dtype", dtype])
+    printed = capsys.readouterr().out
+    assert ("weights are rounded to bfloat16" in printed) == is_rounded
+    assert bool(json.loads((tmp_path / "dense" / "export.json").read_text())["notes"]) == is_rounded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,13 @@ class Dense:
             ),
             "export a cell of base.transformation=published or base.transformation=false, or a nested folder",
         )
+
+    def notes(self, source: Source) -> Iterator[str]:
+        """The rounding of the weights themselves, which have no grid here."""
+        dtype = source.model.dtype
+        if dtype != torch.float32:
+            name = str(dtype).removeprefix("torch.")
+            yield f"weights are rounded to {name}, as the model around them is; --dtype float32 keeps every bit of them"
 
     def hold(self, name: str, weight: SlicedWeight) -> SlicedWeight:
         return weight
