@@ -134,7 +134,7 @@ def test_there_is_one_way_to_start_a_command(folder):
             "export lm-eval int4 exported base=none",
             "a cell of base=none is not quantized and has no int4; read it as full",
         ),
-        ("export dense int4 exported base=minmax seed=7", "is not trained yet; run it with `matquant run`"),
+        ("export dense int4 exported base=minmax paths.runs=nowhere", "is not trained yet; run it with `matquant run`"),
         ("search evolution@3 base=none", "choose base=omniquant, base=qat or base=gptq"),
         ("launch experiment=smollm2/nope", "experiment=smollm2/nope does not exist"),
         ("faithfulness base=none --plans int8", "int8 is no read-out of base=none; --plans full goes with"),
