@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -36,6 +37,22 @@ def pick_device(setup: Setup) -> torch.device:
             return torch.device(setup.device)
         case _:
             assert_never(setup.device)
+
+
+def repeatable(device: torch.device) -> None:
+    """Makes a GPU compute the same bits on every run, and float32 products in float32; a CPU does so anyhow.
+
+    Holds for the whole process.  An operation that has no such way on a GPU warns, once.  PyTorch's notes on
+    reproducibility (https://pytorch.org/docs/stable/notes/randomness.html) say what each line is for.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it fills every empty tensor, and we read none
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = False  # 10 bits of a factor: codes and losses would not be those of a CPU
+    torch.backends.cudnn.allow_tf32 = False
 
 
 class DtypeCost(NamedTuple):

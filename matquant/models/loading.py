@@ -39,6 +39,7 @@ from matquant.config.home import at_home
 from matquant.errors import UserError
 from matquant.models.checks import check_config, check_lengths, check_tokenizer, is_cached, plain_words, title
 from matquant.models.coverage import check_coverage
+from matquant.models.devices import repeatable
 from matquant.models.embedded import converted
 from matquant.models.experts import separate_experts
 from matquant.models.families import blocks, linears
@@ -70,8 +71,10 @@ class LoadedModel(NamedTuple):
 def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device) -> LoadedModel:
     """The unquantized model in evaluation mode, and its tokenizer; UserError if it is not complete or cannot be loaded.
 
-    Every way to a model leads through here, so that no random, dropped or infinite weight is ever measured.
+    Every way to a model leads through here, so that no random, dropped or infinite weight is ever measured, and a GPU
+    computes the same bits on every run.
     """
+    repeatable(device)
     match spec:
         case RandomModel():
             return LoadedModel(
