@@ -37,7 +37,9 @@ def test_a_failed_test_is_a_line_with_its_assertion(tmp_path):
 
 
 def test_a_run_without_a_report_says_what_it_saw():
-    said = "[gw0] [ 10%] PASSED tests/test_a.py::test_one[cuda] \n[gw1] [ 20%] FAILED tests/test_a.py::test_two[cuda] \n"
+    said = (
+        "[gw0] [ 10%] PASSED tests/test_a.py::test_one[cuda] \n[gw1] [ 20%] FAILED tests/test_a.py::test_two[cuda] \n"
+    )
     count, failed = part.lines([], f"{said}ended after 125 s")
     assert count.value == 1
     assert count.failed.endswith("ended after 125 s")

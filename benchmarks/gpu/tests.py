@@ -105,7 +105,9 @@ def lines(cases: Sequence[Case], said: str) -> Iterator[Line]:
     if cases:
         yield Line("passed", passed, "tests", len(cases), "run", note, "" if passed else "no test passed")
     else:
-        yield Line("passed", said.count(" PASSED "), "tests", failed=f"pytest made no report: {said.strip()[-LAST_WORDS:]}")
+        yield Line(
+            "passed", said.count(" PASSED "), "tests", failed=f"pytest made no report: {said.strip()[-LAST_WORDS:]}"
+        )
         for test in re.findall(r"FAILED (\S+)", said):
             yield Line(test, failed="failed; pytest was ended before it could say how")
     for case in wrong:

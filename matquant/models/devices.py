@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 import torch
+import torch.utils.deterministic
 
 from matquant.codes.quantizers import DTYPES
 
@@ -36,6 +39,28 @@ def pick_device(setup: Setup) -> torch.device:
             return torch.device(setup.device)
         case _:
             assert_never(setup.device)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Lets a GPU compute the same bits in every run, for as long as the context lasts; a CPU does so anyway.
+
+    Without it the backward pass of attention adds up its parts in the order in which they are done.  An operation that
+    has no deterministic form raises RuntimeError and says its name.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    # cuBLAS reads it at its first product: eight buffers of 4 MB, as many bytes as torch gives it on a Hopper anyway.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was never written
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 class DtypeCost(NamedTuple):
