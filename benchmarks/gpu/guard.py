@@ -1,0 +1,30 @@
+"""Measurements that fail alone: an error in one is a line, and the others go on."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from benchmarks.gpu.lines import Line
+
+LONGEST = 300
+"""Characters of an error that are shown."""
+
+
+def guarded(what: str, measure: Callable[[], Iterable[Line]]) -> Iterator[Line]:
+    """The lines of a measurement as they come; an error ends it with a line that says so."""
+    try:
+        yield from measure()
+    except Exception as error:  # of any kind: the measurements that follow are still worth having
+        yield Line(what, failed=sentence(error))
+    # After the handler, since an error holds the tensors of all functions that it went through.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
