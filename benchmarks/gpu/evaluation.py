@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,13 +58,13 @@ def evaluation(scale: Scale) -> Iterator[Line]:
     for batch_size in work.batch_sizes:
         yield from guarded(
             f"documents a second, batch {batch_size}",
-            lambda batch_size=batch_size: scoring(model, tokenizer, scale, work, batch_size),
+            partial(scoring, model, tokenizer, scale, work, batch_size),
         )
     yield from guarded("held-out text", lambda: held_out(model, scale, work))
     yield from guarded("the same scores in float32", lambda: same_scores(model.float(), tokenizer, work))
 
 
-# --- questions ---------------------------------------------------------------------------------------------------------
+# --- questions --------------------------------------------------------------------------------------------------------
 
 
 def questions(work: Work, number: int, *, seed: int = 0) -> list[Any]:
@@ -194,7 +195,7 @@ def encoded(lm: Any, requests: Sequence[Any]) -> list[Any]:
 
 
 def waits(lm: Any, rows: Sequence[Any], requests: Sequence[Any], scale: Scale) -> Iterator[Line]:
-    """The times that the program waits for the GPU in one batch: the inputs that go there, the scores that come back."""
+    """The times that the program waits for the GPU in one batch: inputs that go there, scores that come back."""
     from evaluation.language_model import batches_of
 
     if scale.device.type != "cuda":
@@ -227,7 +228,7 @@ def speed(
     )
 
 
-# --- held-out text -----------------------------------------------------------------------------------------------------
+# --- held-out text ----------------------------------------------------------------------------------------------------
 
 
 def held_out(model: PreTrainedModel, scale: Scale, work: Work) -> Iterator[Line]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu.nested [--device cuda] [--small]
 
-Four blocks of Llama-3.1-8B with random weights (and fewer words than it knows), rounded to int8 in groups of 64, written
-to a temporary folder and loaded from there.  Files are in the page cache: seconds are those of reading from memory.
-Decoding is that of four blocks: the ratios between dense, expanded and packed say more than the numbers.
+Four blocks of Llama-3.1-8B with random weights (and fewer words than it knows) are rounded to int8 in groups of 64,
+written to a temporary folder and loaded from there.  Files are in the page cache, so that seconds are those of reading
+from memory.  Decoding is that of four blocks: ratios between dense, expanded and packed say more than the numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def nested(scale: Scale) -> Iterator[Line]:
         yield from guarded("the same logits", lambda: same_logits(folder, model, layers, scale))
         for plan in PLANS:
             for way in WAYS:
-                yield from guarded(f"loading {plan}, {way}", lambda p=plan, w=way: loading(folder, p, w, scale))
+                yield from guarded(f"loading {plan}, {way}", partial(loading, folder, plan, way, scale))
         yield from guarded("loaded on the CPU, then moved", lambda: moved(folder, scale))
         yield from guarded("decoding", lambda: decoding(folder, model, scale))
 
@@ -105,16 +106,16 @@ def logits(model: Any) -> Tensor:
     return model(input_ids=tokens_for(model), use_cache=False).logits
 
 
-# --- what is measured --------------------------------------------------------------------------------------------------
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def same_logits(
     folder: Path, model: PreTrainedModel, layers: Mapping[str, NestedWeight], scale: Scale
 ) -> Iterator[Line]:
-    """Logits of packed and expanded models, read again in place, beside those of `materialize`: equal to the last bit."""
+    """Logits of packed and expanded models, read again in place: those of `materialize` to the last bit."""
     held = {way: load(folder, "int8", packed=packed, device=scale.device) for way, packed in WAYS.items()}
     for plan in PLANS:
-        seconds = {way: timed(lambda one=one: matquant.reread(one, plan), scale.device)[0] for way, one in held.items()}
+        seconds = {way: timed(partial(matquant.reread, one, plan), scale.device)[0] for way, one in held.items()}
         expected = logits(materialize(model, layers, Plan.parse(plan)))
         difference = max(float((logits(one) - expected).abs().max()) for one in held.values())
         unequal = sum(differs(model, one, name) for one in held.values() for name in layers)
@@ -128,7 +129,8 @@ def same_logits(
 def differs(model: nn.Module, other: nn.Module, name: str) -> bool:
     """True if a layer's weights are not those of the other model, to the last bit."""
     ours, theirs = (one.get_submodule(name).weight for one in (model, other))
-    assert isinstance(ours, Tensor) and isinstance(theirs, Tensor)
+    assert isinstance(ours, Tensor)
+    assert isinstance(theirs, Tensor)
     return not torch.equal(ours.to(theirs.device), theirs)
 
 
