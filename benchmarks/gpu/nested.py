@@ -37,6 +37,8 @@ from matquant.serving.packed import PackedLinear
 from matquant.serving.reading import reading_of
 
 PLANS = ("int8", "int6", "int4", "int3", "int2", "int2+ep")
+FEW = ("int8", "int3", "int2")
+"""Those of a small run."""
 WAYS = {"expanded": False, "packed": True}
 SHAPES = {**LLAMA_3_1_8B, "num_hidden_layers": 4, "vocab_size": 32768, "tie_word_embeddings": True}
 GROUP_SIZE = 64
@@ -54,11 +56,15 @@ def nested(scale: Scale) -> Iterator[Line]:
         size = sum(path.stat().st_size for path in folder.iterdir())
         yield Line("writing the folder", seconds, "s", note=f"{size / MB:.0f} MB")
         yield from guarded("the same logits", lambda: same_logits(folder, model, layers, scale))
-        for plan in PLANS:
+        for plan in plans_of(scale):
             for way in WAYS:
                 yield from guarded(f"loading {plan}, {way}", partial(loading, folder, plan, way, scale))
         yield from guarded("loaded on the CPU, then moved", lambda: moved(folder, scale))
         yield from guarded("decoding", lambda: decoding(folder, model, scale))
+
+
+def plans_of(scale: Scale) -> tuple[str, ...]:
+    return FEW if scale.small else PLANS
 
 
 def rounded(model: PreTrainedModel) -> dict[str, NestedWeight]:
@@ -114,7 +120,7 @@ def same_logits(
 ) -> Iterator[Line]:
     """Logits of packed and expanded models, read again in place: those of `materialize` to the last bit."""
     held = {way: load(folder, "int8", packed=packed, device=scale.device) for way, packed in WAYS.items()}
-    for plan in PLANS:
+    for plan in plans_of(scale):
         seconds = {way: timed(partial(matquant.reread, one, plan), scale.device)[0] for way, one in held.items()}
         expected = logits(materialize(model, layers, Plan.parse(plan)))
         difference = max(float((logits(one) - expected).abs().max()) for one in held.values())
@@ -189,14 +195,14 @@ def moved(folder: Path, scale: Scale) -> Iterator[Line]:
 
 def decoding(folder: Path, model: PreTrainedModel, scale: Scale) -> Iterator[Line]:
     """Tokens a second of one sequence: dense, expanded and packed at each width."""
-    count = 4 if scale.small else 32
+    count = 2 if scale.small else 32
     dense = tokens_a_second(model, count, scale)
     yield Line("decoded tokens a second, dense bfloat16", dense, "/s")
     held = load(folder, "int4", packed=False, device=scale.device)
     yield Line("decoded tokens a second, expanded", tokens_a_second(held, count, scale), "/s", dense, "dense")
     del held
     packed = load(folder, "int8", packed=True, device=scale.device)
-    for plan in PLANS:
+    for plan in plans_of(scale):
         matquant.reread(packed, plan)
         yield Line(
             f"decoded tokens a second, packed {plan}", tokens_a_second(packed, count, scale), "/s", dense, "dense"

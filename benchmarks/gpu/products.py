@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -199,6 +200,8 @@ def compiling(
 ) -> Iterator[Line]:
     """Compiles the kernels of all layers, each in a thread; those that fail or take too long are lines."""
     start = time.perf_counter()
+    with suppress(Exception):  # without NVRTC there is nvcc
+        let_nvrtc_find_its_parts()
     pool = ThreadPoolExecutor(max_workers=16)
     tasks = {pool.submit(compile_layer, weight, batches, scale): key for key, weight in weights.items()}
     wait(tasks, timeout=COMPILING_S)
@@ -218,6 +221,14 @@ def compiling(
         "s",
         note="; ".join([f"{len(compiled) * len(batches)} kernels", *sorted(notes)]),
     )
+
+
+def let_nvrtc_find_its_parts() -> None:
+    """Names the folder of NVRTC, which opens a second library by its bare name in a process that knows no Python."""
+    from humming.utils.nvrtc import get_nvrtc_library_path  # pyright: ignore[reportMissingImports] -- no dependency
+
+    known = os.environ.get("LD_LIBRARY_PATH")
+    os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, (os.path.dirname(get_nvrtc_library_path()), known)))
 
 
 def compile_layer(weight: SlicedWeight, batches: Sequence[int], scale: Scale) -> Compiled:
