@@ -9,7 +9,6 @@ from memory.  Decoding is that of four blocks: ratios between dense, expanded an
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import matquant
-from benchmarks.gpu.guard import guarded
+from benchmarks.gpu.guard import free, guarded
 from benchmarks.gpu.lines import Line, Peak, Scale, estimated, holds, run_part
 from benchmarks.gpu.made import LLAMA_3_1_8B, TINY, model_of, word_tokenizer
 from matquant.codes.nested import NestedWeight, materialize, nest
@@ -144,7 +143,7 @@ def loading(folder: Path, plan: str, way: str, scale: Scale) -> Iterator[Line]:
     """Seconds of two loads, bytes of planes and grids read, and memory held."""
     first, model = timed(lambda: load(folder, plan, packed=WAYS[way], device=scale.device), scale.device)
     del model
-    gc.collect()
+    free()
     peak = Peak(scale.device)
     before = allocated(scale.device)
     second, model = timed(lambda: load(folder, plan, packed=WAYS[way], device=scale.device), scale.device)
@@ -154,7 +153,7 @@ def loading(folder: Path, plan: str, way: str, scale: Scale) -> Iterator[Line]:
     yield Line(
         f"read for {plan}, {way}", reading.folder.read.num_bytes / MB, "MB", expected / MB, "planes and file of grids"
     )
-    gc.collect()
+    free()
     if before is None:
         return
     held = (allocated(scale.device) or 0) - before
