@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install gemma demo study study-report test test-slurm serve-check check lint bench lock clean
+.PHONY: help install gemma demo study study-report test test-slurm serve-check gpu-check check lint bench lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ test-slurm: $(READY) ## sweeps on a real one-node SLURM cluster, which is starte
 
 serve-check: $(READY) ## exports opened by their engines, each in an environment of its own; skips what cannot be installed
 	@$(BIN)/python -m benchmarks.serve_check
+
+gpu-check: $(READY) ## ready for this GPU? estimates beside measurements, under eight minutes; small without a GPU
+	@$(BIN)/python -m benchmarks.gpu.check
 
 check: lint test ## what CI runs: format, lint, types, import contracts, then the tests
 

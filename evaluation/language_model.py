@@ -276,9 +276,11 @@ class SharedContextLM(_HFLM):
                         "use a larger device, or readout.dtype=bfloat16"
                     ) from error
                 waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
-                self._remember_smaller(batch)
+            else:
+                self.on_scored(sum(len(row.scored) for row in batch))
                 continue
-            self.on_scored(sum(len(row.scored) for row in batch))
+            # After the handler: the error holds the tensors that did not fit, and no cache could be emptied of them.
+            self._remember_smaller(batch)
         return [answers[number] for number in range(len(requests))]
 
     def on_scored(self, num_answers: int, /) -> None:

@@ -151,6 +151,7 @@ def test_the_library_reads_and_multiplies_what_is_written(bits, dtype):
     pytest.importorskip("humming.layer", reason="pip install humming-kernels")
     from humming.layer import HummingLayer
     from humming.schema import HummingWeightSchema
+    from humming.tune import get_heuristics_config
 
     random = torch.Generator().manual_seed(bits)
     codes = torch.randint(0, 2**bits, (256, 512), generator=random, dtype=torch.uint8)
@@ -165,4 +166,6 @@ def test_the_library_reads_and_multiplies_what_is_written(bits, dtype):
     layer.transform()
     x = torch.randn(16, 512, generator=random).to(dtype).cuda()
     expected = x.float() @ weight.affine().weight.cuda().t()
-    assert (layer(x).float() - expected).norm() < 4 * torch.finfo(dtype).eps * expected.norm()
+    # By itself the library compiles kernels for 84 ranges of batch sizes, and this test needs one.
+    tuning = get_heuristics_config(layer.humming_config, shape_m=len(x))
+    assert (layer(x, tuning_config=tuning).float() - expected).norm() < 4 * torch.finfo(dtype).eps * expected.norm()

@@ -42,7 +42,7 @@ def plane_of(codes: Integer[Tensor, "out in"], number: int, bits: int) -> UInt8[
 
 def top_bits(planes: Sequence[UInt8[Tensor, "out bytes"]], columns: int) -> UInt8[Tensor, "out in"]:
     """The codes of as many bits as there are planes, at most eight, for so many inputs."""
-    spread = _spread().to(planes[0].device)
+    spread = _spread(planes[0].device)
     # Eight codes at a time, each in a byte of a word; none is longer than its byte, so that none reaches its neighbour.
     words = torch.zeros(planes[0].numel(), dtype=torch.int64, device=planes[0].device)
     for plane in planes:
@@ -51,11 +51,13 @@ def top_bits(planes: Sequence[UInt8[Tensor, "out bytes"]], columns: int) -> UInt
 
 
 @cache
-def _spread() -> Tensor:
-    """For each byte of a plane, its eight bits as the bytes of a word, in the order of the inputs."""
-    # On the CPU, whatever device is the default when it is first asked for: it is kept for all of them.
+def _spread(device: torch.device) -> Tensor:
+    """For each byte of a plane, its eight bits as the bytes of a word, in the order of the inputs.
+
+    It is kept for each device: copying it to a GPU for every layer would wait for that GPU, and fit into no CUDA graph.
+    """
     bits = torch.arange(256, device="cpu").unsqueeze(1) >> torch.tensor(_PLACES, device="cpu") & 1
-    return bits.to(torch.uint8).view(torch.int64).flatten()
+    return bits.to(torch.uint8).view(torch.int64).flatten().to(device)
 
 
 def sliced_planes(

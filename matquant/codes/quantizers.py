@@ -82,7 +82,8 @@ def grid_between(ends: Range, bits: int, spec: GridSpec) -> Grid:
     constant = torch.maximum(low.abs(), high.abs())
     fallback = torch.where(constant > 0, constant, torch.ones_like(constant))
     usable = span > 2.0**-20 * constant
-    scale = torch.where(usable, span / steps, fallback)
+    # By a tensor: a GPU multiplies by the reciprocal of a plain number, which moves the last bit.
+    scale = torch.where(usable, span / span.new_full((), steps), fallback)
     scale = scale.to(DTYPES[spec.scale_dtype]).float()
     zero = torch.full_like(scale, middle) if spec.symmetric else -low / scale
     if spec.zero == "rounded":

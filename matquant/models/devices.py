@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 import torch
+import torch.utils.deterministic
 
 from matquant.codes.quantizers import DTYPES
 
@@ -40,19 +42,33 @@ def pick_device(setup: Setup) -> torch.device:
 
 
 def repeatable(device: torch.device) -> None:
-    """Makes a GPU compute the same bits on every run, and float32 products in float32; a CPU does so anyhow.
+    """Makes a GPU compute the same bits in every run, and float32 products in float32; a CPU does so anyhow.
 
-    Holds for the whole process.  An operation that has no such way on a GPU warns, once.  PyTorch's notes on
-    reproducibility (https://pytorch.org/docs/stable/notes/randomness.html) say what each line is for.
+    Holds for the whole process.  Without it the backward pass of attention adds up its parts in the order in which they
+    are done.  An operation that has no such form on a GPU warns.  PyTorch's notes on reproducibility
+    (https://pytorch.org/docs/stable/notes/randomness.html) say what each line is for.
     """
     if device.type != "cuda":
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+    # cuBLAS reads it at its first product: eight buffers of 4 MB, as many bytes as torch gives it on a Hopper anyway.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it fills every empty tensor, and we read none
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was never written
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False  # 10 bits of a factor: codes and losses would not be those of a CPU
     torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """The same for as long as the context lasts: what determinism costs can be measured with it."""
+    before = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    repeatable(device)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 class DtypeCost(NamedTuple):

@@ -47,8 +47,8 @@ def buildable(spec: ModelSpec) -> Iterator[None]:
 
 
 def random_model(spec: RandomModel, dtype: torch.dtype) -> PreTrainedModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(spec.seed)
+    with torch.random.fork_rng([]):  # of the CPU alone: asking for those of all GPUs starts every one of them
+        torch.default_generator.manual_seed(spec.seed)
         return AutoModelForCausalLM.from_config(random_config(spec)).to(dtype)
 
 
