@@ -82,7 +82,8 @@ def _omniquant(cell: Cell, base: OmniQuantBase, setup: Setup, size: Size) -> Cos
     seconds = _training_seconds(cell, setup, size, traffic)
     per_number = 6 * BYTES[base.activation_dtype] + 3 * BYTES[base.compute_dtype]  # six sets of states, three halves
     states = calibration_tokens(cell) * size.hidden * per_number
-    step = base.batch_size * length * size.hidden * 12 * BYTES[base.compute_dtype] * slices + 32 * size.in_block
+    read = 50 if base.transformation else 32  # bytes of a weight: read, transformed and narrowed for each slice
+    step = base.batch_size * length * size.hidden * 12 * BYTES[base.compute_dtype] * slices + read * size.in_block
     memory = size.weights * BYTES[cell.model.dtype] + step + (states if setup.activations == "device" else 0)
     return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
 

@@ -12,7 +12,7 @@ from matquant.codes.nested import NestedWeight, Transform, read_slices
 from matquant.codes.planes import sliced_planes, to_planes
 from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.codes.sliced import sliced
-from matquant.config.cell import GridSpec
+from matquant.config.cell import GridSpec, Zero
 from matquant.notation import Slice
 from matquant.serving.humming_layout import pack
 from matquant.serving.packed import PackedLinear
@@ -61,9 +61,15 @@ def read_outs(device: torch.device) -> Iterator[Line]:
 def grids(device: torch.device) -> Iterator[Line]:
     """Grids of MinMax, what training reads on them, and its gradients as far as they are sums of nothing."""
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    kinds: tuple[tuple[bool, Zero], ...] = (
+        (False, "real"),
+        (True, "real"),
+        (False, "rounded"),
+        (False, "aligned_int2"),
+    )
     specs = [
         GridSpec(group_size=GROUP, symmetric=symmetric, zero=zero, scale_dtype=dtype)
-        for symmetric, zero in ((False, "real"), (True, "real"), (False, "rounded"), (False, "aligned_int2"))
+        for symmetric, zero in kinds
         for dtype in ("float32", "bfloat16")
     ]
     of_grid = of_weights = 0

@@ -193,7 +193,7 @@ def qat_lines(subject: Subject) -> Iterator[Line]:
     kind = subject.device.type
     settings = qat.Settings(cell.base, *required(cell), cell.seed, device_type=kind)
     model, tokens = subject.model(job), subject.tokens(job)
-    with watched.watching({"the weights in float32": (qat, "install"), "a step": (qat.Training, "advance")}):
+    with watched.watching({"the weights in float32": (qat, "install"), "every step": (qat.Training, "advance")}):
         qat.fit(model, tokens, settings, progress)
     yield from said.steps(progress.seconds(), estimate)
     yield from said.whole(watched, estimate)

@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import PreTrainedModel
 
@@ -101,7 +101,9 @@ def _compared(sizes: Sizes, device: torch.device) -> Iterator[Line]:
     model = load_model(spec, cache=Path(), dtype=sizes.dtype, device=CPU).model
     yield Line("parameters", sum(p.numel() for p in model.parameters()) / 1e6, "million")
     with deterministic(device):
-        alone = _train(copy.deepcopy(model).to(device), sizes, device)
+        moved = copy.deepcopy(model)
+        nn.Module.to(moved, device)
+        alone = _train(moved, sizes, device)
         yield Line("one process: last loss", alone.losses[-1], "nats")
         with one_rank(device) as mesh, mock.patch.object(qat, "mesh_of", return_value=mesh):
             # As `train` does it: each rank reads the model on its CPU, and moves its shards.

@@ -72,7 +72,7 @@ class Subject:
         torch.manual_seed(0)
         with self.device:
             model = AutoModelForCausalLM.from_config(random_config(job.cell.model), dtype=torch.bfloat16)
-        return model.to(self.device).requires_grad_(False).eval()
+        return model.requires_grad_(False).eval()
 
     def tokens(self, job: Job) -> Tensor:
         """Random text, on the CPU as a tokenizer leaves it."""

@@ -224,7 +224,8 @@ class BlockFit:
             meter = GradientMeter() if step % DIAGNOSED_EVERY == 0 else None
             optimizer.zero_grad()
             losses = self.backward(layers, batch, meter)
-            if finite(losses.total, layers):
+            total, terms, is_finite = read_once(losses, finite(losses.total, layers))
+            if is_finite:
                 optimizer.step()
                 for layer in layers.values():
                     layer.stay_in_bounds()
@@ -235,10 +236,9 @@ class BlockFit:
                         f"block {self.index}, step {step}: loss or gradient is not finite, as in {skipped - 1} steps "
                         "before; lower base.clipping_lr"
                     )
-            terms = {term: loss.item() for term, loss in losses.terms.items()}
             position = {"block": self.index, "step": step, "lr": base.clipping_lr * factor, "skipped": skipped}
             diagnostics = {} if meter is None else {**meter.take(), **clipping_factors(layers)}
-            progress.log({**position, "loss": losses.total.item(), **terms, **diagnostics})
+            progress.log({**position, "loss": total, **terms, **diagnostics})
             if step % 8 == 0:
                 progress.tick(self.index, num_blocks, f"block {self.index} step {step + 1}/{base.num_steps}")
         return {path: layer.nested() for path, layer in layers.items()}
@@ -349,10 +349,17 @@ def clipping_factors(layers: Mapping[str, LearnableLayer]) -> dict[str, float]:
     with torch.no_grad():
         factors = [layer.clipping.factors() for layer in layers.values()]
         low, high = (torch.cat([factor.flatten() for factor in of_end]).mean() for of_end in zip(*factors, strict=True))
-    return {"clipping/high": high.item(), "clipping/low": low.item()}
+        at_high, at_low = torch.stack([high, low]).tolist()
+    return {"clipping/high": at_high, "clipping/low": at_low}
 
 
-def finite(loss: Tensor, layers: Mapping[str, nn.Module]) -> bool:
-    """True if the loss and every gradient are finite."""
+def finite(loss: Tensor, layers: Mapping[str, nn.Module]) -> Tensor:
+    """True if the loss and every gradient are finite, on their device."""
     gradients = [p.grad for layer in layers.values() for p in layer.parameters() if p.grad is not None]
-    return bool(loss.isfinite() and torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+    return torch.stack([part.isfinite().all() for part in (loss, *gradients)]).all()
+
+
+def read_once(losses: Losses, is_finite: Tensor) -> tuple[float, dict[str, float], bool]:
+    """The total, the terms and a yes or no as plain numbers: the one time in a step that the CPU waits for a GPU."""
+    total, *terms, yes = torch.stack([losses.total.detach(), *losses.terms.values(), is_finite.float()]).tolist()
+    return total, dict(zip(losses.terms, terms, strict=True)), yes == 1

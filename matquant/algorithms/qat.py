@@ -184,7 +184,7 @@ class Training:
             self.step, batch_size=base.batch_size, num_sequences=len(self.tokens), seed=self.settings.seed
         )
         mine = self.tokens[chosen[self._share]].to(self.model.device)
-        means: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}  # read once, at the end: no micro-batch waits for the one before it
         for tokens in mine.split(base.micro_batch_size or base.batch_size):
             share = len(tokens) / len(mine)
             losses = backward_per_slice(
@@ -196,7 +196,8 @@ class Training:
                 share=share,
             )
             for name, value in {"loss": losses.total, **losses.terms}.items():
-                means[name] = means.get(name, 0.0) + share * value.item()
+                sums[name] = sums.get(name, 0.0) + share * value.detach().double()
+        means = dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True))
         # The batch's gradient is the mean of the ranks', so each has contributed its own divided by their number.
         world = self.settings.world
         squares = {name: (norm / world.size) ** 2 for name, norm in self.meter.take().items()}

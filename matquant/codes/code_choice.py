@@ -56,6 +56,8 @@ class CodeChoice:
     """The average of the trained slices of a piece's codes, in code units: what a residual is measured from."""
     is_rounding: bool
     """Only the parent itself is trained: the envelope is plain rounding, and a place the code itself, as a float."""
+    is_single: bool
+    """Every piece is a single code; known beforehand, for a CPU that looked at the tables would wait for a GPU."""
 
     def places_like(self, position: Float[Tensor, "*shape"]) -> Tensor:
         """An empty tensor for the places of some weights."""
@@ -79,7 +81,7 @@ class CodeChoice:
         if self.is_rounding:
             return place.to(torch.uint8)
         first = self.first.index_select(0, place.flatten()).view(place.shape)
-        if torch.equal(self.first, self.last):
+        if self.is_single:
             return first
         last = self.last.index_select(0, place.flatten()).view(place.shape)
         # Half down: of two codes that are equally near, the smaller.
@@ -87,7 +89,7 @@ class CodeChoice:
 
     def to(self, device: torch.device) -> CodeChoice:
         tensors = (part.to(device) for part in (self.breaks, self.first, self.last, self.values))
-        return CodeChoice(self.top, *tensors, is_rounding=self.is_rounding)
+        return CodeChoice(self.top, *tensors, is_rounding=self.is_rounding, is_single=self.is_single)
 
 
 @cache
@@ -114,6 +116,7 @@ def code_choice(objective: Objective, residual: Residual = "mean") -> CodeChoice
         last=at_places(piece.last for piece in pieces).to(torch.uint8),
         values=at_places(average(piece.slices) for piece in pieces),
         is_rounding=not objective.is_nested,
+        is_single=all(piece.first == piece.last for piece in pieces),
     )
 
 

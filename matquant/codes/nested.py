@@ -215,9 +215,10 @@ class GradientMeter:
 
     def take(self) -> dict[str, float]:
         """The norms since the last call, named `gradient_norm/int2` and so on."""
-        norms = {f"gradient_norm/{part}": torch.stack(squares).sum().sqrt() for part, squares in self._squares.items()}
+        norms = [torch.stack(squares).sum().sqrt() for squares in self._squares.values()]
+        names = [f"gradient_norm/{part}" for part in self._squares]
         self._squares = {}
-        return {name: norm.item() for name, norm in norms.items()}
+        return dict(zip(names, torch.stack(norms).tolist(), strict=True)) if norms else {}
 
 
 class NestedLinear(nn.Module):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import NamedTuple
 
@@ -62,10 +62,10 @@ def nearest(objective: Objective) -> Rounding:
 
 def best_for_all(objective: Objective) -> Rounding:
     """Takes the code that serves the terms of an objective best, as GPTQ does (`code_choice`)."""
-    choice = code_choice(objective)
+    on = cache(code_choice(objective).to)
 
     def codes(position: Tensor) -> Tensor:
-        flat, here = position.flatten(), choice.to(position.device)
+        flat, here = position.flatten(), on(position.device)
         place = here.place(flat, here.places_like(flat))
         return here.codes(place, flat).float().view_as(position)
 
@@ -91,7 +91,7 @@ def search_factors(
     if importance is not None:
         mean = importance.float().mean()
         importance = importance.float() / torch.where(mean > 0, mean, 1.0)
-    search = _Search(objective, spec, reach, codes or nearest(objective), importance)
+    search = _Search(objective, spec, reach, codes or nearest(objective), importance, weight.device)
     on_cpu = weight.device.type == "cpu"
     # On a CPU as many weights at once as its caches hold.
     rows = weight.detach().split(max(1, (1 << (17 if on_cpu else 22)) // weight.shape[1]))
@@ -142,6 +142,7 @@ class _Search:
     reach: float
     codes: Rounding
     importance: Float[Tensor, " in"] | None
+    device: torch.device
 
     def of(self, weight: Float[Tensor, "out in"]) -> Factors:
         """The best factors of some rows."""
@@ -197,7 +198,7 @@ class _Search:
         distance = position.sub_(codes)
         if self.objective.is_nested:
             index = codes.flatten().int()
-            linear, square = (table.to(weight.device).index_select(0, index).view_as(codes) for table in self.tables)
+            linear, square = (table.index_select(0, index).view_as(codes) for table in self.tables)
             cost = square.addcmul_(distance, linear.add_(distance, alpha=self.total))
         else:
             cost = distance.square_().mul_(self.total)
@@ -220,7 +221,7 @@ class _Search:
             beyond = (codes - slice_codes(codes, term.slice, parent_bits=bits)).float()
             linear += 2 * term.weight * beyond
             square += term.weight * beyond.square()
-        return linear, square
+        return linear.to(self.device), square.to(self.device)
 
 
 def _repeated(ends: Range, times: int) -> Range:

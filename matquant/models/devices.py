@@ -53,7 +53,8 @@ def repeatable(device: torch.device) -> None:
     # cuBLAS reads it at its first product: eight buffers of 4 MB, as many bytes as torch gives it on a Hopper anyway.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that was never written
+    # Nothing here reads memory that was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = False  # 10 bits of a factor: codes and losses would not be those of a CPU
     torch.backends.cudnn.allow_tf32 = False
@@ -62,13 +63,12 @@ def repeatable(device: torch.device) -> None:
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """The same for as long as the context lasts: what determinism costs can be measured with it."""
-    before = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.get_deterministic_debug_mode()
     repeatable(device)
     try:
         yield
     finally:
-        torch.set_deterministic_debug_mode(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.set_deterministic_debug_mode(before)
 
 
 class DtypeCost(NamedTuple):
