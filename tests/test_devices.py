@@ -16,6 +16,7 @@ from matquant.models.devices import (
     pick_device,
     product_cost,
     product_speed,
+    repeatable,
     say_what_it_costs,
 )
 from tests.tiny import tiny_overrides

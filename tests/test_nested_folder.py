@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -40,13 +41,16 @@ def made(tmp_path_factory):
 
 @torch.no_grad()
 def logits(model):
-    return model(input_ids=TOKENS).logits
+    return model(input_ids=TOKENS.to(model.device)).logits
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["expanded", "packed"])
-def test_every_plan_reads_the_logits_that_evaluation_reads(made, packed):
+def test_every_plan_reads_the_logits_that_evaluation_reads(made, packed, device):
     folder, loaded, layers = made
     model, tokenizer = matquant.load(folder, "int5", packed=packed)
+    model.to(device)
+    plain = copy.deepcopy(loaded.model).to(device)
+    layers = {name: nested.to(device) for name, nested in layers.items()}
     assert tokenizer("abc")["input_ids"] == loaded.tokenizer("abc")["input_ids"]
     assert any(isinstance(module, PackedLinear) for module in model.modules()) == packed
     assert {type(module).__name__ for module in model.modules()} - {"PackedLinear"} <= {
@@ -54,9 +58,9 @@ def test_every_plan_reads_the_logits_that_evaluation_reads(made, packed):
     }
     for text in PLANS:
         assert matquant.reread(model, text) is model
-        assert torch.equal(logits(model), logits(materialize(loaded.model, layers, Plan.parse(text)))), text
+        assert torch.equal(logits(model), logits(materialize(plain, layers, Plan.parse(text)))), text
     found = Plan.parse("evolution@3").found(json.loads((folder / DESCRIPTION).read_text())["plans"]["evolution@3"])
-    assert torch.equal(logits(matquant.reread(model, "evolution@3")), logits(materialize(loaded.model, layers, found)))
+    assert torch.equal(logits(matquant.reread(model, "evolution@3")), logits(materialize(plain, layers, found)))
 
 
 def test_a_plan_file_and_a_slice_are_plans_too(made, tmp_path):
