@@ -88,7 +88,7 @@ def test_a_plane_that_lacks_a_layer_leaves_a_model_as_it_was(mine, packed):
 
 
 def test_weights_beside_the_planes_are_all_there_or_missed_in_one_sentence(mine):
-    path = mine / "model.safetensors"
+    path = mine / "nested-unquantized.safetensors"
     tensors = load_file(path)
     lost = "model.layers.0.self_attn.q_proj.weight"
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt"})
@@ -98,7 +98,7 @@ def test_weights_beside_the_planes_are_all_there_or_missed_in_one_sentence(mine)
     with pytest.raises(UserError, match=r"the weights that are not quantized of .* cannot be read \(.*\); write it"):
         matquant.load(mine, "int3")
     path.unlink()
-    with pytest.raises(UserError, match=r"cannot be read \(Error no file named model.safetensors"):
+    with pytest.raises(UserError, match=r"holds no nested-unquantized\.safetensors; write it again"):
         matquant.load(mine, "int3")
     (mine / "config.json").unlink()
     with pytest.raises(UserError, match=r"holds no config\.json; write it again"):

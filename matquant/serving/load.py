@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from matquant.errors import UserError
 from matquant.models.checks import first_sentence
 from matquant.notation import Plan, Slice
+from matquant.serving import unquantized
 from matquant.serving.nested_folder import AGAIN, NestedFolder
 from matquant.serving.places import nested_folder
 from matquant.serving.reading import read_into, reading_of
@@ -41,6 +42,7 @@ def load(
     folder = nested_folder(source, revision)
     read = folder.plan(plan)
     folder.find("config.json")
+    unquantized.files(folder)
     # `~` is known to no function of transformers.
     place = local if (local := Path(source).expanduser()).is_dir() else source
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """A nested folder: an ordinary Hugging Face folder whose quantized weights are bit planes.
 
 config.json, tokenizer...           as `save_pretrained` writes them, with quant_method `matquant`
-model*.safetensors                  whatever is not quantized
+nested-unquantized*.safetensors     whatever is not quantized (`matquant.serving.unquantized`)
 nested-grids.safetensors            <layer>.scale and <layer>.zero in the grid's stated dtype; <layer>.transform.*
 nested-plane-1.safetensors ...      <layer> uint8 [out, ceil(in / 8)]: one bit of every code, most significant first
 nested.json                         format version, layers, plans that were searched for, cell, sources, checksums
@@ -34,7 +34,7 @@ from matquant.errors import UserError
 from matquant.notation import FULL, Plan, Slice
 
 FORMAT = "matquant-nested"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION = "nested.json"
 GRIDS = "nested-grids.safetensors"
 STAMP = "stamp"
@@ -102,6 +102,11 @@ class NestedFolder:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(f"{path} does not say the layers as version {version} does ({error!r}); {AGAIN}") from error
         return cls(title, find, facts, layers, Counter())
+
+    @property
+    def version(self) -> int:
+        """The format of the folder."""
+        return self.facts["format_version"]
 
     @property
     def parent(self) -> Slice:

@@ -18,6 +18,7 @@ from matquant.codes.quantizers import DTYPES
 from matquant.runs.files import write_json
 from matquant.serving.model_folder import write_model
 from matquant.serving.nested_folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, STAMP, plane_file
+from matquant.serving.unquantized import take_own_names
 
 
 def write_nested(
@@ -37,6 +38,7 @@ def write_nested(
     with the slice of every layer.  `wrote` is called after every file.
     """
     write_model(folder, model, layers, quantization_config={"quant_method": "matquant", "plan": None, "packed": False})
+    rest = take_own_names(folder)
     tokenizer.save_pretrained(folder)
     wrote("the weights that are not quantized")
     grids, stamp = _grids(layers, scale_dtype), _stamp(layers)
@@ -52,7 +54,7 @@ def write_nested(
         }
         save_file(planes, folder / plane_file(number), metadata={STAMP: stamp})
         wrote(plane_file(number))
-    files = [GRIDS, *(plane_file(number) for number in range(1, depth + 1))]
+    files = [*rest, GRIDS, *(plane_file(number) for number in range(1, depth + 1))]
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -30,13 +30,20 @@ class MatQuantConfig(QuantizationConfigMixin):
 
     `plan` is anything a folder can be read at: `int3`, `int2+ep`, `pyramid@3`, a plan that was searched for, the path
     of a plan file; None is the whole parent.  `packed` keeps weights at that width in memory and expands them a layer
-    at a time.
+    at a time.  `weights` is said by the folder: the file, or the index of the files, of what is not quantized.
     """
 
-    def __init__(self, plan: str | Slice | Plan | None = None, packed: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        plan: str | Slice | Plan | None = None,
+        packed: bool = False,
+        weights: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.quant_method: Any = METHOD
         self.plan = None if plan is None else str(plan)
         self.packed = packed
+        self.weights = weights
         self.given = plan if isinstance(plan, Plan) else self.plan
         """The plan itself: one with a slice for every layer is more than its name."""
 
@@ -50,7 +57,8 @@ class MatQuantConfig(QuantizationConfigMixin):
         return {"plan": self.plan, "packed": self.packed, "given": self.given}
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": METHOD, "plan": self.plan, "packed": self.packed}
+        said = {"quant_method": METHOD, "plan": self.plan, "packed": self.packed}
+        return said if self.weights is None else {**said, "weights": self.weights}
 
 
 class MatQuantHfQuantizer(HfQuantizer):
@@ -59,6 +67,12 @@ class MatQuantHfQuantizer(HfQuantizer):
     # transformers' own sentence for a model without codes has no remedy; looking for its folder ends in one that has.
     requires_calibration = False
     quantization_config: MatQuantConfig
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Names the file of what is not quantized: no other method is called before transformers looks for weights."""
+        if self.quantization_config.weights is not None:
+            config.transformers_weights = self.quantization_config.weights
+        return config
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from matquant.models.stored_layers import parameter_of
