@@ -9,6 +9,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +158,7 @@ def test_a_packed_model_that_is_saved_is_one_sentence_and_says_its_width(mine, t
 def test_a_branch_of_the_hub_that_moves_is_read_at_the_commit_that_was_opened(made, tmp_path, monkeypatch):
     asked = []
 
-    def fetch(repo: str, name: str, revision: str | None = None) -> str:
+    def fetch(repo: str, name: str, revision: str | None = None, **words: Any) -> str:
         asked.append(revision)
         snapshot = tmp_path / "snapshots" / "c0ffee"
         snapshot.mkdir(parents=True, exist_ok=True)
@@ -166,6 +168,56 @@ def test_a_branch_of_the_hub_that_moves_is_read_at_the_commit_that_was_opened(ma
     whole = nested_folder("someone/nested", "main")
     next(whole.read_at(whole.plan("int1")))
     assert asked == ["main", "c0ffee", "c0ffee", "c0ffee"]
+
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+def cached(folder: Path, cache: Path, subfolder: str = "", *, planes: int = 8) -> None:
+    """The first planes of a folder, and everything else of it, as the hub's library keeps what it has fetched."""
+    place = cache / "models--someone--nested"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(folder, place / "snapshots" / COMMIT / subfolder)
+    for number in range(planes + 1, 9):
+        (place / "snapshots" / COMMIT / subfolder / plane_file(number)).unlink()
+
+
+@pytest.mark.parametrize("subfolder", ["", "nested/one"])
+@pytest.mark.parametrize("local", [True, False], ids=["local", "cache"])
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_a_cache_a_folder_within_and_a_revision_count_for_every_file(made, tmp_path, subfolder, local):
+    """Tokenizer and planes come from the place that the weights come from, by either way of loading."""
+    if local:
+        shutil.copytree(made[0], tmp_path / "some" / subfolder, dirs_exist_ok=True)
+        source, words = str(tmp_path / "some"), {"subfolder": subfolder}
+    else:
+        cached(made[0], tmp_path / "cache", subfolder, planes=4)
+        source, words = "someone/nested", {"subfolder": subfolder, "cache_dir": tmp_path / "cache"}
+        words |= {"local_files_only": True, "revision": COMMIT if subfolder else None}
+    expected = logits(matquant.load(made[0], "int3")[0])
+    model, tokenizer = matquant.load(source, "int3", **words)
+    assert tokenizer("abc")["input_ids"]
+    assert torch.equal(logits(model), expected)
+    matquant.reread(model, "int2")
+    said = {name: word for name, word in words.items() if word is not None}
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=matquant.MatQuantConfig("int3"), **said)
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_token_is_used_for_every_file_and_leaves_with_no_model(made, monkeypatch):
+    asked = []
+
+    def fetch(repo: str, name: str, *, token: str | None = None, **words: Any) -> str:
+        asked.append(token)
+        return str(made[0] / name)
+
+    monkeypatch.setattr(places, "hf_hub_download", fetch)
+    whole = nested_folder("someone/nested", token="secret")
+    next(copy.deepcopy(whole).read_at(whole.plan("int1")))
+    assert asked == ["secret"] * 4
+    assert b"secret" not in pickle.dumps(whole)
+    assert "secret" not in repr(whole)
 
 
 def test_a_look_whether_transformers_is_there_registers_nothing_too_early():
