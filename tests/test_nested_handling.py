@@ -25,6 +25,8 @@ from matquant.serving.places import nested_folder
 from tests import families
 from tests.nested_folders import TOKENS, quantized, written
 
+REST = "nested-unquantized.safetensors"
+
 
 @torch.no_grad()
 def logits(model):
@@ -70,11 +72,31 @@ def test_a_folder_that_was_replaced_is_not_read_into_the_model_of_the_old_one(ma
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("file", [GRIDS, plane_file(1), plane_file(4), DESCRIPTION])
+@pytest.mark.parametrize("file", [GRIDS, plane_file(1), plane_file(4), DESCRIPTION, REST])
 def test_files_of_two_checkpoints_are_not_read_as_one(made, mine, file):
     shutil.copy(made[1] / file, mine / file)
     with pytest.raises(UserError, match="is of another checkpoint"):
         matquant.load(mine, "int3")
+
+
+def test_the_rest_of_another_model_around_the_same_codes_is_refused(mine, tmp_path):
+    loaded = families.loaded("llama")
+    layers = quantized(loaded.model)
+    with torch.no_grad():
+        loaded.model.get_submodule("model.norm").weight.mul_(1.5)
+    other = written(tmp_path / "other", loaded, layers)
+    shutil.copy(other / REST, mine / REST)
+    with pytest.raises(UserError, match=rf"{REST} is of another checkpoint than the nested\.json"):
+        matquant.load(mine, "int3")
+    with pytest.raises(UserError, match=rf"{REST} is of another checkpoint than the nested\.json"):
+        AutoModelForCausalLM.from_pretrained(mine)
+
+
+def test_two_exports_of_one_model_are_the_same_to_the_last_byte(made, tmp_path):
+    loaded = families.loaded("llama")
+    again = written(tmp_path / "again", loaded, quantized(loaded.model))
+    for name in (REST, GRIDS, plane_file(1), DESCRIPTION):
+        assert (again / name).read_bytes() == (made[0] / name).read_bytes(), name
 
 
 @both
@@ -93,11 +115,12 @@ def test_weights_beside_the_planes_are_all_there_or_missed_in_one_sentence(mine)
     path = mine / "nested-unquantized.safetensors"
     tensors = load_file(path)
     lost = "model.layers.0.self_attn.q_proj.weight"
-    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt"})
+    stamp = {STAMP: json.loads((mine / DESCRIPTION).read_text())[STAMP]}
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt", **stamp})
     with pytest.raises(UserError, match=rf"lacks {lost} and 0 other weights"):
         matquant.load(mine, "int3")
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"the weights that are not quantized of .* cannot be read \(.*\); write it"):
+    with pytest.raises(UserError, match=rf"{REST} cannot be read, it may be cut short .* write it again"):
         matquant.load(mine, "int3")
     path.unlink()
     with pytest.raises(UserError, match=r"holds no nested-unquantized\.safetensors; write it again"):

@@ -6,7 +6,7 @@ nested-grids.safetensors            <layer>.scale and <layer>.zero in the grid's
 nested-plane-1.safetensors ...      <layer> uint8 [out, ceil(in / 8)]: one bit of every code, most significant first
 nested.json                         format version, layers, plans that were searched for, cell, sources, checksums
 
-nested.json and the header of every nested file hold the same `stamp`: files of two checkpoints are not read as one.
+nested.json and the header of every nested file hold the same `stamp`: files of two models are not read as one.
 
 int-r is read from the first r + 1 planes (`matquant.codes.planes`), each a file of its own: a width that is not asked
 for is neither read nor downloaded.
@@ -230,12 +230,16 @@ class NestedFolder:
         with ExitStack() as stack:
             opened = {name: self._open(stack, self.find(name)) for name in files}
             for name, file in opened.items():
-                if (file.metadata() or {}).get(STAMP) != self.facts.get(STAMP):
-                    raise UserError(
-                        f"{self.title}: {name} is of another checkpoint than the {DESCRIPTION} that was read; "
-                        f"load the folder again if it was replaced meanwhile, or {AGAIN}"
-                    )
+                self.require_stamp(name, (file.metadata() or {}).get(STAMP))
             yield opened
+
+    def require_stamp(self, name: str, stamp: str | None) -> None:
+        """Raises UserError for the stamp of a file that belongs to another folder."""
+        if stamp != self.facts.get(STAMP):
+            raise UserError(
+                f"{self.title}: {name} is of another checkpoint than the {DESCRIPTION} that was read; "
+                f"load the folder again if it was replaced meanwhile, or {AGAIN}"
+            )
 
     def _open(self, stack: ExitStack, path: Path) -> Any:
         try:

@@ -13,12 +13,16 @@ Folders of format 1 have them in model*.safetensors, and load as they are.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from matquant.errors import UserError
 from matquant.runs.files import read_json, write_json
-from matquant.serving.nested_folder import AGAIN, NestedFolder
+from matquant.serving.nested_folder import AGAIN, STAMP, NestedFolder
 
 SAVED, OWN = "model", "nested-unquantized"
 """The beginning of the files' names as transformers writes them, and as a nested folder has them."""
@@ -38,12 +42,18 @@ def pattern(folder: NestedFolder) -> str:
     return f"{beginning(folder)}*.safetensors"
 
 
-def take_own_names(folder: Path) -> list[str]:
-    """Renames the files that `save_pretrained` wrote, lets config.json say so, and returns their names."""
+def saved_files(folder: Path) -> list[Path]:
+    """The files of weights that `save_pretrained` wrote."""
+    return sorted(folder.glob(f"{SAVED}*.safetensors"))
+
+
+def take_own_names(folder: Path, stamp: str) -> list[str]:
+    """Renames and stamps the files that `save_pretrained` wrote, lets config.json say so, and returns their names."""
     names = {}
-    for path in sorted(folder.glob(f"{SAVED}*.safetensors")):
+    for path in saved_files(folder):
         names[path.name] = OWN + path.name.removeprefix(SAVED)
-        path.rename(folder / names[path.name])
+        _copy_stamped(path, folder / names[path.name], stamp)
+        path.unlink()
     index, leading = folder / f"{SAVED}.safetensors.index.json", f"{OWN}.safetensors"
     if index.is_file():
         leading += ".index.json"
@@ -55,6 +65,28 @@ def take_own_names(folder: Path) -> list[str]:
     config["quantization_config"][WEIGHTS] = leading
     write_json(folder / "config.json", {**config, "transformers_weights": REMEDY})
     return list(names.values())
+
+
+def _copy_stamped(path: Path, target: Path, stamp: str) -> None:
+    """Copies a file of safetensors, with a stamp in its header and not a tensor of it in memory."""
+    with path.open("rb") as source, target.open("wb") as copy:
+        header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+        header["__metadata__"] = {**header.get("__metadata__", {}), STAMP: stamp}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+        copy.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(source, copy, 1 << 20)
+
+
+def require_same(folder: NestedFolder, paths: Iterable[str | Path]) -> None:
+    """Raises UserError for files with weights that belong to other planes; those of format 1 do not say."""
+    for path in paths if folder.version > 1 else ():
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = (file.metadata() or {}).get(STAMP)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read, it may be cut short ({error}); {AGAIN}") from error
+        folder.require_stamp(Path(path).name, found)
 
 
 def files(folder: NestedFolder) -> list[Path]:

@@ -88,8 +88,11 @@ class MatQuantHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from matquant.models.stored_layers import parameter_of
+        from matquant.serving.unquantized import require_same
 
-        self.folder = _OPENED.get() or _folder_of(model, kwargs.get("checkpoint_files") or [])
+        checkpoint_files = kwargs.get("checkpoint_files") or []
+        self.folder = _OPENED.get() or _folder_of(model, checkpoint_files)
+        require_same(self.folder, checkpoint_files)
         self.plan = self.folder.plan(self.quantization_config.given)
         names = set()
         for layer in self.folder.layers:

@@ -30,7 +30,7 @@ from matquant.notation import Plan, Slice
 from matquant.serving.humming_layout import schema_of, tensors_of, why_not
 from matquant.serving.nested_folder import NestedFolder
 from matquant.serving.places import nested_folder
-from matquant.serving.unquantized import pattern
+from matquant.serving.unquantized import files, pattern, require_same
 from matquant.serving.vllm_plugin import METHOD
 
 KNOWN = ("quant_method", "plan", "packed", "weights", "expanded")
@@ -256,6 +256,7 @@ def read_nested_weights() -> None:
             yield from original(self, model_config, model)
             return
         nested = _nested(model_config, model)
+        require_same(nested.reading.folder, files(nested.reading.folder))
         # The files of planes have the same ending, and names that no model knows.
         rest = DefaultModelLoader.Source(
             model_config.model, model_config.revision, allow_patterns_overrides=[pattern(nested.reading.folder)]
