@@ -94,5 +94,5 @@ def test_a_text_that_only_some_rows_read_is_no_setting_and_an_empty_one_never_is
     unread = per_channel.model_copy(update={"data": None})
     rows = rows_of(Number(cell, "int2", 1.0, None) for cell in (per_channel, unread))
     assert len(rows) == 2  # never averaged, whatever is shown
-    shown = [line for line in blocks(rows, "test") if line.startswith("| 1") or line.startswith("| 2")]
+    shown = [line for line in blocks(rows, "test") if line.startswith(("| 1", "| 2"))]
     assert all("data." not in line and "{}" not in line for line in shown)
