@@ -33,7 +33,7 @@ from matquant.models.families import block_name, blocks, linears
 from matquant.models.linear_layers import as_stored
 from matquant.models.loading import LoadedModel, load_model, skeleton
 from matquant.notation import FULL, Plan
-from matquant.runs.checkpoint import has_checkpoint, load_checkpoint
+from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.files import require_writable
 from matquant.runs.folder import RunDir
 from matquant.runs.sources import require_same
@@ -132,8 +132,7 @@ def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
         return
     if cell.objective is None:
         raise UserError(f"a cell of base=none is not quantized and has no {plan}; read it as {FULL}")
-    if not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint):
-        raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
+    RunDir(setup.paths.runs, cell.id).require_trained()
 
 
 def require_places(cell: Cell, setup: Setup) -> None:

@@ -23,6 +23,7 @@ from matquant.search.strategies import TOURNAMENT
 
 DOCUMENTS_OF_ANOTHER_TASK = 5000
 TOKENS_OF_ANOTHER_TASK = 150
+ANSWERS_OF_A_DOCUMENT = 3
 SEARCH_OF_A_WEIGHT = 30_000
 """A search for ranges takes a microsecond a weight on a CPU, the time of so many operations of a product."""
 
@@ -33,6 +34,7 @@ class Size:
 
     Memory holds all weights; a token is multiplied by the `active` ones, which are fewer in a mixture of experts.
     `moments`: the numbers in the second moments of the experts of the largest block.
+    `columns`: the input channels of all layers in scope, those that several layers of a module share counted once.
     """
 
     weights: int
@@ -41,6 +43,7 @@ class Size:
     active_in_scope: float
     in_block: int
     moments: int
+    columns: int
     hidden: int
     layers: int
     vocabulary: int
@@ -70,6 +73,11 @@ def size_of(cell: Cell, cache: Path) -> Size:
             moments=max(
                 sum(linear.in_features**2 for path, linear in of_block.items() if is_of_expert(path))
                 for of_block in found
+            ),
+            columns=sum(
+                features
+                for of_block in found
+                for _, features in {(path.rpartition(".")[0], linear.in_features) for path, linear in of_block.items()}
             ),
             hidden=config.hidden_size,
             layers=len(in_blocks),
@@ -120,9 +128,14 @@ def _fitting_operations(cell: Cell, size: Size) -> float:
         case GPTQBase():
             # Two passes through every block, and the second moments of its inputs: where a feed-forward network is four
             # times as wide as its input, 1.4 x 2 operations a weight and token.  The solve is small beside them.
-            return (4 * size.active + 3 * size.active_in_scope) * calibration_tokens(cell)
+            return 4 * size.active * calibration_tokens(cell) + moment_operations(cell, size)
         case _:
             assert_never(cell.base)
+
+
+def moment_operations(cell: Cell, size: Size) -> float:
+    """The operations of GPTQ's second moments, which are products in float32."""
+    return 3 * size.active_in_scope * calibration_tokens(cell)
 
 
 def reading_operations(readout: Readout, size: Size, num_plans: float) -> float:
@@ -150,9 +163,21 @@ def tokens_of_task(readout: Readout, task: str) -> int:
         assert readout.perplexity is not None
         return readout.perplexity.num_sequences * readout.perplexity.sequence_length
     known = PAPER_TASKS.get(task)
+    return documents_of_task(readout, task) * (known.num_tokens if known else TOKENS_OF_ANOTHER_TASK)
+
+
+def documents_of_task(readout: Readout, task: str) -> int:
+    """The documents of a task that are read."""
+    known = PAPER_TASKS.get(task)
     documents = known.num_documents if known else DOCUMENTS_OF_ANOTHER_TASK
-    tokens = known.num_tokens if known else TOKENS_OF_ANOTHER_TASK
-    return min(readout.limit or documents, documents) * tokens
+    return min(readout.limit or documents, documents)
+
+
+def batches_of_plan(readout: Readout) -> float:
+    """The batches of answers that are run through a model for one plan, and those of the held-out text."""
+    answers = ANSWERS_OF_A_DOCUMENT * sum(documents_of_task(readout, task) for task in readout.tasks)
+    text = 0 if readout.perplexity is None else readout.perplexity.num_sequences
+    return (answers + text) / readout.batch_size
 
 
 def passes_of_searches(spec: SearchSpec, size: Size, plans: Sequence[Plan]) -> float:

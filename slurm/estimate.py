@@ -1,6 +1,7 @@
 """Estimates of what a job takes: hours, memory of one GPU, disk.  docs/experiments.md has the arithmetic.
 
 Good to a factor of two: enough to ask for the right partition, and to see that a model does not fit before it fails.
+Constants were measured on an H100 by `make gpu-check`; docs/gpu.md has the measurements.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import assert_never
 from evaluation.room import BYTES, room_of
 from evaluation.work import (
     Size,
+    batches_of_plan,
     calibration_tokens,
+    moment_operations,
     num_slices,
     reading_operations,
     searches_for_ends,
@@ -29,6 +32,11 @@ from slurm.queue import is_slurm
 
 START_S = 60.0  # of any job: importing, loading the model and the tasks
 MEMORY_BYTES_PER_S = 3e12
+READING_BYTES = 910  # of a weight and step of OmniQuant: about 230 passes in float32, {8, 4, 2} and both directions
+SEARCHING_BYTES = 43_000  # of a weight whose ends are searched for: about 300 grids, a few dozen passes each
+COLUMN_S = 140e-6  # of one column of GPTQ's solve: some twenty launches, whatever its length
+FLOAT32_SHARE = 1 / 8  # of a GPU's speed in 16 bits: GPTQ's second moments are products in float32
+LAYER_S = 5e-3  # of a layer and batch of answers: short sequences keep no GPU busy, its launches are what takes time
 TOKENS_AT_ONCE = 150  # of one answer in a batch: what its logits take
 GB = 1e9
 
@@ -78,7 +86,7 @@ def _training(cell: Cell, setup: Setup, size: Size) -> Cost:
 def _omniquant(cell: Cell, base: OmniQuantBase, setup: Setup, size: Size) -> Cost:
     assert cell.data is not None
     length, slices = cell.data.sequence_length, num_slices(cell)
-    traffic = 160 * size.in_scope * base.num_steps  # every weight of a block, about 40 times a step in float32
+    traffic = READING_BYTES * size.in_scope * base.num_steps
     seconds = _training_seconds(cell, setup, size, traffic)
     per_number = 6 * BYTES[base.activation_dtype] + 3 * BYTES[base.compute_dtype]  # six sets of states, three halves
     states = calibration_tokens(cell) * size.hidden * per_number
@@ -91,9 +99,10 @@ def _omniquant(cell: Cell, base: OmniQuantBase, setup: Setup, size: Size) -> Cos
 def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: Size) -> Cost:
     assert cell.data is not None
     tokens = calibration_tokens(cell)
-    # Every column of a block of columns is a pass over what is left of the block, in float32.
-    traffic = 4 * size.in_scope * base.block_size
-    seconds = _training_seconds(cell, setup, size, traffic)
+    seconds = _training_seconds(cell, setup, size)
+    if is_slurm(setup.cluster):
+        seconds += COLUMN_S * size.columns
+        seconds += (1 / FLOAT32_SHARE - 1) * moment_operations(cell, size) / _speed(setup)
     states = tokens * size.hidden * (2 * BYTES[base.activation_dtype] + BYTES[base.compute_dtype])
     solve = 24 * size.in_block + 16 * (4 * size.hidden) ** 2 + 4 * size.moments
     memory = size.weights * BYTES[cell.model.dtype] + solve + (states if setup.activations == "device" else 0)
@@ -126,18 +135,24 @@ def _search(cell: Cell, setup: Setup, size: Size, plans: Sequence[Plan]) -> Cost
 
 def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
     readout = setup.readout
-    # Twice: short sequences keep no GPU busy.
-    seconds = START_S + 2 * reading_operations(readout, size, num_plans) / _speed(setup)
+    seconds = START_S + _reading_seconds(setup, size, num_plans)
     logits = readout.batch_size * TOKENS_AT_ONCE * size.vocabulary * 4
     codes = 0 if cell.objective is None else 1.2 * size.in_scope
     return Cost(seconds / 3600, (size.weights * BYTES[readout.dtype] + codes + logits) / GB, 1e-3 * num_plans)
+
+
+def _reading_seconds(setup: Setup, size: Size, num_plans: int) -> float:
+    seconds = reading_operations(setup.readout, size, num_plans) / _speed(setup)
+    if is_slurm(setup.cluster):
+        return seconds + LAYER_S * size.layers * batches_of_plan(setup.readout) * num_plans
+    return 2 * seconds  # twice: short sequences keep no machine busy
 
 
 def _training_seconds(cell: Cell, setup: Setup, size: Size, traffic: float = 0.0) -> float:
     """`traffic`: other bytes through the memory of a GPU; `tflops` of a machine without SLURM includes their time."""
     seconds = training_operations(cell, size) / _speed(setup)
     if searches_for_ends(cell):
-        traffic += 30_000 * size.in_scope  # about 300 grids, each in a dozen passes over some weights in float32
+        traffic += SEARCHING_BYTES * size.in_scope
     return seconds + (traffic / MEMORY_BYTES_PER_S if is_slurm(setup.cluster) else 0)
 
 

@@ -64,7 +64,7 @@ def folder_of(place, **facts):
         "versions": {"torch": "2.13.0"},
     }
     place.mkdir(exist_ok=True)
-    (place / "model.safetensors").write_bytes(b"0" * 1000)
+    (place / "nested-unquantized.safetensors").write_bytes(b"0" * 1000)
     (place / "nested.json").write_text(json.dumps({**told, **facts}))
     return place
 

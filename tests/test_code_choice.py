@@ -41,6 +41,17 @@ def chosen(positions: torch.Tensor, objective: Objective) -> list[int]:
     return [int(code) for code in choice.codes(places(choice, positions), positions)]
 
 
+def test_a_choice_on_another_device_is_the_same(device):
+    for objective in OBJECTIVES:
+        choice = code_choice(objective)
+        positions = torch.cat([around(choice.breaks[choice.breaks.isfinite()]), torch.linspace(-10, 270, 57)])
+        here, there = choice.to(device), positions.to(device)
+        found = places(here, there)
+        assert torch.equal(found.cpu(), places(choice, positions))
+        assert here.codes(found, there).tolist() == chosen(positions, objective)
+        assert torch.equal(here.value(found).cpu(), choice.value(places(choice, positions)))
+
+
 def places(choice: CodeChoice, positions: torch.Tensor) -> torch.Tensor:
     return choice.place(positions, out=choice.places_like(positions))
 

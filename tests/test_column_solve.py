@@ -48,12 +48,16 @@ def each_weight(part: torch.Tensor, inputs: int) -> torch.Tensor:
 @pytest.mark.parametrize("objective", [INT4, INT8], ids=["int4", "int8"])
 @pytest.mark.parametrize("block_size", [1, 7, 32, 128])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_one_width_is_textbook_gptq(objective, block_size, symmetric):
+def test_one_width_is_textbook_gptq(objective, block_size, symmetric, device):
     weight, hessian = problem()
-    solution = solved(weight, hessian, objective, GridSpec(symmetric=symmetric), block_size=block_size)
-    scale, zero = (each_weight(part, weight.shape[1]) for part in solution.grid)
+    solution = solved(
+        weight.to(device), hessian.to(device), objective, GridSpec(symmetric=symmetric), block_size=block_size
+    )
+    scale, zero = (each_weight(part.cpu(), weight.shape[1]) for part in solution.grid)
     expected = textbook(weight, hessian, scale, zero, bits=objective.parent_bits, damping=0.01)
-    assert torch.equal(solution.codes, expected)
+    # Another device sums in another order, which moves a position over a break here and there.
+    same = (solution.codes.cpu() == expected).float().mean()
+    assert same == 1 if device.type == "cpu" else same > 0.99
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -76,8 +80,8 @@ def test_several_widths_are_the_brute_force_solve(spec, objective, weighted):
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("act_order", [False, True])
-def test_inputs_without_correlation_are_rounded_to_nearest(spec, act_order):
-    weight, hessian = problem()[0], torch.eye(96)
+def test_inputs_without_correlation_are_rounded_to_nearest(spec, act_order, device):
+    weight, hessian = problem()[0].to(device), torch.eye(96, device=device)
     solution = solved(weight, hessian, INT8, spec, act_order=act_order)
     grid = minmax_grid(weight, 8, spec)
     assert torch.equal(solution.codes, quantize(weight, grid, 8).to(torch.uint8))

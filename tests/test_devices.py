@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from evaluation import searching
 from matquant.errors import UserError
 from matquant.models import devices
-from matquant.models.devices import DtypeCost, pick_device, product_cost, product_speed, say_what_it_costs
+from matquant.models.devices import (
+    DtypeCost,
+    deterministic,
+    pick_device,
+    product_cost,
+    product_speed,
+    repeatable,
+    say_what_it_costs,
+)
 from tests.tiny import tiny_overrides
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -64,6 +74,20 @@ def test_auto_is_the_gpu_where_there_is_one(tiny_study, monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert pick_device(setup).type == ("cuda" if there else "cpu")
+
+
+def test_a_gpu_is_told_to_compute_the_same_bits_and_a_cpu_is_left_alone(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with deterministic(GPU):
+        assert torch.are_deterministic_algorithms_enabled()
+        repeatable(GPU)  # as a model does that is loaded meanwhile
+        assert torch.get_deterministic_debug_mode() == 2  # an error, not a warning
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    del os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
 def test_a_search_in_bfloat16_says_it_before_it_looks_for_a_checkpoint(tmp_path, emulated, caplog):

@@ -86,3 +86,13 @@ def test_the_time_of_a_training_that_was_stopped_goes_on(tmp_path):
     with timed(run, is_main=True):  # a checkpoint that was deleted begins anew
         pass
     assert float(str(recorded()["seconds"])) < 100.0
+
+
+def test_a_text_that_only_some_rows_read_is_no_setting_and_an_empty_one_never_is(tmp_path):
+    read = quantized(MATQUANT, seed=0)
+    per_channel = read.model_copy(update={"grid": read.grid.model_copy(update={"group_size": None})})
+    unread = per_channel.model_copy(update={"data": None})
+    rows = rows_of(Number(cell, "int2", 1.0, None) for cell in (per_channel, unread))
+    assert len(rows) == 2  # never averaged, whatever is shown
+    shown = [line for line in blocks(rows, "test") if line.startswith(("| 1", "| 2"))]
+    assert all("data." not in line and "{}" not in line for line in shown)

@@ -166,14 +166,14 @@ def requests() -> list[Instance]:
     ]
 
 
-def loaded(architecture: str = "llama", *, dtype: str = "float32", **config):
+def loaded(architecture: str = "llama", *, dtype: str = "float32", device: str | torch.device = "cpu", **config):
     spec = RandomModel(
         kind="random",
         name="tiny",
         architecture=architecture,
         config={**SIZES, **ARCHITECTURES[architecture], **config},
     )
-    return load_model(spec, cache=Path(), dtype=dtype, device=torch.device("cpu"))
+    return load_model(spec, cache=Path(), dtype=dtype, device=torch.device(device))
 
 
 def both(model, *, batch_size: int = 4) -> tuple[SharedContextLM, list, list]:
@@ -184,8 +184,8 @@ def both(model, *, batch_size: int = 4) -> tuple[SharedContextLM, list, list]:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_log_likelihoods_are_lm_evals_own(architecture, batch_size):
-    lm, ours, theirs = both(loaded(architecture), batch_size=batch_size)
+def test_log_likelihoods_are_lm_evals_own(architecture, batch_size, device):
+    lm, ours, theirs = both(loaded(architecture, device=device), batch_size=batch_size)
     assert lm.shares_contexts
     for (score, greedy), (their_score, their_greedy) in zip(ours, theirs, strict=True):
         assert score == pytest.approx(their_score, abs=1e-4)

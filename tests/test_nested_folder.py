@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from matquant.serving.nested_folder import DESCRIPTION, GRIDS, STAMP, plane_file
 from matquant.serving.packed import PackedLinear
 from matquant.serving.places import nested_folder
 from matquant.serving.reading import reading_of
+from matquant.serving.unquantized import REMEDY
 from tests import families, mixtures
 from tests.nested_folders import TOKENS, quantized, written
 
@@ -40,13 +43,16 @@ def made(tmp_path_factory):
 
 @torch.no_grad()
 def logits(model):
-    return model(input_ids=TOKENS).logits
+    return model(input_ids=TOKENS.to(model.device)).logits
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["expanded", "packed"])
-def test_every_plan_reads_the_logits_that_evaluation_reads(made, packed):
+def test_every_plan_reads_the_logits_that_evaluation_reads(made, packed, device):
     folder, loaded, layers = made
     model, tokenizer = matquant.load(folder, "int5", packed=packed)
+    model.to(device)
+    plain = copy.deepcopy(loaded.model).to(device)
+    layers = {name: nested.to(device) for name, nested in layers.items()}
     assert tokenizer("abc")["input_ids"] == loaded.tokenizer("abc")["input_ids"]
     assert any(isinstance(module, PackedLinear) for module in model.modules()) == packed
     assert {type(module).__name__ for module in model.modules()} - {"PackedLinear"} <= {
@@ -54,9 +60,9 @@ def test_every_plan_reads_the_logits_that_evaluation_reads(made, packed):
     }
     for text in PLANS:
         assert matquant.reread(model, text) is model
-        assert torch.equal(logits(model), logits(materialize(loaded.model, layers, Plan.parse(text)))), text
+        assert torch.equal(logits(model), logits(materialize(plain, layers, Plan.parse(text)))), text
     found = Plan.parse("evolution@3").found(json.loads((folder / DESCRIPTION).read_text())["plans"]["evolution@3"])
-    assert torch.equal(logits(matquant.reread(model, "evolution@3")), logits(materialize(loaded.model, layers, found)))
+    assert torch.equal(logits(matquant.reread(model, "evolution@3")), logits(materialize(plain, layers, found)))
 
 
 def test_a_plan_file_and_a_slice_are_plans_too(made, tmp_path):
@@ -98,11 +104,69 @@ def test_importing_the_package_registers_it_whatever_was_imported_first(made, im
     assert "LlamaForCausalLM" in done.stdout, done.stderr
 
 
+def test_a_program_that_never_imports_the_package_ends_with_what_to_do_and_draws_no_layers(made):
+    folder, *_ = made
+    code = f"from transformers import AutoModelForCausalLM as A; print(type(A.from_pretrained({str(folder)!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert REMEDY in done.stderr
+    assert "MISSING" not in done.stderr
+
+
+def test_no_file_has_a_name_that_transformers_looks_for(made):
+    """A transformers without the key of config.json that ends with the remedy finds no weights."""
+    folder, *_ = made
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(("model", "pytorch_model"))]
+    assert (folder / "nested-unquantized.safetensors").is_file()
+
+
+def as_format_1(folder: Path, to: Path) -> Path:
+    """A folder as the first format had it: what is not quantized lay where transformers looks."""
+    shutil.copytree(folder, to)
+    (to / "nested-unquantized.safetensors").rename(to / "model.safetensors")
+    config = json.loads((to / "config.json").read_text())
+    del config["transformers_weights"], config["quantization_config"]["weights"]
+    (to / "config.json").write_text(json.dumps(config))
+    description = json.loads((to / DESCRIPTION).read_text())
+    del description["files"]["nested-unquantized.safetensors"]
+    (to / DESCRIPTION).write_text(json.dumps({**description, "format_version": 1}))
+    return to
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["expanded", "packed"])
+def test_a_folder_of_the_first_format_is_still_read(made, tmp_path, packed):
+    folder, loaded, layers = made
+    model, _ = matquant.load(as_format_1(folder, tmp_path / "older"), "int3", packed=packed)
+    assert torch.equal(logits(model), logits(materialize(loaded.model, layers, Plan.parse("int3"))))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["expanded", "packed"])
+def test_what_is_not_quantized_may_lie_in_several_files(made, tmp_path, monkeypatch, packed):
+    _, loaded, layers = made
+    save = type(loaded.model).save_pretrained
+    monkeypatch.setattr(
+        type(loaded.model), "save_pretrained", lambda *args, **kwargs: save(*args, max_shard_size="20KB", **kwargs)
+    )
+    folder = written(tmp_path / "nested", loaded, layers)
+    index = json.loads((folder / "nested-unquantized.safetensors.index.json").read_text())
+    files = {path.name for path in folder.glob("nested-unquantized*.safetensors")}
+    assert len(files) > 1
+    assert set(index["weight_map"].values()) == files <= json.loads((folder / DESCRIPTION).read_text())["files"].keys()
+    model, _ = matquant.load(folder, "int3", packed=packed)
+    assert torch.equal(logits(model), logits(materialize(loaded.model, layers, Plan.parse("int3"))))
+    (folder / min(files)).unlink()
+    with pytest.raises(UserError, match=rf"holds no {min(files)}; write it again"):
+        matquant.load(folder, "int3")
+
+
 def test_a_model_that_was_read_is_saved_as_an_ordinary_one(made, tmp_path):
     folder, *_ = made
     model, _ = matquant.load(folder, "int4")
     model.save_pretrained(tmp_path)
-    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert (
+        not {"quantization_config", "transformers_weights"} & json.loads((tmp_path / "config.json").read_text()).keys()
+    )
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
 
 
@@ -168,7 +232,7 @@ def test_models_that_store_layers_in_other_ways_come_back(tmp_path, home, name, 
     for text in ("int4", "int2", "pyramid@3"):
         matquant.reread(model, text)
         assert torch.equal(logits(model), logits(materialize(loaded.model, layers, Plan.parse(text)))), text
-    assert not load_file(folder / "model.safetensors").keys() & {f"{name}.weight" for name in layers}
+    assert not load_file(folder / "nested-unquantized.safetensors").keys() & {f"{name}.weight" for name in layers}
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["expanded", "packed"])
@@ -272,8 +336,8 @@ def test_a_width_that_a_narrow_parent_has_not_is_refused(tmp_path):
 
 def test_a_newer_format_is_refused_and_a_foreign_folder_too(made, tmp_path):
     folder, loaded, _ = made
-    with pytest.raises(UserError, match=r"has format version 2, this program reads up to 1; install a newer one"):
-        matquant.load(changed(folder, tmp_path / "newer", format_version=2), "int4")
+    with pytest.raises(UserError, match=r"has format version 3, this program reads up to 2; install a newer one"):
+        matquant.load(changed(folder, tmp_path / "newer", format_version=3), "int4")
     with pytest.raises(UserError, match=r"describes something else than a nested folder"):
         matquant.load(changed(folder, tmp_path / "foreign", format="gptq"), "int4")
     loaded.model.save_pretrained(tmp_path / "dense")
@@ -336,7 +400,7 @@ def test_of_a_hub_only_the_planes_of_a_width_are_fetched(made, tmp_path, monkeyp
     cache = tmp_path / "snapshot"
     cache.mkdir()
 
-    def fetch(repo: str, name: str, revision: str | None = None) -> str:
+    def fetch(repo: str, name: str, **words: Any) -> str:
         assert repo == "someone/nested"
         fetched.append(name)
         shutil.copy(folder / name, cache / name)

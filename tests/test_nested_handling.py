@@ -9,6 +9,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from matquant.serving.nested_folder import DESCRIPTION, GRIDS, STAMP, plane_file
 from matquant.serving.places import nested_folder
 from tests import families
 from tests.nested_folders import TOKENS, quantized, written
+
+REST = "nested-unquantized.safetensors"
 
 
 @torch.no_grad()
@@ -68,11 +72,31 @@ def test_a_folder_that_was_replaced_is_not_read_into_the_model_of_the_old_one(ma
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("file", [GRIDS, plane_file(1), plane_file(4), DESCRIPTION])
+@pytest.mark.parametrize("file", [GRIDS, plane_file(1), plane_file(4), DESCRIPTION, REST])
 def test_files_of_two_checkpoints_are_not_read_as_one(made, mine, file):
     shutil.copy(made[1] / file, mine / file)
     with pytest.raises(UserError, match="is of another checkpoint"):
         matquant.load(mine, "int3")
+
+
+def test_the_rest_of_another_model_around_the_same_codes_is_refused(mine, tmp_path):
+    loaded = families.loaded("llama")
+    layers = quantized(loaded.model)
+    with torch.no_grad():
+        loaded.model.get_submodule("model.norm").weight.mul_(1.5)
+    other = written(tmp_path / "other", loaded, layers)
+    shutil.copy(other / REST, mine / REST)
+    with pytest.raises(UserError, match=rf"{REST} is of another checkpoint than the nested\.json"):
+        matquant.load(mine, "int3")
+    with pytest.raises(UserError, match=rf"{REST} is of another checkpoint than the nested\.json"):
+        AutoModelForCausalLM.from_pretrained(mine)
+
+
+def test_two_exports_of_one_model_are_the_same_to_the_last_byte(made, tmp_path):
+    loaded = families.loaded("llama")
+    again = written(tmp_path / "again", loaded, quantized(loaded.model))
+    for name in (REST, GRIDS, plane_file(1), DESCRIPTION):
+        assert (again / name).read_bytes() == (made[0] / name).read_bytes(), name
 
 
 @both
@@ -88,17 +112,18 @@ def test_a_plane_that_lacks_a_layer_leaves_a_model_as_it_was(mine, packed):
 
 
 def test_weights_beside_the_planes_are_all_there_or_missed_in_one_sentence(mine):
-    path = mine / "model.safetensors"
+    path = mine / "nested-unquantized.safetensors"
     tensors = load_file(path)
     lost = "model.layers.0.self_attn.q_proj.weight"
-    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt"})
+    stamp = {STAMP: json.loads((mine / DESCRIPTION).read_text())[STAMP]}
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt", **stamp})
     with pytest.raises(UserError, match=rf"lacks {lost} and 0 other weights"):
         matquant.load(mine, "int3")
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"the weights that are not quantized of .* cannot be read \(.*\); write it"):
+    with pytest.raises(UserError, match=rf"{REST} cannot be read, it may be cut short .* write it again"):
         matquant.load(mine, "int3")
     path.unlink()
-    with pytest.raises(UserError, match=r"cannot be read \(Error no file named model.safetensors"):
+    with pytest.raises(UserError, match=r"holds no nested-unquantized\.safetensors; write it again"):
         matquant.load(mine, "int3")
     (mine / "config.json").unlink()
     with pytest.raises(UserError, match=r"holds no config\.json; write it again"):
@@ -156,7 +181,7 @@ def test_a_packed_model_that_is_saved_is_one_sentence_and_says_its_width(mine, t
 def test_a_branch_of_the_hub_that_moves_is_read_at_the_commit_that_was_opened(made, tmp_path, monkeypatch):
     asked = []
 
-    def fetch(repo: str, name: str, revision: str | None = None) -> str:
+    def fetch(repo: str, name: str, revision: str | None = None, **words: Any) -> str:
         asked.append(revision)
         snapshot = tmp_path / "snapshots" / "c0ffee"
         snapshot.mkdir(parents=True, exist_ok=True)
@@ -166,6 +191,56 @@ def test_a_branch_of_the_hub_that_moves_is_read_at_the_commit_that_was_opened(ma
     whole = nested_folder("someone/nested", "main")
     next(whole.read_at(whole.plan("int1")))
     assert asked == ["main", "c0ffee", "c0ffee", "c0ffee"]
+
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+def cached(folder: Path, cache: Path, subfolder: str = "", *, planes: int = 8) -> None:
+    """The first planes of a folder, and everything else of it, as the hub's library keeps what it has fetched."""
+    place = cache / "models--someone--nested"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(folder, place / "snapshots" / COMMIT / subfolder)
+    for number in range(planes + 1, 9):
+        (place / "snapshots" / COMMIT / subfolder / plane_file(number)).unlink()
+
+
+@pytest.mark.parametrize("subfolder", ["", "nested/one"])
+@pytest.mark.parametrize("local", [True, False], ids=["local", "cache"])
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_a_cache_a_folder_within_and_a_revision_count_for_every_file(made, tmp_path, subfolder, local):
+    """Tokenizer and planes come from the place that the weights come from, by either way of loading."""
+    if local:
+        shutil.copytree(made[0], tmp_path / "some" / subfolder, dirs_exist_ok=True)
+        source, words = str(tmp_path / "some"), {"subfolder": subfolder}
+    else:
+        cached(made[0], tmp_path / "cache", subfolder, planes=4)
+        source, words = "someone/nested", {"subfolder": subfolder, "cache_dir": tmp_path / "cache"}
+        words |= {"local_files_only": True, "revision": COMMIT if subfolder else None}
+    expected = logits(matquant.load(made[0], "int3")[0])
+    model, tokenizer = matquant.load(source, "int3", **words)
+    assert tokenizer("abc")["input_ids"]
+    assert torch.equal(logits(model), expected)
+    matquant.reread(model, "int2")
+    said = {name: word for name, word in words.items() if word is not None}
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=matquant.MatQuantConfig("int3"), **said)
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_token_is_used_for_every_file_and_leaves_with_no_model(made, monkeypatch):
+    asked = []
+
+    def fetch(repo: str, name: str, *, token: str | None = None, **words: Any) -> str:
+        asked.append(token)
+        return str(made[0] / name)
+
+    monkeypatch.setattr(places, "hf_hub_download", fetch)
+    whole = nested_folder("someone/nested", token="secret")
+    next(copy.deepcopy(whole).read_at(whole.plan("int1")))
+    assert asked == ["secret"] * 4
+    assert b"secret" not in pickle.dumps(whole)
+    assert "secret" not in repr(whole)
 
 
 def test_a_look_whether_transformers_is_there_registers_nothing_too_early():

@@ -24,8 +24,8 @@ SLICES = [
 
 
 @pytest.mark.parametrize(("parent", "part"), SLICES, ids=lambda value: str(value))
-def test_every_code_is_sliced_out_of_its_first_planes(parent, part):
-    codes = torch.arange(2**parent, dtype=torch.uint8).repeat(3, 1)
+def test_every_code_is_sliced_out_of_its_first_planes(parent, part, device):
+    codes = torch.arange(2**parent, dtype=torch.uint8, device=device).repeat(3, 1)
     planes = to_planes(codes, parent)
     needed = planes_needed(part, parent)
     assert needed == min(part.bits + 1, parent)
@@ -59,7 +59,7 @@ def test_planes_of_any_shape_are_the_bits_of_the_codes(rows, columns, bits, data
 @pytest.mark.parametrize("group_size", [8, 32])
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("transform", ["none", "scale", "shift"])
-def test_a_slice_in_steps_of_its_own_is_the_same_weights_to_the_last_bit(group_size, scale_dtype, transform):
+def test_a_slice_in_steps_of_its_own_is_the_same_weights_to_the_last_bit(group_size, scale_dtype, transform, device):
     draw = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 256, (16, 64), generator=draw).to(torch.uint8)
     groups = 64 // group_size
@@ -74,7 +74,7 @@ def test_a_slice_in_steps_of_its_own_is_the_same_weights_to_the_last_bit(group_s
         made = Transform(
             torch.rand(64, generator=draw) + 0.5, *((shift, bias) if transform == "shift" else (None, None))
         )
-    nested = NestedWeight(codes, Grid(scale.float(), zero.float()), 8, made)
+    nested = NestedWeight(codes, Grid(scale.float(), zero.float()), 8, made).to(device)
     for parent, part in SLICES:
         if parent == 8:
             ours, theirs = sliced(nested, part).affine(), nested.at(part)

@@ -13,8 +13,8 @@ from matquant.config.cell import GridSpec
 SPECS = [GridSpec(group_size=size, symmetric=symmetric) for size in (None, 4, 8) for symmetric in (False, True)]
 
 
-def weights(seed: int, rows: int = 6, columns: int = 16) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+def weights(seed: int, rows: int = 6, columns: int = 16, device: torch.device | str = "cpu") -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -30,8 +30,8 @@ def test_rounding_to_nearest_moves_no_weight_by_more_than_half_a_step(spec, seed
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_codes_are_integers_within_the_width(spec):
-    weight = weights(1)
+def test_codes_are_integers_within_the_width(spec, device):
+    weight = weights(1, device=device)
     codes = quantize(weight, minmax_grid(weight, 3, spec), 3)
     assert torch.equal(codes, codes.round())
     assert codes.min() >= 0
@@ -39,52 +39,52 @@ def test_codes_are_integers_within_the_width(spec):
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-30, -1e30])
-def test_a_row_of_equal_weights_is_kept_exactly(value):
-    weight = torch.full((2, 8), value)
+def test_a_row_of_equal_weights_is_kept_exactly(value, device):
+    weight = torch.full((2, 8), value, device=device)
     grid = minmax_grid(weight, 8, GridSpec())
     assert torch.equal(dequantize(quantize(weight, grid, 8), grid), weight)
 
 
-def test_a_row_of_negative_weights_is_within_half_a_step():
-    weight = -1 - weights(2).abs()
+def test_a_row_of_negative_weights_is_within_half_a_step(device):
+    weight = -1 - weights(2, device=device).abs()
     grid = minmax_grid(weight, 8, GridSpec())
     assert torch.allclose(dequantize(quantize(weight, grid, 8), grid), weight, atol=grid.scale.max().item())
 
 
-def test_a_symmetric_grid_keeps_zero():
-    weight = weights(3)
+def test_a_symmetric_grid_keeps_zero(device):
+    weight = weights(3, device=device)
     weight[:, 0] = 0
     grid = minmax_grid(weight, 4, GridSpec(symmetric=True))
     assert (grid.zero == 8).all()
     assert (dequantize(quantize(weight, grid, 4), grid)[:, 0] == 0).all()
 
 
-def test_a_group_has_its_own_grid():
-    weight = weights(4)
+def test_a_group_has_its_own_grid(device):
+    weight = weights(4, device=device)
     grouped, whole = minmax_grid(weight, 4, GridSpec(group_size=4)), minmax_grid(weight[:, :4], 4, GridSpec())
     assert torch.equal(grouped.scale[:, :1], whole.scale)
     assert grouped.scale.shape == (6, 4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_training_sees_scales_as_they_will_be_stored(dtype):
-    grid = minmax_grid(weights(5), 8, GridSpec(scale_dtype=dtype))
+def test_training_sees_scales_as_they_will_be_stored(dtype, device):
+    grid = minmax_grid(weights(5, device=device), 8, GridSpec(scale_dtype=dtype))
     assert torch.equal(grid.scale, grid.scale.to(getattr(torch, dtype)).float())
     assert torch.equal(grid.zero, grid.zero.to(getattr(torch, dtype)).float())
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_clipping_starts_just_inside_the_extreme_weights_and_learns(symmetric):
-    weight, spec = weights(6), GridSpec(group_size=8, symmetric=symmetric)
+def test_clipping_starts_just_inside_the_extreme_weights_and_learns(symmetric, device):
+    weight, spec = weights(6, device=device), GridSpec(group_size=8, symmetric=symmetric)
     clipping = LearnableClipping(weight, 4, spec, init=4.0)
     grid, whole = clipping(), minmax_grid(weight, 4, spec)
-    assert torch.allclose(grid.scale / whole.scale, torch.sigmoid(torch.tensor(4.0)), atol=1e-4)
+    assert torch.allclose(grid.scale / whole.scale, torch.sigmoid(torch.tensor(4.0, device=device)), atol=1e-4)
     (grid.scale.sum() + grid.zero.sum()).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in clipping.parameters())
 
 
-def test_clipping_that_clips_nothing_is_minmax():
-    weight, spec = weights(7), GridSpec()
+def test_clipping_that_clips_nothing_is_minmax(device):
+    weight, spec = weights(7, device=device), GridSpec()
     clipped, whole = LearnableClipping(weight, 8, spec, init=40.0)(), minmax_grid(weight, 8, spec)
     assert torch.equal(clipped.scale, whole.scale)
     assert torch.equal(clipped.zero, whole.zero)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from matquant.runs.files import remove_leftovers
 from matquant.runs.folder import RunDir
 from matquant.runs.stopping import Stopped
 from matquant.runs.tracking import NoTracker
+from matquant.training import train as module
 from matquant.training.progress import DiskProgress
 from matquant.training.train import train
 from tests.ranks import RESUMED, asked_to_stop, fit, run_dir, said, study
@@ -111,3 +114,31 @@ def test_only_who_was_asked_stops():
     stopping.reset()
     assert not stopping.requested()
     assert not issubclass(Stopped, Exception)
+
+
+def test_where_an_operation_has_no_deterministic_form_the_fit_goes_on_without_and_says_so(
+    tiny_study, monkeypatch, caplog
+):
+    study, fit, calls = tiny_study("base=minmax", "bits=int8"), module._fit, []
+
+    def first_fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError(
+                "cumsum_cuda does not have a deterministic implementation, but you set "
+                "'torch.use_deterministic_algorithms(True)'. You can turn it off"
+            )
+        return fit(*arguments)
+
+    monkeypatch.setattr(module, "_fit", first_fails)
+    train(study.cells[0], study.setup, NoTracker())
+    assert len(calls) == 2
+    assert "cumsum_cuda does not have a deterministic implementation: another run of " in caplog.text
+
+
+def test_any_other_error_of_a_fit_is_no_reason_to_fit_again(tiny_study, monkeypatch):
+    study = tiny_study("base=minmax", "bits=int8")
+    monkeypatch.setattr(module, "_fit", mock.Mock(side_effect=RuntimeError("no memory")))
+    with pytest.raises(RuntimeError, match="no memory"):
+        train(study.cells[0], study.setup, NoTracker())
+    module._fit.assert_called_once()

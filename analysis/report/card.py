@@ -162,9 +162,7 @@ class Bytes:
     def __init__(self, facts: Mapping[str, Any], folder: Path) -> None:
         self.layers = facts["layers"]
         self.grids = facts["files"]["nested-grids.safetensors"]["bytes"]
-        self.rest = sum(
-            file.stat().st_size for file in folder.glob("*.safetensors") if not file.name.startswith("nested-")
-        )
+        self.rest = sum(file.stat().st_size for file in folder.glob("nested-unquantized*.safetensors"))
 
     def planes(self, plan: Plan) -> int:
         """Those of planes: r + 1 of them for int-r, or all of the parent (`matquant.codes.planes`)."""

@@ -26,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Environment:
     requirements: Sequence[str]
     without: Sequence[str] = ()
     """Packages that the requirements bring along and that are uninstalled again."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """Variables that its installation is told."""
 
     @property
     def folder(self) -> Path:
@@ -80,7 +82,7 @@ class Environment:
             self._run([*pip, "uninstall", "--quiet", "--yes", *self.without])
 
     def _run(self, command: Sequence[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **self.environ})
         if done.returncode:
             raise NotThere(f"{self.name}: {' '.join(self.requirements)} cannot be installed ({_last_line(done)})")
 

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.engines.cells import trained_cell
 from benchmarks.engines.environment import Environment, skipped
 from benchmarks.engines.gguf_families import FAMILIES, write_family
 from evaluation.perplexity import block_nats
@@ -36,14 +37,11 @@ from matquant.models.loading import load_model
 from matquant.models.text import documents
 from matquant.models.tokens import HELDOUT_SEED, heldout_tokens
 from matquant.notation import Plan
-from matquant.runs.checkpoint import has_checkpoint
-from matquant.runs.tracking import NoTracker
-from matquant.serving.export import Trained, export_readout, find_trained
+from matquant.serving.export import Trained, export_readout
 from matquant.serving.gguf_file import FILE, Gguf
 
 LLAMA_CPP = Environment("llama_cpp", ("xllamacpp==2026.10.11549", "numpy"))
 PROGRAM = Path(__file__).with_name("in_llama_cpp.py")
-DEFAULT = ("model=smollm2_135m", "base=minmax", "bits=int8", "grid=group_64")
 PLANS = ("int4", "int3", "pyramid@3")
 THREADS = 1
 DECODED = 64
@@ -227,21 +225,6 @@ def families(folder: Path) -> list[Row]:
         rows.append(row(name, path, text, nats_of(model, text), SAME))
         print(rows[-1], flush=True)
     return rows
-
-
-def trained_cell(words: Sequence[str], folder: Path) -> Trained:
-    """The cell that was named, or SmolLM2 rounded to nearest, made now."""
-    overrides = [word for word in words if "=" in word]
-    trained = find_trained([word for word in words if "=" not in word], overrides or ([] if words else DEFAULT))
-    if words:
-        return trained
-    from matquant.training.train import train
-
-    paths = trained.setup.paths.model_copy(update={"runs": folder / "runs"})
-    made = Trained(trained.cell, trained.setup.model_copy(update={"paths": paths}))
-    if not has_checkpoint(made.run.checkpoint):
-        train(made.cell, made.setup, NoTracker())
-    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

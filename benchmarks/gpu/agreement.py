@@ -174,7 +174,7 @@ def drift(name: str, bounds: Bounds, found: Layers, expected: Layers) -> Iterato
 
 
 def repeated(name: str, fit: Fit, scale: Scale) -> Iterator[Line]:
-    """One algorithm twice on longer text, and twice more as torch computes by itself."""
+    """One algorithm twice on longer text, and twice more as torch computes where it only warns."""
     device, config, length = (scale.device, TINY, 32) if scale.small else (scale.device, WIDER, 1024)
 
     def run() -> tuple[Layers, float]:
@@ -188,8 +188,8 @@ def repeated(name: str, fit: Fit, scale: Scale) -> Iterator[Line]:
         (first, _), (second, seconds) = run(), run()
     yield holds(f"{name}, twice: numbers that differ", unlike(first, second), 0)
     (third, _), (fourth, free) = run(), run()
-    note = f"{unlike(third, fourth)} numbers differ without"
-    yield Line(f"{name}: time of deterministic algorithms", seconds, "s", free, "without", note)
+    note = f"{unlike(third, fourth)} numbers differ where torch only warns"
+    yield Line(f"{name}: time of deterministic algorithms", seconds, "s", free, "warnings only", note)
 
 
 def tensors(layers: Layers) -> Iterator[Tensor]:

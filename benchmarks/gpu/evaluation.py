@@ -24,6 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.gpu.guard import guarded
 from benchmarks.gpu.lines import Line, Scale, estimated, holds, run_part, seconds_of
 from benchmarks.gpu.made import LLAMA_3_2_1B, NUM_WORDS, TINY, model_of, word_tokenizer
+from matquant.config.setup import SlurmCluster
+from slurm.estimate import LAYER_S
 
 BATCH_SIZES = (16, 64)
 """The answers in a batch: those of `readout=paper`, and as many as keep a large GPU busier."""
@@ -158,7 +160,7 @@ def scoring(
     )
     rows = rows_of(ours, requests)
     tokens = sum(map(len, rows))
-    yield speed(f"speed of scoring, {name}", model, tokens, our_seconds, scale, note=f"{tokens} tokens")
+    yield scoring_time(f"scoring, {name}", model, tokens, our_seconds, scale, work=work, batch_size=batch_size)
     differences = [abs(a - b) for a, b in zip(our_scores, their_scores, strict=True)]
     yield Line(
         f"log-likelihoods in bfloat16, {name}",
@@ -212,20 +214,27 @@ def waits(lm: Any, rows: Sequence[Any], requests: Sequence[Any], scale: Scale) -
     yield Line(f"waits for the GPU in one batch, batch {lm.batch_size}", count, "", note=f"{len(batch)} rows")
 
 
-def speed(
-    what: str, model: PreTrainedModel, tokens: int, seconds: float, scale: Scale, *, note: str = "", factor: float = 2.0
+def speed(what: str, model: PreTrainedModel, tokens: int, seconds: float, scale: Scale) -> Line:
+    """Operations a second beside those that the plan of a study counts with."""
+    reached = operations(model, tokens) / seconds / 1e12
+    return estimated(what, reached, SlurmCluster.model_fields["tflops"].default, "TFLOP/s", scale=scale)
+
+
+def scoring_time(
+    what: str, model: PreTrainedModel, tokens: int, seconds: float, scale: Scale, *, work: Work, batch_size: int
 ) -> Line:
-    """Operations a second beside those that the plan of a study counts with.
+    """Seconds beside those of the plan of a study: a time for each layer of a batch, and the operations."""
+    layers = model.config.get_text_config().num_hidden_layers
+    launches = LAYER_S * layers * work.documents * CHOICES / batch_size
+    fastest = 1e12 * SlurmCluster.model_fields["tflops"].default
+    reached = operations(model, tokens)
+    note = f"{tokens} tokens, {reached / seconds / 1e12:.3g} TFLOP/s"
+    return estimated(what, seconds, launches + reached / fastest, "s", scale=scale, note=note)
 
-    `slurm.estimate` divides the operations by `cluster.tflops`, and multiplies the time of evaluation by two.
-    """
-    from matquant.config.setup import SlurmCluster
 
-    active = sum(parameter.numel() for parameter in model.parameters())  # a tied head is a product, an embedding is not
-    reached = 2 * active * tokens / seconds / 1e12
-    return estimated(
-        what, reached, SlurmCluster.model_fields["tflops"].default / factor, "TFLOP/s", scale=scale, note=note
-    )
+def operations(model: PreTrainedModel, tokens: int) -> float:
+    """Floating point operations of a forward pass; a tied head is a product, an embedding is not."""
+    return 2 * sum(parameter.numel() for parameter in model.parameters()) * tokens
 
 
 # --- held-out text ----------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from matquant.codes.column_solve import solve
 from matquant.codes.range_search import search_factors
 from matquant.config.cell import GPTQBase, OmniQuantBase, QATBase
 from matquant.models.families import blocks, linears
-from slurm.estimate import GB, MEMORY_BYTES_PER_S
+from slurm.estimate import COLUMN_S, FLOAT32_SHARE, GB, MEMORY_BYTES_PER_S, SEARCHING_BYTES
 from slurm.jobs import Job
 
 LIMIT_S = 115.0
@@ -88,9 +88,8 @@ def machine(subject: Subject) -> Iterator[Line]:
     constant = MEMORY_BYTES_PER_S / 1e12
     yield Line("a copy on the device", 2 * values.nbytes / seconds / 1e12, "TB/s", constant, "constant")
     bare = torch.ones((), device=subject.device)
-    yield Line(
-        "an operation on one number", 1e6 * seconds_of(lambda: many(bare), repeats=3, device=subject.device), "us"
-    )
+    seconds = seconds_of(lambda: many(bare), repeats=3, device=subject.device)
+    yield Line("an operation on one number", 1e6 * seconds / NUM_LAUNCHES, "us")
 
 
 def many(number: Tensor) -> None:
@@ -175,12 +174,12 @@ def gptq_lines(subject: Subject) -> Iterator[Line]:
     yield said.seconds(
         "the second moments of a block, of their operations",
         watched.seconds["the second moments of a block"][-1],
+        moments / (FLOAT32_SHARE * estimate.speed),
         operations=moments,
     )
     solves = sum(watched.seconds["a solve, gate and up before down"]) / BLOCKS
-    traffic = 4 * size.in_block * cell.base.block_size
-    line = said.seconds("the solves of a block", solves, traffic / MEMORY_BYTES_PER_S)
-    yield replace(line, note=f"{traffic / solves / 1e12:.3g} TB/s of the estimated traffic")
+    line = said.seconds("the solves of a block", solves, COLUMN_S * size.columns / BLOCKS)
+    yield replace(line, note=f"{1e6 * solves * BLOCKS / size.columns:.3g} us a column")
 
 
 def qat_lines(subject: Subject) -> Iterator[Line]:
@@ -214,10 +213,12 @@ def ranges(subject: Subject) -> Iterator[Line]:
             repeats=1,
             device=subject.device,
         )
-        traffic, operations = 30_000 * weight.numel(), SEARCH_OF_A_WEIGHT * weight.numel()
+        traffic, operations = SEARCHING_BYTES * weight.numel(), SEARCH_OF_A_WEIGHT * weight.numel()
         against = traffic / MEMORY_BYTES_PER_S + operations / estimate.speed
         line = said.seconds("the search for the ends of down_proj", seconds, against)
-        yield replace(line, note=f"{seconds * MEMORY_BYTES_PER_S / weight.numel():.4g} bytes a weight, of 30000")
+        yield replace(
+            line, note=f"{seconds * MEMORY_BYTES_PER_S / weight.numel():.4g} bytes a weight, of {SEARCHING_BYTES}"
+        )
 
 
 MEASUREMENTS = (

@@ -40,6 +40,7 @@ FEW = ("int8", "int3", "int2")
 """Those of a small run."""
 WAYS = {"expanded": False, "packed": True}
 SHAPES = {**LLAMA_3_1_8B, "num_hidden_layers": 4, "vocab_size": 32768, "tie_word_embeddings": True}
+LOGITS = 0.02  # of the largest: bfloat16 has eight bits
 GROUP_SIZE = 64
 MB = 1e6
 
@@ -122,12 +123,11 @@ def same_logits(
     for plan in plans_of(scale):
         seconds = {way: timed(partial(matquant.reread, one, plan), scale.device)[0] for way, one in held.items()}
         expected = logits(materialize(model, layers, Plan.parse(plan)))
-        difference = max(float((logits(one) - expected).abs().max()) for one in held.values())
+        # Products of equal weights may differ in their last bit: cuBLAS chooses its way by where a tensor lies.
+        difference = max(float((logits(one) - expected).abs().max() / expected.abs().max()) for one in held.values())
         unequal = sum(differs(model, one, name) for one in held.values() for name in layers)
-        note = f"{unequal} of {2 * len(layers)} layers differ; places of logits {difference:.3g} apart"
-        yield holds(
-            f"{plan}: packed and expanded, beside materialize", difference + unequal, 0, note=note if unequal else ""
-        )
+        yield holds(f"{plan}: layers, packed and expanded, unlike those of materialize", unequal, 0)
+        yield holds(f"{plan}: their logits, relative difference", difference, LOGITS)
         yield Line(f"reread at {plan}", seconds["expanded"], "s expanded", seconds["packed"], "packed")
 
 
@@ -189,7 +189,7 @@ def moved(folder: Path, scale: Scale) -> Iterator[Line]:
     )
     distance = float((logits(here) - logits(there)).float().norm() / logits(there).float().norm())
     yield holds("layers that differ if loaded on the CPU and moved", unequal, 0)
-    yield holds("logits if loaded on the CPU and moved: relative difference", distance, 0.02)
+    yield holds("logits if loaded on the CPU and moved: relative difference", distance, LOGITS)
 
 
 def decoding(folder: Path, model: PreTrainedModel, scale: Scale) -> Iterator[Line]:

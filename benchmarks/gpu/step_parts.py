@@ -15,7 +15,7 @@ from benchmarks.gpu.subjects import Estimate, Said
 from benchmarks.gpu.watched import synchronize
 from matquant.algorithms.calibration import Activations, Chain, Shelf
 from matquant.algorithms.omniquant import BlockFit, LearnableLayer
-from slurm.estimate import MEMORY_BYTES_PER_S
+from slurm.estimate import MEMORY_BYTES_PER_S, READING_BYTES
 
 
 class Step:
@@ -46,7 +46,7 @@ def parts_of_a_step(said: Said, fitting: BlockFit, estimate: Estimate, operation
         return seconds_of(action, repeats=repeats, device=device, warm_up=2)
 
     whole, read = seconds(step), seconds(step.read)
-    traffic = 160 * estimate.size.in_block
+    traffic = READING_BYTES * estimate.size.in_block
     yield said.seconds("a step without optimizer and log", whole, operations=operations)
     line = said.seconds("of it, reading the slices", read, traffic / MEMORY_BYTES_PER_S)
     yield replace(line, note=f"{traffic / read / 1e12:.3g} TB/s of the estimated traffic")

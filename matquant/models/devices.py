@@ -44,15 +44,16 @@ def pick_device(setup: Setup) -> torch.device:
 def repeatable(device: torch.device) -> None:
     """Makes a GPU compute the same bits in every run, and float32 products in float32; a CPU does so anyhow.
 
-    Holds for the whole process.  Without it the backward pass of attention adds up its parts in the order in which they
-    are done.  An operation that has no such form on a GPU warns.  PyTorch's notes on reproducibility
+    Holds for the whole process.  An operation that has no such form on a GPU warns; so does the backward pass of
+    attention, which takes its repeatable form in `deterministic` alone.  PyTorch's notes on reproducibility
     (https://pytorch.org/docs/stable/notes/randomness.html) say what each line is for.
     """
     if device.type != "cuda":
         return
     # cuBLAS reads it at its first product: eight buffers of 4 MB, as many bytes as torch gives it on a Hopper anyway.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if not torch.are_deterministic_algorithms_enabled():  # a model that is loaded within `deterministic` keeps it
+        torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing here reads memory that was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = False
@@ -62,9 +63,15 @@ def repeatable(device: torch.device) -> None:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """The same for as long as the context lasts: what determinism costs can be measured with it."""
+    """The same for as long as the context lasts, attention's backward pass included: it is repeatable or an error.
+
+    Asked only to warn, torch lets attention add up its gradients in the order in which they are done, and warns of it.
+    Another operation without a repeatable form raises RuntimeError, which names it.
+    """
     before = torch.get_deterministic_debug_mode()
     repeatable(device)
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from matquant.disk import writing
+from matquant.errors import UserError
 from matquant.runs.files import write_beside
 from matquant.runs.status import Reporter, reporting
 
@@ -56,6 +57,13 @@ class RunDir:
     def search(self, name: str) -> Path:
         """The measurements and findings of a search for a plan, so far."""
         return self.searches / f"{name}.json"
+
+    def require_trained(self) -> None:
+        """Refuses a cell that has no checkpoint yet."""
+        if not self.description.exists():
+            raise UserError(
+                f"cell {self.path.name} is not trained yet; run it with `matquant run` and the same overrides first"
+            )
 
     @contextmanager
     def alone(self, stage: str) -> Iterator[None]:

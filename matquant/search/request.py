@@ -79,12 +79,6 @@ def require_text(cell: Cell) -> None:
         )
 
 
-def require_trained(cell: Cell, run: RunDir) -> None:
-    """Refuses a cell that has no checkpoint yet."""
-    if not run.description.exists():
-        raise UserError(f"cell {cell.id} is not trained yet; run it with `matquant run` and the same overrides first")
-
-
 def found_plan(run: RunDir, readout: Readout, plan: Plan) -> Mapping[str, Any] | None:
     """The facts of the plan that was found for a cell's checkpoint as it is now; None if there is no such plan."""
     search = Search.of(plan, readout.search)

@@ -29,7 +29,7 @@ from matquant.runs.sources import claim, present_sources, require_same
 from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
 from matquant.search.fitness import Fitness
-from matquant.search.request import Search, found_plan, recorded_checksum, require_text, require_trained
+from matquant.search.request import Search, found_plan, recorded_checksum, require_text
 from matquant.search.space import Space, space_of
 from matquant.search.strategies import Evolution, Levels, dynamic_program, evolve, pyramid
 
@@ -48,7 +48,7 @@ def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent)
         return paths
     device = pick_device(setup)
     say_what_it_costs(readout.dtype, device, "readout.dtype", "another search")
-    require_trained(cell, run)
+    run.require_trained()
     require_same(cell, setup)
     checkpoint = load_checkpoint(run.checkpoint, cell, device=str(device))
     spaces, refused = _spaces(cell, setup, checkpoint.layers, lacking)

@@ -24,7 +24,7 @@ from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.loading import config_of, load_model
 from matquant.notation import FULL, Plan, Slice
-from matquant.runs.checkpoint import NestedCheckpoint, has_checkpoint, load_checkpoint
+from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import library_versions, source_commit
@@ -64,10 +64,7 @@ class Trained:
         """The codes; UserError if there are none, or if they were made from another model than the cell names now."""
         if self.cell.objective is None:
             raise UserError("a cell of base=none is not quantized and has no codes to export")
-        if not has_checkpoint(self.run.checkpoint):
-            raise UserError(
-                f"cell {self.cell.id} is not trained yet; run it with `matquant run` and the same overrides first"
-            )
+        self.run.require_trained()
         require_same(self.cell, self.setup)
         return load_checkpoint(self.run.checkpoint, self.cell)
 

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from matquant.errors import UserError
 from matquant.models.checks import first_sentence
 from matquant.notation import Plan, Slice
+from matquant.serving import unquantized
 from matquant.serving.nested_folder import AGAIN, NestedFolder
-from matquant.serving.places import nested_folder
+from matquant.serving.places import HUB, commit_of, nested_folder
 from matquant.serving.reading import read_into, reading_of
-from matquant.serving.with_transformers import MatQuantConfig
+from matquant.serving.with_transformers import MatQuantConfig, opened
 
 
 def load(
@@ -33,31 +34,35 @@ def load(
 
     `source` is a folder that `matquant export nested` wrote, or a repository of the hub that holds one; of the latter
     only the planes that the plan needs are fetched.  `plan` is `int3`, `int2+ep`, `pyramid@3`, a plan that was searched
-    for, or the path of a plan file; None is the whole parent.  `packed` keeps weights at that width in memory.  Other
-    arguments go to `from_pretrained`, such as `dtype` and `device_map`.
+    for, or the path of a plan file; None is the whole parent.  `packed` keeps weights at that width in memory.
+    `revision`, `token`, `cache_dir`, `subfolder` and `local_files_only` are those of transformers and count for all
+    files.  Other arguments go to `from_pretrained`, such as `dtype` and `device_map`.
 
     UserError for a folder that is missing, cut short or foreign, and for a plan that it cannot be read at.
     """
-    folder = nested_folder(source, revision)
+    words: dict[str, Any] = {name: arguments.pop(name) for name in HUB if name in arguments}
+    folder = nested_folder(source, revision, **words)
     read = folder.plan(plan)
     folder.find("config.json")
+    unquantized.files(folder)
     # `~` is known to no function of transformers.
+    words["revision"] = commit_of(folder) or "main"
     place = local if (local := Path(source).expanduser()).is_dir() else source
     with warnings.catch_warnings():
         # It says that the plan given here is taken instead of the folder's own: that is what was asked for.
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
         chosen = MatQuantConfig(read, packed=packed)
-        opened: Any = AutoModelForCausalLM
-        with _readable(folder, "the weights that are not quantized"):
-            model, found = opened.from_pretrained(
-                place, revision=revision or "main", quantization_config=chosen, output_loading_info=True, **arguments
+        models: Any = AutoModelForCausalLM
+        with opened(folder), _readable(folder, "the weights that are not quantized"):
+            model, found = models.from_pretrained(
+                place, quantization_config=chosen, output_loading_info=True, **words, **arguments
             )
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"{folder.title} lacks {missing[0]} and {len(missing) - 1} other weights that are not quantized; {AGAIN}"
         )
     with _readable(folder, "the tokenizer", ValueError):
-        return model, AutoTokenizer.from_pretrained(place, revision=revision or "main")
+        return model, AutoTokenizer.from_pretrained(place, **words)
 
 
 @contextmanager

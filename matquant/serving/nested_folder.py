@@ -1,12 +1,12 @@
 """A nested folder: an ordinary Hugging Face folder whose quantized weights are bit planes.
 
 config.json, tokenizer...           as `save_pretrained` writes them, with quant_method `matquant`
-model*.safetensors                  whatever is not quantized
+nested-unquantized*.safetensors     whatever is not quantized (`matquant.serving.unquantized`)
 nested-grids.safetensors            <layer>.scale and <layer>.zero in the grid's stated dtype; <layer>.transform.*
 nested-plane-1.safetensors ...      <layer> uint8 [out, ceil(in / 8)]: one bit of every code, most significant first
 nested.json                         format version, layers, plans that were searched for, cell, sources, checksums
 
-nested.json and the header of every nested file hold the same `stamp`: files of two checkpoints are not read as one.
+nested.json and the header of every nested file hold the same `stamp`: files of two models are not read as one.
 
 int-r is read from the first r + 1 planes (`matquant.codes.planes`), each a file of its own: a width that is not asked
 for is neither read nor downloaded.
@@ -34,7 +34,7 @@ from matquant.errors import UserError
 from matquant.notation import FULL, Plan, Slice
 
 FORMAT = "matquant-nested"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION = "nested.json"
 GRIDS = "nested-grids.safetensors"
 STAMP = "stamp"
@@ -102,6 +102,11 @@ class NestedFolder:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(f"{path} does not say the layers as version {version} does ({error!r}); {AGAIN}") from error
         return cls(title, find, facts, layers, Counter())
+
+    @property
+    def version(self) -> int:
+        """The format of the folder."""
+        return self.facts["format_version"]
 
     @property
     def parent(self) -> Slice:
@@ -225,12 +230,16 @@ class NestedFolder:
         with ExitStack() as stack:
             opened = {name: self._open(stack, self.find(name)) for name in files}
             for name, file in opened.items():
-                if (file.metadata() or {}).get(STAMP) != self.facts.get(STAMP):
-                    raise UserError(
-                        f"{self.title}: {name} is of another checkpoint than the {DESCRIPTION} that was read; "
-                        f"load the folder again if it was replaced meanwhile, or {AGAIN}"
-                    )
+                self.require_stamp(name, (file.metadata() or {}).get(STAMP))
             yield opened
+
+    def require_stamp(self, name: str, stamp: str | None) -> None:
+        """Raises UserError for the stamp of a file that belongs to another folder."""
+        if stamp != self.facts.get(STAMP):
+            raise UserError(
+                f"{self.title}: {name} is of another checkpoint than the {DESCRIPTION} that was read; "
+                f"load the folder again if it was replaced meanwhile, or {AGAIN}"
+            )
 
     def _open(self, stack: ExitStack, path: Path) -> Any:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from matquant.codes.quantizers import DTYPES
 from matquant.runs.files import write_json
 from matquant.serving.model_folder import write_model
 from matquant.serving.nested_folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, STAMP, plane_file
+from matquant.serving.unquantized import saved_files, take_own_names
 
 
 def write_nested(
@@ -37,10 +38,11 @@ def write_nested(
     with the slice of every layer.  `wrote` is called after every file.
     """
     write_model(folder, model, layers, quantization_config={"quant_method": "matquant", "plan": None, "packed": False})
+    stamp = _stamp(layers, saved_files(folder))
+    rest = take_own_names(folder, stamp)
     tokenizer.save_pretrained(folder)
     wrote("the weights that are not quantized")
-    grids, stamp = _grids(layers, scale_dtype), _stamp(layers)
-    save_file(grids, folder / GRIDS, metadata={STAMP: stamp})
+    save_file(_grids(layers, scale_dtype), folder / GRIDS, metadata={STAMP: stamp})
     wrote(GRIDS)
     depth = max(nested.parent_bits for nested in layers.values())
     for number in range(1, depth + 1):
@@ -52,7 +54,7 @@ def write_nested(
         }
         save_file(planes, folder / plane_file(number), metadata={STAMP: stamp})
         wrote(plane_file(number))
-    files = [GRIDS, *(plane_file(number) for number in range(1, depth + 1))]
+    files = [*rest, GRIDS, *(plane_file(number) for number in range(1, depth + 1))]
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -86,9 +88,11 @@ def _grids(layers: Mapping[str, NestedWeight], scale_dtype: str) -> dict[str, Te
     return tensors
 
 
-def _stamp(layers: Mapping[str, NestedWeight]) -> str:
-    """A name for these very layers: another for other codes, grids or transformations."""
+def _stamp(layers: Mapping[str, NestedWeight], rest: Iterable[Path]) -> str:
+    """A name for this very model: another for other codes, grids, transformations or unquantized weights."""
     digest = hashlib.sha256()
+    for path in rest:
+        digest.update(_sha256(path).encode())
     for name, nested in layers.items():
         transform = {} if nested.transform is None else nested.transform.tensors
         for tensor in (nested.codes, *nested.grid, *transform.values()):

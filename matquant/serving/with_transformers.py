@@ -6,9 +6,10 @@ imported while transformers is (`matquant.registration`), so that it takes nothi
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,21 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
-from matquant.serving.nested_folder import DESCRIPTION, NestedFolder
-from matquant.serving.places import nested_folder
+from matquant.serving.nested_folder import NestedFolder
+from matquant.serving.places import nested_folder, words_of_cache
 
 METHOD = "matquant"
+_OPENED: ContextVar[NestedFolder | None] = ContextVar("opened", default=None)
+
+
+@contextmanager
+def opened(folder: NestedFolder) -> Iterator[None]:
+    """Lets models be read from a folder that is open, with the token it was opened with, while the context lasts."""
+    before = _OPENED.set(folder)
+    try:
+        yield
+    finally:
+        _OPENED.reset(before)
 
 
 class MatQuantConfig(QuantizationConfigMixin):
@@ -30,13 +42,20 @@ class MatQuantConfig(QuantizationConfigMixin):
 
     `plan` is anything a folder can be read at: `int3`, `int2+ep`, `pyramid@3`, a plan that was searched for, the path
     of a plan file; None is the whole parent.  `packed` keeps weights at that width in memory and expands them a layer
-    at a time.
+    at a time.  `weights` is said by the folder: the file, or the index of the files, of what is not quantized.
     """
 
-    def __init__(self, plan: str | Slice | Plan | None = None, packed: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        plan: str | Slice | Plan | None = None,
+        packed: bool = False,
+        weights: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.quant_method: Any = METHOD
         self.plan = None if plan is None else str(plan)
         self.packed = packed
+        self.weights = weights
         self.given = plan if isinstance(plan, Plan) else self.plan
         """The plan itself: one with a slice for every layer is more than its name."""
 
@@ -50,7 +69,8 @@ class MatQuantConfig(QuantizationConfigMixin):
         return {"plan": self.plan, "packed": self.packed, "given": self.given}
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": METHOD, "plan": self.plan, "packed": self.packed}
+        said = {"quant_method": METHOD, "plan": self.plan, "packed": self.packed}
+        return said if self.weights is None else {**said, "weights": self.weights}
 
 
 class MatQuantHfQuantizer(HfQuantizer):
@@ -60,10 +80,19 @@ class MatQuantHfQuantizer(HfQuantizer):
     requires_calibration = False
     quantization_config: MatQuantConfig
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Names the file of what is not quantized: no other method is called before transformers looks for weights."""
+        if self.quantization_config.weights is not None:
+            config.transformers_weights = self.quantization_config.weights
+        return config
+
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from matquant.models.stored_layers import parameter_of
+        from matquant.serving.unquantized import require_same
 
-        self.folder = _folder_of(model, kwargs.get("checkpoint_files"))
+        checkpoint_files = kwargs.get("checkpoint_files") or []
+        self.folder = _OPENED.get() or _folder_of(model, checkpoint_files)
+        require_same(self.folder, checkpoint_files)
         self.plan = self.folder.plan(self.quantization_config.given)
         names = set()
         for layer in self.folder.layers:
@@ -107,18 +136,12 @@ class MatQuantHfQuantizer(HfQuantizer):
         return False
 
 
-def _folder_of(model: nn.Module, checkpoint_files: list[str] | None) -> NestedFolder:
+def _folder_of(model: nn.Module, checkpoint_files: list[str]) -> NestedFolder:
     """The nested folder around the files that transformers has found, which may be those of a hub."""
-    local = {Path(file).parent for file in checkpoint_files or ()}
-    for folder in local:
-        if (folder / DESCRIPTION).is_file() and all((folder / name).is_file() for name in _all_files(folder)):
-            return nested_folder(folder)
     config: Any = model.config
-    return nested_folder(config.name_or_path, getattr(config, "_commit_hash", None))
-
-
-def _all_files(folder: Path) -> Mapping[str, Any]:
-    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")).get("files", {})
+    if checkpoint_files and Path(config.name_or_path).is_dir():
+        return nested_folder(Path(checkpoint_files[0]).parent)
+    return nested_folder(config.name_or_path, **words_of_cache(checkpoint_files))
 
 
 auto.register_quantization_config(METHOD)(MatQuantConfig)

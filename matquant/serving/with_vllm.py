@@ -30,10 +30,11 @@ from matquant.notation import Plan, Slice
 from matquant.serving.humming_layout import schema_of, tensors_of, why_not
 from matquant.serving.nested_folder import NestedFolder
 from matquant.serving.places import nested_folder
+from matquant.serving.unquantized import files, pattern, require_same
 from matquant.serving.vllm_plugin import METHOD
 
-KNOWN = ("quant_method", "plan", "packed", "expanded")
-"""The words of a folder's `quantization_config`; `packed` is for transformers."""
+KNOWN = ("quant_method", "plan", "packed", "weights", "expanded")
+"""The words of a folder's `quantization_config`; `packed` and `weights` are for transformers."""
 TRANSPOSED = ("gpt2",)
 """The kinds of model whose checkpoints keep weights as [in, out]."""
 TURNED = (*TRANSPOSED, "gpt_neox", "bloom", "falcon")
@@ -254,12 +255,14 @@ def read_nested_weights() -> None:
         if model_config.quantization != METHOD:
             yield from original(self, model_config, model)
             return
+        nested = _nested(model_config, model)
+        require_same(nested.reading.folder, files(nested.reading.folder))
         # The files of planes have the same ending, and names that no model knows.
         rest = DefaultModelLoader.Source(
-            model_config.model, model_config.revision, allow_patterns_overrides=["model*.safetensors"]
+            model_config.model, model_config.revision, allow_patterns_overrides=[pattern(nested.reading.folder)]
         )
         yield from self._get_weights_iterator(rest)
-        yield from _nested(model_config, model)
+        yield from nested
 
     DefaultModelLoader.get_all_weights = get_all_weights
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import assert_never
 
 import torch
@@ -12,7 +13,7 @@ from matquant.algorithms.progress import Layers
 from matquant.codes.quantizers import DTYPES
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Setup
-from matquant.models.devices import pick_device, say_what_it_costs
+from matquant.models.devices import deterministic, pick_device, say_what_it_costs
 from matquant.models.loading import load_model
 from matquant.models.tokens import training_tokens
 from matquant.parallel import distributed
@@ -25,6 +26,8 @@ from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import Tracker
 from matquant.training.clock import timed
 from matquant.training.progress import DiskProgress
+
+log = logging.getLogger(__name__)
 
 
 def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> None:
@@ -42,7 +45,7 @@ def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> No
     progress = DiskProgress(cell, setup, tracker, beat, world)
     with timed(run, is_main=world.is_main):
         try:
-            layers = _fit(cell, setup, progress, world)
+            layers = _same_bits(cell, setup, progress, world)
         finally:
             progress.bar.close()
     if world.is_main:
@@ -54,6 +57,23 @@ def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> No
 def to_train(cell: Cell, setup: Setup) -> bool:
     """True if the cell needs a checkpoint and has none yet."""
     return cell.base.kind != "none" and not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint)
+
+
+def _same_bits(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Layers:
+    """Fits with operations that give the same bits in every run; with others, and a warning, where a model needs one.
+
+    What is finished by then is kept, as after any interruption.
+    """
+    try:
+        with deterministic(world.device(pick_device(setup))):
+            return _fit(cell, setup, progress, world)
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        reason = str(error).partition(",")[0]
+    # Out here, where nothing holds the model that failed.
+    log.warning("%s: another run of %s on a GPU may differ from this one in some codes", reason, cell.id)
+    return _fit(cell, setup, progress, world)
 
 
 def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Layers:

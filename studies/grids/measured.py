@@ -59,7 +59,9 @@ def facts_of(cell: Cell) -> tuple[str, tuple[str, ...]]:
         return "", ()
     _, *words = all_words(cell).split(", ")
     facts = cell.model_dump(mode="json", exclude_defaults=True, exclude={"objective", "seed"})
-    return ", ".join(words), tuple(f"{key}={value}" for key, value in flatten(facts) if key not in COVERED)
+    return ", ".join(words), tuple(
+        f"{key}={value}" for key, value in flatten(facts) if key not in COVERED and value != "{}"
+    )
 
 
 def row_of(cell: Cell, plan: str) -> Row:
@@ -148,7 +150,10 @@ def told_apart(row: Row, rows: Iterable[Row]) -> Iterator[str]:
     algorithm = row.method.partition(",")[0]
     rivals = [set(other.rest) for other in rows if other.method.partition(",")[0] == algorithm]
     shared = set.intersection(*rivals)
-    return (fact.removeprefix("base.") for fact in row.rest if fact not in shared)
+    # The text is the same wherever one is read: that a row reads none is no setting of the others.
+    texts = {fact for rival in rivals for fact in rival if fact.startswith("data.")}
+    only = texts if len({fact.partition("=")[0] for fact in texts}) == len(texts) else set()
+    return (fact.removeprefix("base.") for fact in row.rest if fact not in shared | only)
 
 
 def main(words: Sequence[str]) -> None:
