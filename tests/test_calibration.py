@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from matquant.algorithms import pinned
 from matquant.algorithms.block_arguments import for_batch
 from matquant.algorithms.calibration import (
     Activations,
@@ -17,6 +19,7 @@ from matquant.algorithms.calibration import (
     run_block,
     run_chain,
 )
+from matquant.algorithms.pinned import rows_of
 from matquant.config.cell import RandomModel
 from matquant.models.families import blocks, linears
 from matquant.models.loading import load_model
@@ -120,3 +123,41 @@ def test_a_narrower_dtype_rounds_what_is_kept_and_hands_it_out_as_it_came(dtype)
 def test_what_is_narrower_already_is_kept_as_it_is():
     kept = Shelf(torch.float32).keep((batch.bfloat16() for batch in BATCHES), 5)
     assert kept.states.dtype == torch.bfloat16
+
+
+def test_host_memory_is_pinned_where_a_gpu_reads_it_and_changes_no_bit(device):
+    kept = Shelf(torch.float32, "host").keep((batch.to(device) for batch in BATCHES), 5)
+    assert kept.states.device.type == "cpu"
+    assert kept.states.is_pinned() == (device.type == "cuda")
+    assert torch.equal(kept.states, torch.cat(BATCHES))
+    assert torch.equal(kept.batch(torch.tensor([4, 0, 4])).cpu(), torch.cat(BATCHES)[[4, 0, 4]])
+    assert torch.equal(torch.cat(list(kept.batches(3))).cpu(), torch.cat(BATCHES))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_copied_one_by_one_are_those_of_an_index(dtype):
+    states = torch.cat(BATCHES).to(dtype)
+    index = torch.tensor([3, 0, 3])
+    assert torch.equal(rows_of(states, index, torch.device("cpu")), states[index])
+
+
+def test_memory_that_cannot_be_pinned_is_ordinary_and_that_is_said(monkeypatch, caplog):
+    def refused(shape, dtype):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(pinned, "pinned", refused)
+    found = pinned.host_memory((2, 3), torch.bfloat16, device=torch.device("cuda"))
+    assert (found.shape, found.dtype, found.device.type) == ((2, 3), torch.bfloat16, "cpu")
+    assert "ordinary host memory" in caplog.text
+    caplog.clear()
+    pinned.host_memory((2, 3), torch.bfloat16, device=torch.device("cpu"))
+    assert not caplog.text
+
+
+def test_no_more_is_pinned_than_half_of_the_memory_that_is_free(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pinned, "pinned", lambda shape, dtype: asked.append(shape) or torch.empty(shape, dtype=dtype))
+    monkeypatch.setattr(pinned.psutil, "virtual_memory", lambda: SimpleNamespace(available=64))
+    for numbers in (8, 9):  # 32 bytes, and 36 that take 64
+        pinned.host_memory((numbers,), torch.float32, device=torch.device("cuda"))
+    assert asked == [(8,)]

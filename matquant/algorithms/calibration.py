@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from matquant.algorithms.block_arguments import block_arguments, for_batch
+from matquant.algorithms.pinned import host_memory, rows_of
 from matquant.config.cell import Place
 from matquant.disk import writing
 from matquant.errors import UserError
@@ -43,12 +44,14 @@ class Activations:
 
     def batch(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch tokens hidden"]:
         """Some sequences, on the device and in the dtype that they were computed in."""
+        if self.states.is_pinned():
+            return rows_of(self.states, index, self.device).to(self.dtype)
         return self.states[index.to(self.states.device)].to(self.device, self.dtype)
 
     def batches(self, batch_size: int) -> Iterator[Float[Tensor, "batch tokens hidden"]]:
         """All sequences in order."""
         for batch in self.states.split(batch_size):
-            yield batch.to(self.device, self.dtype)
+            yield batch.to(self.device, non_blocking=self.states.is_pinned()).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,12 @@ class Shelf:
             if not done:
                 device, dtype = batch.device, batch.dtype
                 states = self._empty((num_sequences, *batch.shape[1:]), batch)
-            states[done : done + len(batch)] = batch.to(states.device, states.dtype)
+            # Narrowed where it was computed.  Into pinned memory the copy goes on while the next batch is computed.
+            states[done : done + len(batch)].copy_(batch.to(states.dtype), non_blocking=states.is_pinned())
             done += len(batch)
         assert done == num_sequences
+        if states.is_pinned():
+            torch.cuda.synchronize(device)  # the CPU, too, may read it from here on
         return Activations(states, device, dtype)
 
     def _empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -81,7 +87,7 @@ class Shelf:
             case "device":
                 return torch.empty(shape, dtype=dtype, device=like.device)
             case "host":
-                return torch.empty(shape, dtype=dtype, device="cpu")
+                return host_memory(shape, dtype, device=like.device)
             case "disk":
                 # A mapped file without a name: the system takes it back when the tensor goes, even if the process is
                 # killed.
