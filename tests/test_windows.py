@@ -204,7 +204,7 @@ def test_a_whole_text_of_less_than_one_block_is_refused(tmp_path):
     ("overrides", "sentence"),
     [
         (["data.num_sequences=null"], r"data\.num_sequences=null is for held-out text alone; set data\.num_sequences="),
-        (["data=hub", "data.repo=a/b", "data.separator=x", "+data.convention=gptq"], r"data\.convention=gptq is for"),
+        (["data=hub", "data.repo=a/b", "data.separator=x", "data.convention=gptq"], r"data\.convention=gptq is for"),
         (["perplexity=c4_gptq", "readout.perplexity.separator=null"], r"set readout\.perplexity\.separator"),
         (["perplexity=c4_gptq", "readout.perplexity.tokens_per_document=9"], r"tokens_per_document=null"),
         (["perplexity=c4_gptq", "readout.perplexity.convention=blocks"], r"num_rows belongs to convention=gptq"),
