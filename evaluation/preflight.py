@@ -265,6 +265,7 @@ def _check_heldout_text(cell: Cell, setup: Setup) -> None:
     assert held_out is not None
     if isinstance(held_out, HubText):
         text.check_hub(held_out, "heldout")
-        return
+        if not text.is_of_windows(held_out):  # blocks are read as they come: all of a data set would be downloaded
+            return
     tokenizer = tokenizer_of(cell.model, cache=setup.paths.cache)
     heldout_tokens(held_out, tokenizer, add_bos=cell.sets_bos)

@@ -38,6 +38,8 @@ class PlanShare:
 
 
 WHOLE = PlanShare()
+WINDOWS = ("convention", "separator", "num_rows", "most_sequences", "special_tokens", "heldout_split", "column")
+"""The facts of windows: text that is packed from document to document has none of them in its protocol."""
 
 
 def task_source(readout: Readout) -> TaskSource:
@@ -78,6 +80,10 @@ def settings(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     if readout.perplexity is not None:
         held_out = readout.perplexity
         shape = {"num_sequences": held_out.num_sequences, "sequence_length": held_out.sequence_length}
+        if text.is_of_windows(held_out):
+            windows = {name: getattr(held_out, name) for name in WINDOWS}
+            found[LOG_PPLX] = {"task": LOG_PPLX, **shape, **windows, **common, "add_bos": False}
+            return found
         if held_out.tokens_per_document is not None:
             shape["tokens_per_document"] = held_out.tokens_per_document
         part = {"part": held_out.part} if held_out.part != "test" else {}  # older results are of test text

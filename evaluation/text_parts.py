@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from evaluation.protocol import WINDOWS
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.readouts import is_of_tuning_text
-from evaluation.results.store import ResultStore
-from matquant.config.cell import ModelSpec, TextSpec
+from evaluation.results.store import Protocol, ResultStore
+from matquant.config.cell import HubText, ModelSpec, TextSpec
 from matquant.errors import UserError
-from matquant.models.text import can_be
+from matquant.models.text import can_be, is_of_windows
 
 SIZES = ("num_sequences", "sequence_length", "tokens_per_document")
 
@@ -31,9 +33,18 @@ def other_parts(cell_id: str, held_out: TextSpec, store: ResultStore) -> Iterato
         except (OSError, ValueError):
             continue  # a damaged one is measured again
         if is_of_tuning_text(protocol) != is_tuning and can_be(held_out, str(protocol.get("data"))):
-            sizes = {name: protocol.get(name) for name in SIZES}
-            found[path.name] = held_out.model_copy(update={**sizes, "part": "test" if is_tuning else "tuning"})
+            facts = {name: protocol.get(name) for name in SIZES} | _windows(held_out, protocol)
+            found[path.name] = held_out.model_copy(update={**facts, "part": "test" if is_tuning else "tuning"})
     yield from {json.dumps(text.model_dump(mode="json")): text for text in found.values()}.values()
+
+
+def _windows(held_out: TextSpec, protocol: Protocol) -> dict[str, Any]:
+    """The facts of windows that a stored text was read with; packed text has no separator where it has two parts."""
+    if not isinstance(held_out, HubText):
+        return {}
+    if "convention" in protocol:
+        return {name: protocol[name] for name in WINDOWS}
+    return {"convention": "blocks", "separator": None, "num_rows": None} if is_of_windows(held_out) else {}
 
 
 def check_apart(held_out: TextSpec, other: TextSpec, model: ModelSpec, *, results: Path, cache: Path) -> None:
@@ -45,8 +56,14 @@ def check_apart(held_out: TextSpec, other: TextSpec, model: ModelSpec, *, result
     number = blocks_before(held_out, other, tokenizer, add_bos=model.add_bos is True)
     if number is None:
         return
+    if is_of_windows(held_out) or is_of_windows(other):
+        raise UserError(
+            f"readout.perplexity: the {held_out.part} text takes rows that {results} holds numbers of as {other.part} "
+            "text; choose defaults on perplexity=tuning, and set paths.results to a folder without those numbers"
+        )
     remedy = f"set readout.perplexity.num_sequences={number}" if number else "give more text"
+    amount = held_out.num_sequences or "null"
     raise UserError(
-        f"readout.perplexity.num_sequences={held_out.num_sequences}: the {held_out.part} text takes documents that "
+        f"readout.perplexity.num_sequences={amount}: the {held_out.part} text takes documents that "
         f"{results} holds numbers of as {other.part} text; {remedy}"
     )

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
+from evaluation.text_size import sequences_of
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, SearchSpec
 from matquant.models.experts import active_weights, is_of_expert
@@ -161,7 +162,7 @@ def tokens_of_task(readout: Readout, task: str) -> int:
     """The tokens of a task's documents, or of the held-out text."""
     if task == LOG_PPLX:
         assert readout.perplexity is not None
-        return readout.perplexity.num_sequences * readout.perplexity.sequence_length
+        return sequences_of(readout.perplexity) * readout.perplexity.sequence_length
     known = PAPER_TASKS.get(task)
     return documents_of_task(readout, task) * (known.num_tokens if known else TOKENS_OF_ANOTHER_TASK)
 
@@ -176,7 +177,7 @@ def documents_of_task(readout: Readout, task: str) -> int:
 def batches_of_plan(readout: Readout) -> float:
     """The batches of answers that are run through a model for one plan, and those of the held-out text."""
     answers = ANSWERS_OF_A_DOCUMENT * sum(documents_of_task(readout, task) for task in readout.tasks)
-    text = 0 if readout.perplexity is None else readout.perplexity.num_sequences
+    text = 0 if readout.perplexity is None else sequences_of(readout.perplexity)
     return (answers + text) / readout.batch_size
 
 
@@ -217,4 +218,5 @@ def num_slices(cell: Cell) -> int:
 
 def calibration_tokens(cell: Cell) -> int:
     assert cell.data is not None
+    assert cell.data.num_sequences is not None
     return cell.data.num_sequences * cell.data.sequence_length

@@ -168,6 +168,7 @@ def _budget(cell: Cell) -> tuple[str, ...]:
     assert cell.data is not None
     assert cell.grid is not None
     base, data = cell.base, cell.data
+    assert data.num_sequences is not None
     text = f"{data.num_sequences} x {data.sequence_length} tokens, {data.kind}"
     shared = (BASE_NAMES[base.kind], str(cell.scope).replace("_", " + "), all_words(cell), text)
     match base:

@@ -25,6 +25,11 @@ TYPED: Mapping[str, str] = {
     "sequence_length": "readout.perplexity.sequence_length",
     "tokens_per_document": "readout.perplexity.tokens_per_document",
     "part": "readout.perplexity.part",
+    "num_rows": "readout.perplexity.num_rows",
+    "most_sequences": "readout.perplexity.most_sequences",
+    "special_tokens": "readout.perplexity.special_tokens",
+    "heldout_split": "readout.perplexity.heldout_split",
+    "column": "readout.perplexity.column",
 }
 """The facts of a protocol that are options under a name."""
 
@@ -46,20 +51,21 @@ def option_of(name: str, stored: Any, asked: Any) -> Option:
         stored, asked = bool(stored), bool(asked)
     if name == "part":  # is left out of protocols of test text
         stored, asked = stored or "test", asked or "test"
-    typed = f"{TYPED[name]}={_written(stored)}" if name in TYPED else ""
+    typed = f"{TYPED[name]}={written(stored)}" if name in TYPED else ""
     return Option(f"{name} {_words(stored)} instead of {_words(asked)}", typed)
 
 
 def option_of_documents(stored: Protocol, asked: Readout, task: str) -> Option:
     """Another text, split or source; one that no option can tell wholly has none."""
-    return _text(stored, asked) if task == LOG_PPLX else _documents(str(stored.get("data")), asked, task)
+    return other_text(stored, asked) if task == LOG_PPLX else _documents(str(stored.get("data")), asked, task)
 
 
 def _words(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -88,12 +94,13 @@ def _source(stored: str) -> str:
     return "folder" if re.fullmatch(r"(/|[A-Za-z]:).*@[0-9a-f]{12}", stored) else "hub"
 
 
-def _text(stored: Protocol, asked: Readout) -> Option:
+def other_text(stored: Protocol, asked: Readout) -> Option:
+    """Another text, and the options of the embedded one."""
     kind = "none" if asked.perplexity is None else asked.perplexity.kind
     data, typed = str(stored.get("data")), ""
     if data.startswith(EMBEDDED_TEXT) and kind != "embedded":
         # Another text comes with its own size, so that all of it has to be typed.
-        sizes = [f"readout.perplexity.{name}={_written(stored.get(name))}" for name in SIZES]
+        sizes = [f"readout.perplexity.{name}={written(stored.get(name))}" for name in SIZES]
         part = [f"readout.perplexity.part={stored['part']}"] if "part" in stored else []
         typed = " ".join(["perplexity=embedded", *sizes, *part])
     return Option(f"text {data!r} instead of that of readout.perplexity ({kind})", typed)

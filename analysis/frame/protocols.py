@@ -15,6 +15,7 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from analysis.frame.conventions import OF_ANY_TEXT, is_other_convention, option_of_convention
 from analysis.frame.options import Option, option_of, option_of_documents
 from evaluation.protocol import asks_for, settings
 from evaluation.results.metrics import LOG_PPLX
@@ -102,9 +103,13 @@ class _Differences:
 
     def _options(self, task: str, stored: Protocol, wanted: Mapping[str, Protocol]) -> Iterable[Option]:
         asked = wanted.get(task, {})
-        if not self._asks_for(task, str(stored.get("data"))):
+        is_asked, names = self._asks_for(task, str(stored.get("data"))), {**asked, **stored}
+        if is_other_convention(stored, asked, is_asked=is_asked):
+            yield option_of_convention(stored, self._readout)
+            names = OF_ANY_TEXT
+        elif not is_asked:
             yield option_of_documents(stored, self._readout, task)
-        for name in {**asked, **stored}:
+        for name in names:
             if name not in UNSET and stored.get(name) != asked.get(name):
                 yield option_of(name, stored.get(name), asked.get(name))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.frame.conventions import is_of_windows, windows_note
 from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import IDENTITY_COLUMNS, TASK_NAMES
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, is_fraction
@@ -113,8 +114,9 @@ def _notes(loaded: LoadedResults, row: SummaryRow) -> tuple[str, ...]:
     certain = [CERTAIN_NOTE for task in loaded.averaged if row[task] in (0.0, 1.0)]
     key = loaded.keys.get((row["cell_id"], row["plan"], LOG_PPLX))
     tuning = [TUNING_NOTE] if key is not None and is_of_tuning_text(key.protocol) else []
+    windows = [windows_note(key.protocol)] if key is not None and is_of_windows(key.protocol) else []
     older = [OLDER_COUNT_NOTE] if (row["cell_id"], row["plan"]) in loaded.by_older_count else []
-    return (*certain[:1], *tuning, *older)
+    return (*certain[:1], *tuning, *windows, *older)
 
 
 OLDER_COUNT_NOTE = (

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, assert_never
 
+from analysis.frame.conventions import is_of_windows, windows_words
 from analysis.frame.summary import task_name
 from evaluation.results.metrics import LOG_PPLX
 from matquant.config.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
@@ -70,6 +71,8 @@ def _words(task: str, protocol: Protocol) -> str:
 
 
 def _of_text(protocol: Protocol) -> list[str]:
+    if is_of_windows(protocol):
+        return [windows_words(protocol)]
     part = "tuning" if protocol.get("part") == "tuning" else "held-out"
     most = protocol.get("tokens_per_document")
     return [

@@ -31,6 +31,8 @@ Zero = Literal["real", "rounded", "aligned_int4", "aligned_int3", "aligned_int2"
 Headroom = Literal["full", "int4", "int3", "int2"]
 HeldOutPart = Literal["test", "tuning"]
 """The use of held-out text: to report numbers of, or to choose defaults on.  No document is of both."""
+Convention = Literal["blocks", "gptq"]
+"""The way from a text to sequences: packed from document to document, or windows of all rows joined, as GPTQ's are."""
 SliceClamp = Literal["bucket", "value"]
 """The weights of a slice that gradients take for clamped: those in a bucket it lacks, or those above its top value.
 
@@ -143,7 +145,8 @@ ModelSpec = Annotated[HubModel | FolderModel | EmbeddedModel | RandomModel, Fiel
 class Text(Spec):
     """An amount of text: `num_sequences` blocks of `sequence_length` tokens, packed from document to document."""
 
-    num_sequences: Positive
+    num_sequences: Positive | None
+    """None, of held-out text alone: as many as the text has."""
     sequence_length: Positive
     tokens_per_document: Positive | None = None
     """The most tokens that one document gives, so that a long one is not most of the text; None: no limit."""
@@ -176,6 +179,26 @@ class HubText(Text):
     revision: str = "main"
     separator: str | None = None
     """Joins rows that are pieces of one text in order, such as WikiText's lines; None: every row is a document."""
+    convention: Convention = "blocks"
+    """`gptq`, of held-out text alone: the windows of `matquant.models.windows`, without BOS and documents."""
+    num_rows: Positive | None = None
+    """Of windows: the first rows that are joined; None: all."""
+    most_sequences: Positive | None = None
+    """Of windows: the most that num_sequences=null takes; None: all."""
+    special_tokens: bool = False
+    """Of windows: the tokens that the tokenizer sets around every text are set once, around all rows together."""
+
+    @model_validator(mode="after")
+    def _has_windows(self) -> HubText:
+        if self.convention == "gptq":
+            if self.separator is None or self.tokens_per_document is not None:
+                key = "tokens_per_document=null" if self.separator is not None else "separator, which joins its rows"
+                raise ValueError(f"convention=gptq reads all rows as one text; set readout.perplexity.{key}")
+            return self
+        for name in ("num_rows", "most_sequences", "special_tokens"):
+            if getattr(self, name):
+                raise ValueError(f"{name} belongs to convention=gptq; choose perplexity=c4_gptq, or leave out {name}")
+        return self
 
     @model_validator(mode="after")
     def _has_both_parts(self) -> HubText:
@@ -449,10 +472,22 @@ def _check_search(base: SearchBase, objective: Objective | None, data: TextSpec 
         _check_text(base, data)
 
 
+def _check_amount(data: TextSpec) -> None:
+    """Refuses calibration text of no known amount, and a convention that is one of held-out text."""
+    if data.num_sequences is None:
+        raise ValueError("data.num_sequences=null is for held-out text alone; set data.num_sequences=128")
+    if isinstance(data, HubText) and data.convention != "blocks":
+        raise ValueError(
+            f"data.convention={data.convention} is for held-out text alone; leave it out, and choose "
+            "perplexity=wikitext2_gptq to measure so"
+        )
+
+
 def _check_text(base: SearchBase | OmniQuantBase | QATBase | GPTQBase, data: TextSpec | None) -> None:
     """Refuses text that is missing or too short for a single batch."""
     if data is None:
         raise ValueError(f"base={base.kind} needs text; choose data=embedded or another data set")
+    assert data.num_sequences is not None
     if base.batch_size > data.num_sequences:
         raise ValueError(
             f"base.batch_size={base.batch_size} exceeds data.num_sequences={data.num_sequences}; "
@@ -481,6 +516,8 @@ class Cell(Spec):
                 f"data.part={self.data.part} is a part of held-out text, which nothing is trained on; "
                 f"set data.part=test, and readout.perplexity.part={self.data.part} to measure on it"
             )
+        if self.data is not None:
+            _check_amount(self.data)
         if base.kind != "none" and (self.objective is None or self.grid is None or self.scope is None):
             raise ValueError(f"base={base.kind} needs bits, grid and scope")
         if self.grid is not None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, assert_never
+from typing import Any, Literal, NamedTuple, TypeGuard, assert_never
 
 from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.config.home import at_home
@@ -72,6 +72,11 @@ def revision(spec: TextSpec, split: Split = "heldout") -> str:
             return f"{spec.repo}/{spec.subset or ''}@{spec.revision}"
         case _:
             assert_never(spec)
+
+
+def is_of_windows(spec: TextSpec) -> TypeGuard[HubText]:
+    """True for a text that is read as windows, and not packed from document to document."""
+    return isinstance(spec, HubText) and spec.convention == "gptq"
 
 
 def can_be(spec: TextSpec, stored: str) -> bool:
@@ -189,10 +194,16 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
     with _hub_in_words(spec, split):
         stream = _stream(spec, split)
         if spec.separator is not None:
-            yield spec.separator.join(row[spec.column] for row in stream)
+            yield spec.separator.join(row[spec.column] for row in islice(stream, spec.num_rows))
             return
         for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
             yield row[spec.column]
+
+
+def joined_rows(spec: HubText) -> set[str]:
+    """The rows that a held-out text joins, each once."""
+    with _hub_in_words(spec, "heldout"):
+        return {row[spec.column] for row in islice(_stream(spec, "heldout"), spec.num_rows)}
 
 
 def _stream(spec: HubText, split: Split) -> Any:
