@@ -30,12 +30,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from benchmarks.engines.environment import Environment, NotThere
 from benchmarks.page_cache import bytes_in_memory, forget
 from matquant.errors import UserError
 
-DENSE, EXPANDED, PACKED, GGUF = "dense", "nested, expanded", "nested, packed", "GGUF, llama.cpp"
-WAYS = (DENSE, EXPANDED, PACKED, GGUF)
+DENSE, EXPANDED, PACKED, GGUF = "dense", "expanded", "packed", "gguf"
+WAYS = {EXPANDED: "nested, expanded", PACKED: "nested, packed", GGUF: "GGUF, llama.cpp"}
+"""The ways beside the rival, and what the table calls them."""
 WIDTHS = ("int8", "int4", "int3", "int2")
 
 
@@ -49,7 +52,7 @@ class Served:
 
     @property
     def name(self) -> str:
-        return "dense (rival)" if self.way == DENSE else f"{self.plan} {self.way}"
+        return "dense (rival)" if self.way == DENSE else f"{self.plan} {WAYS[self.way]}"
 
     @property
     def files(self) -> list[Path]:
@@ -144,11 +147,20 @@ def measured(served: Served, *, threads: int, decode: int) -> Numbers:
 def all_measured(found: Sequence[Served], *, repeats: int, threads: int, decode: int) -> dict[str, Numbers]:
     """The best of some rounds; in the first one the bytes are counted that come off the disk."""
     best: dict[str, Numbers] = {}
+    left = list(found)
     for number in range(repeats):
-        for served in found:
+        for served in tqdm([*left], desc=f"round {number + 1} of {repeats}", unit="way"):
             if not number:
                 forget(served.files)
-            numbers = measured(served, threads=threads, decode=decode)
+            try:
+                numbers = measured(served, threads=threads, decode=decode)
+            except RuntimeError as error:
+                if served.way == DENSE:
+                    raise  # nothing can be compared with it
+                tqdm.write(f"failed: {served.name}: {str(error).strip().splitlines()[-1]}")
+                left.remove(served)
+                best.pop(served.name, None)
+                continue
             if not number:
                 best[served.name] = {**numbers, "read": bytes_in_memory(served.files)}
                 continue
@@ -220,7 +232,7 @@ def folders(
             try:
                 export_readout(trained, format_named("gguf"), Plan.parse(width), folder, dtype=dtype)
             except UserError as error:
-                print(f"skipped: {width} {GGUF}: {error}")
+                print(f"skipped: {width} {WAYS[GGUF]}: {error}")
             else:
                 yield Served(GGUF, width, folder)
 
@@ -231,7 +243,7 @@ def main() -> None:
     )
     parser.add_argument("words", nargs="*", metavar="CELL", help="the id of a trained cell, and overrides of paths")
     parser.add_argument("--widths", nargs="+", default=WIDTHS, help="any plans (default: %(default)s)")
-    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="besides the rival (default: all)")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="besides the rival (default: all)")
     parser.add_argument("--dtype", default="bfloat16", help="of everything that is not quantized, and of the rival")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--decode", type=int, default=32, help="tokens that are decoded (default: 32)")
