@@ -76,8 +76,10 @@ class Subject:
 
     def tokens(self, job: Job) -> Tensor:
         """Random text, on the CPU as a tokenizer leaves it."""
-        assert job.cell.data is not None
-        shape = (job.cell.data.num_sequences, job.cell.data.sequence_length)
+        data = job.cell.data
+        assert data is not None
+        assert data.num_sequences is not None  # only held-out text is taken whole
+        shape = (data.num_sequences, data.sequence_length)
         vocabulary = size_of(job.cell, job.setup.paths.cache).vocabulary
         return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(0))
 
