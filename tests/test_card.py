@@ -47,7 +47,7 @@ def made(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """What lies in a nested folder before its card is written."""
+    """A nested folder before its card is written."""
     return folder_of(tmp_path / "nested")
 
 

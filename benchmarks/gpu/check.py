@@ -46,7 +46,7 @@ LAST_WORDS = 1500
 
 @dataclass
 class Found:
-    """What one part said, and how it ended."""
+    """The lines of one part, and its end."""
 
     part: str
     lines: list[Line] = field(default_factory=list)

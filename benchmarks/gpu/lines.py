@@ -1,4 +1,4 @@
-"""What a part of the GPU check says: one line for each thing that it measured or held against something else."""
+"""The words of a part of the GPU check: one line for each thing that it measured or held against something else."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def compile_layer(weight: SlicedWeight, batches: Sequence[int], scale: Scale) ->
         os.environ["HUMMING_COMPILER"] = "nvcc"
         try:
             return replace(compile_with(weight, batches, scale), note=f"by nvcc, since {sentence(error)[:100]}")
-        except Exception as second:
+        except Exception as second:  # of any kind: both reasons are said in one line
             raise RuntimeError(f"{sentence(error)}; with nvcc: {sentence(second)}") from second
 
 

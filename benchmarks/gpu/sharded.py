@@ -81,7 +81,7 @@ FULL = Sizes(LLAMA_1B, 1024, 2, 6, "bfloat16", 128256)
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left behind."""
+    """The losses, layers, seconds and peak memory of a training."""
 
     losses: list[float]
     layers: Layers

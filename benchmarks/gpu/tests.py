@@ -98,7 +98,7 @@ def _last_assertion(mark: ElementTree.Element) -> str:
 
 
 def lines(cases: Sequence[Case], said: str) -> Iterator[Line]:
-    """What a run of pytest amounts to."""
+    """The counts and failures of a run of pytest."""
     wrong, skipped = ([case for case in cases if getattr(case, name)] for name in ("failed", "skipped"))
     passed = len(cases) - len(wrong) - len(skipped)
     note = f"{len(wrong)} failed, {len(skipped)} skipped"
