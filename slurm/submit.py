@@ -24,11 +24,12 @@ from matquant.config.setup import SlurmCluster
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.status import LAUNCH
-from slurm import snapshot
+from slurm import queue, snapshot
 from slurm.estimate import ranks_of
 from slurm.jobs import Job
 from slurm.plan import KINDS, Item, Sweep
 from slurm.records import Submission, new_launch, read_submission, write_submission
+from slurm.states import endings
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Launch:
         self.sweep, self.setup, self.cluster, self.code = sweep, setup, setup.cluster, code
         self.name = new_launch(sweep.study.name)
         self.folder = setup.paths.runs / ".jobs" / self.name
+        self.where = queue.target_cluster(self.cluster)
         self.num_submitted = 0
         self._bar = tqdm(desc="submitting", unit=" jobs", leave=False)
 
@@ -120,7 +122,8 @@ class Launch:
         name = f"{self.name}-{self.num_submitted}"
         recorded: list[tuple[Path, Submission]] = []
         for index, item in enumerate(batch.items):
-            submission = Submission(self.name, "slurm", name, index if len(batch.items) > 1 else None)
+            place = index if len(batch.items) > 1 else None
+            submission = Submission(self.name, "slurm", name, place, slurm_cluster=self.where, ended=item.ended)
             recorded.append((RunDir(self.setup.paths.runs, item.cell_id).job(item.stage.name), submission))
         already = f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
         before = {path: read_submission(path) for path, _ in recorded}
@@ -150,12 +153,17 @@ class Launch:
         return executor
 
     def _setup_lines(self) -> list[str]:
-        variables = {**snapshot.environment(self.code), LAUNCH: self.name, "TQDM_MININTERVAL": "30"}
+        variables = {
+            **snapshot.environment(self.code),
+            LAUNCH: self.name,
+            "TQDM_MININTERVAL": "30",
+            "PYTHONFAULTHANDLER": "1",
+        }
         lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         # A module that cluster.setup loads may have set PYTHONPATH.  No colon without a path behind it: an empty entry
         # means the working directory.
         behind = 'export PYTHONPATH="$PYTHONPATH${theirs:+:$theirs}"'
-        return [*self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, behind]
+        return [*endings.SCRIPT, *self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, behind]
 
 
 def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Sequence[str]) -> dict[str, Any]:
