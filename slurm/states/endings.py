@@ -105,7 +105,7 @@ def _before_its_first_report(said: str, told: str) -> Ending:
     if any(line.startswith("Traceback") for line in lines):
         error = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)), lines[-1])
         return Ending("error", f"its process ended before it could say why: {error[:300]}{told}")
-    if not lines:
+    if not lines or re.search(rf"\btask \S+: Killed|{STATUS} 137", said):
         return Ending("killed", f"the process ended without a status (killed?){told}")
     return Ending("error", f"its process ended before it could say why: read the log{told}")
 

@@ -87,7 +87,7 @@ def under_way(submission: Submission | None, status: Status | None, known: Known
         return None
     reported = _has_reported(submission, status)
     if submission.process_is_alive() or (submission.may_be_starting() and not reported):
-        note = f"process {submission.pid} on {submission.host} is starting{_of(submission.user)}"
+        note = f"process {submission.pid}{_of(submission.user)} on {submission.host} is starting"
         return UnderWay("running", note, owner=_other(submission.user))
     if known.hides(identity) and not (reported and status is not None and status.state in ("failed", "done")):
         note = f"job {submission.job_id}{_of(submission.user)}: SLURM shows it to nobody else; ask whether it has ended"
@@ -142,7 +142,7 @@ def _by_report(submission: Submission | None, status: Status, known: Known) -> U
         return _by_job(job, None, known)._replace(job=job if launched else None)
     if status.state == "stopped":
         return None
-    note = f"process {status.pid} on {status.host}{_of(status.user)}"
+    note = f"process {status.pid}{_of(status.user)} on {status.host}"
     if _is_alive(status, identity, job, known):
         return UnderWay("running", note, None, _other(status.user), status)
     if job is not None and not job.has_ended and status.host != socket.gethostname():
