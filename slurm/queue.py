@@ -139,7 +139,7 @@ def _jobs(lines: Iterable[str], cluster: str | None) -> list[QueuedJob]:
             continue
         number, state, reason, user, start, account, qos, name = parts
         for job_id in elements(number):
-            jobs.append(QueuedJob(job_id, name, state, reason, user, where, _seconds(start), account, qos))
+            jobs.append(QueuedJob(job_id, name, state, reason, _user(user), where, _seconds(start), account, qos))
     return jobs
 
 
@@ -158,7 +158,7 @@ def _in_accounts(cluster: str | None, identities: Iterable[Identity]) -> list[Qu
             number, state, user, start, account, qos, name = parts
             word = state.split()[0]
             for job_id in elements(number):
-                jobs.append(QueuedJob(job_id, name, word, "", user or None, where, _seconds(start), account, qos))
+                jobs.append(QueuedJob(job_id, name, word, "", _user(user), where, _seconds(start), account, qos))
     return jobs
 
 
@@ -191,6 +191,11 @@ def _arrays(identities: Iterable[Identity]) -> list[str]:
 
 def _at(cluster: str | None) -> list[str]:
     return [] if cluster is None else [f"--clusters={cluster}"]
+
+
+def _user(text: str) -> str | None:
+    """The name of a user; None for a number, which is all that a machine has of a user it does not know."""
+    return None if not text or text.isdigit() else text
 
 
 def _seconds(text: str) -> float | None:

@@ -93,7 +93,7 @@ MINE = {"launch": "launch-1", "slurm_job": "7"}
             None,
             JOB,
             [replace(PENDING, reason="DependencyNeverSatisfied")],
-            ("queued", None, "waits for a job that has failed"),
+            ("missing", None, "waits for one that has failed"),
         ),
     ],
 )

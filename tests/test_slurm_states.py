@@ -156,6 +156,11 @@ def test_a_job_with_another_name_user_or_number_is_not_taken_for_ours(slurm, tra
     assert (found.state, found.job) == ("missing", None)
 
 
+def test_a_user_whom_this_machine_knows_by_number_only_may_be_ours(slurm, training):
+    slurm.tell(job("7", "launch-0", "RUNNING", user="1234"))
+    assert training(None, JOB).state == "running"
+
+
 def test_a_job_of_another_cluster_is_asked_for_there(slurm, training):
     slurm.clusters = ("home", "away")
     slurm.tell(job("7", "launch-0", "RUNNING"))
@@ -391,6 +396,17 @@ def test_what_waits_behind_a_job_that_cannot_start_is_missing_and_its_job_stays(
     slurm.tell(job("7", "launch-0", "FAILED"), waiting)
     sweep = look(study)
     assert sweep.waits_in_vain(sweep.items[1])
+
+
+def test_a_job_that_waits_for_a_failed_one_is_replaced_though_the_work_of_that_one_is_done_since(slurm, study):
+    run = RunDir(study.setup.paths.runs, study.cells[0].id)
+    write_json(run.description, {})
+    write_submission(run.job("evaluate"), JOB)
+    slurm.tell(job("7", "launch-0", "PENDING", reason="DependencyNeverSatisfied"))
+    sweep = look(study)
+    assert [item.state for item in sweep.items] == ["done", "missing"]
+    assert sweep.waits_in_vain(sweep.items[1])
+    assert OPTIONS.wants(sweep.items[1])
 
 
 # --- how jobs ended --------------------------------------------------------------------------------------------------

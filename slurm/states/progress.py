@@ -125,6 +125,8 @@ def _by_job(job: QueuedJob, status: Status | None, known: Known) -> UnderWay:
     whose, owner = f"job {job.job_id}{_of(job.user)}", _other(job.user)
     if not job.is_waiting:
         return UnderWay("running", whose, job, owner, status)
+    if not job.can_run:
+        return UnderWay("missing", "its job waits for one that has failed", job, owner)
     if (found := obstacle(job, known)) is not None:
         note = f"{whose}: {found.words} (SLURM says {job.reason})"
         return UnderWay("failed", note, job, owner, None, found.reason, found.remedy)

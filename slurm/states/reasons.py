@@ -148,8 +148,6 @@ def is_at_limit(job: QueuedJob) -> bool:
 
 def why_it_waits(job: QueuedJob) -> str:
     """The state of a waiting job, with a word on reasons that end only when somebody acts."""
-    if not job.can_run:
-        return "waits for a job that has failed"
     ends = (
         " (until its nodes or its partition are back)" if _AWAY.match(job.reason.strip("()").replace(" ", "_")) else ""
     )
