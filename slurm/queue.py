@@ -82,6 +82,12 @@ def how_jobs_ended(job_ids: Iterable[str]) -> Mapping[str, str]:
     return ended
 
 
+def number_of(name: str) -> str | None:
+    """SLURM's number of the job, or of the array, of a name that only one has; None if it has none of that name."""
+    numbers = _ask(["squeue", "--noheader", "--states=all", f"--name={name}", "--format=%F"])
+    return numbers[0].strip() if numbers else None
+
+
 def cancel(job_ids: Iterable[str]) -> None:
     """Cancels jobs, waiting or running."""
     for ids in _portions(sorted(job_ids)):
