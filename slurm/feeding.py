@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from matquant.errors import UserError
 from slurm import queue
 from slurm.plan import Item, Sweep
-from slurm.sbatch.refusals import keys_of
+from slurm.sbatch.refusals import keys_of, kind_of
 from slurm.submit import Launch, Outcome
 
 AGAIN_S = 60.0
@@ -17,7 +17,11 @@ AGAIN_S = 60.0
 
 def in_words(outcome: Outcome) -> str:
     """A sentence about the jobs that are left."""
-    return f"SLURM has no place for {len(outcome.left)} more jobs now ({outcome.words}; {keys_of(outcome.words)})"
+    number, words = len(outcome.left), outcome.words
+    if kind_of(words) == "silent":
+        return f"SLURM did not answer about {number} more jobs ({words}); those that it took are found by their name"
+    key = keys_of(words)
+    return f"SLURM has no place for {number} more jobs now ({words}{'' if key == 'cluster.*' else f'; see {key}'})"
 
 
 class Feeder:

@@ -37,6 +37,7 @@ from matquant.config.study import Study
 from matquant.models import text
 from tests.processes import MARK, left_behind
 from tests.shared import run_folder, studies
+from tests.stand_ins import Cluster
 from tests.tiny import tiny_overrides, tiny_paths
 
 LONGEST = (
@@ -121,3 +122,11 @@ def tiny_study(tmp_path: Path, composed: Callable[..., Study]) -> Callable[..., 
         return replace(study, setup=study.setup.model_copy(update={"paths": tiny_paths(tmp_path)}))
 
     return compose
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Stand-ins for SLURM's commands, before the real ones on PATH."""
+    cluster = Cluster(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{cluster.folder / 'bin'}:{os.environ['PATH']}")
+    return cluster

@@ -14,6 +14,9 @@ from tests.tiny import TINY_GPTQ
 SEARCHED = ("cluster=slurm", "readout.plans=[int4, evolution@3]")
 
 
+pytestmark = pytest.mark.usefixtures("stand_ins")
+
+
 @pytest.fixture
 def submitted(tiny_study, tmp_path, monkeypatch) -> Callable[..., list[tuple[str, int, str | None]]]:
     """The batches of a launch: the stage, the number of jobs, and what they wait for; numbered from 0."""

@@ -22,13 +22,12 @@ SILENT = re.compile(
     r"[Cc]ommunication connection failure|Message (?:receive|send) failure|has not answered"
 )
 KEYS = (
-    (r"partition", "cluster.partition"),
-    (r"wall ?duration|time limit is invalid|TimeLimit", "cluster.time_min and cluster.evaluate_time_min"),
-    (r"QOS|qos", "cluster.qos"),
-    (r"account|Assoc", "cluster.account"),
+    (r"\b[Aa]ccount\b", "cluster.account"),
+    (r"[Pp]artition", "cluster.partition"),
+    (r"[Ww]all ?[Dd]uration|time limit is invalid|TimeLimit", "cluster.time_min and cluster.evaluate_time_min"),
     (r"feature|constraint", "cluster.constraint"),
-    (r"[Mm]emory", "cluster.mem_gb_per_task"),
-    (r"generic resource|gres|[Gg][Pp][Uu]|GRES", "cluster.gpus_per_node"),
+    (r"[Mm]emory|Mem(?=Per)", "cluster.mem_gb_per_task"),
+    (r"generic resource|gres|GRES|[Gg][Pp][Uu]", "cluster.gpus_per_node"),
     (r"processors|[Cc][Pp][Uu]", "cluster.cpus_per_task"),
     (r"[Nn]ode count", "cluster.nodes"),
     (
@@ -36,8 +35,11 @@ KEYS = (
         "cluster.gpus_per_node, cluster.cpus_per_task, cluster.mem_gb_per_task and cluster.constraint",
     ),
     (r"wckey", "cluster.sbatch.wckey"),
-    (r"option|fatal", "cluster.sbatch"),
+    (r"option|mutually exclusive", "cluster.sbatch"),
+    (r"Assoc", "cluster.account"),
+    (r"QOS|qos", "cluster.qos"),
 )
+"""The keys below `cluster` that SLURM's words are about; the first that fits counts."""
 
 
 def kind_of(said: str) -> Kind:
