@@ -23,9 +23,10 @@ from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluste
 from matquant.config.study import Study, load_study
 from matquant.disk import in_words
 from matquant.errors import UserError
+from matquant.runs.folder import SHARED
 from slurm import queue, snapshot, wording
 from slurm.costs import costs_of
-from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look, observe
+from slurm.plan import Item, Sweep, absolute, look, observe
 from slurm.sbatch.environment import unused
 from slurm.sbatch.parameters import replacements
 
@@ -49,22 +50,12 @@ class Options:
             case "missing":
                 return True
             case "failed":
-                return item.reason in RESUMABLE or self._retries(item)
+                is_mine = item.job is None or item.owner is None  # another user's job cannot be replaced
+                return is_mine and (item.goes_on_unasked or item.goes_on_if_asked(self.retry_failed))
             case "done" | "running" | "queued":
                 return False
             case _:
                 assert_never(item.state)
-
-    def _retries(self, item: Item) -> bool:
-        match self.retry_failed:
-            case "all":
-                return True
-            case "some":
-                return item.reason not in STUBBORN
-            case None:
-                return False
-            case _:
-                assert_never(self.retry_failed)
 
     def chosen(self, cell_id: str) -> bool:
         return not self.only or any(fnmatch.fnmatchcase(cell_id, pattern) for pattern in self.only)
@@ -154,28 +145,31 @@ def _require_room(sweep: Sweep, chosen: Iterable[Item]) -> None:
 
 
 def _cancel_what_can_never_run(items: Iterable[Item]) -> None:
-    """Cancels the jobs of items that are missing all the same: they wait for a training that has failed."""
+    """Cancels the jobs of items that are missing or failed all the same: they wait in vain."""
     with suppress(UserError):  # they may go by themselves, and do no harm if they stay
-        queue.cancel({item.job.job_id for item in items if item.state == "missing" and item.job is not None})
+        queue.cancel([item.job for item in items if item.job is not None and item.owner is None])
 
 
 def cancel(study: Study, options: Options) -> int:
     """Cancels the jobs of a study, or in a dry run prints how many."""
     at_work = [item for item in _look(study, options).items if item.state in ("running", "queued") or item.job]
-    job_ids = {item.job.job_id for item in at_work if item.job is not None}
-    here = [item.submission for item in at_work if item.job is None and item.submission is not None]
-    mine = [submission for submission in here if submission.process_is_alive()]
+    mine = [item for item in at_work if item.owner is None]
+    jobs = {item.job.job_id: item.job for item in mine if item.job is not None}
+    here = [item.submission for item in mine if item.job is None and item.submission is not None]
+    processes = [submission for submission in here if submission.is_mine and submission.process_is_alive()]
     if not options.dry_run:
-        queue.cancel(job_ids)
+        queue.cancel(jobs.values())
         # A launcher on this machine stops its workers; a worker without a launcher is stopped directly.
-        for pid in {submission.living_launcher() or submission.pid for submission in mine}:
+        for pid in {submission.living_launcher() or submission.pid for submission in processes}:
             if pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
     would = "would cancel" if options.dry_run else "cancelled"
-    print(f"{would} {len(job_ids) + len(mine)} jobs; finished work is on disk, and a launch goes on from there")
-    if others := len(at_work) - len(job_ids) - len(mine):
+    print(f"{would} {len(jobs) + len(processes)} jobs; finished work is on disk, and a launch goes on from there")
+    if others := len(mine) - len(jobs) - len(processes):
         print(f"{others} more are running that no launch started; stop them where they were started")
+    if theirs := wording.owned(at_work):
+        print(theirs)
     return 0
 
 
@@ -207,6 +201,8 @@ def show_plan(sweep: Sweep, options: Options) -> ShownPlan:
             print(f"\n{table}\n\n{cost}")
         if queue.is_slurm(sweep.study.setup.cluster):
             _say_what_does_not_count(sweep.study.setup.cluster)
+    if theirs := wording.owned(sweep.of("running", "queued", "failed")):
+        print(f"\n{theirs}")
     left = [item for item in sweep.of("failed") if not options.wants(item)]
     if refused or left:
         print("\nnot submitted:")
@@ -273,7 +269,7 @@ def _wait(study: Study, options: Options, feeder: Feeder | None) -> int:
         else:
             left = feeder is not None and _feed(study, options, feeder, sweep)
             if not left and not sweep.of("queued", "running"):
-                _cancel_what_can_never_run(sweep.items)
+                _cancel_what_can_never_run(item for item in sweep.of("missing") if sweep.waits_in_vain(item))
                 return _conclude(sweep, options)
         time.sleep(5)
 
@@ -326,7 +322,7 @@ def _look_if_possible(study: Study, options: Options) -> Sweep:
 @contextmanager
 def _one_launcher(setup: Setup) -> Iterator[None]:
     """Lets one launcher at a time look and submit: two at once would find the same jobs missing."""
-    lock = FileLock(setup.paths.runs / ".launch.lock")
+    lock = FileLock(setup.paths.runs / ".launch.lock", mode=SHARED)
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -21,7 +21,7 @@ from matquant.config.setup import SlurmCluster
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.status import LAUNCH
-from slurm import snapshot
+from slurm import queue, snapshot
 from slurm.estimate import ranks_of
 from slurm.jobs import Job
 from slurm.plan import KINDS, Item, Sweep
@@ -31,6 +31,7 @@ from slurm.sbatch.limits import max_array_size
 from slurm.sbatch.parameters import sbatch_parameters
 from slurm.sbatch.refusals import keys_of
 from slurm.sbatch.submission import RefusedError, Script
+from slurm.states import endings
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Launch:
         self.name = new_launch(sweep.study.name)
         self.folder = setup.paths.runs / ".jobs" / self.name
         self.environment = environment_of_sbatch(os.environ, self.cluster)
-        self.array_size = max_array_size(self.cluster, self.environment)
+        self.where = queue.target_cluster(self.cluster)
+        self.array_size = max_array_size(self.cluster)
         self.num_submitted = self._num_asked = 0
         self._left: list[Item] = []
         self._words = ""
@@ -171,7 +173,8 @@ class Launch:
         self._num_asked += 1
         recorded: list[tuple[Path, Submission]] = []
         for index, item in enumerate(batch.items):
-            submission = Submission(self.name, "slurm", name, index if len(batch.items) > 1 else None)
+            place = index if len(batch.items) > 1 else None
+            submission = Submission(self.name, "slurm", name, place, slurm_cluster=self.where, ended=item.ended)
             recorded.append((RunDir(self.setup.paths.runs, item.cell_id).job(item.stage.name), submission))
         before = {path: read_submission(path) for path, _ in recorded}
         parameters = sbatch_parameters(batch.jobs[0], self.cluster, name, self._setup_lines(), batch.dependency)
@@ -179,7 +182,7 @@ class Launch:
         try:
             for path, submission in recorded:
                 write_submission(path, submission)
-            numbers = script.submit(self.environment)
+            numbers = script.submit(self.environment, self.where)
             for (path, submission), number in zip(recorded, numbers, strict=True):
                 write_submission(path, submission.with_job(number, JobPaths(self.folder, number, 0).stdout))
         except RefusedError as refusal:
@@ -196,11 +199,24 @@ class Launch:
         return f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
 
     def _setup_lines(self) -> list[str]:
-        variables = {**snapshot.environment(self.code), LAUNCH: self.name, "TQDM_MININTERVAL": "30"}
+        variables = {
+            **snapshot.environment(self.code),
+            LAUNCH: self.name,
+            "TQDM_MININTERVAL": "30",
+            "PYTHONFAULTHANDLER": "1",
+        }
         lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         # A module that cluster.setup loads may have set PYTHONPATH.  No colon without a path behind it: an empty entry
         # means the working directory.
         behind = 'export PYTHONPATH="$PYTHONPATH${theirs:+:$theirs}"'
         # Since SLURM 22.05 srun does not read the CPUs of a task from its job, and would give each of them one.
         cpus = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
-        return [*carried(os.environ), cpus, *self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, behind]
+        return [
+            *endings.SCRIPT,
+            *carried(os.environ),
+            cpus,
+            *self.cluster.setup,
+            'theirs="${PYTHONPATH:-}"',
+            *lines,
+            behind,
+        ]

@@ -249,10 +249,10 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
 
 @pytest.mark.parametrize("said", ["squeue cannot be found", "squeue failed (no configuration)"])
 def test_a_dry_run_has_a_plan_where_slurm_does_not_answer(said, tiny_study, doors, monkeypatch):
-    def silent() -> dict[str, queue.QueuedJob]:
+    def silent(_: object) -> queue.Known:
         raise UserError(said)
 
-    monkeypatch.setattr("slurm.plan.jobs_in_queue", silent)
+    monkeypatch.setattr("slurm.plan.ask_for", silent)
     status, words = doors(tiny_study(*TINY_OMNIQUANT, "cluster=slurm"))["launch --dry-run"]
     assert status == 0
     assert f"without SLURM's queue, whose jobs count as missing: {said}" in words

@@ -14,13 +14,13 @@ from matquant.runs.folder import RunDir
 from slurm import feeding
 from slurm.feeding import Feeder
 from slurm.plan import observe
-from slurm.queue import QueuedJob
 from slurm.records import read_submission
 from slurm.sbatch import submission
 from slurm.sbatch.environment import carried, environment_of_sbatch, unused
 from slurm.sbatch.limits import largest_array, max_array_size
 from slurm.sbatch.parameters import replacements
 from slurm.sbatch.refusals import in_words, keys_of, kind_of
+from slurm.states.known import Known, QueuedJob
 from slurm.submit import Launch, Outcome
 from tests.tiny import TINY_GPTQ
 
@@ -169,23 +169,22 @@ def test_a_job_takes_its_own_pickle_to_where_it_is_looked_for(array, submit, sta
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("MaxArraySize            = 1001", 1001),
-        ("MaxArraySize            = 0", 1),
-        ("MaxArraySize = 1001\nSchedulerParameters = bf_interval=1,max_array_tasks=50", 50),
-        ("", None),
+        ({"MaxArraySize": "1001"}, 1001),
+        ({"MaxArraySize": "0"}, 1),
+        ({"MaxArraySize": "1001", "SchedulerParameters": "bf_interval=1,max_array_tasks=50"}, 50),
+        ({}, None),
     ],
 )
 def test_the_largest_array_is_read_from_the_configuration(said, expected):
     assert largest_array(said) == expected
 
 
-def test_a_smaller_array_can_be_asked_for_and_one_that_is_not_known_is_the_users(stand_ins, monkeypatch):
-    variables = {"PATH": f"{stand_ins.folder / 'bin'}:/usr/bin:/bin"}
-    assert max_array_size(a_cluster(), variables) == 1000
-    assert max_array_size(a_cluster(max_array_size=5000), variables) == 5000
-    stand_ins.command("scontrol", "#!/bin/sh\necho 'MaxArraySize = 40'\n")
-    assert max_array_size(a_cluster(max_array_size=5000), variables) == 40
-    assert max_array_size(a_cluster(max_array_size=7), variables) == 7
+def test_a_smaller_array_can_be_asked_for_and_one_that_is_not_known_is_the_users(stand_ins):
+    assert max_array_size(a_cluster()) == 1000
+    assert max_array_size(a_cluster(max_array_size=5000)) == 5000
+    stand_ins.is_configured(MaxArraySize=40)
+    assert max_array_size(a_cluster(max_array_size=5000)) == 40
+    assert max_array_size(a_cluster(max_array_size=7)) == 7
 
 
 def arrays(stand_ins) -> list[tuple[str | None, str | None]]:
@@ -195,7 +194,7 @@ def arrays(stand_ins) -> list[tuple[str | None, str | None]]:
 
 
 def test_arrays_are_no_larger_than_the_cluster_takes(submit, stand_ins):
-    stand_ins.command("scontrol", "#!/bin/sh\necho 'MaxArraySize = 4'\n")
+    stand_ins.is_configured(MaxArraySize=4)
     assert submit(*SIX).number == 12
     assert arrays(stand_ins) == [
         ("0-3%4", None),
@@ -238,10 +237,10 @@ def test_the_rest_is_fed_as_places_become_free(tiny_study, tmp_path, stand_ins, 
 
     def look(num_running: int):
         """The study with so many of the jobs that were submitted still in the queue; the others count as done."""
-        jobs = [read_submission(path).job_id for path in sorted(study.setup.paths.runs.glob("*/*.job.json"))]
-        queue = [QueuedJob(job, "x", "RUNNING", "None") for job in jobs[len(jobs) - num_running :]]
-        monkeypatch.setattr("slurm.plan.how_jobs_ended", lambda _: {})
-        return observe(study, {job.job_id: job for job in queue})
+        jobs = [read_submission(path) for path in sorted(study.setup.paths.runs.glob("*/*.job.json"))]
+        return observe(
+            study, Known(QueuedJob(job.job_id, job.name, "RUNNING") for job in jobs[len(jobs) - num_running :])
+        )
 
     stand_ins.has_places(4)
     launch = Launch(look(0), tmp_path)
@@ -291,14 +290,15 @@ LOST = 'echo "sbatch: error: Batch job submission failed: Socket timed out on se
 
 def test_jobs_whose_number_was_lost_are_found_by_their_name_and_not_submitted_again(submit, stand_ins, tiny_study):
     stand_ins.answers(LOST)
-    stand_ins.command("squeue", f'#!/bin/sh\necho "$@" >> {stand_ins.folder}/asked\necho 41\n')
+    line = "41_[0-5%6]|PENDING|None|root|N/A|ours|normal|x"
+    stand_ins.command("squeue", f'#!/bin/sh\necho "$@" >> {stand_ins.folder}/asked\necho "{line}"\n')
     assert submit(*SIX) == Outcome(12)
     assert len(stand_ins.scripts) == 2
     study = tiny_study(*SIX)
     path = RunDir(study.setup.paths.runs, study.cells[2].id).job("train")
     assert read_submission(path).job_id == "41_2"
     asked = (stand_ins.folder / "asked").read_text().splitlines()
-    assert f"--name={stand_ins.options(0)['job-name']}" in asked[0]
+    assert asked[0].endswith(f"--name {stand_ins.options(0)['job-name']}")
 
 
 def test_jobs_that_may_come_yet_keep_their_record_and_what_they_need(submit, stand_ins, tiny_study, monkeypatch):
@@ -311,8 +311,8 @@ def test_jobs_that_may_come_yet_keep_their_record_and_what_they_need(submit, sta
     study = tiny_study(*SIX)
     assert len(list(study.setup.paths.runs.glob(".jobs/*/*.pkl"))) == 6
     name = stand_ins.options()["job-name"]
-    queue = {f"41_{index}": QueuedJob(f"41_{index}", name, "PENDING", "None") for index in range(6)}
-    trainings = [item for item in observe(study, queue).items if item.stage.kind == "train"]
+    jobs = Known(QueuedJob(f"41_{index}", name, "PENDING") for index in range(6))
+    trainings = [item for item in observe(study, jobs).items if item.stage.kind == "train"]
     assert {item.state for item in trainings} == {"queued"}
 
 

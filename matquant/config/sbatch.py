@@ -9,7 +9,6 @@ Option = str | int | float | bool | None
 TASKS = "one task a GPU is started; set cluster.gpus_per_node and cluster.nodes"
 OURS: Mapping[str, str] = {
     "array": "cells are elements of an array; set cluster.array_parallelism or cluster.max_array_size",
-    "clusters": "jobs of another cluster would not be found again; launch on that cluster",
     "dependency": "each stage of a cell waits for the one before it",
     "error": "logs lie below paths.runs/.jobs",
     "job-name": "jobs are found by their name; set comment instead",

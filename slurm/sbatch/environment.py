@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from matquant.config.setup import SlurmCluster
 
-FINDS_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_DEBUG_FLAGS")
-POLICY = ("SBATCH_EXPORT", "SBATCH_GET_USER_ENV", "SBATCH_RESERVATION", "SBATCH_WCKEY")
+FINDS_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS")
+POLICY = ("SBATCH_CLUSTERS", "SBATCH_EXPORT", "SBATCH_GET_USER_ENV", "SBATCH_RESERVATION", "SBATCH_WCKEY")
 """Defaults of a site or a person for which there is no key: they stay, unless cluster.sbatch says otherwise."""
 DEFAULTS = {
     "SBATCH_PARTITION": "partition",

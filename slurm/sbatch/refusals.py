@@ -19,7 +19,7 @@ OTHER_LIMIT = re.compile(r"(?:Assoc|QOS)(?!MaxSubmit|GrpSubmit)[A-Z]\w+")
 ARRAY = re.compile(r"Invalid job array specification")
 SILENT = re.compile(
     r"timed out|[Uu]nable to contact|Zero Bytes|[Uu]nexpected message|Transport endpoint|Connection (?:refused|reset)|"
-    r"[Cc]ommunication connection failure|Message (?:receive|send) failure|has not answered"
+    r"[Cc]ommunication connection failure|Message (?:receive|send) failure|no answer"
 )
 KEYS = (
     (r"\b[Aa]ccount\b", "cluster.account"),
@@ -56,7 +56,7 @@ def kind_of(said: str) -> Kind:
 def in_words(said: str) -> str:
     """The message of sbatch in one line, each part once."""
     lines = re.findall(r"sbatch: (?:error: |fatal: )?(.+)", said) or said.splitlines()
-    return "; ".join(dict.fromkeys(line.strip().rstrip(".") for line in lines if line.strip()))[:500]
+    return "; ".join(dict.fromkeys(line.strip().rstrip(".") for line in lines if line.strip()))[:500] or "no answer"
 
 
 def keys_of(words: str) -> str:

@@ -47,7 +47,7 @@ class Script:
     max_requeues: int
     jobs: Sequence[Job]
 
-    def submit(self, environment: Mapping[str, str]) -> list[str]:
+    def submit(self, environment: Mapping[str, str], cluster: str | None) -> list[str]:
         """The numbers of the jobs; RefusedError if there are none."""
         self.folder.mkdir(parents=True, exist_ok=True)
         pickles = [self.folder / f"{self.name}-{index}.pkl" for index in range(len(self.jobs))]
@@ -58,7 +58,7 @@ class Script:
         script = self.folder / f"{self.name}.sh"
         script.write_text(self._text())
         try:
-            number = ask_sbatch(script, self.name, environment)
+            number = ask_sbatch(script, self.name, environment, cluster)
         except RefusedError as refusal:
             if refusal.kind != "silent":  # else they may still come
                 for path in (*pickles, script):
@@ -82,14 +82,14 @@ class Script:
         return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def ask_sbatch(script: Path, name: str, environment: Mapping[str, str]) -> str:
+def ask_sbatch(script: Path, name: str, environment: Mapping[str, str], cluster: str | None) -> str:
     """The number that SLURM gives to a script; RefusedError if it takes no jobs now."""
     said = _call(["sbatch", str(script)], environment)
     if (number := re.findall(r"(?:Submitted batch job|job) (\d+)", said.stdout)) and said.returncode == 0:
         return number[-1]
     words, kind = in_words(said.stderr or said.stdout), kind_of(said.stderr)
     if kind == "silent" or said.returncode == 0 or said.returncode < 0:
-        if (found := _found(name)) is not None:
+        if (found := _found(name, cluster)) is not None:
             return found
         kind = "full" if RETRYING.search(said.stderr) else "silent"
     raise RefusedError(kind, words)
@@ -115,13 +115,13 @@ def _call(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.
         return subprocess.CompletedProcess(command, process.wait(), answer, "".join(lines))
 
 
-def _found(name: str) -> str | None:
+def _found(name: str, cluster: str | None) -> str | None:
     """The number of the jobs of a name, which no others have: SLURM may have taken them, and its answer was lost."""
     for look in range(LOOKS):
         if look:
             time.sleep(BETWEEN_S)
         try:
-            if (number := queue.number_of(name)) is not None:
+            if (number := queue.number_of(name, cluster)) is not None:
                 return number
         except UserError:  # squeue is not answered either
             continue

@@ -1,9 +1,11 @@
-"""Stand-ins for SLURM's commands: shell scripts on PATH, whose answers a test chooses."""
+"""A stand-in for sbatch, and silent ones for the other commands: shell scripts on PATH, which answer as a test says."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+from slurm import queue
 
 SBATCH = """#!/bin/sh
 cd {folder}
@@ -45,6 +47,12 @@ class Cluster:
         path = self.folder / "bin" / name
         path.write_text(script)
         path.chmod(0o755)
+
+    def is_configured(self, **settings: object) -> None:
+        """Sets the answer of `scontrol show config`."""
+        lines = "\n".join(f"echo '{key:23} = {value}'" for key, value in settings.items())
+        self.command("scontrol", f"#!/bin/sh\n{lines}\n")
+        queue.configuration.cache_clear()
 
     def answers(self, lines: str) -> None:
         """Sets shell lines that sbatch runs before it accepts; `exit 1` in them refuses."""
