@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -48,7 +49,7 @@ def wait_until(
 
     `told` gives more for the message of a failure, such as the states of a sweep and the ends of its logs.
     """
-    log.info("waits for %s", what)
+    log.info("waits for %s", textwrap.shorten(what, 160))
     limit = time.monotonic() + HUNG_S
     while not happened():
         over = by is not None and by.poll() is not None

@@ -273,8 +273,7 @@ def test_a_limit_that_no_job_of_ones_own_fills_is_an_error(tiny_study, tmp_path,
         Feeder(launch, outcome, at_work=0).feed(sweep, sweep.items)
 
 
-def test_an_sbatch_that_waits_for_a_full_queue_is_not_waited_for(submit, stand_ins, monkeypatch):
-    monkeypatch.setattr(submission, "LOOKS", 1)
+def test_an_sbatch_that_waits_for_a_full_queue_is_not_waited_for(submit, stand_ins):
     stand_ins.answers(
         'echo "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying." >&2; exec sleep 600'
     )

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
@@ -88,10 +89,11 @@ def ask_sbatch(script: Path, name: str, environment: Mapping[str, str], cluster:
     if (number := re.findall(r"(?:Submitted batch job|job) (\d+)", said.stdout)) and said.returncode == 0:
         return number[-1]
     words, kind = in_words(said.stderr or said.stdout), kind_of(said.stderr)
-    if kind == "silent" or said.returncode == 0 or said.returncode < 0:
-        if (found := _found(name, cluster)) is not None:
+    was_stopped = RETRYING.search(said.stderr) is not None
+    if kind == "silent" or was_stopped or said.returncode <= 0:
+        if (found := _found(name, cluster, looks=1 if was_stopped else LOOKS)) is not None:
             return found
-        kind = "full" if RETRYING.search(said.stderr) else "silent"
+        kind = "full" if was_stopped else "silent"
     raise RefusedError(kind, words)
 
 
@@ -115,14 +117,12 @@ def _call(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.
         return subprocess.CompletedProcess(command, process.wait(), answer, "".join(lines))
 
 
-def _found(name: str, cluster: str | None) -> str | None:
+def _found(name: str, cluster: str | None, *, looks: int) -> str | None:
     """The number of the jobs of a name, which no others have: SLURM may have taken them, and its answer was lost."""
-    for look in range(LOOKS):
+    for look in range(looks):
         if look:
             time.sleep(BETWEEN_S)
-        try:
+        with suppress(UserError):  # squeue is not answered either
             if (number := queue.number_of(name, cluster)) is not None:
                 return number
-        except UserError:  # squeue is not answered either
-            continue
     return None

@@ -36,7 +36,7 @@ def test_a_full_queue_is_fed_until_everything_is_there(tmp_path):
 
 @LIMITS
 def test_a_launch_that_does_not_wait_submits_what_has_a_place_and_says_how_to_go_on(tmp_path):
-    study = (*CHEAP, "cells=[{bits:[int8,int4]}]", "cluster.account=small", "cluster.sbatch={hold: true}")
+    study = (*CHEAP, "cells=[{bits:[int8,int4]}]", "cluster.account=small", "cluster.sbatch={begin: 'now+1hour'}")
     first = launch(tmp_path, *ON_SLURM, *study, check=False)
     assert first.returncode == 1
     assert "submitted 3 jobs" in first.stdout
