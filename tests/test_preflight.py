@@ -259,6 +259,24 @@ def test_a_dry_run_has_a_plan_where_slurm_does_not_answer(said, tiny_study, door
     assert "2 jobs, about" in words
 
 
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    [
+        (["model=llama32_1b"], r"the plan: 1 jobs, about 0\.\d hours of a worker .*"),
+        (["model=hub", "model.repo=nobody/nothing", "model.name=x"], r"the plan: 1 jobs whose cost is not known, .*"),
+        (["readout.tasks=[piqqa]"], r"the plan: 1 jobs, about .*"),
+        (["paths.runs=/proc/nowhere"], r"the plan: 1 jobs, about .*"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_dry_run_ends_with_the_plan_and_its_cost_whatever_is_not_here(model, plan, tiny_study, doors):
+    said = doors(tiny_study("base=none", "readout.limit=2", "readout.perplexity=null", "grid=per_channel", *model))
+    status, words = said["launch --dry-run"]
+    assert status == 2
+    (last,) = [line for line in words.splitlines() if line.startswith("dry run: ")]
+    assert re.fullmatch(f"dry run: nothing was submitted; {plan}", last)
+
+
 def test_cells_that_share_a_reason_are_refused_in_one_line_and_still_have_a_cost(tiny_study, doors):
     study = tiny_study("cells=[{base:[minmax],bits:[int8,int4]}]", "readout.source=hub", "readout.tasks=[piqa]")
     status, words = doors(study)["launch --dry-run"]
