@@ -95,7 +95,7 @@ def failures(items: Sequence[Item], *, whole: bool = False) -> str:
     blocks = []
     for item in items:
         lines = [f"{item.cell_id} {item.stage.name}: {item.reason}", f"  {item.note}"]
-        if item.submission is not None and item.submission.log:
+        if item.submission is not None and item.submission.log and item.job is None:
             lines.append(f"  log: {item.submission.log}")
         if item.reason is not None:
             lines.append(f"  remedy: {item.what_to_do}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from slurm.states.endings import START
 from slurm.states.endings import STATUS as ENDED_WITH
 from slurm.states.known import elements
 from slurm.states.reasons import RULES
-from tests.slurm_standins import StandIns, first_on_path, job, stand_ins
+from tests.slurm_standins import StandIns, job
 
 OPTIONS = Options((), False, None, (), False, False, False)
 NOW = time.time()
@@ -39,9 +39,9 @@ ALLOCATED = {"slurm_job": "7", "slurm_name": "mine", "slurm_cluster": "home"}
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch) -> StandIns:
-    made = stand_ins(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", first_on_path(made.folder))
+def slurm(tmp_path, monkeypatch) -> Iterator[StandIns]:
+    made = StandIns(tmp_path / "slurm")
+    monkeypatch.setattr(queue, "subprocess", made.in_process())
     queue.configuration.cache_clear()
     yield made
     queue.configuration.cache_clear()
@@ -116,12 +116,21 @@ def test_a_queue_that_does_not_answer_is_replaced_by_the_accounts_if_they_know_e
         training(None, JOB)
 
 
-def test_the_variables_of_the_caller_do_not_change_what_is_seen(slurm, training, monkeypatch):
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_the_variables_of_the_caller_do_not_change_what_is_seen(slurm, tiny_study, monkeypatch, cluster):
+    """The commands as programs, found on PATH."""
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", slurm.programs())
     for name in ("SQUEUE_STATES", "SACCT_STATE"):
         monkeypatch.setenv(name, "R")
     monkeypatch.setenv("SLURM_CLUSTERS", "another")
+    study = tiny_study("base=omniquant", "base.batch_size=2", f"cluster={cluster}")
+    write_submission(RunDir(study.setup.paths.runs, study.cells[0].id).job("train"), JOB)
     slurm.tell(job("7", "launch-0", "PENDING"))
-    assert training(None, JOB).state == "queued"
+    assert look(study).items[0].state == "queued"
+    slurm.tell()
+    assert look(study).items[0].state == "missing"
+    assert len(slurm.calls("squeue")) == 2
 
 
 def test_jobs_are_asked_for_by_their_numbers_whoevers_they_are(slurm, training):
@@ -251,14 +260,22 @@ def test_a_colleagues_job_that_cannot_start_is_left_to_the_colleague(slurm, trai
 
 
 def test_a_record_keeps_its_user_and_the_ways_in_which_earlier_jobs_ended(tmp_path):
-    write_submission(tmp_path / "job.json", replace(ANNS, ended=("killed at 3 of 8",)))
-    read = read_submission(tmp_path / "job.json")
-    assert read == replace(ANNS, ended=("killed at 3 of 8",))
-    assert not read.is_mine
-    write_submission(tmp_path / "job.json", Submission("launch", "slurm", "launch-0"))
-    assert read_submission(tmp_path / "job.json").user == user_name()
-    write_json(tmp_path / "job.json", {"launch": "old", "cluster": "slurm", "name": "old-0"})
-    assert read_submission(tmp_path / "job.json").is_mine
+    path = tmp_path / "job.json"
+
+    def kept(record: Submission) -> Submission:
+        write_submission(path, record)
+        read = read_submission(path)
+        assert read is not None
+        return read
+
+    theirs = replace(ANNS, ended=("killed: 3 files",))
+    assert kept(theirs) == theirs
+    assert not kept(theirs).is_mine
+    assert kept(Submission("launch", "slurm", "launch-0")).user == user_name()
+    write_json(path, {"launch": "old", "cluster": "slurm", "name": "old-0"})  # of an earlier version
+    old = read_submission(path)
+    assert old is not None
+    assert old.is_mine
 
 
 # --- jobs that cannot start ------------------------------------------------------------------------------------------
@@ -495,11 +512,15 @@ def test_what_ended_in_the_same_way_twice_is_not_submitted_a_third_time_unasked(
     assert not OPTIONS.wants(third)
 
 
-def test_a_job_that_is_killed_at_another_place_each_time_goes_on(slurm, training, tmp_path):
-    record = log_of(tmp_path, PYTHON)
-    first = training(replace(DEAD, done=3, total=8, **MINE), record)
-    second = training(replace(DEAD, done=5, total=8, **MINE), replace(record, ended=first.ended))
+def test_a_job_that_is_killed_goes_on_as_long_as_it_saves_something_in_between(slurm, study, training, tmp_path):
+    record, report = log_of(tmp_path, PYTHON), replace(DEAD, **MINE)
+    piece = RunDir(study.setup.paths.runs, study.cells[0].id).state / "block-0"
+    first = training(report, record)
+    write_json(piece, {})
+    second = training(report, replace(record, ended=first.ended))
     assert OPTIONS.wants(second)
+    third = training(report, replace(record, ended=second.ended))
+    assert not OPTIONS.wants(third)
 
 
 @pytest.mark.parametrize("reason", RULES)

@@ -128,7 +128,7 @@ def _before_python(said: str, told: str, word: str | None, unseen: Submission | 
 def _tells(line: str) -> bool:
     """True for a line of a log that was written by neither submitit nor this program's own script."""
     noise = ("submitit INFO", "matquant: the script", "srun: launch/slurm", "srun: Force Terminated")
-    return bool(line.strip()) and not line.strip().startswith(noise)
+    return bool(line.strip()) and not line.strip().startswith(noise) and "Exited with exit code" not in line
 
 
 def _is_local(submission: Submission | None) -> bool:

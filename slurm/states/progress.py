@@ -9,7 +9,8 @@ from __future__ import annotations
 import socket
 import time
 from dataclasses import replace
-from typing import Any, NamedTuple, assert_never
+from pathlib import Path
+from typing import NamedTuple, assert_never
 
 from evaluation.board import duration
 from matquant.runs.folder import RunDir
@@ -49,7 +50,9 @@ def observed(item: Item, run: RunDir, known: Known) -> Item:
     if submission is not None and not has_reported:
         ending = ending_of(run, submission, job, reported=False)
         return (
-            _failed(item, ending) if ending else replace(item, note="never started: cancelled, or its training failed")
+            _failed(item, run, ending)
+            if ending
+            else replace(item, note="never started: cancelled, or its training failed")
         )
     if status is None:
         return item
@@ -62,9 +65,7 @@ def observed(item: Item, run: RunDir, known: Known) -> Item:
             )
             ending = ending_of(run, submission, own, reported=True)
             assert ending is not None
-            if not ending.way:
-                ending = ending._replace(way=f"at {status.done} of {status.total}")
-            return _failed(item, ending)
+            return _failed(item, run, ending)
         case "failed":
             return replace(item, state="failed", reason=status.reason, note=status.message or "")
         case "stopped":
@@ -178,9 +179,23 @@ def _has_reported(submission: Submission, status: Status | None) -> bool:
     return status is not None and (status.launch == submission.launch or status.started > submission.submitted)
 
 
-def _failed(item: Item, ending: Ending) -> Item:
-    changes: dict[str, Any] = {"reason": ending.reason, "note": ending.note}
-    return replace(item, state="failed", way=f"{ending.reason} {ending.way}".strip(), **changes)
+def _failed(item: Item, run: RunDir, ending: Ending) -> Item:
+    way = f"{ending.reason}: {ending.way or _saved(item, run)}"
+    return replace(item, state="failed", reason=ending.reason, note=ending.note, way=way)
+
+
+def _saved(item: Item, run: RunDir) -> str:
+    """The state of a stage's work: the same again if nothing was saved in between."""
+    files = [path for folder in (run.state, run.searches, run.plans) for path in folder.rglob("*")]
+    latest = max(map(_written, files), default=0.0)
+    return f"{len(files)} files, latest {latest}; {item.num_results} results and {len(item.plans)} plans missing"
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # just replaced
+        return 0.0
 
 
 def _other(user: str | None) -> str | None:

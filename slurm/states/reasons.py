@@ -13,8 +13,8 @@ from matquant.runs.status import Reason
 from slurm.states.known import Known, QueuedJob
 
 Again = Literal["always", "once more", "asked", "insisted"]
-"""The launch that submits it again: the next one, the next unless it has ended so twice, one with --retry-failed, or
-one with --retry-failed=all."""
+"""The launch that submits it again: the next one; the next one, unless it has ended so twice with nothing saved in
+between, or with the same crash; one with --retry-failed; or one with --retry-failed=all."""
 
 
 class Rule(NamedTuple):
