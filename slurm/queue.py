@@ -106,11 +106,8 @@ def configuration() -> Mapping[str, str]:
 
 def target_cluster(cluster: SlurmCluster) -> str | None:
     """The name of the cluster that jobs are submitted to; None if it cannot be told."""
-    given = {key.lstrip("-").replace("_", "-"): str(value) for key, value in cluster.sbatch.items()}
-    named = (
-        given.get("clusters") or given.get("M") or os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
-    )
-    return named or configuration().get("ClusterName")
+    named = [cluster.sbatch.get("clusters"), os.environ.get("SBATCH_CLUSTERS"), os.environ.get("SLURM_CLUSTERS")]
+    return next((str(name) for name in named if name), configuration().get("ClusterName"))
 
 
 def _by_cluster(identities: Iterable[Identity]) -> dict[str | None, list[Identity]]:
@@ -160,6 +157,13 @@ def _in_accounts(cluster: str | None, identities: Iterable[Identity]) -> list[Qu
             for job_id in elements(number):
                 jobs.append(QueuedJob(job_id, name, word, "", _user(user), where, _seconds(start), account, qos))
     return jobs
+
+
+def number_of(name: str, cluster: str | None) -> str | None:
+    """SLURM's number of the job, or of the array, of a name that only one has; None if it has none of that name."""
+    where = None if cluster == configuration().get("ClusterName") else cluster
+    jobs = _in_queue(where, [Identity(None, name)])
+    return jobs[0].job_id.partition("_")[0] if jobs else None
 
 
 def _at_work() -> list[QueuedJob]:
