@@ -5,11 +5,10 @@ from __future__ import annotations
 import fnmatch
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
 
@@ -25,6 +24,7 @@ from matquant.disk import in_words
 from matquant.errors import UserError
 from matquant.runs.folder import SHARED
 from slurm import queue, snapshot, wording
+from slurm.cancelling import cancel, cancel_what_waits_in_vain
 from slurm.costs import costs_of
 from slurm.plan import Item, Sweep, absolute, look, observe
 from slurm.sbatch.environment import unused
@@ -65,7 +65,9 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     study = absolute(load_study(options.overrides))
     with in_words(dict(study.setup.paths)):
-        return cancel(study, options) if options.cancel else launch(study, options)
+        if options.cancel:
+            return cancel(_look(study, options), dry_run=options.dry_run)
+        return launch(study, options)
 
 
 def launch(study: Study, options: Options) -> int:
@@ -104,7 +106,7 @@ def _submit(sweep: Sweep, chosen: Sequence[Item], options: Options) -> Feeder | 
     from slurm.feeding import Feeder, in_words  # torch, which only estimates and submitting need
     from slurm.submit import Launch
 
-    _cancel_what_can_never_run(chosen)
+    cancel_what_waits_in_vain(chosen)
     launch = Launch(sweep, snapshot.take(sweep.study.setup.paths.runs / ".snapshots"))
     outcome = launch.submit(chosen)
     print(f"submitted {outcome.number} jobs; matquant status {shlex.join(options.overrides)} shows them")
@@ -142,35 +144,6 @@ def _said(check: Callable[[], object]) -> Iterator[str]:
 
 def _require_room(sweep: Sweep, chosen: Iterable[Item]) -> None:
     preflight.check_room((item.cell, sweep.study.setup) for item in chosen)
-
-
-def _cancel_what_can_never_run(items: Iterable[Item]) -> None:
-    """Cancels the jobs of items that are missing or failed all the same: they wait in vain."""
-    with suppress(UserError):  # they may go by themselves, and do no harm if they stay
-        queue.cancel([item.job for item in items if item.job is not None and item.owner is None])
-
-
-def cancel(study: Study, options: Options) -> int:
-    """Cancels the jobs of a study, or in a dry run prints how many."""
-    at_work = [item for item in _look(study, options).items if item.state in ("running", "queued") or item.job]
-    mine = [item for item in at_work if item.owner is None]
-    jobs = {item.job.job_id: item.job for item in mine if item.job is not None}
-    here = [item.submission for item in mine if item.job is None and item.submission is not None]
-    processes = [submission for submission in here if submission.is_mine and submission.process_is_alive()]
-    if not options.dry_run:
-        queue.cancel(jobs.values())
-        # A launcher on this machine stops its workers; a worker without a launcher is stopped directly.
-        for pid in {submission.living_launcher() or submission.pid for submission in processes}:
-            if pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
-    would = "would cancel" if options.dry_run else "cancelled"
-    print(f"{would} {len(jobs) + len(processes)} jobs; finished work is on disk, and a launch goes on from there")
-    if others := len(mine) - len(jobs) - len(processes):
-        print(f"{others} more are running that no launch started; stop them where they were started")
-    if theirs := wording.owned(at_work):
-        print(theirs)
-    return 0
 
 
 class ShownPlan(NamedTuple):
@@ -269,7 +242,7 @@ def _wait(study: Study, options: Options, feeder: Feeder | None) -> int:
         else:
             left = feeder is not None and _feed(study, options, feeder, sweep)
             if not left and not sweep.of("queued", "running"):
-                _cancel_what_can_never_run(item for item in sweep.of("missing") if sweep.waits_in_vain(item))
+                cancel_what_waits_in_vain(item for item in sweep.of("missing") if sweep.waits_in_vain(item))
                 return _conclude(sweep, options)
         time.sleep(5)
 

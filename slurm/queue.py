@@ -97,7 +97,7 @@ def cancel(jobs: Iterable[QueuedJob]) -> None:
 def configuration() -> Mapping[str, str]:
     """The configuration of the cluster; empty where it cannot be had."""
     try:
-        lines = _ask(["scontrol", "show", "config"])
+        lines = _ask(["scontrol", "show", "config"], timeout_s=15)
     except UserError:
         return {}
     pairs = (line.partition("=") for line in lines)
@@ -219,14 +219,14 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(own)}
 
 
-def _ask(command: Sequence[str]) -> list[str]:
+def _ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=_environment())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=_environment())
     except FileNotFoundError as error:
         raise UserError(f"{command[0]} cannot be found; run this where SLURM's commands are (a login node)") from error
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"{command[0]} has not answered for {TIMEOUT_S} s: SLURM's controller is down or busy; try again later"
+            f"{command[0]} has not answered for {timeout_s:.0f} s: SLURM's controller is down or busy; try again later"
         ) from error
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split())

@@ -16,7 +16,8 @@ from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.processes import process_started, user_name
 from matquant.runs.status import SILENT_S, Status
-from slurm import launch, queue, status, wording
+from slurm import queue, status, wording
+from slurm.cancelling import cancel, cancel_what_waits_in_vain
 from slurm.launch import Options
 from slurm.plan import Item, look
 from slurm.records import Submission, read_submission, write_submission
@@ -241,7 +242,7 @@ def test_a_colleague_sees_whose_the_work_is_and_neither_submits_nor_cancels_it(s
     assert "ann is at work on 1 stages: they are not submitted again" in status.text(sweep, whole=False)
     assert not OPTIONS.wants(sweep.items[0])
     assert not replace(OPTIONS, retry_failed="all").wants(sweep.items[0])
-    assert launch.cancel(study, OPTIONS) == 0
+    assert cancel(look(study), dry_run=False) == 0
     assert "cancelled 0 jobs" in (said := capsys.readouterr().out)
     assert "only ann can cancel them" in said
     assert slurm.calls("scancel") == []
@@ -250,10 +251,10 @@ def test_a_colleague_sees_whose_the_work_is_and_neither_submits_nor_cancels_it(s
 def test_a_stranger_with_our_number_is_not_cancelled_and_our_own_job_is(slurm, study, training, capsys):
     slurm.tell(job("7", "theirs", "RUNNING"))
     training(None, JOB)
-    launch.cancel(study, OPTIONS)
+    cancel(look(study), dry_run=False)
     assert slurm.calls("scancel") == []
     slurm.tell(job("7", "launch-0", "RUNNING"))
-    launch.cancel(study, OPTIONS)
+    cancel(look(study), dry_run=False)
     assert slurm.calls("scancel") == [["7"]]
 
 
@@ -325,7 +326,7 @@ def test_a_job_that_can_never_start_has_a_remedy_and_nothing_is_waited_for(slurm
     assert not look(study).of("running", "queued")
     assert not OPTIONS.wants(found)
     assert replace(OPTIONS, retry_failed="some").wants(found)
-    launch._cancel_what_can_never_run([found])
+    cancel_what_waits_in_vain([found])
     assert slurm.calls("scancel") == [["7"]]
 
 
