@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from matquant.config.cell import HubModel, RandomModel
+from matquant.config.cell import HubModel, ModelSpec, RandomModel
 
 
 def _shape(
@@ -35,9 +35,9 @@ SHAPES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """As the config.json of each repository says."""
 
 
-def stand_in(model: HubModel) -> RandomModel | None:
-    """A model of the same shape; None for a repository whose shape is not known here."""
-    if model.repo not in SHAPES:
+def stand_in(model: ModelSpec) -> RandomModel | None:
+    """A model of the same shape as one of the hub; None for one whose shape is not known here."""
+    if not isinstance(model, HubModel) or model.repo not in SHAPES:
         return None
     architecture, config = SHAPES[model.repo]
     return RandomModel(kind="random", name=model.name, architecture=architecture, config=dict(config))

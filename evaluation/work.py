@@ -10,23 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from transformers import PreTrainedModel
-
 from evaluation.known_models import stand_in
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 from evaluation.text_size import sequences_of
-from matquant.config.cell import (
-    Cell,
-    GPTQBase,
-    HubModel,
-    MinMaxBase,
-    ModelSpec,
-    NoBase,
-    OmniQuantBase,
-    QATBase,
-    SearchBase,
-)
+from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, SearchSpec
 from matquant.errors import UserError
 from matquant.models.experts import active_weights, is_of_expert
@@ -71,7 +59,12 @@ def size_of(cell: Cell, cache: Path) -> Size:
     """The size of a cell's model, which is built without weights once for each scope."""
     key = (cell.model.model_dump_json(), cell.scope)
     if key not in _SIZES:
-        model = _shape_of(cell.model, cache)
+        try:
+            model = skeleton(cell.model, cache=cache)
+        except UserError:
+            if (alike := stand_in(cell.model)) is None:
+                raise
+            model = skeleton(alike, cache=cache)
         found = [linears(block, cell.scope) if cell.scope else {} for block in blocks(model)]
         in_blocks = [sum(linear.weight.numel() for linear in of_block.values()) for of_block in found]
         config = model.config.get_text_config()
@@ -99,17 +92,6 @@ def size_of(cell: Cell, cache: Path) -> Size:
             vocabulary=config.vocab_size,
         )
     return _SIZES[key]
-
-
-def _shape_of(model: ModelSpec, cache: Path) -> PreTrainedModel:
-    """The model without its weights; where it is not in the cache, one whose shape is known to be the same."""
-    try:
-        return skeleton(model, cache=cache)
-    except UserError:
-        alike = stand_in(model) if isinstance(model, HubModel) else None
-        if alike is None:
-            raise
-        return skeleton(alike, cache=cache)
 
 
 def searches_for_ends(cell: Cell) -> bool:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from filelock import FileLock, Timeout
 
 from evaluation import preflight
-from evaluation.identity import identity_refusals
 from matquant.command.parsing import parse
 from matquant.command.terminal import MISTAKE
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
@@ -25,13 +23,11 @@ from matquant.errors import UserError
 from matquant.runs.folder import SHARED
 from slurm import queue, snapshot, wording
 from slurm.cancelling import cancel, cancel_what_waits_in_vain
-from slurm.costs import costs_of
 from slurm.plan import Item, Sweep, absolute, look, observe
-from slurm.sbatch.environment import unused
-from slurm.sbatch.parameters import replacements
+from slurm.showing import show_plan, without_orphans
 
 if TYPE_CHECKING:
-    from slurm.feeding import Feeder
+    from slurm.sbatch.feeding import Feeder
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def launch(study: Study, options: Options) -> int:
     feeder = None
     with _one_launcher(setup):
         sweep = _look(study, options)
-        plan = show_plan(sweep, options)
+        plan = show_plan(sweep, options.wants, is_dry=options.dry_run, whole=options.show_all)
         chosen = plan.chosen
         _require_room(sweep, chosen)
         if chosen and queue.is_slurm(setup.cluster):
@@ -103,7 +99,7 @@ def launch(study: Study, options: Options) -> int:
 
 def _submit(sweep: Sweep, chosen: Sequence[Item], options: Options) -> Feeder | None:
     """Submits jobs, and returns what is to feed the queue with those for which it had no place."""
-    from slurm.feeding import Feeder, in_words  # torch, which only estimates and submitting need
+    from slurm.sbatch.feeding import Feeder, in_words  # torch, which only estimates and submitting need
     from slurm.submit import Launch
 
     cancel_what_waits_in_vain(chosen)
@@ -123,7 +119,7 @@ def _dry_run(study: Study, options: Options) -> int:
     problems = [*_said(lambda: preflight.check_folders(setup)), *_said(lambda: preflight.check_tasks(setup))]
     try:
         sweep = _look_if_possible(study, options)
-        plan = show_plan(sweep, options)
+        plan = show_plan(sweep, options.wants, is_dry=options.dry_run, whole=options.show_all)
     except UserError as error:  # the first problem is the likely reason
         raise UserError(problems[0] if problems else str(error)) from error
     if not problems:
@@ -144,71 +140,6 @@ def _said(check: Callable[[], object]) -> Iterator[str]:
 
 def _require_room(sweep: Sweep, chosen: Iterable[Item]) -> None:
     preflight.check_room((item.cell, sweep.study.setup) for item in chosen)
-
-
-class ShownPlan(NamedTuple):
-    """The items to submit, the refused cells with their reasons, and a line about the cost."""
-
-    chosen: Sequence[Item]
-    refused: Mapping[str, str]
-    cost: str
-
-
-def show_plan(sweep: Sweep, options: Options) -> ShownPlan:
-    """Prints the state, the jobs to submit with their cost, and the refused cells.
-
-    A dry run prints the cost of refused cells too: what is missing here may be there where the jobs will run.
-    """
-    print(wording.overview(sweep))
-    chosen = [item for item in sweep.items if options.wants(item)]
-    # Of all cells: the results of one that is done are no results of other weights.
-    refused = identity_refusals(list({item.cell_id: item.cell for item in sweep.items}.values()), sweep.study.setup)
-    cost = "0 jobs"
-    if chosen:
-        cells = {item.cell_id: item.cell for item in chosen}
-        refused |= preflight.refusals(list(cells.values()), sweep.study.setup)
-        costed = _without_orphans(sweep, chosen)
-        chosen = _without_orphans(sweep, [item for item in chosen if item.cell_id not in refused])
-        table, cost = costs_of(sweep, costed if options.dry_run else chosen, refused, whole=options.show_all)
-        if table:
-            print(f"\n{table}\n\n{cost}")
-        if queue.is_slurm(sweep.study.setup.cluster):
-            _say_what_does_not_count(sweep.study.setup.cluster)
-    if theirs := wording.owned(sweep.of("running", "queued", "failed")):
-        print(f"\n{theirs}")
-    left = [item for item in sweep.of("failed") if not options.wants(item)]
-    if refused or left:
-        print("\nnot submitted:")
-        for cell_ids, reason in wording.shared(refused):
-            print(f"{cell_ids}: {reason}")
-        if left:
-            print(wording.failures(left, whole=options.show_all))
-    if not chosen:
-        print("\nnothing to submit")
-    return ShownPlan(chosen, refused, cost)
-
-
-def _say_what_does_not_count(cluster: SlurmCluster) -> None:
-    """Prints the settings that others take the place of."""
-    for sentence in replacements(cluster):
-        print(sentence)
-    if names := unused(os.environ, cluster):
-        print(f"not used of the environment: {' '.join(names)} (cluster.* says what jobs ask for)")
-
-
-def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
-    """The chosen items without those that cannot start in this launch; a later launch submits them.
-
-    The stage before such an item has failed; or, on SLURM, a process works on it, for which no job can wait.
-    """
-    kept: dict[tuple[str, str], Item] = {}
-    waits = not queue.is_slurm(sweep.study.setup.cluster)  # the launcher stays, and waits for running stages
-    for item in chosen:  # of each cell in the order of its stages
-        before = sweep.leads_to(item)
-        under_way = before is not None and ((waits and before.state == "running") or sweep.job_before(item) is not None)
-        if before is None or under_way or (before.cell_id, before.stage.name) in kept:
-            kept[item.cell_id, item.stage.name] = item
-    return list(kept.values())
 
 
 def _work_here(study: Study, options: Options, cell_ids: set[str]) -> int:
@@ -251,7 +182,7 @@ def _feed(study: Study, options: Options, feeder: Feeder, sweep: Sweep) -> bool:
     """Submits jobs for which there may be a place now; True if there is anything left to submit or to look at."""
 
     def waiting(sweep: Sweep) -> Sequence[Item]:
-        return feeder.waiting(_without_orphans(sweep, [item for item in sweep.items if options.wants(item)]))
+        return feeder.waiting(without_orphans(sweep, [item for item in sweep.items if options.wants(item)]))
 
     if not waiting(sweep) or not feeder.is_due(sweep):
         return bool(waiting(sweep))

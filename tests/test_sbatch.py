@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -11,12 +12,11 @@ import pytest
 from matquant.config.setup import SlurmCluster
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
-from slurm import feeding
-from slurm.feeding import Feeder
 from slurm.plan import observe
 from slurm.records import read_submission
-from slurm.sbatch import submission
+from slurm.sbatch import feeding, submission
 from slurm.sbatch.environment import carried, environment_of_sbatch, unused
+from slurm.sbatch.feeding import Feeder
 from slurm.sbatch.limits import largest_array, max_array_size
 from slurm.sbatch.parameters import replacements
 from slurm.sbatch.refusals import in_words, keys_of, kind_of
@@ -227,7 +227,7 @@ def test_a_full_queue_takes_what_it_has_places_for_and_the_rest_is_left_without_
     study = tiny_study(*SIX)
     records = list(study.setup.paths.runs.glob("*/*.job.json"))
     assert len(records) == 4
-    assert all(read_submission(path).job_id for path in records)
+    assert all(json.loads(path.read_text())["job_id"] for path in records)
     # An evaluation whose training has no place is not submitted ahead of it.
     assert {path.name for path in records} == {"train.job.json"}
 
@@ -237,9 +237,10 @@ def test_the_rest_is_fed_as_places_become_free(tiny_study, tmp_path, stand_ins, 
 
     def look(num_running: int):
         """The study with so many of the jobs that were submitted still in the queue; the others count as done."""
-        jobs = [read_submission(path) for path in sorted(study.setup.paths.runs.glob("*/*.job.json"))]
+        paths = sorted(study.setup.paths.runs.glob("*/*.job.json"))
+        jobs = [job for path in paths if (job := read_submission(path)) is not None]
         return observe(
-            study, Known(QueuedJob(job.job_id, job.name, "RUNNING") for job in jobs[len(jobs) - num_running :])
+            study, Known(QueuedJob(job.job_id or "", job.name, "RUNNING") for job in jobs[len(jobs) - num_running :])
         )
 
     stand_ins.has_places(4)
@@ -295,7 +296,7 @@ def test_jobs_whose_number_was_lost_are_found_by_their_name_and_not_submitted_ag
     assert len(stand_ins.scripts) == 2
     study = tiny_study(*SIX)
     path = RunDir(study.setup.paths.runs, study.cells[2].id).job("train")
-    assert read_submission(path).job_id == "41_2"
+    assert json.loads(path.read_text())["job_id"] == "41_2"
     asked = (stand_ins.folder / "asked").read_text().splitlines()
     assert asked[0].endswith(f"--name {stand_ins.options(0)['job-name']}")
 

@@ -68,6 +68,13 @@ def on(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cluster", names, indirect=True, scope="session")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs all other tests on the cluster with limits."""
+    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "cluster" in metafunc.fixturenames and "cluster" not in chosen:
+        metafunc.parametrize("cluster", ["limits"], indirect=True, scope="session")
+
+
 @pytest.fixture(autouse=True)
 def _none_is_left(cluster: str) -> Iterator[None]:
     """Checks after each test that none of its jobs is in the queue."""

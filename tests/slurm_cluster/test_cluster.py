@@ -43,7 +43,7 @@ from tests.sweeps import (
 from tests.tiny import TINY_GPTQ, tiny_overrides
 
 pytestmark = pytest.mark.usefixtures("cluster")
-LIMITS, BARE, BOTH = on("limits"), on("bare"), on("limits", "bare")
+BARE, BOTH = on("bare"), on("limits", "bare")
 
 ON_HYDRA = (
     *("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=1"),
@@ -52,7 +52,6 @@ ON_HYDRA = (
 SIX = (*QUICK, "cells=[{bits:[int2,int4,matquant],seed:[0,1]}]")
 
 
-@LIMITS
 def test_six_cells_end_to_end_by_arrays_and_nothing_is_submitted_twice(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     dry = launch(there, *ON_SLURM, *SIX, "--dry-run").stdout
@@ -113,7 +112,6 @@ def test_a_job_at_its_time_limit_saves_requeues_and_goes_on_to_the_same_bits(tmp
     assert not leftovers(tmp_path)
 
 
-@LIMITS
 def test_a_cancelled_job_is_told_from_a_failed_one_and_goes_on_with_the_next_launch(tmp_path):
     plan = held(tmp_path, *STUDY)
     ask("scancel", job_id(tmp_path, *STUDY))
@@ -151,7 +149,6 @@ def test_a_job_killed_without_warning_loses_only_the_work_since_its_last_save(tm
     assert bits(tmp_path) == undisturbed(shared_folder, "study", *STUDY)
 
 
-@LIMITS
 def test_qat_is_spread_over_the_gpus_of_a_job_and_survives_a_preemption(tmp_path):
     # The node's two GPUs are only names: the ranks compute on its CPUs.
     qat = ("base=qat", "base.num_steps=8", "base.batch_size=2", "base.compute_dtype=float32", "base.warmup_steps=2")
@@ -191,7 +188,6 @@ def test_a_cell_that_fails_is_named_with_reason_and_log_and_its_evaluation_goes_
     wait_for_end(tmp_path)
 
 
-@LIMITS
 def test_what_slurm_refuses_is_said_in_its_words_and_leaves_no_record(tmp_path):
     refused = launch(tmp_path, *ON_SLURM, *QUICK, "cluster.partition=nowhere", check=False)
     assert refused.returncode == 2
@@ -202,7 +198,6 @@ def test_what_slurm_refuses_is_said_in_its_words_and_leaves_no_record(tmp_path):
     assert not list(tmp_path.glob("runs/*/*.job.json"))
 
 
-@LIMITS
 def test_hydra_multirun_through_submitit(tmp_path):
     overrides = [*tiny_overrides(tmp_path), NAME, "readout.tasks=[piqa]", "base=minmax", "bits=int8,int4,int3,int2"]
     done = python("run.py", *ON_HYDRA, *overrides)
@@ -211,7 +206,6 @@ def test_hydra_multirun_through_submitit(tmp_path):
     assert len(list(tmp_path.glob("results/*/*/piqa-*.json"))) == 3 + 1 + 1 + 1
 
 
-@LIMITS
 def test_a_hydra_job_that_is_preempted_is_requeued_and_goes_on(tmp_path, shared_folder):
     plan = Plan(tmp_path / "moments", [AFTER_A_BLOCK])
     command = [sys.executable, "run.py", *ON_HYDRA, f"hydra.sweep.dir={tmp_path / 'multirun'}"]

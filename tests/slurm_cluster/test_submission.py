@@ -15,12 +15,11 @@ from tests.sweeps import NAME, launch, states
 from tests.tiny import tiny_overrides
 
 pytestmark = pytest.mark.usefixtures("cluster")
-LIMITS, BARE = on("limits"), on("bare")
+BARE = on("bare")
 CHEAP = ("base=minmax", "readout.tasks=[piqa]", "readout.perplexity=null")
 """A cell of a few seconds, most of which are its start."""
 
 
-@LIMITS
 def test_a_full_queue_is_fed_until_everything_is_there(tmp_path):
     study = (*CHEAP, "cells=[{bits:[int8,int4,int2]}]", "cluster.qos=few")
     dry = launch(tmp_path, *ON_SLURM, *study, "--dry-run").stdout
@@ -34,7 +33,6 @@ def test_a_full_queue_is_fed_until_everything_is_there(tmp_path):
     wait_for_end(tmp_path)
 
 
-@LIMITS
 def test_a_launch_that_does_not_wait_submits_what_has_a_place_and_says_how_to_go_on(tmp_path):
     study = (*CHEAP, "cells=[{bits:[int8,int4]}]", "cluster.account=small", "cluster.sbatch={begin: 'now+1hour'}")
     first = launch(tmp_path, *ON_SLURM, *study, check=False)
