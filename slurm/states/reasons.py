@@ -62,6 +62,7 @@ ENDINGS: Mapping[str, Reason] = {
     "NODE_FAIL": "node lost",
     "BOOT_FAIL": "node lost",
     "LAUNCH_FAILED": "node lost",
+    "RECONFIG_FAIL": "node lost",
 }
 """The states of SLURM's that say why a job has ended; FAILED and COMPLETED do not."""
 
@@ -75,7 +76,10 @@ class Obstacle(NamedTuple):
 
 
 _TIME = "lower cluster.time_min or cluster.evaluate_time_min, or name another cluster.partition or cluster.qos"
-_SIZE = "ask for less (cluster.nodes, gpus_per_node, cpus_per_task, mem_gb_per_task) or name another cluster.partition"
+_SIZE = (
+    "ask for less (cluster.nodes, gpus_per_node, cpus_per_task, mem_gb_per_task, time_min) or name another "
+    "cluster.partition"
+)
 _NEVER: Mapping[str, tuple[str, str]] = {
     r"PartitionTimeLimit|TimeLimit|QOSTimeLimit|(QOS|Assoc)Max(Wall|.*Minutes).*PerJob": (
         "its time limit is longer than the partition, account or QOS allows",
@@ -85,7 +89,7 @@ _NEVER: Mapping[str, tuple[str, str]] = {
         "the partition, account or QOS does not allow this number of nodes",
         "change cluster.nodes, or name another cluster.partition or cluster.qos",
     ),
-    r"PartitionConfig": ("no node of the partition has what it asks for", _SIZE),
+    r"PartitionConfig": ("the partition has no nodes for what it asks for, or its limits do not allow it", _SIZE),
     r"BadConstraints": (
         "no node has what it asks for",
         f"change cluster.constraint, or {_SIZE}",
