@@ -369,6 +369,7 @@ def test_a_job_that_may_still_start_is_queued(slurm, training, reason):
     [
         ("AssocGrpGRES", {"account": "ours"}, "queued"),
         ("AssocGrpGRES", {"account": "theirs"}, "failed"),
+        ("AssocGrpGRES", {"user": user_name(), "account": "theirs"}, "failed"),
         ("AssocMaxJobsLimit", {"user": user_name(), "account": "theirs"}, "queued"),
         ("QOSGrpNodeLimit", {"qos": "normal", "account": "theirs"}, "queued"),
         ("QOSGrpNodeLimit", {"qos": "long", "account": "theirs"}, "failed"),

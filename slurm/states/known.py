@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,12 +118,13 @@ class Known:
         """True if a job that waits at a limit of its user, account or QOS may start when another one has ended."""
         if self._at_work is None:
             return True
-        shared = (lambda other: other.qos == job.qos) if job.reason.startswith("QOS") else _same_account(job)
-        return any(other.user == job.user or shared(other) for other in self._at_work)
+        return any(_share_a_limit(job, other) for other in self._at_work)
 
 
-def _same_account(job: QueuedJob) -> Callable[[QueuedJob], bool]:
-    return lambda other: other.account == job.account
+def _share_a_limit(job: QueuedJob, other: QueuedJob) -> bool:
+    """True if another job counts towards the limit that a job waits at."""
+    group = other.qos == job.qos if job.reason.startswith("QOS") else other.account == job.account
+    return group or ("Grp" not in job.reason and other.user == job.user)
 
 
 def _grouped(pairs: Iterable[tuple[str, QueuedJob]]) -> dict[str, list[QueuedJob]]:
