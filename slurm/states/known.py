@@ -111,8 +111,10 @@ class Known:
         return identity in self._hides
 
     def has_forgotten(self, identity: Identity | None) -> bool:
-        """True if SLURM was asked for a job and knows of none: it ended some minutes ago, or never was."""
-        return identity in self._asked and identity not in self._hides and self.find(identity) is None
+        """True if the cluster of a job was asked for it and knows of none: it ended some minutes ago, or never was."""
+        if identity is None or identity.cluster is None or identity in self._hides:
+            return False
+        return identity in self._asked and self.find(identity) is None
 
     def may_get_room(self, job: QueuedJob) -> bool:
         """True if a job that waits at a limit of its user, account or QOS may start when another one has ended."""

@@ -50,11 +50,9 @@ def observed(item: Item, run: RunDir, known: Known) -> Item:
     has_reported = submission is None or (_has_reported(submission, status) and not _is_outlived(status, job))
     if submission is not None and not has_reported:
         ending = ending_of(run, submission, job, reported=False)
-        return (
-            _failed(item, run, ending)
-            if ending
-            else replace(item, note="never started: cancelled, or its training failed")
-        )
+        if ending is None:
+            return replace(item, note="never started: cancelled, or its training failed")
+        return _failed(item, run, ending)
     if status is None:
         return item
     match status.state:
