@@ -369,6 +369,7 @@ def test_a_job_that_may_still_start_is_queued(slurm, training, reason):
     [
         ("AssocGrpGRES", {"account": "ours"}, "queued"),
         ("AssocGrpGRES", {"account": "theirs"}, "failed"),
+        ("AssocGrpGRES", {"user": user_name(), "account": "theirs"}, "failed"),
         ("AssocMaxJobsLimit", {"user": user_name(), "account": "theirs"}, "queued"),
         ("QOSGrpNodeLimit", {"qos": "normal", "account": "theirs"}, "queued"),
         ("QOSGrpNodeLimit", {"qos": "long", "account": "theirs"}, "failed"),
@@ -507,6 +508,18 @@ def test_a_process_that_reported_and_then_fell_silent_has_slurms_word(slurm, tra
     found = training(replace(DEAD, **MINE), log_of(tmp_path, PYTHON))
     assert found.reason == reason
     assert f"SLURM says {word}" in found.note
+
+
+@pytest.mark.parametrize("state", ["stopped", "running", "failed"])
+def test_a_job_that_was_started_again_and_failed_in_its_setup_is_not_called_what_it_was_before(
+    slurm, training, tmp_path, state
+):
+    again = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(NOW - 60))
+    slurm.tell(job("7", "launch-0", "FAILED", start=again))
+    record = log_of(tmp_path, f"{START}\n{PYTHON}{ENDED_WITH} 1\n{START}\n{ENDED_WITH} 3\n")
+    assert training(replace(DEAD, state=state, at=NOW - 300, **MINE), record).reason == "setup failed"
+    report = replace(DEAD, state="stopped", at=NOW - 30, **MINE)
+    assert training(report, record).reason == "interrupted"
 
 
 # --- the next launch -------------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
-    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+    *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
 )
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 
@@ -111,19 +111,22 @@ class Known:
         return identity in self._hides
 
     def has_forgotten(self, identity: Identity | None) -> bool:
-        """True if SLURM was asked for a job and knows of none: it ended some minutes ago, or never was."""
-        return identity in self._asked and identity not in self._hides and self.find(identity) is None
+        """True if the cluster of a job was asked for it and knows of none: it ended some minutes ago, or never was."""
+        if identity is None or identity.cluster is None or identity in self._hides:
+            return False
+        return identity in self._asked and self.find(identity) is None
 
     def may_get_room(self, job: QueuedJob) -> bool:
         """True if a job that waits at a limit of its user, account or QOS may start when another one has ended."""
         if self._at_work is None:
             return True
-        shared = (lambda other: other.qos == job.qos) if job.reason.startswith("QOS") else _same_account(job)
-        return any(other.user == job.user or shared(other) for other in self._at_work)
+        return any(_share_a_limit(job, other) for other in self._at_work)
 
 
-def _same_account(job: QueuedJob) -> Callable[[QueuedJob], bool]:
-    return lambda other: other.account == job.account
+def _share_a_limit(job: QueuedJob, other: QueuedJob) -> bool:
+    """True if another job counts towards the limit that a job waits at."""
+    group = other.qos == job.qos if job.reason.startswith("QOS") else other.account == job.account
+    return group or ("Grp" not in job.reason and other.user == job.user)
 
 
 def _grouped(pairs: Iterable[tuple[str, QueuedJob]]) -> dict[str, list[QueuedJob]]:

@@ -46,14 +46,13 @@ def observed(item: Item, run: RunDir, known: Known) -> Item:
     if (found := under_way(submission, status, known)) is not None:
         return replace(item, **found._asdict())
     identity = None if submission is None else submission.identity
-    job, has_reported = known.find(identity), submission is None or _has_reported(submission, status)
+    job = known.find(identity)
+    has_reported = submission is None or (_has_reported(submission, status) and not _is_outlived(status, job))
     if submission is not None and not has_reported:
         ending = ending_of(run, submission, job, reported=False)
-        return (
-            _failed(item, run, ending)
-            if ending
-            else replace(item, note="never started: cancelled, or its training failed")
-        )
+        if ending is None:
+            return replace(item, note="never started: cancelled, or its training failed")
+        return _failed(item, run, ending)
     if status is None:
         return item
     match status.state:
@@ -179,6 +178,11 @@ def _has_started_since(job: QueuedJob, status: Status) -> bool:
 def _has_reported(submission: Submission, status: Status | None) -> bool:
     """True if a status is that of a submitted job, or of something that ran after it."""
     return status is not None and (status.launch == submission.launch or status.started > submission.submitted)
+
+
+def _is_outlived(status: Status | None, job: QueuedJob | None) -> bool:
+    """True for the last report of a job that SLURM has started again since, and that has ended without another."""
+    return status is not None and job is not None and job.has_ended and _has_started_since(job, status)
 
 
 def _failed(item: Item, run: RunDir, ending: Ending) -> Item:

@@ -62,6 +62,7 @@ ENDINGS: Mapping[str, Reason] = {
     "NODE_FAIL": "node lost",
     "BOOT_FAIL": "node lost",
     "LAUNCH_FAILED": "node lost",
+    "RECONFIG_FAIL": "node lost",
 }
 """The states of SLURM's that say why a job has ended; FAILED and COMPLETED do not."""
 
@@ -75,7 +76,8 @@ class Obstacle(NamedTuple):
 
 
 _TIME = "lower cluster.time_min or cluster.evaluate_time_min, or name another cluster.partition or cluster.qos"
-_SIZE = "ask for less (cluster.nodes, gpus_per_node, cpus_per_task, mem_gb_per_task) or name another cluster.partition"
+_LESS = "ask for less (cluster.nodes, gpus_per_node, cpus_per_task, mem_gb_per_task, time_min)"
+_SIZE = f"{_LESS} or name another cluster.partition"
 _NEVER: Mapping[str, tuple[str, str]] = {
     r"PartitionTimeLimit|TimeLimit|QOSTimeLimit|(QOS|Assoc)Max(Wall|.*Minutes).*PerJob": (
         "its time limit is longer than the partition, account or QOS allows",
@@ -85,7 +87,7 @@ _NEVER: Mapping[str, tuple[str, str]] = {
         "the partition, account or QOS does not allow this number of nodes",
         "change cluster.nodes, or name another cluster.partition or cluster.qos",
     ),
-    r"PartitionConfig": ("no node of the partition has what it asks for", _SIZE),
+    r"PartitionConfig": ("the partition has no nodes for what it asks for, or its limits do not allow it", _SIZE),
     r"BadConstraints": (
         "no node has what it asks for",
         f"change cluster.constraint, or {_SIZE}",
@@ -136,7 +138,7 @@ def obstacle(job: QueuedJob, known: Known) -> Obstacle | None:
             return Obstacle("cannot start", words, f"{remedy}; then --retry-failed: its job is replaced")
     if _LIMIT.match(word) and not known.may_get_room(job):
         words = "it is over a limit of its user, account or QOS, while no other job runs whose end would make room"
-        remedy = f"{_SIZE}, or name another cluster.account or cluster.qos; then --retry-failed: its job is replaced"
+        remedy = f"{_LESS} or name another cluster.account or cluster.qos; then --retry-failed: its job is replaced"
         return Obstacle("cannot start", words, remedy)
     return None
 

@@ -46,7 +46,8 @@ def test_a_job_that_can_never_start_is_not_waited_for_and_is_replaced_when_it_is
         ask("scontrol", "create", "partition=short", "nodes=ALL", "maxtime=1")
     stuck = launch(tmp_path, *CHEAP, "cluster.partition=short", "--wait", check=False)
     assert stuck.returncode == 1
-    assert "(SLURM says PartitionTimeLimit)" in stuck.stdout
+    assert "train: cannot start" in stuck.stdout
+    assert "(SLURM says Partition" in stuck.stdout  # ...TimeLimit or, without limits of accounts, ...Config
     assert len(jobs()) == 2
     assert "nothing to submit" in launch(tmp_path, *CHEAP, "cluster.partition=main").stdout
     launch(tmp_path, *CHEAP, "cluster.partition=main", "--retry-failed", "--wait")
