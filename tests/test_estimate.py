@@ -118,6 +118,7 @@ WEIGHTS = {
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
     "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
     "Qwen/Qwen3-0.6B-Base": 596_049_920,
+    "Qwen/Qwen3-8B": 8_190_735_360,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
 }
 """As the hub counts them."""
