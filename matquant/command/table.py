@@ -78,7 +78,7 @@ is queued or running is not submitted again, and a job that was preempted, timed
         ),
         Argument("--only", "only cells whose id matches", {"action": "append", "default": [], "metavar": "PATTERN"}),
         flag("--cancel", "cancel the jobs of this study"),
-        flag("--wait", "stay until every job has ended"),
+        flag("--wait", "stay until every job has ended; submit what a full queue has left as places become free"),
         EVERY_ROW,
     ),
     (
@@ -93,7 +93,7 @@ is queued or running is not submitted again, and a job that was preempted, timed
         Example("matquant launch experiment=demo cluster=local cluster.workers=2", "the same on this machine"),
     ),
     "`matquant status` with the same overrides shows the progress; `matquant run --help` lists the overrides;\n"
-    "docs/slurm.md takes you from nothing to a running table.",
+    "docs/slurm.md takes you from nothing to a running table, docs/clusters.md has the settings for your cluster.",
 )
 
 SEARCH = Subcommand(
