@@ -19,15 +19,17 @@ from lm_eval.api.task import Task
 
 from evaluation.board import Board
 from evaluation.contexts import Cut, check_cut, cut_documents
+from evaluation.divergence import divergences, summarized
 from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
-from evaluation.perplexity import block_nats, log_perplexity
+from evaluation.perplexity import log_perplexity, nats_of, read_blocks
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
-from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.metrics import KL, LOG_PPLX
 from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
 from evaluation.sources.loading import loaded_task
+from evaluation.teacher import Teacher, teacher_of
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
@@ -36,6 +38,8 @@ from matquant.errors import NotFiniteError, UserError
 from matquant.models.checks import title
 from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
+from matquant.models.divergence import TokenDivergence
+from matquant.models.head import listening
 from matquant.models.loading import LoadedModel, load_model
 from matquant.models.tokens import heldout_tokens
 from matquant.notation import FULL_BITS, Plan
@@ -142,6 +146,8 @@ class Bench:
     text: torch.Tensor | None
     num_cut: Mapping[str, int]
     """Documents that are measured without their start, where the read-out allows it."""
+    teacher: Teacher | None = None
+    """The unquantized model's reading of the text, where that is compared with."""
 
     def size_of(self, tasks: Collection[str]) -> int:
         """The number of steps that measuring some tasks takes: answers to score, or sequences of text."""
@@ -167,10 +173,13 @@ class Bench:
     def _log_perplexity(self, plan: Plan, bar: Bar) -> tuple[dict[str, float], dict[str, list[Any]], float]:
         assert self.text is not None
         start = time.monotonic()
-        nats = []
-        for batch in block_nats(self.loaded.model, self.text, batch_size=self.readout.batch_size):
-            nats.append(batch)
-            bar.update(len(batch))
+        nats, blocks = [], list[TokenDivergence]()
+        with listening(self.loaded.model) as listener:
+            for read in read_blocks(self.loaded.model, self.text, batch_size=self.readout.batch_size):
+                nats.append(nats_of(read))
+                if self.teacher is not None and nats[-1].isfinite().all():
+                    blocks += divergences(self.loaded.model, listener, self.teacher, len(blocks), read)
+                bar.update(len(nats[-1]))
         summary = log_perplexity(torch.cat(nats), self.text.shape[1] - 1)
         if not math.isfinite(summary.mean):
             block = next(index for index, one in enumerate(summary.block_nats) if not math.isfinite(one))
@@ -182,6 +191,14 @@ class Bench:
         if math.isfinite(summary.stderr):
             metrics[f"{LOG_PPLX}_stderr"] = summary.stderr
         documents = {"doc_id": list(range(len(self.text))), LOG_PPLX: summary.block_nats}
+        if self.teacher is not None:
+            measures, of_blocks = summarized(blocks, self.teacher)
+            if not math.isfinite(measures[KL]):
+                raise NotFiniteError(
+                    f"the divergence of {self.cell.id} at {plan} from the unquantized model is not finite; "
+                    f"{wider(self.loaded.model.dtype)}, or set readout.divergence=false"
+                )
+            metrics, documents = {**metrics, **measures}, {**documents, **of_blocks}
         return metrics, documents, time.monotonic() - start
 
     def _overhead(self, plan: Plan) -> dict[str, float]:
@@ -255,12 +272,16 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
             for name, task in named.items()
         }
         check_cut(cut, readout, model=title(cell.model), max_length=lm.max_length)
-    text, held_out = None, dict[str, str]()
+    text, held_out, teacher = None, dict[str, str](), None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         text = heldout_tokens(readout.perplexity, loaded.tokenizer, add_bos=cell.sets_bos)
         sizes[LOG_PPLX], held_out = len(text), held_out_source(setup)
+        if checkpoint is not None and readout.divergence is not False:
+            # Before any plan is written into the model.
+            content, cache = sources.get("model"), setup.paths.cache
+            teacher = teacher_of(loaded.model, text, content=content, batch_size=readout.batch_size, cache=cache)
     num_cut = {name: len(found.documents) for name, found in cut.items()} if readout.cut_contexts else {}
-    return Bench(cell, readout, loaded, lm, checkpoint, sources, held_out, named, sizes, text, num_cut)
+    return Bench(cell, readout, loaded, lm, checkpoint, sources, held_out, named, sizes, text, num_cut, teacher)
 
 
 def _device_name(device: torch.device) -> str:
