@@ -25,7 +25,7 @@ from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import log_perplexity, nats_of, read_blocks
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.metrics import KL, LOG_PPLX
-from evaluation.results.readouts import readout_point, readout_rows
+from evaluation.results.readouts import readout_flips, readout_point, readout_rows
 from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
 from evaluation.sources.loading import loaded_task
@@ -84,7 +84,8 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
                     line.add(result.task, result.metrics)
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
                     measured |= _named(result)
-            tracker.log(measured | readout_point(readout_rows(store, cell.id, wanted), str(plan)))
+            point = readout_point(readout_rows(store, cell.id, wanted), str(plan))
+            tracker.log(measured | point | readout_flips(store, cell, wanted, str(plan)))
     if lacking:
         raise _not_found(cell, lacking)
     publish(cell, setup.readout, store, tracker)

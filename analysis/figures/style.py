@@ -110,7 +110,7 @@ def bits_axis(axes: Axes, bits: pd.Series, label: str = "effective bits per quan
 
 
 def value_axis(axes: Axes, values: pd.Series, *, nats: bool) -> None:
-    """Percent as they are; log perplexity on a logarithmic axis where int2 would press other widths into a line."""
+    """Percent as they are; nats on a logarithmic axis where int2 would press other widths into a line."""
     if values.empty:
         say(axes, "no results yet")
         plain_ticks(axes.yaxis, [])
@@ -132,7 +132,7 @@ def say(axes: Axes, text: str) -> None:
 def readable_ticks(low: float, high: float) -> list[float]:
     """Round numbers in [low, high] that keep a distance on a logarithmic axis: 3.5, 4, 5, 6, 8, 10, 15."""
     steps = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
-    candidates = [step * 10.0**power for power in range(-3, 4) for step in steps]
+    candidates = [step * 10.0**power for power in range(-9, 4) for step in steps]
     ticks: list[float] = []
     for tick in candidates:
         if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > 0.07 * np.log(high / low)):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.frame.measures import TESTED_MEASURES
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import Difference, differences, document_values
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, is_fraction
@@ -47,6 +48,10 @@ def measured(name: str, store: ResultStore) -> Measured:
             values = document_values(store.documents(result.key), metric)
             if values is not None:
                 found[result.task, protocol_id(result.protocol)] = MeasuredTask(values, metric, result.protocol)
+            for measure in TESTED_MEASURES if result.task == LOG_PPLX else ():
+                values = document_values(store.documents(result.key), measure)
+                if values is not None:
+                    found[measure, protocol_id(result.protocol)] = MeasuredTask(values, measure, result.protocol)
     if not found:
         there = store.readouts()
         hint = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "there are none"
@@ -86,8 +91,8 @@ def _labels(protocols: Mapping[tuple[str, str], Protocol]) -> dict[tuple[str, st
     for key, protocol in protocols.items():
         facts = _facts(protocol)
         same_task = [_facts(other) for (task, _), other in protocols.items() if task == key[0]]
-        is_text = key[0] == LOG_PPLX
-        same_kind = [_facts(other) for (task, _), other in protocols.items() if (task == LOG_PPLX) == is_text]
+        is_text = protocol.get("task") == LOG_PPLX
+        same_kind = [_facts(other) for other in protocols.values() if (other.get("task") == LOG_PPLX) == is_text]
         differing = [
             name
             for name in facts
@@ -109,7 +114,7 @@ def _facts(protocol: Protocol) -> dict[str, object]:
 
 
 def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask]) -> Iterator[str]:
-    averaged = [task for task, of_task in ours.items() if is_fraction(of_task.metric)]
+    averaged = [task for task, found in ours.items() if is_fraction(found.metric) and task not in TESTED_MEASURES]
     found = differences(
         {task: of_task.values for task, of_task in ours.items()},
         {task: of_task.values for task, of_task in theirs.items()},
@@ -125,7 +130,7 @@ def _line(task: str, metric: str, means: Sequence[float], difference: Difference
     scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
     values = " ".join(f"{scale * mean:9{form}}" for mean in means)
     gap = f"{scale * difference.mean:+{form}} ± {scale * difference.stderr:{form}}"
-    usual = metric in ("acc", "acc_norm", TASK_AVG, LOG_PPLX)
+    usual = metric in ("acc", "acc_norm", TASK_AVG, LOG_PPLX, *TESTED_MEASURES)
     name = TASK_NAMES.get(task, task) + ("" if usual else f" {metric}")
     return f"{name:14} {values} {gap:>18} {difference.p_value:8.2g}  {difference.num_documents:9d}  {difference.test}"
 
