@@ -216,10 +216,11 @@ def test_any_measure_can_be_on_the_axis_of_a_pareto_plot(made):
     diverge(made)
     loaded = load(made)
     rows = with_flips(summary(loaded), loaded)
-    assert [plot.name for plot in plots(made, loaded, rows)][:4][-1] == "pareto_divergence"
+    assert "pareto_divergence" in [plot.name for plot in plots(made, loaded, rows)]
+    assert "pareto_divergence" not in [plot.name for plot in plots(made, loaded, rows, [KL])]
     names = [name for name in SHOWN if name not in USUAL_AXES]
     figure = pareto_figure(rows, loaded.tasks, panels=[panel_of(name) for name in names])
-    titles = [axes.get_title() for axes in figure.axes if axes.axison]
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
     assert titles[1] == "KL divergence (nats per token), lower is better"
     assert len(titles) == len(names)
     assert panel_of("wrong_to_right").sign == panel_of(SAME_TOP).sign == 1

@@ -115,7 +115,8 @@ def value_axis(axes: Axes, values: pd.Series, *, nats: bool) -> None:
         say(axes, "no results yet")
         plain_ticks(axes.yaxis, [])
     elif nats and 0 < 2 * values.min() < values.max():
-        low, high = values.min() / 1.06, values.max() * 1.08
+        wide = (values.max() / values.min()) ** 0.03  # divergences span decades
+        low, high = values.min() / max(1.06, wide), values.max() * max(1.08, wide)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         plain_ticks(axes.yaxis, readable_ticks(low, high))
@@ -131,7 +132,7 @@ def say(axes: Axes, text: str) -> None:
 
 def readable_ticks(low: float, high: float) -> list[float]:
     """Round numbers in [low, high] that keep a distance on a logarithmic axis: 3.5, 4, 5, 6, 8, 10, 15."""
-    steps = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
+    steps = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9) if high < 1000 * low else (1,)
     candidates = [step * 10.0**power for power in range(-9, 4) for step in steps]
     ticks: list[float] = []
     for tick in candidates:
