@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation.perplexity import nats_of, read_blocks
+from matquant.config.home import at_home
 from matquant.errors import NotFiniteError
 from matquant.models.head import listening
-from matquant.runs.files import write_beside
+from matquant.runs.files import remove_leftovers, write_beside
 
 FOLDER = "teachers"
 MOST_BYTES = 32e9
@@ -87,6 +88,7 @@ def teacher_of(
     path = path_of(facts, cache)
     if (kept := _opened(path, facts)) is not None:
         return kept
+    remove_leftovers(path.parent)  # of killed processes: they are large
     write_beside(path, lambda beside: _write(beside, model, text, batch_size, facts))
     _remove_oldest(path)
     written = _opened(path, facts)
@@ -97,7 +99,7 @@ def teacher_of(
 def path_of(facts: Facts, cache: Path) -> Path:
     """The file of a teacher."""
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
-    return cache / FOLDER / f"{digest[:16]}.safetensors"
+    return at_home(cache) / FOLDER / f"{digest[:16]}.safetensors"
 
 
 def _opened(path: Path, facts: Facts) -> Teacher | None:

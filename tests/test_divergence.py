@@ -95,9 +95,8 @@ def test_models_that_collapse_or_mask_tokens_are_compared_in_float64():
 # --- the teacher -----------------------------------------------------------------------------------------------------
 
 
-def model_of(seed: int = 0, **config: object):
-    spec = tiny() if seed == 0 else tiny().model_copy(update={"seed": seed})
-    return load_model(spec, cache=Path(), dtype="float32", device=torch.device("cpu")).model
+def model_of(dtype: str = "float32"):
+    return load_model(tiny(), cache=Path(), dtype=dtype, device=torch.device("cpu")).model
 
 
 TEXT = torch.randint(0, 257, (5, 12), generator=torch.Generator().manual_seed(0))
@@ -140,9 +139,10 @@ def test_the_measures_of_a_model_are_those_of_its_whole_distributions(tmp_path):
     assert documents[BASE_LOG_PPLX] == torch.cat(list(block_nats(model_of(), TEXT, batch_size=2))).tolist()
 
 
-def test_the_unquantized_model_diverges_from_itself_by_nothing(tmp_path):
-    teacher = teacher_of(model_of(), TEXT, content="one", batch_size=2, cache=tmp_path)
-    metrics, _ = measured(model_of(), teacher)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_unquantized_model_diverges_from_itself_by_nothing(dtype, tmp_path):
+    teacher = teacher_of(model_of(dtype), TEXT, content="one", batch_size=2, cache=tmp_path)
+    metrics, _ = measured(model_of(dtype), teacher)
     assert metrics[KL] < 1e-10
     assert (metrics[SAME_TOP], metrics[RMS_DP]) == (1.0, pytest.approx(0, abs=1e-7))
 
@@ -181,6 +181,7 @@ def test_a_teacher_is_of_one_model_text_and_protocol(tmp_path):
         facts_of(model.bfloat16(), TEXT, content="one", batch_size=2),
     ]
     assert len({path_of(facts, tmp_path) for facts in [first, *others]}) == 6
+    assert path_of(first, Path("~/.cache/matquant")).is_relative_to(Path.home())
 
 
 def test_a_teacher_that_is_not_what_it_says_is_a_sentence_and_no_number(tmp_path):
