@@ -7,39 +7,34 @@ is done, so an interrupted evaluation loses at most one task.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from lm_eval.api.task import Task
 
 from evaluation.board import Board
 from evaluation.contexts import Cut, check_cut, cut_documents
-from evaluation.divergence import divergences, summarized
 from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
-from evaluation.perplexity import log_perplexity, nats_of, read_blocks
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
-from evaluation.results.metrics import KL, LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.readouts import readout_flips, readout_point, readout_rows
 from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
-from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
+from evaluation.scoring import Bar, language_model, num_answers, score_tasks
 from evaluation.sources.loading import loaded_task
 from evaluation.teacher import Teacher, teacher_of
+from evaluation.text_scores import score_text
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
-from matquant.errors import NotFiniteError, UserError
+from matquant.errors import UserError
 from matquant.models.checks import title
 from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
-from matquant.models.divergence import TokenDivergence
-from matquant.models.head import listening
 from matquant.models.loading import LoadedModel, load_model
 from matquant.models.tokens import heldout_tokens
 from matquant.notation import FULL_BITS, Plan
@@ -159,8 +154,16 @@ class Bench:
         if self.checkpoint is not None:
             materialize(self.loaded.model, self.checkpoint.layers, plan)
         if LOG_PPLX in tasks:
-            metrics, documents, seconds = self._log_perplexity(plan, bar)
-            yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds), documents
+            assert self.text is not None
+            start = time.monotonic()
+            metrics, blocks = score_text(
+                *(self.loaded.model, self.text, self.teacher),
+                batch_size=self.readout.batch_size,
+                description=f"{self.cell.id} at {plan}",
+                bar=bar,
+            )
+            seconds = time.monotonic() - start
+            yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, blocks, seconds), blocks
         accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
         if not accuracies:
             return
@@ -170,37 +173,6 @@ class Bench:
         for task, score in scores:
             documents = score.documents
             yield self._result(plan, task, tasks[task], score.metrics, documents, score.seconds), documents
-
-    def _log_perplexity(self, plan: Plan, bar: Bar) -> tuple[dict[str, float], dict[str, list[Any]], float]:
-        assert self.text is not None
-        start = time.monotonic()
-        nats, blocks = [], list[TokenDivergence]()
-        with listening(self.loaded.model) as listener:
-            for read in read_blocks(self.loaded.model, self.text, batch_size=self.readout.batch_size):
-                nats.append(nats_of(read))
-                if self.teacher is not None and nats[-1].isfinite().all():
-                    blocks += divergences(self.loaded.model, listener, self.teacher, len(blocks), read)
-                bar.update(len(nats[-1]))
-        summary = log_perplexity(torch.cat(nats), self.text.shape[1] - 1)
-        if not math.isfinite(summary.mean):
-            block = next(index for index, one in enumerate(summary.block_nats) if not math.isfinite(one))
-            raise NotFiniteError(
-                f"the logits of {self.cell.id} at {plan} are not finite on held-out text, block {block}; "
-                f"{wider(self.loaded.model.dtype)}"
-            )
-        metrics = {LOG_PPLX: summary.mean, "num_tokens": float(summary.num_tokens)}
-        if math.isfinite(summary.stderr):
-            metrics[f"{LOG_PPLX}_stderr"] = summary.stderr
-        documents = {"doc_id": list(range(len(self.text))), LOG_PPLX: summary.block_nats}
-        if self.teacher is not None:
-            measures, of_blocks = summarized(blocks, self.teacher)
-            if not math.isfinite(measures[KL]):
-                raise NotFiniteError(
-                    f"the divergence of {self.cell.id} at {plan} from the unquantized model is not finite; "
-                    f"{wider(self.loaded.model.dtype)}, or set readout.divergence=false"
-                )
-            metrics, documents = {**metrics, **measures}, {**documents, **of_blocks}
-        return metrics, documents, time.monotonic() - start
 
     def _overhead(self, plan: Plan) -> dict[str, float]:
         if self.checkpoint is None:
