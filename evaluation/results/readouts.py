@@ -102,6 +102,8 @@ def readout_flips(store: ResultStore, cell: Cell, wanted: Mapping[str, Protocol]
 
     Empty for a cell whose weights are not known to be those of the unquantized model's results.
     """
+    if cell.base.kind == "none":
+        return {}
     other = Cell(model=cell.model, base=NoBase(kind="none")).id
     found: dict[str, list[float]] = {}
     for task, protocol in wanted.items():
