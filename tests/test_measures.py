@@ -127,7 +127,9 @@ def test_measures_are_compared_in_pairs_of_blocks(made, tmp_path):
     first, second = (measured(f"{made.cells[3].id}:{plan}", store) for plan in ("int4", "int2"))
     lines = difference_lines(first, second)
     (line,) = [line for line in lines if line.startswith("kl ")]
-    assert line.split()[1:4] == ["0.125", "0.500", "-0.375"]
+    assert line.split()[1:4] == ["0.12550", "0.50050", "-0.37500"]
+    (line,) = [line for line in lines if line.startswith("BoolQ")]
+    assert line.endswith(", right: 2 the first alone, 0 the second alone")
     (average,) = [line for line in lines if line.startswith("Task Avg")]
     assert float(average.split()[2]) == pytest.approx(100 * 0.54)
 

@@ -15,6 +15,7 @@ import numpy as np
 from analysis.frame.measures import TESTED_MEASURES
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import Difference, differences, document_values
+from evaluation.results.flips import flips_of
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, is_fraction
 from evaluation.results.readouts import grid_of
 from evaluation.results.store import Protocol, ResultStore, protocol_id
@@ -123,11 +124,22 @@ def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask])
     for task, difference in found.items():
         of_line = averaged if task == TASK_AVG else [task]
         means = [float(np.mean([side[one].values.mean() for one in of_line])) for side in (ours, theirs)]
-        yield _line(task, TASK_AVG if task == TASK_AVG else ours[task].metric, means, difference)
+        metric = TASK_AVG if task == TASK_AVG else ours[task].metric
+        yield _line(task, metric, means, difference) + _flips(ours.get(task), theirs.get(task))
+
+
+def _flips(ours: MeasuredTask | None, theirs: MeasuredTask | None) -> str:
+    """`, right: 12 the first alone, 5 the second alone`, for a task of right and wrong answers."""
+    if ours is None or theirs is None or ours.metric in TESTED_MEASURES:
+        return ""
+    found = flips_of(ours.values.tolist(), theirs.values.tolist())
+    if found is None:
+        return ""
+    return f", right: {found.wrong_to_right} the first alone, {found.right_to_wrong} the second alone"
 
 
 def _line(task: str, metric: str, means: Sequence[float], difference: Difference) -> str:
-    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
+    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".5f" if metric in TESTED_MEASURES else ".3f")
     values = " ".join(f"{scale * mean:9{form}}" for mean in means)
     gap = f"{scale * difference.mean:+{form}} ± {scale * difference.stderr:{form}}"
     usual = metric in ("acc", "acc_norm", TASK_AVG, LOG_PPLX, *TESTED_MEASURES)
