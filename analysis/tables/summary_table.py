@@ -136,7 +136,7 @@ def digits(value: float, significant: int) -> str:
     """The form of a positive number with so many digits, and of its error with as many decimals; never an exponent."""
     if not 0 < value < math.inf:
         return ".0f"
-    return f".{min(max(significant - 1 - math.floor(math.log10(value)), 0), 8)}f"
+    return f".{min(max(significant - 1 - math.floor(math.log10(value)), 0), 6)}f"
 
 
 REFERENCE = "reference"

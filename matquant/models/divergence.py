@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-FAR = 20.0
+FAR = 60.0
 """The largest |t| that is computed in float32; e^t is in float64 beyond it, where models collapse."""
 
 
