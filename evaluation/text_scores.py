@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -38,10 +39,10 @@ def score_text(
 ) -> TextScores:
     """Reads the text once; `bar` is moved by one for each block."""
     nats, blocks = [], list[TokenDivergence]()
-    with listening(model) as listener:
+    with nullcontext() if teacher is None else listening(model) as listener:
         for read in read_blocks(model, text, batch_size=batch_size):
             nats.append(nats_of(read))
-            if teacher is not None and nats[-1].isfinite().all():
+            if teacher is not None and listener is not None and nats[-1].isfinite().all():
                 blocks += divergences(model, listener, teacher, len(blocks), read)
             bar.update(len(nats[-1]))
     summary = log_perplexity(torch.cat(nats), text.shape[1] - 1)

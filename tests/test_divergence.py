@@ -78,6 +78,14 @@ def test_equal_logits_diverge_by_nothing_and_a_shift_of_all_changes_nothing():
     assert compare(one, one + 7, targets).same_top.all()
 
 
+def test_every_device_finds_the_same(device):
+    one, other, targets = logits(0, 20, 300, 5.0), logits(1, 20, 300, 5.0), torch.arange(20)
+    other[3, 7] += 100
+    found = compare(one.to(device), other.to(device), targets.to(device))
+    for ours, wanted in zip(found, compare(one, other, targets), strict=True):
+        torch.testing.assert_close(ours.cpu(), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_models_that_collapse_or_mask_tokens_are_compared_in_float64():
     one = logits(0, 4, 30, 5.0)
     other = one.clone()
