@@ -21,6 +21,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -164,10 +165,12 @@ def _write_head(file: BinaryIO, shape: tuple[int, ...], dtype: torch.dtype, fact
 
 def _remove_oldest(newest: Path) -> None:
     """Deletes the files that were used longest ago, where there are more than `MOST_BYTES` of them."""
+    states = []
+    for path in newest.parent.glob("*.safetensors"):
+        with suppress(OSError):  # another process may do the same
+            states.append((path.stat(), path))
     total = 0.0
-    others = [path for path in newest.parent.glob("*.safetensors") if path != newest]
-    states = sorted(((path.stat(), path) for path in others), key=lambda found: -found[0].st_mtime)
-    for state, path in states:
-        total += state.st_size
-        if total > MOST_BYTES:
+    for state, path in sorted(states, key=lambda found: -found[0].st_mtime):
+        total += state.st_size if path != newest else 0.0
+        if total > MOST_BYTES and path != newest:
             path.unlink(missing_ok=True)
