@@ -213,7 +213,7 @@ def option_of(measures: Sequence[str]) -> list[str]:
     return [] if tuple(measures) == USUAL_AXES else ["--pareto", ",".join(measures)]
 
 
-def commands(name: str, overrides: Sequence[str] | None, measures: Sequence[str]) -> list[str]:
+def commands(name: str, overrides: Sequence[str] | None, measures: Sequence[str] = USUAL_AXES) -> list[str]:
     """The commands that measure what is missing and draw the report again."""
     guessed = [] if name == DEFAULT_NAME else [f"experiment={name}"]
     typed = guessed if overrides is None else list(overrides)
