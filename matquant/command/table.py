@@ -193,9 +193,16 @@ files to have it drawn again.
     (
         overrides("what to report on, such as experiment=demo"),
         flag("--no-notebook", "leave the notebook out, which takes longest"),
+        Argument(
+            "--pareto",
+            "what Pareto plots have on their vertical axes, joined by commas (default: task_avg,log_pplx): also "
+            "perplexity, kl, kl_median, kl_99, kl_max, same_top_p, rms_dp, right_to_wrong, wrong_to_right",
+            {"default": "", "metavar": "MEASURES"},
+        ),
     ),
     (
         Example("matquant report experiment=demo", "what `matquant run experiment=demo` measured"),
+        Example("matquant report experiment=demo --pareto kl,same_top_p", "Pareto plots of the divergence"),
         Example("matquant report experiment=demo paths.results=/data/r", "results copied from another machine"),
         Example("matquant report experiment=demo readout.limit=200", "the same cells under another protocol"),
         Example("matquant report base=minmax bits=int8", "a single cell"),

@@ -53,6 +53,9 @@ class Readout(Spec):
     cut_contexts: bool = False
     """Measures documents that are longer than the model without their start; else they are refused."""
     perplexity: TextSpec | None = None
+    divergence: Literal[True, False, "auto"] = "auto"
+    """Compares with the unquantized model wherever log perplexity is measured; true: also where it was measured without
+    that, by an earlier version; false: nowhere."""
     search: SearchSpec = SearchSpec()
 
     @field_validator("plans")
