@@ -23,9 +23,10 @@ from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
+from evaluation.results.kept import results_artifact
 from evaluation.results.metrics import LOG_PPLX
-from evaluation.results.readouts import readout_point, readout_rows
-from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
+from evaluation.results.readouts import readout_point, readout_rows, summary_of_widths
+from evaluation.results.store import BLOCK_SHARE, Documents, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
 from evaluation.sources.loading import loaded_task
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
@@ -73,17 +74,15 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
     sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
     with Board(cell.id, sizes, beat) as board:
         for plan, tasks in gaps.items():
-            measured: dict[str, float] = {}
             with board.plan(str(plan)) as line:
                 for result, documents in bench.results(plan, tasks, line):
                     store.put(result, documents)
                     line.add(result.task, result.metrics)
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
-                    measured |= _named(result)
-            tracker.log(measured | readout_point(readout_rows(store, cell.id, wanted), str(plan)))
+            tracker.log(readout_point(readout_rows(store, cell.id, wanted), str(plan)))
     if lacking:
         raise _not_found(cell, lacking)
-    publish(cell, setup.readout, store, tracker)
+    publish(cell, setup, tracker)
 
 
 def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) -> tuple[dict[Plan, Plan], list[Plan]]:
@@ -112,18 +111,15 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
     )
 
 
-def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:
+def publish(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     """Tells a tracker everything that was measured of a cell, by this process and by others."""
-    wanted = protocols(readout, add_bos=cell.sets_bos)
-    keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
-    results = [store.read(store.path(key)) for key in keys if store.has(key)]
-    tracker.summarize({name: value for result in results for name, value in _named(result).items()})
-    if rows := readout_rows(store, cell.id, wanted):
+    store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
+    rows = readout_rows(store, cell.id, protocols(setup.readout, add_bos=cell.sets_bos))
+    tracker.summarize(summary_of_widths(rows))
+    if rows:
         tracker.log({"results": rows})
-
-
-def _named(result: Result) -> dict[str, float]:
-    return {f"eval/{result.plan}/{result.task}/{name}": value for name, value in result.metrics.items()}
+    if (results := results_artifact(store, run)) is not None:
+        tracker.keep(results)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def launch(study: Study, options: Options) -> int:
         raise UserError(f"{study.name} has no cells{matching}; see its file under conf/experiment/")
     if options.dry_run:
         preflight.check_folders(setup)
+        preflight.check_tracking(setup)
         preflight.check_tasks(setup)
         sweep = _look_if_possible(study, options)
         chosen, refused = show_plan(sweep, options)
@@ -89,6 +90,7 @@ def launch(study: Study, options: Options) -> int:
     if queue.is_slurm(setup.cluster):
         queue.require_slurm()
     preflight.check_folders(setup)
+    preflight.check_tracking(setup)
     preflight.check_tasks(setup)
     with _one_launcher(setup):
         sweep = _look(study, options)

@@ -22,8 +22,11 @@ import run
 from evaluation.protocol import missing
 from evaluation.results.store import ResultStore
 from matquant.runs import wandb_run
+from matquant.runs.tracked.artifacts import Artifact
+from matquant.runs.tracked.limits import within
+from matquant.runs.tracked.wandb_mode import wandb_mode
 from matquant.runs.tracking import Guarded, NoTracker, tracking
-from matquant.runs.wandb_run import MAX_ID, WandbTracker, run_id, unreachable, wandb_mode, within
+from matquant.runs.wandb_run import MAX_ID, WandbTracker, run_id, unreachable
 from tests.wandb_stand_in import StandIn, stand_in
 
 KEY = "0" * 40
@@ -136,9 +139,9 @@ def test_a_cell_is_one_offline_run_with_its_config_curves_and_summary(tiny_study
         assert inside.run.job_type == "train"
         assert inside.run.config["base"] == json.loads(cell.model_dump_json())["base"]
         tracker.log({"train/int2": 1.5})
-        tracker.summarize({"eval/int2/log_pplx/log_pplx": 6.6})
+        tracker.summarize({"int2/log_pplx": 6.6})
         assert inside.run.summary["train/int2"] == 1.5
-        assert inside.run.summary["eval/int2/log_pplx/log_pplx"] == 6.6
+        assert inside.run.summary["int2/log_pplx"] == 6.6
     (written,) = (study.setup.paths.runs / cell.id).glob("wandb/offline-run-*/run-*.wandb")
     assert cell.id in written.name
     assert written.stat().st_size > 500
@@ -242,7 +245,7 @@ def test_a_proxy_is_asked_for_a_server_that_only_it_can_reach(server, online):
 class Breaking:
     """A tracker that raises an error where it is told to."""
 
-    upload = "wandb sync runs/cell"
+    title, upload = "W&B", "wandb sync runs/cell"
 
     def __init__(self, place: str, error: BaseException) -> None:
         self.place, self.error = place, error
@@ -259,6 +262,9 @@ class Breaking:
     def summarize(self, metrics) -> None:
         self._do("summarize")
 
+    def keep(self, artifact) -> None:
+        self._do("keep")
+
     def finish(self) -> None:
         self._do("finish")
 
@@ -267,15 +273,16 @@ def use(tracker: Guarded) -> None:
     for number in range(3):
         tracker.log({"loss": number})
     tracker.summarize({"acc": 1.0})
+    tracker.keep(Artifact("cell-results", "results", {}))
     tracker.finish()
     tracker.finish()
 
 
-@pytest.mark.parametrize("place", ["log", "summarize", "finish"])
+@pytest.mark.parametrize("place", ["log", "summarize", "keep", "finish"])
 @pytest.mark.parametrize("error", [ValueError("too\nlarge"), TimeoutError("too\nlarge"), wandb.Error("too\nlarge")])
 def test_the_first_failure_ends_tracking_with_one_sentence(place, error, caplog):
     inside = Breaking(place, error)
-    use(Guarded("cell", lambda: inside))
+    use(Guarded("cell", "W&B", lambda: inside))
     assert inside.calls.count(place) <= 2  # `finish` once more, to complete the files
     assert inside.calls[-1] == (place if isinstance(error, TimeoutError) else "finish")
     (said,) = words(caplog)
@@ -288,15 +295,15 @@ def test_a_tracker_that_cannot_be_opened_is_one_sentence(caplog):
     def refuse():
         raise ModuleNotFoundError("No module named 'wandb'")
 
-    use(Guarded("cell", refuse))
+    use(Guarded("cell", "W&B", refuse))
     (said,) = words(caplog)
     assert said == "cell is not tracked (No module named 'wandb'); the run goes on, and tracking=none leaves W&B out"
 
 
-@pytest.mark.parametrize("place", ["log", "summarize", "finish"])
+@pytest.mark.parametrize("place", ["log", "summarize", "keep", "finish"])
 def test_a_request_to_stop_passes(place):
     with pytest.raises(KeyboardInterrupt):
-        use(Guarded("cell", lambda: Breaking(place, KeyboardInterrupt())))
+        use(Guarded("cell", "W&B", lambda: Breaking(place, KeyboardInterrupt())))
 
 
 def test_a_call_has_a_time_limit_and_keeps_its_result_and_its_error():

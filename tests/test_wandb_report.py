@@ -25,6 +25,7 @@ from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
+from matquant.runs.wandb_run import run_id
 from tests.made_results import measure, paper_cells, study
 from tests.tiny import TINY_OMNIQUANT
 from tests.wandb_stand_in import ENTITY, stand_in
@@ -76,7 +77,7 @@ def test_every_run_is_in_the_run_set_of_its_method(made, loaded):
     grid = of_type(as_json(build(made, loaded))["spec"], "panel-grid")[0]
     filters = {one["name"]: one["filters"]["filters"] for one in grid["metadata"]["runSets"]}
     assert filters["MatQuant (OmniQuant)"] == [
-        {"key": {"section": "run", "name": "displayName"}, "op": "IN", "value": [made.cells[3].id], "disabled": False}
+        {"key": {"section": "run", "name": "name"}, "op": "IN", "value": [run_id(made.cells[3].id)], "disabled": False}
     ]
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.wandb_artifacts_stand_in import Artifacts
+
 ENTITY = "somebody"
 
 
@@ -28,6 +30,7 @@ class StandIn:
     """The variables of the mutation that stores a report."""
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The history of every run: its rows, in the places that they were sent for."""
+    artifacts: Artifacts = field(default_factory=Artifacts)
     error: int | None = None
     """The status of every answer, if the stand-in refuses all."""
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -46,6 +49,8 @@ class StandIn:
             view |= {"createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00", "type": "runs"}
             return {"upsertView": {"view": view, "inserted": True}}
         if (answer := self._of_a_run(query, variables)) is not None:
+            return answer
+        if (answer := self.artifacts.answer(query, variables)) is not None:
             return answer
         if "internalId" in query:
             return {"project": {"internalId": "UHJvamVjdDox"}}
@@ -132,7 +137,10 @@ def stand_in() -> Iterator[StandIn]:
             self._send({})
 
         def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            state.may_answer.wait()
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.path.startswith("/artifact/"):
+                state.artifacts.take(self.path, data)
             self._send({})
 
         def _send(self, value: Any, status: int = 200) -> None:
@@ -147,7 +155,7 @@ def stand_in() -> Iterator[StandIn]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
+    state.url = state.artifacts.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -20,12 +20,15 @@ from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
-from evaluation.results.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
+from evaluation.results.readouts import READOUT_AVG, READOUT_LOG_PPLX
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.runs.files import require_writable
-from matquant.runs.wandb_run import one_line, unreachable, wandb_mode
+from matquant.runs.tracked.labels import EFFECTIVE_BITS
+from matquant.runs.tracked.limits import one_line
+from matquant.runs.tracked.wandb_mode import wandb_mode
+from matquant.runs.wandb_run import run_id, unreachable
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
@@ -48,7 +51,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
     project = study.setup.tracking.project
     place: dict[str, Any] = {"entity": entity, "project": project} if entity is not None else {}
     runsets = [
-        wr.Runset(name=name, filters=f'Metric("Name") in {json.dumps(ids)}', **place)
+        wr.Runset(name=name, filters=f'Metric("ID") in {json.dumps([run_id(id_) for id_ in ids])}', **place)
         for name, ids in run_sets(rows).items()
     ]
     tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons, loaded.metrics)))]

@@ -6,29 +6,31 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.results.metrics import LOG_PPLX, error_name, headline_metric, is_fraction
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_fraction, is_metric
 from evaluation.results.store import BLOCK_SHARE, Protocol, Result, ResultStore
 from evaluation.results.stored_bits import recounted_by_label
 from matquant.config.cell import Cell
 from matquant.config.grid_words import all_words
+from matquant.runs.tracked.labels import EFFECTIVE_BITS, READOUT
 
-EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX = "readout/effective_bits", "readout/task_avg", "readout/log_pplx"
+READOUT_AVG, READOUT_LOG_PPLX = f"{READOUT}task_avg", f"{READOUT}log_pplx"
 """Names of a plan's point: a line through a run's points is its Pareto curve."""
-LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}_tuning", f"{READOUT_LOG_PPLX}_tuning"
-"""The names of a log perplexity of tuning text, on which defaults are chosen: it never meets one of test text."""
+TUNING = "_tuning"
+"""The end of names of what is measured on tuning text, on which defaults are chosen: it never meets test text."""
+LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}{TUNING}", f"{READOUT_LOG_PPLX}{TUNING}"
 
 
 def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol]) -> list[dict[str, Any]]:
-    """A row for each plan and task of a cell, of its headline metric; `wanted`: the protocol of each task."""
+    """A row for each plan, task and metric of a cell; `wanted`: the protocol of each task."""
     rows, grid = [], grid_of(store, cell_id)
     for path in store.paths(cell_id):
         try:
             result = store.read(path)
         except (OSError, ValueError):
             continue  # reports and tables name it
-        metric = headline_metric(result.metrics)
-        if metric is not None and wanted.get(result.task) == result.protocol:
-            rows.append(_row(recounted_by_label(result, store) or result, metric, grid))
+        if wanted.get(result.task) == result.protocol:
+            result = recounted_by_label(result, store) or result
+            rows += [_row(result, metric, grid) for metric in filter(is_metric, result.metrics)]
     return rows
 
 
@@ -53,6 +55,7 @@ def _row(result: Result, metric: str, grid: str) -> dict[str, Any]:
         "model_bits": result.overhead.get("model_bits"),
         "task": LOG_PPLX_TUNING if is_of_tuning_text(result.protocol) else result.task,
         "metric": metric,
+        "is_headline": metric == headline_metric(result.metrics),
         "value": result.metrics[metric],
         "stderr": result.metrics.get(error_name(metric)),
         "documents": result.num_documents,
@@ -61,14 +64,40 @@ def _row(result: Result, metric: str, grid: str) -> dict[str, Any]:
 
 
 def readout_point(rows: Sequence[Mapping[str, Any]], plan: str) -> dict[str, float]:
-    """The point of a plan, as far as measured: its bits, the mean of its accuracies in percent, its log perplexity."""
-    of_plan = [row for row in rows if row["plan"] == plan]
+    """The point of a plan, as far as measured: its bits, and everything that was read at it."""
+    return {
+        f"{READOUT}{name}": value for name, value in _measures([row for row in rows if row["plan"] == plan]).items()
+    }
+
+
+def summary_of_widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Everything that was read at every plan, such as `int2/log_pplx`, with standard errors and a model's bits."""
+    found = {}
+    for plan in dict.fromkeys(row["plan"] for row in rows):
+        of_plan = [row for row in rows if row["plan"] == plan]
+        errors = {f"{_name(row)}_stderr": row["stderr"] for row in of_plan if row["stderr"] is not None}
+        numbers = {**_measures(of_plan), **errors}
+        if (model_bits := of_plan[0]["model_bits"]) is not None:
+            numbers["model_bits"] = model_bits
+        found |= {f"{plan}/{name}": value for name, value in numbers.items()}
+    return found
+
+
+def _measures(of_plan: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """All metrics of a plan by their names, with its bits and the mean of its tasks' accuracies in percent."""
     if not of_plan:
         return {}
-    accuracies = [row["value"] for row in of_plan if is_fraction(row["metric"])]
-    nats = {row["task"]: row["value"] for row in of_plan}
+    accuracies = [row["value"] for row in of_plan if row["is_headline"] and is_fraction(row["metric"])]
     return {
-        EFFECTIVE_BITS: of_plan[0]["effective_bits"],
-        **({READOUT_AVG: 100 * sum(accuracies) / len(accuracies)} if accuracies else {}),
-        **{f"readout/{name}": nats[name] for name in (LOG_PPLX, LOG_PPLX_TUNING) if name in nats},
+        EFFECTIVE_BITS.removeprefix(READOUT): of_plan[0]["effective_bits"],
+        **({TASK_AVG: 100 * sum(accuracies) / len(accuracies)} if accuracies else {}),
+        **{_name(row): row["value"] for row in of_plan},
     }
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The name of a metric: `piqa/acc`, `gsm8k/exact_match/strict-match`; of held-out text the metric alone."""
+    metric = row["metric"].replace(",", "/")
+    if row["task"] == LOG_PPLX:
+        return metric
+    return f"{metric}{TUNING}" if row["task"] == LOG_PPLX_TUNING else f"{row['task']}/{metric}"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import netrc
-import os
 import shlex
 import ssl
 import urllib.error
@@ -16,32 +14,32 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from typing import Any, Literal, TypeVar, cast, get_args
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
+from matquant.runs.tracked.artifacts import Artifact
+from matquant.runs.tracked.labels import COUNTERS, EFFECTIVE_BITS, READOUT, JobType, run_config, run_name, tags
+from matquant.runs.tracked.limits import one_line, within
+from matquant.runs.tracked.wandb_mode import Mode, wandb_mode
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-JobType = Literal["train", "evaluate", "cell"]
-"""The work of one process for a cell: a stage of it, or all."""
-Mode = Literal["online", "offline", "disabled", "shared"]
-OLD_MODES: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
-"""Words that WANDB_MODE had before, and that W&B still reads."""
-HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com")
-"""W&B's own servers, as `wandb login` writes them to ~/.netrc."""
 MAX_ID = 64
 """The longest id of a run that W&B takes."""
 PROBE_S, START_S, LOG_S, FINISH_S = 5, 20, 10, 30
-"""Seconds that a server may take to answer, and W&B to start a run, to take a number, and to upload the rest."""
+"""Seconds that a server may take to answer, and W&B to start a run, to take numbers or files, and to upload."""
 SILENT: set[str] = set()
 """Servers that let a run of this process wait at its end: the runs after it do not wait for them again."""
 
 
 class WandbTracker:
-    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run."""
+    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run.
+
+    An export has a run of its own: another process may be at work on the cell's.
+    """
+
+    title = "W&B"
 
     def __init__(self, cell: Cell, setup: Setup, job_type: JobType) -> None:
         mode = wandb_mode()  # first: W&B cannot be asked anything while WANDB_MODE is a word that it does not know
@@ -50,11 +48,12 @@ class WandbTracker:
         arguments: dict[str, Any] = {
             "project": setup.tracking.project,
             "entity": setup.tracking.entity,
-            "id": run_id(cell.id),
-            "name": cell.id,
+            "id": run_id(cell.id if job_type != "export" else f"{cell.id}-export"),
+            "name": run_name(cell) if job_type != "export" else f"export · {run_name(cell)}",
             "group": setup.experiment,
             "job_type": job_type,
-            "config": cell.model_dump(mode="json"),
+            "tags": tags(cell, setup),
+            "config": run_config(cell, setup),
             "dir": str(folder),
             # Offline too: `wandb sync` then continues the run, where it would otherwise write over the first file's.
             "resume": "allow",
@@ -62,7 +61,6 @@ class WandbTracker:
             "settings": {
                 "silent": True,
                 "console": "off",
-                "x_disable_stats": True,
                 "init_timeout": START_S,
                 "finish_timeout": FINISH_S,
                 "finish_timeout_raises": True,
@@ -74,23 +72,76 @@ class WandbTracker:
             self.run = _started(mode, arguments)
         self.upload = _upload(self.run.settings)
         """The command that uploads what this run has written to disk; empty where W&B writes nothing."""
+        self._kept: dict[str, Artifact] = {}
+        self._upload_mb = setup.tracking.upload_mb
+        _in_time(LOG_S, self._define_metrics)
+
+    def _define_metrics(self) -> None:
+        """Read-outs are drawn against effective bits; what only places other numbers has no panel."""
+        for name in (EFFECTIVE_BITS, *COUNTERS):
+            self.run.define_metric(name, hidden=True, summary="none")
+        # Without a summary: the last width that was read stands for no other.
+        self.run.define_metric(f"{READOUT}*", step_metric=EFFECTIVE_BITS, summary="none")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Numbers as curves, a list of counts as a histogram over 0, 1, 2, ..., a list of rows as a table."""
         _in_time(LOG_S, lambda: self.run.log({name: _logged(value) for name, value in metrics.items()}))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
-        _in_time(LOG_S, lambda: self.run.summary.update(dict(metrics)))
+        _in_time(LOG_S, lambda: self.run.summary.update({name: _logged(value) for name, value in metrics.items()}))
+
+    def keep(self, artifact: Artifact) -> None:
+        """Remembers files until the run finishes, where no cell waits for them any more."""
+        self._kept |= {one.name: one for one in (*artifact.made_from, artifact)}
 
     def finish(self) -> None:
         """Uploads the rest, and ends the process behind W&B, so that all files are whole and nothing waits for it."""
         try:
+            self._log_kept()
             _in_time(FINISH_S + LOG_S, self.run.finish)
         except Exception:  # of any kind, W&B's and our own time limit among them; it goes on
             SILENT.add(self.run.settings.base_url)
             raise
         finally:
             _tear_down(LOG_S)
+
+    def _log_kept(self) -> None:
+        """Logs the files that were kept; those that W&B refuses cost a sentence, and none of the numbers."""
+        kept, self._kept = self._kept, {}
+        used = {source.name for artifact in kept.values() for source in artifact.made_from}
+        try:
+            for name, artifact in kept.items():
+                _in_time(LOG_S, lambda artifact=artifact, used=name in used: self._log_artifact(artifact, used))
+        except TimeoutError:
+            raise
+        except Exception as error:  # of any kind: files that have changed or are gone, a name of another type
+            log.warning(
+                "W&B does not take the files of %s (%s); everything else is tracked", ", ".join(kept), one_line(error)
+            )
+
+    def _log_artifact(self, artifact: Artifact, used: bool) -> None:
+        """Logs files as made by this run, and as used by it where others were made from them.
+
+        W&B's own `use_artifact` refuses to work offline, and waits for the server online; this is what it calls.
+        A version that is there already stays that of the run that made it.
+        """
+        self.run._log_artifact(_drafted(artifact, self._upload_mb), is_user_created=True, use_after_commit=used)
+
+
+def _drafted(artifact: Artifact, upload_mb: float) -> Any:
+    """W&B's form of an artifact: small files are uploaded from their places, large ones are named by theirs."""
+    import wandb
+
+    made, uploaded = (
+        wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.facts)),
+        artifact.uploaded(upload_mb),
+    )
+    for name, path in artifact.files.items():
+        if name in uploaded:
+            made.add_file(str(path), name, skip_cache=True, policy="immutable")  # no copy in the home folder
+        else:
+            made.add_reference(path.absolute().as_uri(), name, checksum=False)  # which would read all of it
+    return made
 
 
 def _online(mode: Mode, arguments: Mapping[str, Any], folder: Path) -> Any:
@@ -154,27 +205,6 @@ def unreachable() -> str | None:
     return None
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call, or its exception; TimeoutError after some seconds, while the call is left to itself."""
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # one that ends a program ends this thread alone
-            errors.append(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-
-    thread = Thread(target=run, daemon=True)  # a process does not wait for it at its end
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds} s")
-    return results[0]
-
-
 def _in_time(seconds: float, call: Callable[[], T]) -> T:
     try:
         return within(seconds, call)
@@ -189,13 +219,6 @@ def _tear_down(seconds: float) -> None:
 
     with suppress(Exception):
         within(seconds, wandb.teardown)
-
-
-def one_line(error: object) -> str:
-    """The words of an error, in one line that is not long."""
-    words = " ".join(str(error).split()).partition(" For further information visit")[0].rstrip(".")
-    words = words or type(error).__name__
-    return words if len(words) <= 300 else f"{words[:300]} ..."
 
 
 def run_id(cell_id: str) -> str:
@@ -215,35 +238,3 @@ def _logged(value: Any) -> Any:
     if value and isinstance(value[0], Mapping):
         return wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
     return wandb.Histogram(np_histogram=(np.array(value), np.arange(len(value) + 1)))
-
-
-def wandb_mode() -> Mode:
-    """`online` with a key, `offline` without; WANDB_MODE has the last word.
-
-    A word that W&B does not know is said, and counts as `offline`, for W&B as well.
-    """
-    word = os.environ.get("WANDB_MODE", "")
-    if not word:
-        return "online" if _has_key() else "offline"
-    if (mode := OLD_MODES.get(word, word)) in get_args(Mode):
-        return cast("Mode", mode)
-    log.warning(
-        "WANDB_MODE=%s is not a mode of W&B, so tracking is offline; set WANDB_MODE to online, offline or disabled",
-        word,
-    )
-    os.environ["WANDB_MODE"] = "offline"
-    return "offline"
-
-
-def _has_key() -> bool:
-    """True if there is a key for the server in the environment, or in the file that `wandb login` writes."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    server = os.environ.get("WANDB_BASE_URL")
-    hosts = [urlsplit(server).netloc] if server else HOSTS
-    try:
-        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        known = netrc.netrc(path).hosts
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
-        return False
-    return any(host in known for host in hosts)
