@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.errors import UserError
-from matquant.runs.tracked.artifacts import Artifact
+from matquant.runs.tracked.artifacts import Artifact, Role, roles
 from matquant.runs.tracked.labels import JobType, run_config, run_name
 from matquant.runs.tracked.limits import within
 
@@ -59,7 +59,7 @@ class TrackioTracker:
             ),
         )
         self._summary: dict[str, Any] = {}
-        self._kept: dict[str, Artifact] = {}
+        self._kept: list[Artifact] = []
         self._upload_mb = setup.tracking.upload_mb
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -72,32 +72,45 @@ class TrackioTracker:
 
     def keep(self, artifact: Artifact) -> None:
         """Remembers files until the run finishes, where no cell waits for them any more."""
-        self._kept |= {one.name: one for one in (*artifact.made_from, artifact)}
+        self._kept.append(artifact)
 
     def finish(self) -> None:
         if self._summary:
             self.log({"summary": [{"name": name, "value": value} for name, value in self._summary.items()]})
-        kept, self._kept, self._summary = self._kept, {}, {}
-        used = {source.name for artifact in kept.values() for source in artifact.made_from}
+        kept, self._kept, self._summary = self._kept, [], {}
         try:
-            for artifact in kept.values():
-                within(LOG_S, lambda artifact=artifact: self._log_artifact(artifact, artifact.name in used))
+            within(LOG_S, lambda: [self._log_artifact(one) for one in roles(kept)])
         finally:
             _quietly(FINISH_S, self.run.finish)
 
-    def _log_artifact(self, artifact: Artifact, used: bool) -> None:
-        """Logs files as made by this run, and as used by it where others were made from them."""
-        trackio = _trackio()
-        uploaded = artifact.uploaded(self._upload_mb)
-        made = trackio.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.facts))
-        for name, path in artifact.files.items():
-            if name in uploaded:
-                made.add_file(path, name)
-            else:
-                made.add_reference(path.absolute().as_uri(), name, checksum=False)  # which would read all of it
-        logged = self.run.log_artifact(made)
-        if used:
-            self.run.use_artifact(logged)
+    def _log_artifact(self, one: Role) -> None:
+        """Logs files as made by this run, as used by it, or both."""
+        name = one.artifact.name
+        if not one.is_made and self._uses(name):
+            return
+        self.run.log_artifact(_drafted(one.artifact, self._upload_mb))
+        if one.is_used:
+            self.run.use_artifact(name)
+
+    def _uses(self, name: str) -> bool:
+        """Records the use of an artifact of an earlier run; False if there is none of this name."""
+        try:
+            self.run.use_artifact(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _drafted(artifact: Artifact, upload_mb: float) -> Any:
+    """trackio's form of an artifact: small files are copied, large ones are named by their places."""
+    made = _trackio().Artifact(artifact.name, artifact.kind, metadata=dict(artifact.facts))
+    uploaded = artifact.uploaded(upload_mb)
+    for name, path in artifact.files.items():
+        if name in uploaded:
+            made.add_file(path, name)
+        else:
+            made.add_reference(path.absolute().as_uri(), name, checksum=False)  # which would read all of it
+    return made
 
 
 def _quietly(seconds: float, call: Callable[[], T]) -> T:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
-from matquant.runs.tracked.artifacts import Artifact
+from matquant.runs.tracked.artifacts import Artifact, Role, roles
 from matquant.runs.tracked.labels import COUNTERS, EFFECTIVE_BITS, READOUT, JobType, run_config, run_name, tags
 from matquant.runs.tracked.limits import one_line, within
 from matquant.runs.tracked.wandb_mode import Mode, wandb_mode
@@ -72,7 +72,7 @@ class WandbTracker:
             self.run = _started(mode, arguments)
         self.upload = _upload(self.run.settings)
         """The command that uploads what this run has written to disk; empty where W&B writes nothing."""
-        self._kept: dict[str, Artifact] = {}
+        self._kept: list[Artifact] = []
         self._upload_mb = setup.tracking.upload_mb
         _in_time(LOG_S, self._define_metrics)
 
@@ -92,7 +92,7 @@ class WandbTracker:
 
     def keep(self, artifact: Artifact) -> None:
         """Remembers files until the run finishes, where no cell waits for them any more."""
-        self._kept |= {one.name: one for one in (*artifact.made_from, artifact)}
+        self._kept.append(artifact)
 
     def finish(self) -> None:
         """Uploads the rest, and ends the process behind W&B, so that all files are whole and nothing waits for it."""
@@ -107,35 +107,30 @@ class WandbTracker:
 
     def _log_kept(self) -> None:
         """Logs the files that were kept; those that W&B refuses cost a sentence, and none of the numbers."""
-        kept, self._kept = self._kept, {}
-        used = {source.name for artifact in kept.values() for source in artifact.made_from}
+        kept, self._kept = self._kept, []
         try:
-            for name, artifact in kept.items():
-                _in_time(LOG_S, lambda artifact=artifact, used=name in used: self._log_artifact(artifact, used))
+            _in_time(LOG_S, lambda: [self._log_artifact(one) for one in roles(kept)])
         except TimeoutError:
             raise
         except Exception as error:  # of any kind: files that have changed or are gone, a name of another type
-            log.warning(
-                "W&B does not take the files of %s (%s); everything else is tracked", ", ".join(kept), one_line(error)
-            )
+            names = ", ".join(artifact.name for artifact in kept)
+            log.warning("W&B does not take all files of %s (%s); the numbers are tracked", names, one_line(error))
 
-    def _log_artifact(self, artifact: Artifact, used: bool) -> None:
-        """Logs files as made by this run, and as used by it where others were made from them.
+    def _log_artifact(self, one: Role) -> None:
+        """Logs files as made by this run, as used by it, or both.
 
         W&B's own `use_artifact` refuses to work offline, and waits for the server online; this is what it calls.
-        A version that is there already stays that of the run that made it.
         """
-        self.run._log_artifact(_drafted(artifact, self._upload_mb), is_user_created=True, use_after_commit=used)
+        draft = _drafted(one.artifact, self._upload_mb)
+        self.run._log_artifact(draft, is_user_created=not one.is_made, use_after_commit=one.is_used)
 
 
 def _drafted(artifact: Artifact, upload_mb: float) -> Any:
     """W&B's form of an artifact: small files are uploaded from their places, large ones are named by theirs."""
     import wandb
 
-    made, uploaded = (
-        wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.facts)),
-        artifact.uploaded(upload_mb),
-    )
+    made = wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.facts))
+    uploaded = artifact.uploaded(upload_mb)
     for name, path in artifact.files.items():
         if name in uploaded:
             made.add_file(str(path), name, skip_cache=True, policy="immutable")  # no copy in the home folder
@@ -233,6 +228,7 @@ def _logged(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     import numpy as np
+
     import wandb
 
     if value and isinstance(value[0], Mapping):

@@ -291,8 +291,7 @@ def main(arguments: Sequence[str]) -> int | None:
         print(f"{folder}: every width of {trained.cell.id} as {record.format}, {record.exactness}")
     elif plan is None:
         export_nested(trained, folder, dtype=given.dtype)
-        with tracking(trained.cell, trained.setup, "export") as tracker:
-            tracker.keep(nested_artifact(folder, trained.run))
+        _track(trained, folder)
         print(f"{folder}: every width of {trained.cell.id}; matquant.load({str(folder)!r}, 'int4') reads one")
     elif given.format == LM_EVAL:
         import_module("evaluation.export").export_for_lm_eval(trained.cell, trained.setup, plan, folder)
@@ -304,6 +303,14 @@ def main(arguments: Sequence[str]) -> int | None:
         for note in record.notes:
             print(note)
     return None
+
+
+def _track(trained: Trained, folder: Path) -> None:
+    """Tells a tracker of a folder of every width."""
+    made = nested_artifact(folder, trained.run)
+    with tracking(trained.cell, trained.setup, "export") as tracker:
+        tracker.summarize({"nested/megabytes": sum(path.stat().st_size for path in made.files.values()) / 1e6})
+        tracker.keep(made)
 
 
 def split(

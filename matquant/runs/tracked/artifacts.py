@@ -5,10 +5,10 @@ Each names those that it was made from, so that a tracker can draw where a numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from matquant.runs.files import read_json
 from matquant.runs.folder import RunDir
@@ -44,6 +44,22 @@ class Artifact:
                 break
             sent.append(name)
         return frozenset(sent)
+
+
+class Role(NamedTuple):
+    """An artifact, and what it is to a run."""
+
+    artifact: Artifact
+    is_made: bool
+    is_used: bool
+
+
+def roles(kept: Sequence[Artifact]) -> list[Role]:
+    """The artifacts that a run has made, and those that they were made from, which it has used: sources first."""
+    made = {artifact.name for artifact in kept}
+    used = {source.name for artifact in kept for source in artifact.made_from}
+    found = {one.name: one for artifact in kept for one in (*artifact.made_from, artifact)}
+    return [Role(one, name in made, name in used) for name, one in found.items()]
 
 
 def checkpoint_artifact(run: RunDir) -> Artifact | None:
