@@ -30,6 +30,11 @@ class StandIn:
     """The variables of the mutation that stores a report."""
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The history of every run: its rows, in the places that they were sent for."""
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What every run was said to be, last: its displayName, tags, groupName, jobType and config."""
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statistics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The measurements of the machine of every run."""
     artifacts: Artifacts = field(default_factory=Artifacts)
     error: int | None = None
     """The status of every answer, if the stand-in refuses all."""
@@ -77,6 +82,7 @@ class StandIn:
         if "upsertBucket" in query:
             assert name is not None
             self.rows.setdefault(name, [])
+            self._describe(name, variables)
             facts = {"displayName": name, "description": None, "config": "{}", "sweepName": None, "project": project}
             return {"upsertBucket": {"bucket": bucket | facts, "inserted": True}}
         if "RunResumeStatus" in query:
@@ -89,8 +95,19 @@ class StandIn:
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
         return None
 
+    def _describe(self, name: str, variables: dict[str, Any]) -> None:
+        given = {key: value for key, value in variables.items() if value is not None}
+        if "config" in given:
+            given["config"] = {key: item["value"] for key, item in json.loads(given["config"]).items()}
+        self.runs.setdefault(name, {}).update(given)
+
     def stream(self, run: str, files: dict[str, Any]) -> None:
         """Writes rows where they are sent for: rows that were there before are lost, as they would be."""
+        for line in files.get("wandb-summary.json", {}).get("content", []):
+            self.summaries[run] = json.loads(line)
+        self.statistics.setdefault(run, []).extend(
+            map(json.loads, files.get("wandb-events.jsonl", {}).get("content", []))
+        )
         if (sent := files.get("wandb-history.jsonl")) is not None:
             rows = self.rows.setdefault(run, [])
             rows[sent["offset"] : sent["offset"] + len(sent["content"])] = map(json.loads, sent["content"])

@@ -16,7 +16,7 @@ from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.runs.tracked.artifacts import Artifact, Role, roles
-from matquant.runs.tracked.labels import JobType, run_config, run_name
+from matquant.runs.tracked.labels import JobType, labels_of
 from matquant.runs.tracked.limits import within
 
 T = TypeVar("T")
@@ -46,14 +46,14 @@ class TrackioTracker:
 
     def __init__(self, cell: Cell, setup: Setup, job_type: JobType) -> None:
         trackio = _trackio()
-        parts = [*(["export"] if job_type == "export" else []), run_name(cell), cell.id.rpartition("-")[2]]
+        name, _, config = labels_of(cell, setup, job_type)
         self.run: Any = _quietly(
             START_S,
             lambda: trackio.init(
                 setup.tracking.project,
-                name=" · ".join(parts),
+                name=f"{name} · {cell.id.rpartition('-')[2]}",
                 group=setup.experiment,
-                config={**run_config(cell, setup), "job_type": job_type},
+                config={**config, "job_type": job_type},
                 resume="allow",
                 embed=False,
             ),

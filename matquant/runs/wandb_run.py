@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.runs.tracked.artifacts import Artifact, Role, roles
-from matquant.runs.tracked.labels import COUNTERS, EFFECTIVE_BITS, READOUT, JobType, run_config, run_name, tags
+from matquant.runs.tracked.labels import COUNTERS, EFFECTIVE_BITS, READOUT, JobType, labels_of
 from matquant.runs.tracked.limits import one_line, within
 from matquant.runs.tracked.wandb_mode import Mode, wandb_mode
 
@@ -45,15 +45,16 @@ class WandbTracker:
         mode = wandb_mode()  # first: W&B cannot be asked anything while WANDB_MODE is a word that it does not know
         folder = setup.paths.runs / cell.id
         folder.mkdir(parents=True, exist_ok=True)
+        name, tags, config = labels_of(cell, setup, job_type)
         arguments: dict[str, Any] = {
             "project": setup.tracking.project,
             "entity": setup.tracking.entity,
             "id": run_id(cell.id if job_type != "export" else f"{cell.id}-export"),
-            "name": run_name(cell) if job_type != "export" else f"export · {run_name(cell)}",
+            "name": name,
             "group": setup.experiment,
             "job_type": job_type,
-            "tags": tags(cell, setup),
-            "config": run_config(cell, setup),
+            "tags": tags,
+            "config": config,
             "dir": str(folder),
             # Offline too: `wandb sync` then continues the run, where it would otherwise write over the first file's.
             "resume": "allow",
@@ -74,14 +75,18 @@ class WandbTracker:
         """The command that uploads what this run has written to disk; empty where W&B writes nothing."""
         self._kept: list[Artifact] = []
         self._upload_mb = setup.tracking.upload_mb
-        _in_time(LOG_S, self._define_metrics)
+        is_curve = len(setup.readout.plans_of(cell)) > 1
+        _in_time(LOG_S, lambda: self._define_metrics(is_curve=is_curve))
 
-    def _define_metrics(self) -> None:
-        """Read-outs are drawn against effective bits; what only places other numbers has no panel."""
+    def _define_metrics(self, *, is_curve: bool) -> None:
+        """Read-outs are drawn against effective bits; a single one has no panel, nor what only places other numbers.
+
+        A report draws it all the same, among those of other runs.
+        """
         for name in (EFFECTIVE_BITS, *COUNTERS):
             self.run.define_metric(name, hidden=True, summary="none")
         # Without a summary: the last width that was read stands for no other.
-        self.run.define_metric(f"{READOUT}*", step_metric=EFFECTIVE_BITS, summary="none")
+        self.run.define_metric(f"{READOUT}*", step_metric=EFFECTIVE_BITS, hidden=not is_curve, summary="none")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Numbers as curves, a list of counts as a histogram over 0, 1, 2, ..., a list of rows as a table."""

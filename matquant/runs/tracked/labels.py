@@ -5,9 +5,9 @@ omniquant · matquant · gemma2 λ · seed 1 · smollm2_135m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -31,50 +31,62 @@ LONGEST_NAME, LONGEST_TAG = 128, 64
 """W&B's limits."""
 
 
-def run_name(cell: Cell) -> str:
-    """The name of a cell's run; the cells of one name differ in fields of their configuration."""
-    return " · ".join(_name_parts(cell))[:LONGEST_NAME]
+class Labels(NamedTuple):
+    """A run as a tracker shows it."""
+
+    name: str
+    """The cells of one name differ in fields of their configuration."""
+    tags: tuple[str, ...]
+    config: Mapping[str, Any]
+    """Every key of the cell and of the read-out as it is typed, then the fields."""
 
 
-def tags(cell: Cell, setup: Setup) -> tuple[str, ...]:
-    """The tags of a cell's run: everything that its name says, its widths one by one, and its read-out."""
-    objective, of_grid = cell.objective, all_words(cell)
-    found = [cell.model.name, cell.base.kind, method(objective)]
-    found += [f"int{bits}" for bits in _widths(objective)]
-    if objective is not None:
-        found += [_lambda_words(objective)]
-        found += [f"distill {distill(objective)}"] if distill(objective) != "none" else []
-        found += [*of_grid.split(", "), cell.scope or ""]
-    if cell.data is not None:
-        found.append(f"seed {cell.seed}")
-    found += [readout_words(setup.readout), limit_words(setup.readout)]
-    # W&B's forms take a comma for the end of a tag.
-    return tuple(dict.fromkeys(tag.replace(",", "")[:LONGEST_TAG] for tag in found if tag))
-
-
-def run_config(cell: Cell, setup: Setup) -> dict[str, Any]:
-    """The configuration of a run: every key of the cell and of the read-out as it is typed, then the fields."""
-    return {
+def labels_of(cell: Cell, setup: Setup, job_type: JobType) -> Labels:
+    """The labels of a cell's run; an export measures nothing, so that no read-out is said to be its."""
+    name, readout = " · ".join(_name_parts(cell)), setup.readout
+    if job_type == "export":
+        config = {**cell.model_dump(mode="json"), **_fields(cell), "experiment": setup.experiment}
+        return Labels(f"export · {name}"[:LONGEST_NAME], _as_tags(_words(cell)), config)
+    config = {
         **cell.model_dump(mode="json"),
-        "readout": setup.readout.model_dump(mode="json"),
-        **fields(cell, setup),
+        "readout": readout.model_dump(mode="json"),
+        **_fields(cell),
+        "experiment": setup.experiment,
+        "readout_words": readout_words(readout),
+        "limit": readout.limit,
     }
+    tags = _as_tags([*_words(cell), readout_words(readout), limit_words(readout)])
+    return Labels(name[:LONGEST_NAME], tags, config)
 
 
-def fields(cell: Cell, setup: Setup) -> dict[str, Any]:
+def _words(cell: Cell) -> list[str]:
+    """Everything that a cell's name says, its widths one by one, and its whole grid."""
+    objective = cell.objective
+    found = [cell.model.name, cell.base.kind, method(objective)]
+    if objective is not None:
+        taught = distill(objective)
+        found += [f"int{bits}" for bits in _widths(objective)]
+        found += [_lambda_words(objective), f"distill {taught}" if taught != "none" else ""]
+        found += [*all_words(cell).split(", "), cell.scope or ""]
+    return [*found, f"seed {cell.seed}" if cell.data is not None else ""]
+
+
+def _as_tags(words: Iterable[str]) -> tuple[str, ...]:
+    # W&B's forms take a comma for the end of a tag.
+    return tuple(dict.fromkeys(word.replace(",", "")[:LONGEST_TAG] for word in words if word))
+
+
+def _fields(cell: Cell) -> dict[str, Any]:
     """The fields that runs are grouped and filtered by; no key of a cell has such a name."""
     objective = cell.objective
     return {
         "cell_id": cell.id,
-        "experiment": setup.experiment,
         "algorithm": cell.base.kind,
         "method": method(objective),
         "widths": ", ".join(map(str, _widths(objective))),
         "weights": "" if objective is None else weights(objective),
         "distill": "none" if objective is None else distill(objective),
         "grid_words": all_words(cell),
-        "readout_words": readout_words(setup.readout),
-        "limit": setup.readout.limit,
     }
 
 
