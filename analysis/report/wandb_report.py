@@ -20,12 +20,13 @@ from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
+from evaluation.results.metrics import LOG_PPLX, higher_is_better, is_metric
 from evaluation.results.readouts import READOUT_AVG, READOUT_LOG_PPLX
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.runs.files import require_writable
-from matquant.runs.tracked.labels import EFFECTIVE_BITS
+from matquant.runs.tracked.labels import EFFECTIVE_BITS, READOUT
 from matquant.runs.tracked.limits import one_line
 from matquant.runs.tracked.wandb_mode import wandb_mode
 from matquant.runs.wandb_run import run_id, unreachable
@@ -66,7 +67,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         *([wr.UnorderedList([*others])] if others else []),
         wr.P(measured_text(loaded)),
         wr.H2("Quality against effective bits"),
-        wr.PanelGrid(runsets=runsets, panels=_pareto_panels()),
+        wr.PanelGrid(runsets=runsets, panels=_pareto_panels(_titles(loaded))),
         *(block for title, text in tables for block in (wr.H2(title), wr.MarkdownBlock(text))),
         wr.H2("Training, slice by slice"),
         wr.PanelGrid(runsets=runsets, panels=_curve_panels()),
@@ -82,7 +83,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
 
 
 def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """The runs of each method, by the ids of their cells."""
+    """The runs of each method, by the ids of their cells, which those of W&B's runs are."""
     found: dict[str, dict[str, None]] = {}
     for row in rows.drop_duplicates(["cell_id"]).to_dict("records"):
         name = "unquantized" if row["base"] == "none" else row["label"]
@@ -90,11 +91,22 @@ def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
     return {name: list(ids) for name, ids in found.items()}
 
 
-def _pareto_panels() -> list[Any]:
-    """Panels with a line for each run and a point for each plan."""
+def _titles(loaded: LoadedResults) -> dict[str, str]:
+    """The titles of the Pareto panels by the metric that each draws: everything that was measured on held-out text."""
+    of_text = loaded.frame.loc[loaded.frame["task"] == LOG_PPLX, "metric"].unique()
+    others = [metric for metric in of_text if is_metric(metric) and metric != LOG_PPLX]
+    better = {metric: "higher" if higher_is_better(metric) else "lower" for metric in others}
+    return {
+        READOUT_AVG: "Task Avg (%), higher is better",
+        READOUT_LOG_PPLX: "log perplexity, lower is better",
+        **{f"{READOUT}{metric}": f"{metric}, {better[metric]} is better" for metric in others},
+    }
+
+
+def _pareto_panels(titles: Mapping[str, str]) -> list[Any]:
+    """Panels with a line for each run and a point for each plan, two in a row."""
     import wandb_workspaces.reports.v2.interface as wr
 
-    titles = {READOUT_AVG: "Task Avg (%), higher is better", READOUT_LOG_PPLX: "log perplexity, lower is better"}
     return [
         wr.LinePlot(
             title=title,
@@ -103,7 +115,7 @@ def _pareto_panels() -> list[Any]:
             log_x=True,
             log_y=name == READOUT_LOG_PPLX,
             title_x="effective bits per quantized weight",
-            layout=wr.Layout(x=12 * place, y=0, w=12, h=10),
+            layout=wr.Layout(x=12 * (place % 2), y=10 * (place // 2), w=12, h=10),
         )
         for place, (name, title) in enumerate(titles.items())
     ]
