@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,15 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-def sync(*folders: object) -> None:
-    """Uploads runs with the command that the sentences name."""
+def sync(*folders: object, is_whole: bool = True) -> None:
+    """Uploads runs with the command that the sentences name.
+
+    W&B says `ERROR No response.` at the end of one that was cut while it sent files, though all of it has arrived.
+    """
     command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
     finished = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert "ERROR" not in finished.stderr
+    assert "ERROR" not in finished.stderr or not is_whole
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------
@@ -151,10 +155,15 @@ def test_offline_runs_of_one_cell_are_synced_into_one_whole_run(tiny_study, onli
     study = tiny_study("tracking=wandb")
     cell = study.cells[0]
     online.setenv("WANDB_MODE", "offline")
-    for job, values in (("train", (3.0, 2.0, 1.0)), ("evaluate", (9.0, 8.0))):
+    (study.setup.paths.runs / "file").parent.mkdir()
+    (study.setup.paths.runs / "file").write_text("content")
+    made = Artifact("it-checkpoint", "model", {"file": study.setup.paths.runs / "file"})
+    results = replace(made, name="it-results", kind="results", made_from=(made,))
+    for job, values, kept in (("train", (3.0, 2.0, 1.0), made), ("evaluate", (9.0, 8.0), results)):
         with tracking(cell, study.setup, job) as tracker:
             for value in values:
                 tracker.log({job: value})
+            tracker.keep(kept)
     folders = list((study.setup.paths.runs / cell.id / "wandb").glob("offline-run-*"))
     assert len(folders) == 2
     with stand_in() as server:
@@ -164,6 +173,11 @@ def test_offline_runs_of_one_cell_are_synced_into_one_whole_run(tiny_study, onli
     assert [row["_step"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["train"] for row in rows[:3]] == [3.0, 2.0, 1.0]
     assert [row["evaluate"] for row in rows[3:]] == [9.0, 8.0]
+    versions = {version.name: version for version in server.artifacts.versions}
+    assert set(versions) == {"it-checkpoint", "it-results"}
+    assert {version.made_by for version in versions.values()} == {cell.id}
+    assert versions["it-checkpoint"].used_by == [cell.id]
+    assert versions["it-checkpoint"].files == {"file": b"content"}
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
@@ -205,21 +219,32 @@ def test_a_server_that_does_not_take_a_run_costs_one_sentence(tiny_study, server
     assert [row["loss"] for row in server.rows[cell.id]] == [1.0]
 
 
-def test_a_server_that_falls_silent_holds_no_cell_and_its_run_can_be_uploaded(tiny_study, server, online, caplog):
+@pytest.mark.parametrize(
+    ("keeps", "reason"), [(False, "Timed out finishing run"), (True, "no answer within 4 s")], ids=["numbers", "files"]
+)
+def test_a_server_that_falls_silent_holds_no_cell_and_its_run_can_be_uploaded(
+    tiny_study, server, online, caplog, tmp_path, keeps, reason
+):
     online.setattr(wandb_run, "FINISH_S", 1)
     study = tiny_study("tracking=wandb")
     cell = study.cells[0]
+    (tmp_path / "file").write_text("")
     with tracking(cell, study.setup, "cell") as tracker:
+        online.setattr(wandb_run, "LOG_S", 3)
         server.may_answer.clear()
         tracker.log({"loss": 1.0})
+        if keeps:
+            tracker.keep(Artifact("it", "model", {"file": tmp_path / "file"}))
     (said,) = words(caplog)
-    assert said.startswith("W&B failed (Timed out finishing run)")
+    assert said.startswith(f"W&B failed ({reason})")
     server.may_answer.set()
     # Every further cell would wait as long.
     assert unreachable() == f"at {server.url} fell silent during an earlier run"
     server.rows.clear()
-    sync("--include-online", re.search(r"`wandb sync --include-online (.*)`", said)[1])
+    server.artifacts.versions.clear()
+    sync("--include-online", re.search(r"`wandb sync --include-online (.*)`", said)[1], is_whole=not keeps)
     assert [row["loss"] for row in server.rows[cell.id]] == [1.0]
+    assert [version.name for version in server.artifacts.versions] == ["it"] * keeps
 
 
 def test_a_cell_is_measured_while_no_server_answers(tiny_study, online):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
 import wandb
+
 from evaluation.results.metrics import is_metric
 from evaluation.results.store import ResultStore
 from evaluation.stages import EVALUATE, TRAIN, run_stage
@@ -82,11 +82,8 @@ def test_read_outs_are_drawn_against_effective_bits_and_counters_are_not_drawn(t
     """The metrics as W&B keeps them in a run's configuration, by the field numbers of its message MetricRecord."""
     sent = told.server.runs[told.cell.id]["config"]["_wandb"]["m"]
     name, glob, step_metric, options, hidden = "1", "2", "5", "6", 2
-    assert [one[name] for one in sent if hidden in one[options]] == [
-        "readout/effective_bits",
-        "train/block",
-        "train/step",
-    ]
+    names = {one[name] for one in sent if hidden in one[options]}
+    assert names == {"readout/effective_bits", "train/block", "train/step"}
     (curves,) = [one for one in sent if glob in one]
     assert (curves[glob], sent[curves[step_metric] - 1][name]) == ("readout/*", "readout/effective_bits")
 

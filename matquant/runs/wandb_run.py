@@ -122,12 +122,15 @@ class WandbTracker:
             log.warning("W&B does not take all files of %s (%s); the numbers are tracked", names, one_line(error))
 
     def _log_artifact(self, one: Role) -> None:
-        """Logs files as made by this run, as used by it, or both.
+        """Hands over files as made by this run, as used by it, or both; the process behind W&B sends them.
 
-        W&B's own `use_artifact` refuses to work offline, and waits for the server online; this is what it calls.
+        This is what W&B's `log_artifact` and `use_artifact` come to.  They themselves ask the server first, and wait
+        for its answer; `use_artifact` refuses to work offline, too.
         """
         draft = _drafted(one.artifact, self._upload_mb)
-        self.run._log_artifact(draft, is_user_created=not one.is_made, use_after_commit=one.is_used)
+        draft.finalize()
+        roles = {"is_user_created": not one.is_made, "use_after_commit": one.is_used}
+        self.run._interface.publish_artifact(self.run, draft, aliases=["latest"], **roles)
 
 
 def _drafted(artifact: Artifact, upload_mb: float) -> Any:
@@ -233,7 +236,6 @@ def _logged(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     import numpy as np
-
     import wandb
 
     if value and isinstance(value[0], Mapping):
