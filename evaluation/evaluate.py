@@ -20,9 +20,10 @@ from evaluation.contexts import Cut, check_cut, cut_documents
 from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
+from evaluation.results.kept import results_artifact
 from evaluation.results.metrics import LOG_PPLX
-from evaluation.results.readouts import readout_flips, readout_point, readout_rows
-from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
+from evaluation.results.readouts import readout_flips, readout_point, readout_rows, summary_of_widths
+from evaluation.results.store import BLOCK_SHARE, Documents, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks
 from evaluation.sources.loading import loaded_task
 from evaluation.teacher import Teacher, teacher_of
@@ -45,6 +46,7 @@ from matquant.runs.provenance import provenance
 from matquant.runs.sources import Sources, claim, present_sources
 from matquant.runs.status import Beat, silent
 from matquant.runs.stopping import give_way
+from matquant.runs.tracked.labels import READOUT
 from matquant.runs.tracking import Tracker
 from matquant.search.request import found_plan
 
@@ -72,18 +74,17 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
     sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
     with Board(cell.id, sizes, beat) as board:
         for plan, tasks in gaps.items():
-            measured: dict[str, float] = {}
             with board.plan(str(plan)) as line:
                 for result, documents in bench.results(plan, tasks, line):
                     store.put(result, documents)
                     line.add(result.task, result.metrics)
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
-                    measured |= _named(result)
             point = readout_point(readout_rows(store, cell.id, wanted), str(plan))
-            tracker.log(measured | point | readout_flips(store, cell, wanted, str(plan)))
+            flips = readout_flips(store, cell, wanted, str(plan))
+            tracker.log(point | {f"{READOUT}{kind}": share for kind, share in flips.items()})
     if lacking:
         raise _not_found(cell, lacking)
-    publish(cell, setup.readout, store, tracker)
+    publish(cell, setup, tracker)
 
 
 def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) -> tuple[dict[Plan, Plan], list[Plan]]:
@@ -112,18 +113,20 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
     )
 
 
-def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:
+def publish(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     """Tells a tracker everything that was measured of a cell, by this process and by others."""
-    wanted = protocols(readout, add_bos=cell.sets_bos)
-    keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
-    results = [store.read(store.path(key)) for key in keys if store.has(key)]
-    tracker.summarize({name: value for result in results for name, value in _named(result).items()})
-    if rows := readout_rows(store, cell.id, wanted):
+    store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
+    wanted = protocols(setup.readout, add_bos=cell.sets_bos)
+    rows = readout_rows(store, cell.id, wanted)
+    plans = dict.fromkeys(row["plan"] for row in rows)
+    flips = {plan: readout_flips(store, cell, wanted, plan) for plan in plans}
+    tracker.summarize(
+        summary_of_widths(rows) | {f"{plan}/{kind}": share for plan in plans for kind, share in flips[plan].items()}
+    )
+    if rows:
         tracker.log({"results": rows})
-
-
-def _named(result: Result) -> dict[str, float]:
-    return {f"eval/{result.plan}/{result.task}/{name}": value for name, value in result.metrics.items()}
+    if (results := results_artifact(store, run)) is not None:
+        tracker.keep(results)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from matquant.models import text
 from matquant.notation import Plan
 from matquant.runs.files import require_writable
 from matquant.runs.folder import RunDir
+from matquant.runs.trackio_run import require_trackio
 
 log = logging.getLogger(__name__)
 SILENT_S = 2.0
@@ -62,6 +63,7 @@ def check(studies: Sequence[Study], searched: Sequence[Plan] = ()) -> None:
     unfinished = [study for study in studies if searched or not is_finished(study)]
     groups = _by_setup(unfinished)
     for setup, _ in groups:
+        check_tracking(setup)
         check_tasks(setup)
     for setup, cells in groups:
         for reason in refusals(cells, setup, searched).values():
@@ -90,6 +92,12 @@ def check_folders(setup: Setup) -> None:
     """Refuses folders that cannot be written to."""
     for option in FOLDERS:
         require_writable(getattr(setup.paths, option), f"paths.{option}")
+
+
+def check_tracking(setup: Setup) -> None:
+    """Refuses a tracker that was chosen and is not installed; where only a job lacks it, the job runs untracked."""
+    if setup.tracking.kind == "trackio":
+        require_trackio()
 
 
 def check_tasks(setup: Setup) -> None:

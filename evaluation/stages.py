@@ -186,4 +186,4 @@ def _evaluate(cell: Cell, setup: Setup, share: PlanShare, tracker: Tracker, beat
     store = ResultStore(setup.paths.results)
     if share != WHOLE and not missing(cell, setup.readout, store):
         with tracking(cell, setup, "evaluate") as last:
-            publish(cell, setup.readout, store, last)
+            publish(cell, setup, last)

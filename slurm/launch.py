@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from filelock import FileLock, Timeout
@@ -77,6 +78,7 @@ def launch(study: Study, options: Options) -> int:
     if queue.is_slurm(setup.cluster):
         queue.require_slurm()
     preflight.check_folders(setup)
+    preflight.check_tracking(setup)
     preflight.check_tasks(setup)
     feeder = None
     with _one_launcher(setup):
@@ -116,7 +118,8 @@ def _submit(sweep: Sweep, chosen: Sequence[Item], options: Options) -> Feeder | 
 def _dry_run(study: Study, options: Options) -> int:
     """Prints everything that stands in the way, and then the plan and its cost all the same; the exit status."""
     setup = study.setup
-    problems = [*_said(lambda: preflight.check_folders(setup)), *_said(lambda: preflight.check_tasks(setup))]
+    checks = (preflight.check_folders, preflight.check_tracking, preflight.check_tasks)
+    problems = [sentence for check in checks for sentence in _said(partial(check, setup))]
     try:
         sweep = _look_if_possible(study, options)
         plan = show_plan(sweep, options.wants, is_dry=options.dry_run, whole=options.show_all)

@@ -255,7 +255,7 @@ def test_the_axes_compose_to_the_papers_objectives(overrides, terms):
         ),
         (["weights={int8:1}"], "weights holds values of its own; set one of them with +weights.NAME=VALUE"),
         (["experiment=dmeo"], "experiment=dmeo does not exist; did you mean demo"),
-        (["tracking=mlflow"], "choices: none, wandb"),
+        (["tracking=mlflow"], "choices: none, trackio, wandb"),
         (["bits=[int2"], "'bits=[int2' cannot be read"),
         (["~bits"], "bits is missing; leave out ~bits"),
         (["~base.kind"], "base.kind is missing; leave out ~base.kind"),
@@ -348,4 +348,4 @@ def test_what_is_still_required_does_not_keep_a_composition_from_being_looked_at
 
 
 def test_choices_are_the_files_of_an_axis():
-    assert choices("tracking") == ["none", "wandb"]
+    assert choices("tracking") == ["none", "trackio", "wandb"]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import wandb
@@ -25,6 +26,7 @@ from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
+from matquant.runs.wandb_run import run_id
 from tests.made_results import measure, paper_cells, study
 from tests.tiny import TINY_OMNIQUANT
 from tests.wandb_stand_in import ENTITY, stand_in
@@ -76,7 +78,7 @@ def test_every_run_is_in_the_run_set_of_its_method(made, loaded):
     grid = of_type(as_json(build(made, loaded))["spec"], "panel-grid")[0]
     filters = {one["name"]: one["filters"]["filters"] for one in grid["metadata"]["runSets"]}
     assert filters["MatQuant (OmniQuant)"] == [
-        {"key": {"section": "run", "name": "displayName"}, "op": "IN", "value": [made.cells[3].id], "disabled": False}
+        {"key": {"section": "run", "name": "name"}, "op": "IN", "value": [run_id(made.cells[3].id)], "disabled": False}
     ]
 
 
@@ -164,8 +166,10 @@ def test_an_offline_run_holds_config_curves_histogram_points_and_the_table(tiny_
     run.run_cell(cell, made.setup)
     folder = made.setup.paths.runs / cell.id / "wandb"
     (written,) = folder.glob("offline-run-*/run-*.wandb")
-    assert any("results/path" in line for line in records(written)[1])
-    config, history = records(written)
+    config, history, artifacts = records(written)
+    assert any("results/path" in line for line in history)
+    assert artifacts[f"{cell.id}-checkpoint"].use_after_commit
+    assert not artifacts[f"{cell.id}-results"].use_after_commit
     assert config["model"] == json.loads(cell.model_dump_json())["model"]
     assert config["objective"]["terms"] == {"int8": 1.0, "int4": 1.0, "int2": 1.0}
     for term in ("int8", "int4", "int2"):
@@ -188,11 +192,11 @@ def test_an_offline_run_holds_config_curves_histogram_points_and_the_table(tiny_
     assert sorted(map(str, stored["data"])) == sorted(str(list(row.values())) for row in rows)
 
 
-def records(path) -> tuple[dict, list[dict]]:
-    """The config and the history of an offline run."""
+def records(path) -> tuple[dict, list[dict], dict[str, Any]]:
+    """The config, the history and the artifacts of an offline run."""
     from wandb.proto import wandb_internal_pb2
 
-    config, history = {}, []
+    config, history, artifacts = {}, [], {}
     for data in entries(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
@@ -201,7 +205,9 @@ def records(path) -> tuple[dict, list[dict]]:
         if record.HasField("history"):
             items = record.history.item
             history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return config, history
+        if record.HasField("artifact"):
+            artifacts[record.artifact.name] = record.artifact
+    return config, history, artifacts
 
 
 def entries(data: bytes) -> Iterator[bytes]:

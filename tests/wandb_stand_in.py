@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.wandb_artifacts_stand_in import Artifacts
+
 ENTITY = "somebody"
 
 
@@ -28,6 +30,12 @@ class StandIn:
     """The variables of the mutation that stores a report."""
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The history of every run: its rows, in the places that they were sent for."""
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What every run was said to be, last: its displayName, tags, groupName, jobType and config."""
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statistics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The measurements of the machine of every run."""
+    artifacts: Artifacts = field(default_factory=Artifacts)
     error: int | None = None
     """The status of every answer, if the stand-in refuses all."""
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -46,6 +54,8 @@ class StandIn:
             view |= {"createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00", "type": "runs"}
             return {"upsertView": {"view": view, "inserted": True}}
         if (answer := self._of_a_run(query, variables)) is not None:
+            return answer
+        if (answer := self.artifacts.answer(query, variables)) is not None:
             return answer
         if "internalId" in query:
             return {"project": {"internalId": "UHJvamVjdDox"}}
@@ -72,6 +82,7 @@ class StandIn:
         if "upsertBucket" in query:
             assert name is not None
             self.rows.setdefault(name, [])
+            self._describe(name, variables)
             facts = {"displayName": name, "description": None, "config": "{}", "sweepName": None, "project": project}
             return {"upsertBucket": {"bucket": bucket | facts, "inserted": True}}
         if "RunResumeStatus" in query:
@@ -84,8 +95,19 @@ class StandIn:
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
         return None
 
+    def _describe(self, name: str, variables: dict[str, Any]) -> None:
+        given = {key: value for key, value in variables.items() if value is not None}
+        if "config" in given:
+            given["config"] = {key: item["value"] for key, item in json.loads(given["config"]).items()}
+        self.runs.setdefault(name, {}).update(given)
+
     def stream(self, run: str, files: dict[str, Any]) -> None:
         """Writes rows where they are sent for: rows that were there before are lost, as they would be."""
+        for line in files.get("wandb-summary.json", {}).get("content", []):
+            self.summaries[run] = json.loads(line)
+        self.statistics.setdefault(run, []).extend(
+            map(json.loads, files.get("wandb-events.jsonl", {}).get("content", []))
+        )
         if (sent := files.get("wandb-history.jsonl")) is not None:
             rows = self.rows.setdefault(run, [])
             rows[sent["offset"] : sent["offset"] + len(sent["content"])] = map(json.loads, sent["content"])
@@ -132,7 +154,10 @@ def stand_in() -> Iterator[StandIn]:
             self._send({})
 
         def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            state.may_answer.wait()
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.path.startswith("/artifact/"):
+                state.artifacts.take(self.path, data)
             self._send({})
 
         def _send(self, value: Any, status: int = 200) -> None:
@@ -147,7 +172,7 @@ def stand_in() -> Iterator[StandIn]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
+    state.url = state.artifacts.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

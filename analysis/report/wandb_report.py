@@ -21,13 +21,16 @@ from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
-from evaluation.results.metrics import KL, SAME_TOP
-from evaluation.results.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
+from evaluation.results.metrics import KL, LOG_PPLX, MEASURES, SAME_TOP, higher_is_better, is_metric
+from evaluation.results.readouts import READOUT_AVG, READOUT_LOG_PPLX
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.runs.files import require_writable
-from matquant.runs.wandb_run import one_line, unreachable, wandb_mode
+from matquant.runs.tracked.labels import EFFECTIVE_BITS, READOUT
+from matquant.runs.tracked.limits import one_line
+from matquant.runs.tracked.wandb_mode import wandb_mode
+from matquant.runs.wandb_run import run_id, unreachable
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
@@ -50,7 +53,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
     project = study.setup.tracking.project
     place: dict[str, Any] = {"entity": entity, "project": project} if entity is not None else {}
     runsets = [
-        wr.Runset(name=name, filters=f'Metric("Name") in {json.dumps(ids)}', **place)
+        wr.Runset(name=name, filters=f'Metric("ID") in {json.dumps([run_id(id_) for id_ in ids])}', **place)
         for name, ids in run_sets(rows).items()
     ]
     tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons, loaded.metrics)))]
@@ -65,7 +68,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         *([wr.UnorderedList([*others])] if others else []),
         wr.P(measured_text(loaded)),
         wr.H2("Quality against effective bits"),
-        wr.PanelGrid(runsets=runsets, panels=_pareto_panels(rows)),
+        wr.PanelGrid(runsets=runsets, panels=_pareto_panels(_titles(loaded))),
         *(block for title, text in tables for block in (wr.H2(title), wr.MarkdownBlock(text))),
         wr.H2("Training, slice by slice"),
         wr.PanelGrid(runsets=runsets, panels=_curve_panels()),
@@ -81,7 +84,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
 
 
 def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """The runs of each method, by the ids of their cells."""
+    """The runs of each method, by the ids of their cells, which those of W&B's runs are."""
     found: dict[str, dict[str, None]] = {}
     for row in rows.drop_duplicates(["cell_id"]).to_dict("records"):
         name = "unquantized" if row["base"] == "none" else row["label"]
@@ -89,14 +92,26 @@ def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
     return {name: list(ids) for name, ids in found.items()}
 
 
-def _pareto_panels(rows: pd.DataFrame) -> list[Any]:
-    """Panels with a line for each run and a point for each plan."""
+def _titles(loaded: LoadedResults) -> dict[str, str]:
+    """The titles of the Pareto panels by the metric that each draws: what was measured on held-out text.
+
+    Of the measures that compare with the unquantized model two are drawn; the others are in the runs.
+    """
+    of_text = loaded.frame.loc[loaded.frame["task"] == LOG_PPLX, "metric"].unique()
+    left_out = {LOG_PPLX, *MEASURES} - {KL, SAME_TOP}
+    others = [metric for metric in of_text if is_metric(metric) and metric not in left_out]
+    better = {metric: "higher" if higher_is_better(metric) else "lower" for metric in others}
+    return {
+        READOUT_AVG: "Task Avg (%), higher is better",
+        READOUT_LOG_PPLX: "log perplexity, lower is better",
+        **{f"{READOUT}{metric}": f"{metric}, {better[metric]} is better" for metric in others},
+    }
+
+
+def _pareto_panels(titles: Mapping[str, str]) -> list[Any]:
+    """Panels with a line for each run and a point for each plan, two in a row."""
     import wandb_workspaces.reports.v2.interface as wr
 
-    titles = {READOUT_AVG: "Task Avg (%), higher is better", READOUT_LOG_PPLX: "log perplexity, lower is better"}
-    if rows[KL].notna().any():
-        titles[f"readout/{KL}"] = "KL divergence from the unquantized model, lower is better"
-        titles[f"readout/{SAME_TOP}"] = "same top p (%), higher is better"
     return [
         wr.LinePlot(
             title=title,

@@ -11,35 +11,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.results.flips import flips_of
-from evaluation.results.metrics import LOG_PPLX, MEASURES, error_name, headline_metric, is_fraction
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_fraction, is_metric
 from evaluation.results.store import BLOCK_SHARE, Key, Protocol, Result, ResultStore
 from evaluation.results.stored_bits import recounted_by_label
 from matquant.config.cell import Cell, NoBase
 from matquant.config.grid_words import all_words
+from matquant.runs.tracked.labels import EFFECTIVE_BITS, READOUT
 
-EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX = "readout/effective_bits", "readout/task_avg", "readout/log_pplx"
+LARGEST_EXPONENT = 700.0
+PERPLEXITY = "perplexity"
+READOUT_AVG, READOUT_LOG_PPLX = f"{READOUT}task_avg", f"{READOUT}log_pplx"
 """Names of a plan's point: a line through a run's points is its Pareto curve."""
-LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}_tuning", f"{READOUT_LOG_PPLX}_tuning"
-"""The names of a log perplexity of tuning text, on which defaults are chosen: it never meets one of test text."""
+TUNING = "_tuning"
+"""The end of names of what is measured on tuning text, on which defaults are chosen: it never meets test text."""
+LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}{TUNING}", f"{READOUT_LOG_PPLX}{TUNING}"
 
 
 def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol]) -> list[dict[str, Any]]:
-    """A row for each plan and task of a cell, of its headline metric; `wanted`: the protocol of each task.
-
-    Measures beside log perplexity have rows of their own, as tasks of their names.
-    """
+    """A row for each plan, task and metric of a cell; `wanted`: the protocol of each task."""
     rows, grid = [], grid_of(store, cell_id)
     for path in store.paths(cell_id):
         try:
             result = store.read(path)
         except (OSError, ValueError):
             continue  # reports and tables name it
-        metric = headline_metric(result.metrics)
-        if metric is not None and wanted.get(result.task) == result.protocol:
-            found = recounted_by_label(result, store) or result
-            rows += [
-                _row(found, name, grid) for name in (metric, *(name for name in MEASURES if name in found.metrics))
-            ]
+        if wanted.get(result.task) == result.protocol:
+            result = recounted_by_label(result, store) or result
+            rows += [_row(result, metric, grid) for metric in filter(is_metric, result.metrics)]
     return rows
 
 
@@ -62,8 +60,9 @@ def _row(result: Result, metric: str, grid: str) -> dict[str, Any]:
         "grid": grid,
         "effective_bits": result.effective_bits,
         "model_bits": result.overhead.get("model_bits"),
-        "task": (metric if metric in MEASURES else result.task) + ("_tuning" * is_of_tuning_text(result.protocol)),
+        "task": LOG_PPLX_TUNING if is_of_tuning_text(result.protocol) else result.task,
         "metric": metric,
+        "is_headline": metric == headline_metric(result.metrics),
         "value": result.metrics[metric],
         "stderr": result.metrics.get(error_name(metric)),
         "documents": result.num_documents,
@@ -72,33 +71,64 @@ def _row(result: Result, metric: str, grid: str) -> dict[str, Any]:
 
 
 def readout_point(rows: Sequence[Mapping[str, Any]], plan: str) -> dict[str, float]:
-    """The point of a plan, as far as measured: its bits, Task Avg, log perplexity and the measures beside it.
+    """The point of a plan, as far as measured: its bits, and everything that was read at it."""
+    return {
+        f"{READOUT}{name}": value for name, value in _measures([row for row in rows if row["plan"] == plan]).items()
+    }
 
-    Shares are in percent.
+
+def summary_of_widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Everything that was read at every plan, such as `int2/log_pplx`, with standard errors and a model's bits."""
+    found = {}
+    for plan in dict.fromkeys(row["plan"] for row in rows):
+        of_plan = [row for row in rows if row["plan"] == plan]
+        errors = {
+            f"{_name(row)}_stderr": _as_printed({**row, "value": row["stderr"]})
+            for row in of_plan
+            if row["stderr"] is not None
+        }
+        numbers = {**_measures(of_plan), **errors}
+        if (model_bits := of_plan[0]["model_bits"]) is not None:
+            numbers["model_bits"] = model_bits
+        found |= {f"{plan}/{name}": value for name, value in numbers.items()}
+    return found
+
+
+def _measures(of_plan: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """All metrics of a plan by their names, with its bits and the mean of its tasks' accuracies.
+
+    That mean and shares of held-out text are in percent, as tables have them; a task's metrics are lm-eval's own.
     """
-    of_plan = [row for row in rows if row["plan"] == plan]
     if not of_plan:
         return {}
-    accuracies = [row["value"] for row in of_plan if is_fraction(row["metric"]) and row["metric"] not in MEASURES]
-    of_text = [row for row in of_plan if row["metric"] in (LOG_PPLX, *MEASURES)]
-    scales = {True: 100.0, False: 1.0}
+    accuracies = [row["value"] for row in of_plan if row["is_headline"] and is_fraction(row["metric"])]
     return {
-        EFFECTIVE_BITS: of_plan[0]["effective_bits"],
-        **({READOUT_AVG: 100 * sum(accuracies) / len(accuracies)} if accuracies else {}),
-        **{f"readout/{row['task']}": scales[is_fraction(row["metric"])] * row["value"] for row in of_text},
+        EFFECTIVE_BITS.removeprefix(READOUT): of_plan[0]["effective_bits"],
+        **({TASK_AVG: 100 * sum(accuracies) / len(accuracies)} if accuracies else {}),
+        **{_name(row): _as_printed(row) for row in of_plan},
         **{
-            f"readout/{row['task'].replace(LOG_PPLX, 'perplexity')}": math.exp(row["value"])
-            for row in of_text
+            _name({**row, "metric": PERPLEXITY}): math.exp(row["value"])
+            for row in of_plan
             if row["metric"] == LOG_PPLX and row["value"] < LARGEST_EXPONENT
         },
     }
 
 
-LARGEST_EXPONENT = 700.0
+def _as_printed(row: Mapping[str, Any]) -> float:
+    is_share = row["task"] in (LOG_PPLX, LOG_PPLX_TUNING) and is_fraction(row["metric"])
+    return 100 * row["value"] if is_share else row["value"]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """The name of a metric: `piqa/acc`, `gsm8k/exact_match/strict-match`; of held-out text the metric alone."""
+    metric = row["metric"].replace(",", "/")
+    if row["task"] == LOG_PPLX:
+        return metric
+    return f"{metric}{TUNING}" if row["task"] == LOG_PPLX_TUNING else f"{row['task']}/{metric}"
 
 
 def readout_flips(store: ResultStore, cell: Cell, wanted: Mapping[str, Protocol], plan: str) -> dict[str, float]:
-    """The flips of a plan in percent, by task and on average, where the unquantized model was measured alike.
+    """The flips of a plan in percent, the mean over tasks, where the unquantized model was measured alike.
 
     Empty for a cell whose weights are not known to be those of the unquantized model's results.
     """
@@ -114,7 +144,7 @@ def readout_flips(store: ResultStore, cell: Cell, wanted: Mapping[str, Protocol]
         flips = flips_of(ours.values, theirs.values) if ours and theirs and ours.model == theirs.model else None
         for kind, share in flips.shares.items() if flips else ():
             found.setdefault(kind, []).append(100 * share)
-    return {f"readout/{kind}": sum(shares) / len(shares) for kind, shares in found.items()}
+    return {kind: sum(shares) / len(shares) for kind, shares in found.items()}
 
 
 class _Outcomes(NamedTuple):

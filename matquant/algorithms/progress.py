@@ -10,6 +10,8 @@ from torch import Tensor
 from matquant.codes.nested import NestedWeight
 
 Layers = Mapping[str, NestedWeight]
+WHOLE_MODEL = "model"
+"""The piece of an algorithm that finishes all layers at once."""
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from matquant.algorithms.objective import backward_per_slice
-from matquant.algorithms.progress import Layers, Progress
+from matquant.algorithms.progress import WHOLE_MODEL, Layers, Progress
 from matquant.codes.nested import GradientMeter, NestedLinear, NestedWeight, nest, read_at
 from matquant.codes.quantizers import DTYPES, FixedClipping, LearnableClipping
 from matquant.codes.range_search import search_factors
@@ -64,7 +64,7 @@ def fit(
         progress.log(metrics)
         progress.save(training.state)
         progress.tick(training.step, settings.base.num_steps, f"loss {metrics['loss']:.3f}")
-    return progress.resume("model", training.layers)
+    return progress.resume(WHOLE_MODEL, training.layers)
 
 
 def learning_rate_factor(step: int, *, num_steps: int, warmup_steps: int) -> float:

@@ -318,7 +318,8 @@ Writes a trained cell as a folder that others read.
 
 CELL is the id of a cell, the folder of its run, or the overrides that `matquant run` takes.  PLAN is int8, int4,
 int2+ep, pyramid@3, evolution@3, the path of a plan file ...  Each export says whether it is exact, and export.json
-keeps that with the plan and the checksum.  An inexact one is refused without --round-zeros.
+keeps that with the plan and the checksum.  An inexact one is refused without --round-zeros.  A nested folder is told to
+the tracker as an artifact; tracking=none leaves that out.
 """,
     (
         Argument(

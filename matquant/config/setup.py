@@ -132,11 +132,20 @@ def _contains(objective: Objective, plan: Plan) -> bool:
 
 
 class Tracking(Spec):
-    """Weights & Biases, or nothing."""
+    """Weights & Biases, trackio, or nothing."""
 
-    kind: Literal["wandb", "none"]
+    kind: Literal["wandb", "trackio", "none"]
     project: str = "matquant"
     entity: str | None = None
+    """Of W&B: the user or team that the project is of."""
+    upload_mb: Annotated[Float, Field(ge=0)] = 10.0
+    """The most megabytes of one artifact that are copied to the tracker; larger files stay, and it has their paths."""
+
+    @model_validator(mode="after")
+    def _has_no_entity(self) -> Tracking:
+        if self.kind == "trackio" and self.entity is not None:
+            raise ValueError(f"entity={self.entity} is one of W&B, and trackio has none; set tracking.entity=null")
+        return self
 
 
 class Paths(Spec):

@@ -1,4 +1,4 @@
-"""Experiment tracking: one Weights & Biases run per cell, or nothing.
+"""Experiment tracking: one run per cell, of Weights & Biases or of trackio, or nothing.
 
 Tracking is never allowed to stop or delay a run: what fails in it is said once, and the run goes on.
 """
@@ -12,18 +12,24 @@ from typing import Any, Protocol, assert_never, runtime_checkable
 
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
-from matquant.runs.wandb_run import JobType, WandbTracker, one_line
+from matquant.runs.tracked.artifacts import Artifact
+from matquant.runs.tracked.labels import JobType
+from matquant.runs.tracked.limits import one_line
+from matquant.runs.trackio_run import TrackioTracker
+from matquant.runs.wandb_run import WandbTracker
 
 log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """The receiver of the curves and final numbers of one cell."""
+    """The receiver of the curves, final numbers and files of one cell."""
 
     def log(self, metrics: Mapping[str, Any]) -> None: ...
 
     def summarize(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def keep(self, artifact: Artifact) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -37,6 +43,9 @@ class NoTracker:
     def summarize(self, metrics: Mapping[str, Any]) -> None:
         pass
 
+    def keep(self, artifact: Artifact) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
@@ -44,6 +53,8 @@ class NoTracker:
 class KeepingTracker(Tracker, Protocol):
     """A tracker that also writes to disk what it receives."""
 
+    title: str
+    """Its name in sentences."""
     upload: str
     """The command that uploads it from there; empty if there is none."""
 
@@ -54,14 +65,15 @@ class Guarded:
     What asks the process itself to stop, such as Ctrl-C, is no Exception and passes.
     """
 
-    def __init__(self, cell_id: str, open_tracker: Callable[[], KeepingTracker]) -> None:
+    def __init__(self, cell_id: str, title: str, open_tracker: Callable[[], KeepingTracker]) -> None:
         self._cell_id = cell_id
         self.inside: KeepingTracker | None = None
         try:
             self.inside = open_tracker()
         except Exception as error:  # of any kind: a tracker never costs a run
             log.warning(
-                "%s is not tracked (%s); the run goes on, and tracking=none leaves W&B out", cell_id, one_line(error)
+                "%s is not tracked (%s); the run goes on, and tracking=none leaves %s out",
+                *(cell_id, one_line(error), title),
             )
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -69,6 +81,9 @@ class Guarded:
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
         self._call(lambda tracker: tracker.summarize(metrics))
+
+    def keep(self, artifact: Artifact) -> None:
+        self._call(lambda tracker: tracker.keep(artifact))
 
     def finish(self) -> None:
         self._call(lambda tracker: tracker.finish())
@@ -83,7 +98,7 @@ class Guarded:
         except Exception as error:  # of any kind: a tracker never costs a run
             self.inside = None
             remedy = f"; upload what was tracked until then with `{tracker.upload}`" if tracker.upload else ""
-            log.warning("W&B failed (%s): %s goes on untracked%s", one_line(error), self._cell_id, remedy)
+            log.warning("%s failed (%s): %s goes on untracked%s", tracker.title, one_line(error), self._cell_id, remedy)
             if not isinstance(error, TimeoutError):  # it answers, so that its files can be completed
                 with suppress(Exception):
                     tracker.finish()
@@ -102,7 +117,9 @@ def tracking(cell: Cell, setup: Setup, job_type: JobType) -> Iterator[Tracker]:
 def _tracker_for(cell: Cell, setup: Setup, job_type: JobType) -> Tracker:
     match setup.tracking.kind:
         case "wandb":
-            return Guarded(cell.id, lambda: WandbTracker(cell, setup, job_type))
+            return Guarded(cell.id, WandbTracker.title, lambda: WandbTracker(cell, setup, job_type))
+        case "trackio":
+            return Guarded(cell.id, TrackioTracker.title, lambda: TrackioTracker(cell, setup, job_type))
         case "none":
             return NoTracker()
         case _:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import netrc
-import os
 import shlex
 import ssl
 import urllib.error
@@ -16,45 +14,47 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from typing import Any, Literal, TypeVar, cast, get_args
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
+from matquant.runs.tracked.artifacts import Artifact, Role, roles
+from matquant.runs.tracked.labels import COUNTERS, EFFECTIVE_BITS, READOUT, JobType, labels_of
+from matquant.runs.tracked.limits import one_line, within
+from matquant.runs.tracked.wandb_mode import Mode, wandb_mode
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-JobType = Literal["train", "evaluate", "cell"]
-"""The work of one process for a cell: a stage of it, or all."""
-Mode = Literal["online", "offline", "disabled", "shared"]
-OLD_MODES: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
-"""Words that WANDB_MODE had before, and that W&B still reads."""
-HOSTS = ("api.wandb.ai", "api.forge.coreweave.com", "forge.coreweave.com")
-"""W&B's own servers, as `wandb login` writes them to ~/.netrc."""
 MAX_ID = 64
 """The longest id of a run that W&B takes."""
 PROBE_S, START_S, LOG_S, FINISH_S = 5, 20, 10, 30
-"""Seconds that a server may take to answer, and W&B to start a run, to take a number, and to upload the rest."""
+"""Seconds that a server may take to answer, and W&B to start a run, to take numbers or files, and to upload."""
 SILENT: set[str] = set()
 """Servers that let a run of this process wait at its end: the runs after it do not wait for them again."""
 
 
 class WandbTracker:
-    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run."""
+    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run.
+
+    An export has a run of its own: another process may be at work on the cell's.
+    """
+
+    title = "W&B"
 
     def __init__(self, cell: Cell, setup: Setup, job_type: JobType) -> None:
         mode = wandb_mode()  # first: W&B cannot be asked anything while WANDB_MODE is a word that it does not know
         folder = setup.paths.runs / cell.id
         folder.mkdir(parents=True, exist_ok=True)
+        name, tags, config = labels_of(cell, setup, job_type)
         arguments: dict[str, Any] = {
             "project": setup.tracking.project,
             "entity": setup.tracking.entity,
-            "id": run_id(cell.id),
-            "name": cell.id,
+            "id": run_id(cell.id if job_type != "export" else f"{cell.id}-export"),
+            "name": name,
             "group": setup.experiment,
             "job_type": job_type,
-            "config": cell.model_dump(mode="json"),
+            "tags": tags,
+            "config": config,
             "dir": str(folder),
             # Offline too: `wandb sync` then continues the run, where it would otherwise write over the first file's.
             "resume": "allow",
@@ -62,7 +62,6 @@ class WandbTracker:
             "settings": {
                 "silent": True,
                 "console": "off",
-                "x_disable_stats": True,
                 "init_timeout": START_S,
                 "finish_timeout": FINISH_S,
                 "finish_timeout_raises": True,
@@ -74,23 +73,78 @@ class WandbTracker:
             self.run = _started(mode, arguments)
         self.upload = _upload(self.run.settings)
         """The command that uploads what this run has written to disk; empty where W&B writes nothing."""
+        self._kept: list[Artifact] = []
+        self._upload_mb = setup.tracking.upload_mb
+        is_curve = len(setup.readout.plans_of(cell)) > 1
+        _in_time(LOG_S, lambda: self._define_metrics(is_curve=is_curve))
+
+    def _define_metrics(self, *, is_curve: bool) -> None:
+        """Read-outs are drawn against effective bits; a single one has no panel, nor what only places other numbers.
+
+        A report draws it all the same, among those of other runs.
+        """
+        for name in (EFFECTIVE_BITS, *COUNTERS):
+            self.run.define_metric(name, hidden=True, summary="none")
+        # Without a summary: the last width that was read stands for no other.
+        self.run.define_metric(f"{READOUT}*", step_metric=EFFECTIVE_BITS, hidden=not is_curve, summary="none")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Numbers as curves, a list of counts as a histogram over 0, 1, 2, ..., a list of rows as a table."""
         _in_time(LOG_S, lambda: self.run.log({name: _logged(value) for name, value in metrics.items()}))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
-        _in_time(LOG_S, lambda: self.run.summary.update(dict(metrics)))
+        _in_time(LOG_S, lambda: self.run.summary.update({name: _logged(value) for name, value in metrics.items()}))
+
+    def keep(self, artifact: Artifact) -> None:
+        """Remembers files until the run finishes, where no cell waits for them any more."""
+        self._kept.append(artifact)
 
     def finish(self) -> None:
         """Uploads the rest, and ends the process behind W&B, so that all files are whole and nothing waits for it."""
         try:
+            self._log_kept()
             _in_time(FINISH_S + LOG_S, self.run.finish)
         except Exception:  # of any kind, W&B's and our own time limit among them; it goes on
             SILENT.add(self.run.settings.base_url)
             raise
         finally:
             _tear_down(LOG_S)
+
+    def _log_kept(self) -> None:
+        """Logs the files that were kept; those that W&B refuses cost a sentence, and none of the numbers."""
+        kept, self._kept = self._kept, []
+        try:
+            _in_time(LOG_S, lambda: [self._log_artifact(one) for one in roles(kept)])
+        except TimeoutError:
+            raise
+        except Exception as error:  # of any kind: files that have changed or are gone, a name of another type
+            names = ", ".join(artifact.name for artifact in kept)
+            log.warning("W&B does not take all files of %s (%s); the numbers are tracked", names, one_line(error))
+
+    def _log_artifact(self, one: Role) -> None:
+        """Hands over files as made by this run, as used by it, or both; the process behind W&B sends them.
+
+        This is what W&B's `log_artifact` and `use_artifact` come to.  They themselves ask the server first, and wait
+        for its answer; `use_artifact` refuses to work offline, too.
+        """
+        draft = _drafted(one.artifact, self._upload_mb)
+        draft.finalize()
+        roles = {"is_user_created": not one.is_made, "use_after_commit": one.is_used}
+        self.run._interface.publish_artifact(self.run, draft, aliases=["latest"], **roles)
+
+
+def _drafted(artifact: Artifact, upload_mb: float) -> Any:
+    """W&B's form of an artifact: small files are uploaded from their places, large ones are named by theirs."""
+    import wandb
+
+    made = wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.facts))
+    uploaded = artifact.uploaded(upload_mb)
+    for name, path in artifact.files.items():
+        if name in uploaded:
+            made.add_file(str(path), name, skip_cache=True, policy="immutable")  # no copy in the home folder
+        else:
+            made.add_reference(path.absolute().as_uri(), name, checksum=False)  # which would read all of it
+    return made
 
 
 def _online(mode: Mode, arguments: Mapping[str, Any], folder: Path) -> Any:
@@ -154,27 +208,6 @@ def unreachable() -> str | None:
     return None
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call, or its exception; TimeoutError after some seconds, while the call is left to itself."""
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # one that ends a program ends this thread alone
-            errors.append(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-
-    thread = Thread(target=run, daemon=True)  # a process does not wait for it at its end
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds} s")
-    return results[0]
-
-
 def _in_time(seconds: float, call: Callable[[], T]) -> T:
     try:
         return within(seconds, call)
@@ -189,13 +222,6 @@ def _tear_down(seconds: float) -> None:
 
     with suppress(Exception):
         within(seconds, wandb.teardown)
-
-
-def one_line(error: object) -> str:
-    """The words of an error, in one line that is not long."""
-    words = " ".join(str(error).split()).partition(" For further information visit")[0].rstrip(".")
-    words = words or type(error).__name__
-    return words if len(words) <= 300 else f"{words[:300]} ..."
 
 
 def run_id(cell_id: str) -> str:
@@ -215,35 +241,3 @@ def _logged(value: Any) -> Any:
     if value and isinstance(value[0], Mapping):
         return wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
     return wandb.Histogram(np_histogram=(np.array(value), np.arange(len(value) + 1)))
-
-
-def wandb_mode() -> Mode:
-    """`online` with a key, `offline` without; WANDB_MODE has the last word.
-
-    A word that W&B does not know is said, and counts as `offline`, for W&B as well.
-    """
-    word = os.environ.get("WANDB_MODE", "")
-    if not word:
-        return "online" if _has_key() else "offline"
-    if (mode := OLD_MODES.get(word, word)) in get_args(Mode):
-        return cast("Mode", mode)
-    log.warning(
-        "WANDB_MODE=%s is not a mode of W&B, so tracking is offline; set WANDB_MODE to online, offline or disabled",
-        word,
-    )
-    os.environ["WANDB_MODE"] = "offline"
-    return "offline"
-
-
-def _has_key() -> bool:
-    """True if there is a key for the server in the environment, or in the file that `wandb login` writes."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    server = os.environ.get("WANDB_BASE_URL")
-    hosts = [urlsplit(server).netloc] if server else HOSTS
-    try:
-        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        known = netrc.netrc(path).hosts
-    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):
-        return False
-    return any(host in known for host in hosts)

@@ -29,6 +29,8 @@ from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.provenance import library_versions, source_commit
 from matquant.runs.sources import recorded_sources, require_same
+from matquant.runs.tracked.artifacts import nested_artifact
+from matquant.runs.tracking import tracking
 from matquant.search.request import found_plan
 from matquant.serving.formats import Exactness, Format, LayerShape, Noted, Record, Source
 from matquant.serving.nested_writer import write_nested
@@ -43,7 +45,7 @@ FORMATS: Mapping[str, str] = {
     "humming": "matquant.serving.humming:Humming",
 }
 """Formats of one read-out, each in a module of its own: `module:class`."""
-SETUP = ("paths.", "readout.", "search=")
+SETUP = ("paths.", "readout.", "search=", "tracking=", "tracking.")
 """Overrides that change no cell."""
 CARD = "analysis.report.card"
 """The module that writes a model card from results; results are not read here."""
@@ -291,6 +293,7 @@ def main(arguments: Sequence[str]) -> int | None:
         print(f"{folder}: every width of {trained.cell.id} as {record.format}, {record.exactness}")
     elif plan is None:
         export_nested(trained, folder, dtype=given.dtype)
+        _track(trained, folder)
         print(f"{folder}: every width of {trained.cell.id}; matquant.load({str(folder)!r}, 'int4') reads one")
     elif given.format == LM_EVAL:
         import_module("evaluation.export").export_for_lm_eval(trained.cell, trained.setup, plan, folder)
@@ -302,6 +305,14 @@ def main(arguments: Sequence[str]) -> int | None:
         for note in record.notes:
             print(note)
     return None
+
+
+def _track(trained: Trained, folder: Path) -> None:
+    """Tells a tracker of a folder of every width."""
+    made = nested_artifact(folder, trained.run)
+    with tracking(trained.cell, trained.setup, "export") as tracker:
+        tracker.summarize({"nested/megabytes": sum(path.stat().st_size for path in made.files.values()) / 1e6})
+        tracker.keep(made)
 
 
 def split(

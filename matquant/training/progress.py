@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from matquant.algorithms.progress import Layers
+from matquant.algorithms.progress import WHOLE_MODEL, Layers
 from matquant.codes.extra_precision import code_histogram, overflow_shares
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
@@ -54,7 +54,7 @@ class DiskProgress:
             layers = compute()
             if self.world.is_main:
                 # The codes after training: the data of Figures 1c and 4.
-                self.log({**overflow_shares(layers), "histogram": code_histogram(layers)})
+                self._record({**overflow_shares(layers), "histogram": code_histogram(layers)})
                 save_layers(path, layers, scale_dtype=self.scale_dtype)
             (stop,) = self.world.any(stopping.requested())
             if stop:
@@ -106,13 +106,24 @@ class DiskProgress:
         self.world.barrier()
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        if not self.world.is_main:
-            return
+        if self.world.is_main:
+            self._append(metrics)
+            self.tracker.log(_of_training(metrics))
+
+    def _record(self, facts: Mapping[str, Any]) -> None:
+        """Logs the facts of a finished piece; those of a model that is one piece are no curve but final numbers."""
+        self._append(facts)
+        (self.tracker.summarize if self.piece == WHOLE_MODEL else self.tracker.log)(_of_training(facts))
+
+    def _append(self, metrics: Mapping[str, Any]) -> None:
         self.run.append_log({**({"piece": self.piece} if self.piece else {}), **metrics})
-        self.tracker.log({f"train/{name}": value for name, value in metrics.items()})
 
     def tick(self, done: int, total: int, note: str) -> None:
         self.bar.total = total
         self.bar.update(done - self.bar.n)
         self.bar.set_postfix_str(note)
         self.beat(done, total)
+
+
+def _of_training(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"train/{name}": value for name, value in metrics.items()}

@@ -23,6 +23,7 @@ from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.sources import claim, present_sources, recorded_sources
 from matquant.runs.status import Beat, silent
+from matquant.runs.tracked.artifacts import checkpoint_artifact
 from matquant.runs.tracking import Tracker
 from matquant.training.clock import timed
 from matquant.training.progress import DiskProgress
@@ -50,6 +51,8 @@ def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> No
             progress.bar.close()
     if world.is_main:
         save_checkpoint(run.checkpoint, cell, layers, recorded_sources(run))
+        if (made := checkpoint_artifact(run)) is not None:
+            tracker.keep(made)
         run.clear_state()
     world.barrier()
 

@@ -1,0 +1,1 @@
+"""Trackers have in common: the words for a cell, the files that they keep, and the time that they may take."""
