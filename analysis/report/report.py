@@ -7,6 +7,7 @@ unchanged is not drawn again; pandas and matplotlib are imported only if somethi
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from analysis.report import unchanged
 from analysis.report.files import ReportPaths
 from matquant.command.parsing import parse
-from matquant.config.study import load_study
+from matquant.config.sweep import load_joint
 from matquant.runs.files import require_writable
 
 if TYPE_CHECKING:
@@ -24,16 +25,25 @@ if TYPE_CHECKING:
     from analysis.report.building import Numbers
     from matquant.config.study import Study
 
+log = logging.getLogger(__name__)
 FORMS = ("svg", "pdf", "png")
 """The formats of every figure; the page shows the first."""
 
 
 def main(arguments: Sequence[str]) -> None:
     given = parse("report", arguments)
-    report = Report(load_study(given.overrides), given.overrides)
-    paths = report.draw(notebook=not given.no_notebook)
+    joints, points = load_joint(given.overrides)
+    for point, error in points.refused:
+        log.warning("left out, because it is refused: %s (%s)", " ".join(point), error)
+    for study, overrides in joints:
+        show(study, overrides, notebook=not given.no_notebook)
+
+
+def show(study: Study, overrides: Sequence[str], *, notebook: bool = False) -> None:
+    """Prints the summary table of a study, and draws its report."""
+    report = Report(study, overrides)
     print_text(report.text())
-    print(f"report: {paths.html}", flush=True)
+    print(f"report: {report.draw(notebook=notebook).html}", flush=True)
 
 
 def print_text(text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
@@ -40,6 +41,10 @@ class StudiesSearchPath(SearchPathPlugin):
 
 
 Plugins.instance().register(StudiesSearchPath)
+# The plugin of submitit has schemas of the same names as our files, and Hydra would warn that it matches the two.
+for _name in ("submitit_local", "submitit_slurm"):
+    if (CONF / f"hydra/launcher/{_name}.yaml").exists():
+        ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).pop(f"{_name}.yaml", None)
 
 
 def compose(overrides: Sequence[str]) -> Mapping[str, Any]:
@@ -70,11 +75,19 @@ def _composed(overrides: tuple[str, ...]) -> _Composed:
     return _Composed({str(key): value for key, value in values.items()}, "${" in json.dumps(unresolved))
 
 
-def _by_hydra(overrides: Sequence[str]) -> Any:
+def compose_hydra(overrides: Sequence[str]) -> Any:
+    """Hydra's own part of a configuration: its sweeper and its launcher."""
+    try:
+        return _by_hydra(overrides, whole=True).hydra
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(in_one_line(error, overrides, _as_far_as_given)) from error
+
+
+def _by_hydra(overrides: Sequence[str], *, whole: bool = False) -> Any:
     if GlobalHydra.instance().is_initialized():
-        return hydra.compose("config", overrides=list(overrides))
+        return hydra.compose("config", overrides=list(overrides), return_hydra_config=whole)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", overrides=list(overrides))
+        return hydra.compose("config", overrides=list(overrides), return_hydra_config=whole)
 
 
 def _as_far_as_given(overrides: Sequence[str]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from matquant.config.axis import chosen
 from matquant.config.files import choices_in_words, is_group
-from matquant.config.grammar import RUN, parsed_override
+from matquant.config.grammar import RUN, is_searched, parsed_override
 from matquant.config.value import valued
 from matquant.errors import UserError
 
@@ -26,9 +26,16 @@ def key_of(override: str) -> str:
 def understood(overrides: Sequence[str], *, swept: bool = False) -> list[str]:
     """The overrides in the words that Hydra reads; UserError, in one line, for one that has no clear meaning.
 
-    `swept` is true for a multirun, where commas divide choices.
+    `swept` is true for a multirun, where commas divide choices.  A sweeper that searches draws from search spaces too.
     """
-    return [word for text in overrides if (word := _understood(text, swept=swept))]
+    searched = swept and is_searched(overrides)
+    return [word for text in overrides if (word := _understood(text, swept=swept, searched=searched))]
+
+
+def sweeps(overrides: Sequence[str]) -> bool:
+    """True if several values of one key are typed."""
+    parsed = map(parsed_override, overrides)
+    return any(override is not None and override.is_sweep_override() for override in parsed)
 
 
 def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
@@ -41,7 +48,7 @@ def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
 
 
 @cache
-def _understood(text: str, *, swept: bool) -> str:
+def _understood(text: str, *, swept: bool, searched: bool) -> str:
     if text.startswith("~"):
         if parsed_override(text) is None:
             raise UserError(f"'{text}' cannot be read; write ~KEY, once for every key that is left out")
@@ -51,11 +58,11 @@ def _understood(text: str, *, swept: bool) -> str:
     sign = typed_key.removesuffix(key)
     if not equals or not key.strip() or re.search(r"\s|^-|:", key):
         raise UserError(f"'{text}' cannot be read: {_not_an_override(key, equals, value)}")
-    if key.startswith("hydra.sweeper.params"):
+    if key.startswith("hydra.sweeper.params") and not searched:
         raise UserError(f"{key} is not read; type what is swept as overrides: {RUN} base.num_steps=10,20")
     if is_group(key):
         return chosen(sign, key, value, swept=swept)
-    return valued(sign, key, value, swept=swept)
+    return valued(sign, key, value, swept=swept, searched=searched)
 
 
 def _not_an_override(key: str, equals: str, value: str) -> str:
