@@ -13,7 +13,7 @@ from matquant.config.grammar import is_searched, parsed_override
 from matquant.config.overrides import key_of
 from matquant.config.study import Study, load_study
 from matquant.config.sweep import Point, Points, is_of_hydra, load_points, varied
-from matquant.config.sweeper import load_sweeper, sample_points
+from matquant.config.sweeper import load_sweeper, sample_points, whole_numbers
 from matquant.errors import UserError
 
 
@@ -48,6 +48,7 @@ def _product(overrides: Sequence[str], keys: set[str]) -> Multirun:
 def _search(overrides: Sequence[str], keys: set[str]) -> Multirun:
     """A multirun whose points a sweeper will draw: some are checked now, and each of them when it begins."""
     sweeper = load_sweeper(overrides)
+    whole_numbers(overrides)
     known = checked(load_points([_plain(point) for point in sample_points(overrides)]))
     goals = known.studies[0][1].goals
     sweeper.check(list(map(str, goals)), list(map(is_better_high, goals)))
@@ -57,7 +58,9 @@ def _search(overrides: Sequence[str], keys: set[str]) -> Multirun:
         preflight.check([study])
         return study
 
-    return _leader(admit, keys, sweeper.num_points, goals)
+    leader = _leader(admit, keys, sweeper.num_points, goals)
+    leader.is_drawn = True
+    return leader
 
 
 def _leader(admit: Callable[[Point], Study], keys: set[str], total: int | None, goals: Sequence[Goal]) -> Multirun:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins import basic_launcher, basic_sweeper
@@ -60,6 +61,8 @@ class HereLauncher(basic_launcher.BasicLauncher):
     """The points in this process, one after the other."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        assert self.config is not None
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # though no point may be run
         return _launched(job_overrides, initial_job_idx, self._one)
 
     def _one(self, number: int, point: Point) -> JobReturn:
@@ -83,6 +86,8 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
     """Points as jobs of submitit: all that can be run are submitted together, and waited for as they end."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        assert self.config is not None
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         leader = _leader()
         points = list(enumerate(job_overrides, start=initial_job_idx))
         admitted = [(number, point) for number, point in points if leader.begin(point) is not None]
@@ -91,12 +96,12 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
 
     def _returns(self, leader: Multirun, points: Numbered) -> Iterator[tuple[int, JobReturn]]:
         jobs = self._submitted(points)
-        leader.jobs = f"; {_words_of_jobs([job for _, _, job in jobs])}"
+        leader.jobs = f"; their jobs go on: {_words_of_jobs([job for _, _, job in jobs], self._EXECUTOR)}"
         waiting, absent = jobs, dict[str, float]()
         while waiting:
             still = []
             for number, point, job in waiting:
-                if job.done() or _is_gone(job, absent):
+                if job.done() or (self._EXECUTOR == "slurm" and _is_gone(job, absent)):
                     yield number, _ended(leader, point, _return_of(job))
                 else:
                     still.append((number, point, job))
@@ -134,7 +139,7 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
                 f"hydra/launcher=submitit_{cluster} cannot submit {len(points)} jobs: {words}; mend hydra.launcher.*, "
                 "which `python run.py -m hydra/launcher=submitit_slurm --cfg hydra` shows, and type the same command"
             ) from error
-        log.info("submitted %d points as jobs: %s", len(jobs), _words_of_jobs(jobs))
+        log.info("submitted %d points: %s", len(jobs), _words_of_jobs(jobs, cluster))
         return [(number, point, job) for (number, point), job in zip(points, jobs, strict=True)]
 
 
@@ -204,7 +209,7 @@ def _is_gone(job: Any, absent: dict[str, float]) -> bool:
     submitit waits for ever for a job that was killed on a cluster without accounting.
     """
     now = time.monotonic()
-    if not hasattr(job, "watcher") or job.state != "UNKNOWN" or now < absent.get(f"{job.job_id} next", 0.0):
+    if job.state != "UNKNOWN" or now < absent.get(f"{job.job_id} next", 0.0):
         return False
     absent[f"{job.job_id} next"] = now + GONE_S
     asked = subprocess.run(
@@ -215,8 +220,11 @@ def _is_gone(job: Any, absent: dict[str, float]) -> bool:
     return absent[job.job_id] >= 2
 
 
-def _words_of_jobs(jobs: Iterable[Any]) -> str:
+def _words_of_jobs(jobs: Iterable[Any], cluster: str) -> str:
+    """The jobs of some points, and the command that ends them."""
     ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
-    is_slurm = any(hasattr(job, "watcher") for job in jobs)
     shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
-    return f"job {shown}" + (f" (scancel {' '.join(ids)} would end it)" if is_slurm else "")
+    plural = "s" if len(ids) > 1 else ""
+    command = f"scancel {' '.join(ids)}" if cluster == "slurm" else f"kill {' '.join(ids)}"
+    kind = "job" if cluster == "slurm" else "process"
+    return f"{kind}{'es' if plural and kind == 'process' else plural} {shown}; `{command}` ends {'them' if plural else 'it'}"

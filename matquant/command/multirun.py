@@ -36,6 +36,8 @@ class Multirun:
     goals: Sequence[str] = ()
     higher: Sequence[bool] = ()
     """For each objective: true if it is better the higher it is."""
+    is_drawn: bool = False
+    """True if a sweeper draws the points: it may draw some that cannot be run, and goes on."""
     is_forecast: bool = False
     """True if somebody else forecasts the time that is left."""
     jobs: str = ""
@@ -50,11 +52,21 @@ class Multirun:
 
     def announce(self, refused: Sequence[tuple[Point, UserError]]) -> None:
         """Says, before the first point begins, which ones are refused."""
-        for point, error in refused:
-            self._announced.add(tuple(point))
-            log.error("%s is refused: %s", self.name_of(point), error)
+        self._announced |= {tuple(point) for point, _ in refused}
+        for reason in self._reasons(refused):
+            log.error("refused: %s", reason)
         if refused:
-            log.error("the other %d points are run", (self.total or 0) - len(refused))
+            log.error("%d of %d points are run", (self.total or 0) - len(refused), self.total)
+
+    def _reasons(self, points: Sequence[tuple[Point, UserError]]) -> list[str]:
+        """Every reason once, with the points that it is about."""
+        of: dict[str, list[str]] = {}
+        for point, error in points:
+            of.setdefault(str(error), []).append(self.name_of(point))
+        return [
+            f"{', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}: {reason}"
+            for reason, names in of.items()
+        ]
 
     def begin(self, point: Point) -> Study | None:
         """The study of the next point; None, and a sentence, if it is refused."""
@@ -124,15 +136,17 @@ class Multirun:
 
     def error(self) -> UserError | None:
         """The last word on a multirun some of whose points were refused or failed."""
-        if not self.failed:
+        if not self.failed or (self.is_drawn and self.measured and all(status_of(one) > 1 for _, one in self.failed)):
             return None
-        reasons = [f"{self.name_of(point)}: {error}" for point, error in self.failed]
+        reasons = self._reasons(self.failed)
         more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
-        kind = UserError if max(status_of(error) for _, error in self.failed) > 1 else FailedCellsError
-        return kind(
-            f"{len(reasons)} of {max(self.total or 0, self.num_ended)} points were refused or failed "
-            f"({'; '.join(reasons[:NAMED])}{more}); the same command tries them again"
-        )
+        number = f"{len(self.failed)} of {max(self.total or 0, self.num_ended)} points"
+        if all(status_of(error) > 1 for _, error in self.failed):
+            return UserError(f"{number} were refused ({'; '.join(reasons[:NAMED])}{more})")
+        refused = any(status_of(error) > 1 for _, error in self.failed)
+        kind = UserError if refused else FailedCellsError
+        how = "were refused or failed" if refused else "failed"
+        return kind(f"{number} {how} ({'; '.join(reasons[:NAMED])}{more}); the same command tries them again")
 
 
 def _duration(seconds: float) -> str:

@@ -66,10 +66,11 @@ def is_of_hydra(word: str) -> bool:
 def joint(points: Sequence[tuple[Point, Study]], typed: Sequence[str] | None = None) -> list[Joint]:
     """One study of all cells of some points; several where read-outs or folders differ, each with what is its own.
 
-    Numbers of two read-outs do not belong in one table.  `typed`: the command line whose product the points are.
+    Numbers of two read-outs do not belong in one table.  `typed`: the command line whose product the points are; None
+    for points that a sweeper has drawn.
     """
-    if len(points) == 1:
-        return [Joint(points[0][1], points[0][0] if typed is None else typed)]
+    if len(points) == 1 and typed is not None and not sweeps(understood(typed, swept=True)):
+        return [Joint(points[0][1], typed)]
     groups: dict[str, list[tuple[Point, Study]]] = {}
     for point, study in points:
         setup = study.setup

@@ -17,8 +17,12 @@ from omegaconf import OmegaConf
 from matquant.config.compose import compose_hydra
 from matquant.config.grammar import parsed_override, sweeper_of
 from matquant.config.overrides import understood
+from matquant.config.study import load_study
+from matquant.config.sweep import is_of_hydra
 from matquant.errors import UserError
 
+INSIDE = 0.3719
+"""The place in an interval of the number that is looked at: no whole number in any that a person types."""
 PER_KEY = 8
 """Values of one key that are looked at before a search starts."""
 
@@ -76,6 +80,36 @@ def load_sweeper(overrides: Sequence[str]) -> Sweeper:
             return Sweeper(name)
 
 
+def _ends(interval: IntervalSweep) -> list[str]:
+    """A number inside an interval, and its ends; of one over fractions none that is whole by chance."""
+    start, end = interval.start, interval.end
+    assert start is not None
+    assert end is not None
+    if isinstance(start, int) and isinstance(end, int):
+        return [str(start), str(end)]
+    inside = start + (end - start) * INSIDE
+    return [f"{inside:.17g}", str(start), str(end)]
+
+
+def whole_numbers(overrides: Sequence[str]) -> None:
+    """Refuses an interval of fractions for a key that takes whole numbers: every draw from it would be refused."""
+    for word in overrides:
+        parsed = parsed_override(word)
+        value: Any = None if parsed is None else parsed.value()
+        if not isinstance(value, IntervalSweep) or not isinstance(value.start, float):
+            continue
+        key, _, typed = word.partition("=")
+        others = [other for other in overrides if other != word and not is_of_hydra(other)]
+        base = next(iter(sample_points(others)), [])
+        try:
+            load_study([*base, f"{key}={_ends(value)[0]}"])
+        except UserError as error:
+            if "valid integer" in str(error):
+                raise UserError(
+                    f"{word} draws fractions, and {key} is a whole number; write '{key}=int({typed})'"
+                ) from error
+
+
 def _at(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
@@ -85,11 +119,11 @@ def _at(values: Any, key: str) -> Any:
 def sample_points(overrides: Sequence[str]) -> list[list[str]]:
     """Some points of a search space: the first value of every key, then the other values and ends of one key each."""
     choices: dict[str, list[str]] = {}
-    for parsed in OverridesParser.create().parse_overrides(understood(overrides, swept=True)):
+    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
         key = parsed.get_key_element()
         value: Any = parsed.value()
         if isinstance(value, IntervalSweep):
-            choices[key] = [str(value.start), str(value.end)]
+            choices[key] = _ends(value)
         elif parsed.is_sweep_override():
             found = list(parsed.sweep_string_iterator())
             choices[key] = [*found[: PER_KEY - 1], *found[PER_KEY - 1 :][-1:]]

@@ -41,15 +41,16 @@ SILENT: set[str] = set()
 
 
 class WandbTracker:
-    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run."""
+    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run (`run_id`)."""
 
     def __init__(self, cell: Cell, setup: Setup, job_type: JobType) -> None:
         mode = wandb_mode()  # first: W&B cannot be asked anything while WANDB_MODE is a word that it does not know
         folder = setup.paths.runs / cell.id
         folder.mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = {
-            "project": setup.tracking.project,
-            "entity": setup.tracking.entity,
+            # A sweep has a project and an entity of its own, and W&B would warn of others.
+            "project": None if is_of_a_sweep() else setup.tracking.project,
+            "entity": None if is_of_a_sweep() else setup.tracking.entity,
             "id": run_id(cell.id),
             "name": cell.id,
             "group": setup.experiment,
@@ -198,8 +199,18 @@ def one_line(error: object) -> str:
     return words if len(words) <= 300 else f"{words[:300]} ..."
 
 
+def is_of_a_sweep() -> bool:
+    """True for a process that `wandb agent` has started: it tries one cell, in a run that the agent has named."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
 def run_id(cell_id: str) -> str:
-    """The id of a cell's run: the cell's, which ends in a digest; a longer one than W&B takes is cut in front of it."""
+    """The id of a cell's run: the cell's, which ends in a digest; a longer one than W&B takes is cut in front of it.
+
+    A run of W&B's agent has the agent's: a sweep may try a cell twice, and each try is a run of its own.
+    """
+    if is_of_a_sweep():
+        return os.environ["WANDB_RUN_ID"]
     if len(cell_id) <= MAX_ID:
         return cell_id
     digest = hashlib.sha256(cell_id.encode()).hexdigest()[:8]
