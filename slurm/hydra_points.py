@@ -224,7 +224,6 @@ def _words_of_jobs(jobs: Iterable[Any], cluster: str) -> str:
     """The jobs of some points, and the command that ends them."""
     ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
     shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
-    plural = "s" if len(ids) > 1 else ""
-    command = f"scancel {' '.join(ids)}" if cluster == "slurm" else f"kill {' '.join(ids)}"
-    kind = "job" if cluster == "slurm" else "process"
-    return f"{kind}{'es' if plural and kind == 'process' else plural} {shown}; `{command}` ends {'them' if plural else 'it'}"
+    if cluster != "slurm":
+        return f"processes {shown}; `kill {' '.join(ids)}` ends them"
+    return f"jobs {shown}; `scancel {' '.join(ids)}` ends them"
