@@ -37,6 +37,7 @@ from matquant.parallel.ranks import num_ranks
 from matquant.runs.files import require_writable
 from matquant.runs.stage_runner import is_main
 from matquant.runs.stopping import at_safe_points, interrupts_win, remember_interrupts
+from matquant.runs.wandb_run import is_of_a_sweep
 
 if TYPE_CHECKING:
     from evaluation.forecast import Forecast
@@ -67,9 +68,12 @@ def _run() -> int:
     overrides = understood(typed, swept=bool(flags))
     sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
     check_folders_of_hydra(overrides)
+    if flags and is_of_a_sweep():
+        raise UserError("`wandb agent` tries one cell a run; leave -m out of the command of the sweep")
     if flags and num_ranks() == 1:
         return _sweep(typed, overrides)
     points = [(point, load_study(point)) for point in (sweep_points(overrides) if flags else [overrides])]
+    check_agent(points[0][1])
     join(lambda: check([study for _, study in points]))
     _hydra_main()
     if flags and is_main():
@@ -103,6 +107,15 @@ def _sweep(typed: Sequence[str], overrides: Sequence[str]) -> int:
     if (error := leader.error()) is not None:
         raise error
     return 0
+
+
+def check_agent(study: Study) -> None:
+    """Refuses several cells where W&B's agent has started this process: they would be one run."""
+    if is_of_a_sweep() and study.setup.tracking.kind == "wandb" and len(study.cells) > 1:
+        raise UserError(
+            f"`wandb agent` tries one cell a run, and this command has {len(study.cells)}; choose one in the command "
+            "of the sweep with base=... bits=..., or add tracking=none"
+        )
 
 
 def check_folders_of_hydra(overrides: Sequence[str]) -> None:

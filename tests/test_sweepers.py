@@ -21,7 +21,13 @@ def sentences(text: str) -> list[str]:
 
 def test_a_killed_and_a_bad_point_are_one_sentence_each_and_the_others_are_measured(tmp_path):
     plan = Plan(tmp_path / "moments", [Moment("worker", RESULT, events=("rename",), victims=("worker",))])
-    words = ["base=minmax", "readout.tasks=[]", "bits=int8,int4,int2", "weights=uniform", "objective=int8/log_pplx"]
+    words = [
+        "base=minmax",
+        "readout.tasks=[]",
+        "bits=int8,int4",
+        "grid=group_32,per_channel",
+        "objective=int8/log_pplx",
+    ]
     process = start_run(
         tmp_path, "-m", LOCALLY, f"hydra.sweep.dir={tmp_path / 'jobs'}", *words, "readout.plans=[int8]", plan=plan
     )
@@ -35,6 +41,8 @@ def test_a_killed_and_a_bad_point_are_one_sentence_each_and_the_others_are_measu
     assert len([line for line in said if line.startswith("point ") and "has failed" in line]) == 1
     (killed,) = [line for line in said if "ended without a result (killed); its log is " in line and "has" in line]
     assert os.path.exists(killed.rpartition("its log is ")[2])
+    assert len([line for line in said if line.startswith("refused: ") and "is not read at int8" in line]) == 2
+    assert len(list(tmp_path.glob("results/*/int8/log_pplx-*.json"))) == 1  # of the job that was not killed
     assert (tmp_path / "out/sweep/report.html").exists()
 
 
@@ -48,7 +56,8 @@ def test_ctrl_c_says_what_is_left_and_loses_nothing(tmp_path):
     assert process.wait() == 130
     assert "0 of 3 points have ended, 3 are left" in process.stderr
     assert "the same command continues" in process.stderr
-    assert start_run(tmp_path, *words).wait() == 2  # int2 is not read at these plans
+    start_run(tmp_path, *words).check()
+    assert len(list(tmp_path.glob("results/*/*/log_pplx-*.json"))) == 2 + 1 + 1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -28,6 +28,12 @@ class StandIn:
     """The variables of the mutation that stores a report."""
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The history of every run: its rows, in the places that they were sent for."""
+    summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last summary of every run."""
+    sweep: str = ""
+    """The yaml of a sweep."""
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    """The values that an agent of a sweep is still to try, and the program of each."""
     error: int | None = None
     """The status of every answer, if the stand-in refuses all."""
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -46,6 +52,8 @@ class StandIn:
             view |= {"createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00", "type": "runs"}
             return {"upsertView": {"view": view, "inserted": True}}
         if (answer := self._of_a_run(query, variables)) is not None:
+            return answer
+        if (answer := self._of_an_agent(query, variables)) is not None:
             return answer
         if "internalId" in query:
             return {"project": {"internalId": "UHJvamVjdDox"}}
@@ -84,11 +92,24 @@ class StandIn:
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
         return None
 
+    def _of_an_agent(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
+        if "SweepWithRuns" in query:
+            return {"project": {"sweep": {"id": "s", "name": "s", "config": self.sweep, "runs": {"edges": []}}}}
+        if "CreateAgent" in query:
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if "agentHeartbeat" in query:
+            is_at_work = any(json.loads(variables["runState"]).values())
+            commands = [] if is_at_work or not self.tries else [self.tries.pop(0)]
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+        return None
+
     def stream(self, run: str, files: dict[str, Any]) -> None:
         """Writes rows where they are sent for: rows that were there before are lost, as they would be."""
         if (sent := files.get("wandb-history.jsonl")) is not None:
             rows = self.rows.setdefault(run, [])
             rows[sent["offset"] : sent["offset"] + len(sent["content"])] = map(json.loads, sent["content"])
+        if (sent := files.get("wandb-summary.json")) is not None:
+            self.summaries[run] = json.loads(sent["content"][-1])
 
 
 def viewer() -> dict[str, Any]:
