@@ -158,14 +158,16 @@ def _leader() -> Multirun:
 
 def _ended(leader: Multirun, point: Point, returned: JobReturn | UserError) -> JobReturn:
     """The return of a point that has ended, and a sentence about it; of one that failed the worst values."""
-    given = returned if isinstance(returned, UserError) else returned._return_value  # its property raises errors
-    if not isinstance(returned, UserError) and returned.status == JobStatus.COMPLETED:
-        values = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
-        leader.measure(point, values)
-        return returned
-    error = given if isinstance(given, UserError) else FailedCellsError(f"{type(given).__name__}: {given}")
-    leader.lose(point, error)
-    return _of_values(leader.worst)
+    if isinstance(returned, UserError):
+        leader.lose(point, returned)
+        return _of_values(leader.worst)
+    given: Any = returned._return_value  # its property raises what the point raised
+    if returned.status != JobStatus.COMPLETED:
+        error = given if isinstance(given, UserError) else FailedCellsError(f"{type(given).__name__}: {given}")
+        leader.lose(point, error)
+        return _of_values(leader.worst)
+    leader.measure(point, [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given])
+    return returned
 
 
 def _of_values(values: Sequence[float]) -> JobReturn:
