@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,12 +24,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from evaluation.objective import as_returned, values_of
-from evaluation.stages import run_cell, untimed
+from evaluation.stages import check_agent, run_cell, untimed
 from matquant.command import multirun
 from matquant.command.terminal import ended, fail, log_to_stderr, say
 from matquant.config.compose import check_line, sweep_points
-from matquant.config.grammar import is_searched
-from matquant.config.overrides import understood
+from matquant.config.grammar import is_searched, sweeper_of
+from matquant.config.overrides import for_hydra, understood
 from matquant.config.study import Study, load_study
 from matquant.config.sweep import Point, is_of_hydra, joint
 from matquant.disk import in_words
@@ -37,7 +38,6 @@ from matquant.parallel.ranks import num_ranks
 from matquant.runs.files import require_writable
 from matquant.runs.stage_runner import is_main
 from matquant.runs.stopping import at_safe_points, interrupts_win, remember_interrupts
-from matquant.runs.wandb_run import is_of_a_sweep
 
 if TYPE_CHECKING:
     from evaluation.forecast import Forecast
@@ -66,14 +66,13 @@ def _run() -> int:
         return 0
     typed = [word for word in arguments if not word.startswith("-")]
     overrides = understood(typed, swept=bool(flags))
-    sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
+    # Hydra wants a flag before or after all overrides, not in between.
+    sys.argv[1:] = [*flags, *(for_hydra(overrides) if flags else overrides)]
     check_folders_of_hydra(overrides)
-    if flags and is_of_a_sweep():
-        raise UserError("`wandb agent` tries one cell a run; leave -m out of the command of the sweep")
+    check_agent(None if flags else load_study(overrides))
     if flags and num_ranks() == 1:
         return _sweep(typed, overrides)
     points = [(point, load_study(point)) for point in (sweep_points(overrides) if flags else [overrides])]
-    check_agent(points[0][1])
     join(lambda: check([study for _, study in points]))
     _hydra_main()
     if flags and is_main():
@@ -86,36 +85,31 @@ def _sweep(typed: Sequence[str], overrides: Sequence[str]) -> int:
     """Runs the points of a multirun, here or as jobs, and ends in a joint report; the exit status."""
     global _shared
     from evaluation.points import lead
-    from slurm.hydra_points import install
+    from slurm.hydra_points import install, raising
 
     leader = multirun.current = lead(overrides)
     if not is_searched(overrides) and not any(word.startswith("hydra/launcher=") for word in overrides):
         _shared = _outlook([study for study, _ in joint(leader.composed)])
         leader.is_forecast = _shared is not None
     install()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # what ends a sweep is raised, and becomes a sentence
+    ended_early: UserError | None = None
     try:
-        _hydra_main()
+        with raising(sweeper_of(overrides)):
+            _hydra_main()
+    except UserError as error:
+        ended_early = error
     except KeyboardInterrupt:
         print(f"\n{leader.interrupted()}", file=sys.stderr)
         raise
     finally:
         multirun.current = None
-    _report_jointly(leader.composed, None if is_searched(overrides) else typed)
+    if ended_early is None or leader.measured:
+        _report_jointly(leader.composed, None if is_searched(overrides) else typed)
     if (best := leader.best()) is not None:
         print(best)
-    if (error := leader.error()) is not None:
+    if (error := ended_early or leader.error()) is not None:
         raise error
     return 0
-
-
-def check_agent(study: Study) -> None:
-    """Refuses several cells where W&B's agent has started this process: they would be one run."""
-    if is_of_a_sweep() and study.setup.tracking.kind == "wandb" and len(study.cells) > 1:
-        raise UserError(
-            f"`wandb agent` tries one cell a run, and this command has {len(study.cells)}; choose one in the command "
-            "of the sweep with base=... bits=..., or add tracking=none"
-        )
 
 
 def check_folders_of_hydra(overrides: Sequence[str]) -> None:
@@ -235,6 +229,8 @@ def _report_jointly(points: Sequence[tuple[Point, Study]], typed: Sequence[str] 
     for study, overrides in joint(points, None if typed is None else [word for word in typed if not is_of_hydra(word)]):
         with in_words(dict(study.setup.paths)):
             _report(study, overrides)
+        if typed is None:
+            print(f"the same from results: {shlex.join(['matquant', 'report', *overrides])}")
 
 
 def _outlook(studies: Sequence[Study]) -> Forecast | None:

@@ -17,7 +17,9 @@ from evaluation.protocol import WHOLE, PlanShare, missing
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
+from matquant.config.study import Study
 from matquant.disk import in_words
+from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.folder import RunDir
 from matquant.runs.stage_runner import Work, is_main, run_alone
@@ -91,6 +93,15 @@ def run_cell(cell: Cell, setup: Setup, timed: Timed = untimed) -> None:
 
             with open_tracker() as tracker:
                 publish(cell, setup.readout, store, tracker)
+
+
+def check_agent(study: Study | None) -> None:
+    """Refuses several cells where W&B's agent has started this process, as they would be one run; None: a multirun."""
+    if not is_of_a_sweep() or (study is not None and (study.setup.tracking.kind != "wandb" or len(study.cells) == 1)):
+        return
+    number = "several" if study is None else len(study.cells)
+    remedy = "leave out -m" if study is None else "choose one with base=... bits=..."
+    raise UserError(f"`wandb agent` tries one cell a run, and this command has {number}; in the sweep's yaml, {remedy}")
 
 
 def run_stage(cell: Cell, setup: Setup, stage: Stage) -> None:

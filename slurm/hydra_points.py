@@ -8,11 +8,13 @@ point that cannot be run is not started; a sweeper is told the worst value of it
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import subprocess
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,21 @@ def install() -> None:
         (submitit_launcher.SlurmLauncher, SlurmLauncher),
     ):
         known[f"{theirs.__module__}.{theirs.__name__}"] = ours
+
+
+@contextmanager
+def raising(sweeper: str) -> Iterator[None]:
+    """Lets what ends a multirun be raised, where Hydra would print it and exit; of a sweeper's library as a sentence."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: what our own code raises keeps its traceback
+        if sweeper == "basic" or "site-packages" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+            raise
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"hydra/sweeper={sweeper} ended with: {words}; mend hydra.sweeper.* or objective") from error
 
 
 class Sweeper(basic_sweeper.BasicSweeper):
@@ -137,7 +154,7 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
             words = " ".join(str(error).replace("sbatch: error: ", "").split())
             raise UserError(
                 f"hydra/launcher=submitit_{cluster} cannot submit {len(points)} jobs: {words}; mend hydra.launcher.*, "
-                "which `python run.py -m hydra/launcher=submitit_slurm --cfg hydra` shows, and type the same command"
+                f"which `python run.py hydra/launcher=submitit_{cluster} --cfg hydra` shows"
             ) from error
         log.info("submitted %d points: %s", len(jobs), _words_of_jobs(jobs, cluster))
         return [(number, point, job) for (number, point), job in zip(points, jobs, strict=True)]

@@ -10,7 +10,7 @@ import pytest
 import wandb
 import yaml
 
-import run
+from evaluation.stages import check_agent
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
 from matquant.runs.wandb_run import is_of_a_sweep, run_id
@@ -36,12 +36,14 @@ def test_a_run_of_the_agent_has_the_agents_id_and_any_other_that_of_its_cell(mon
 
 
 def test_the_agent_tries_one_cell_a_run(monkeypatch, tiny_study):
-    run.check_agent(tiny_study("tracking=wandb", "cells=[{seed:[0,1]}]"))
+    check_agent(tiny_study("tracking=wandb", "cells=[{seed:[0,1]}]"))
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "agents")
-    run.check_agent(tiny_study("tracking=wandb"))
+    check_agent(tiny_study("tracking=wandb"))
     with pytest.raises(UserError, match=r"tries one cell a run, and this command has 2"):
-        run.check_agent(tiny_study("tracking=wandb", "cells=[{seed:[0,1]}]"))
+        check_agent(tiny_study("tracking=wandb", "cells=[{seed:[0,1]}]"))
+    with pytest.raises(UserError, match=r"leave out -m"):
+        check_agent(None)
 
 
 def test_the_agent_runs_the_example_and_may_try_a_cell_twice(tmp_path):

@@ -27,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from matquant.config.files import CONF, config_folders, is_group
 from matquant.config.files import choices as choices
 from matquant.config.grammar import as_typed
-from matquant.config.overrides import key_of, sweep_points, understood
+from matquant.config.overrides import key_of, understood
 from matquant.config.sentences import in_one_line
 from matquant.errors import UserError
 
@@ -125,16 +125,22 @@ def check_line(arguments: Sequence[str]) -> list[str]:
             )
     if given.hydra_help or given.shell_completion:
         return list(arguments)
-    for overrides in sweep_points(given.overrides) if given.multirun else [given.overrides]:
+    if given.multirun and (given.cfg or given.info):
+        raise UserError("--cfg and --info show one configuration, and --multirun has several; leave out -m")
+    if given.multirun and not given.help:
+        raise UserError(f"a multirun takes overrides and no option but -m; leave out {_other_options(arguments)}")
+    if not given.multirun:
         try:
-            compose(overrides)
+            compose(given.overrides)
         except UserError as error:
             if not isinstance(error.__cause__, MissingMandatoryValue):
                 raise
-    if given.multirun and (given.cfg or given.info):
-        raise UserError("--cfg and --info show one configuration, and --multirun has several; leave out -m")
     typed = {text: understood([text], swept=given.multirun) for text in given.overrides}
     return [word for argument in arguments for word in typed.get(argument, [argument])]
+
+
+def _other_options(arguments: Sequence[str]) -> str:
+    return " ".join(word for word in arguments if word.startswith("-") and word not in ("-m", "--multirun"))
 
 
 def compose_points(overrides: Sequence[str], points: Sequence[Sequence[str]]) -> Iterable[Mapping[str, Any]]:

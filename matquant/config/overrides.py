@@ -47,6 +47,27 @@ def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
     return [understood(point) for point in points]
 
 
+def for_hydra(overrides: Sequence[str]) -> list[str]:
+    """The words of a multirun as Hydra is given them: below a swept axis, every value is one of the points alone.
+
+    Hydra composes the words that are not swept before any point, with the default of the axis: `base.lr=0.1` beside
+    `base=qat,gptq` would be looked for in OmniQuant.
+    """
+    parsed = [(word, parsed_override(word)) for word in overrides]
+    axes = {
+        key_of(word) for word, one in parsed if one is not None and one.is_sweep_override() and is_group(key_of(word))
+    }
+    return [
+        f"{word.partition('=')[0]}=choice({word.partition('=')[2]})"
+        if one is not None
+        and not one.is_sweep_override()
+        and not word.startswith("~")
+        and key_of(word).partition(".")[0] in axes
+        else word
+        for word, one in parsed
+    ]
+
+
 @cache
 def _understood(text: str, *, swept: bool, searched: bool) -> str:
     if text.startswith("~"):
