@@ -54,7 +54,7 @@ def install() -> None:
 
 @contextmanager
 def raising(sweeper: str) -> Iterator[None]:
-    """Lets what ends a multirun be raised, where Hydra would print it and exit; of a sweeper's library as a sentence."""
+    """Lets what ends a multirun be raised, where Hydra would print it; an error of a sweeper is a sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield

@@ -28,6 +28,7 @@ from matquant.config.files import CONF, config_folders, is_group
 from matquant.config.files import choices as choices
 from matquant.config.grammar import as_typed
 from matquant.config.overrides import key_of, understood
+from matquant.config.overrides import sweep_points as sweep_points
 from matquant.config.sentences import in_one_line
 from matquant.errors import UserError
 
