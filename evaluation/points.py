@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from evaluation import preflight
 from evaluation.objective import is_better_high
 from matquant.command.multirun import Multirun
-from matquant.config.compose import sweep_points
 from matquant.config.goal import Goal
 from matquant.config.grammar import is_searched, parsed_override
-from matquant.config.overrides import key_of
+from matquant.config.overrides import for_hydra, key_of, sweep_points
 from matquant.config.study import Study, load_study
 from matquant.config.sweep import Point, Points, is_of_hydra, load_points, varied
 from matquant.config.sweeper import load_sweeper, sample_points, whole_numbers
@@ -27,7 +26,7 @@ def lead(overrides: Sequence[str]) -> Multirun:
 
 def _product(overrides: Sequence[str], keys: set[str]) -> Multirun:
     """A multirun whose points are known: all are checked before the first begins."""
-    points = [_plain(point) for point in sweep_points(overrides)]
+    points = [_plain(point) for point in sweep_points(for_hydra(overrides))]
     composed = load_points(points)
     known = checked(composed)
     studies = {tuple(point): study for point, study in known.studies}
@@ -36,7 +35,7 @@ def _product(overrides: Sequence[str], keys: set[str]) -> Multirun:
     def admit(point: Point) -> Study:
         if (error := refused.get(tuple(point))) is not None:
             raise error
-        return studies.get(tuple(point)) or load_study(point)
+        return studies.get(tuple(point)) or _checked_study(point)
 
     goals = known.studies[0][1].goals
     leader = _leader(admit, keys or {key_of(word) for word in varied(points)}, len(points), goals)
@@ -53,14 +52,15 @@ def _search(overrides: Sequence[str], keys: set[str]) -> Multirun:
     goals = known.studies[0][1].goals
     sweeper.check(list(map(str, goals)), list(map(is_better_high, goals)))
 
-    def admit(point: Point) -> Study:
-        study = load_study(point)
-        preflight.check([study])
-        return study
-
-    leader = _leader(admit, keys, sweeper.num_points, goals)
+    leader = _leader(_checked_study, keys, sweeper.num_points, goals)
     leader.is_drawn = True
     return leader
+
+
+def _checked_study(point: Point) -> Study:
+    study = load_study(point)
+    preflight.check([study])
+    return study
 
 
 def _leader(admit: Callable[[Point], Study], keys: set[str], total: int | None, goals: Sequence[Goal]) -> Multirun:

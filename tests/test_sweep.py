@@ -11,6 +11,7 @@ from analysis.report.contents import commands
 from evaluation.points import lead
 from matquant.command.multirun import Multirun
 from matquant.config.compose import sweep_points
+from matquant.config.overrides import for_hydra
 from matquant.config.study import load_study
 from matquant.config.sweep import joint, load_joint, load_points
 from matquant.config.sweeper import Sweeper, sample_points, whole_numbers
@@ -81,6 +82,15 @@ def test_points_that_a_sweeper_has_drawn_have_a_command_line_too():
     assert len(study.cells) == 2
     assert line[-1] == "cells=[{base.num_steps: 2, bits: int2}, {base.num_steps: 7, bits: int4}]"
     assert load_study(line) == study
+
+
+def test_a_value_below_a_swept_axis_is_one_of_the_points_alone_and_no_point_changes():
+    words = ["base=qat,gptq", "base.lr=1e-4", "seed=1", "bits=int2"]
+    assert for_hydra(words) == ["base=qat,gptq", "base.lr=choice(1e-4)", "seed=1", "bits=int2"]
+    assert [load_study([*TINY, "base=qat", *point[1:]]) for point in sweep_points(for_hydra(words))] == [
+        load_study([*TINY, "base=qat", *words[1:]])
+    ] * 2
+    assert for_hydra(["base=qat", "base.lr=1e-4"]) == ["base=qat", "base.lr=1e-4"]
 
 
 # --- search spaces ----------------------------------------------------------------------------------------------------
