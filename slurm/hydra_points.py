@@ -63,7 +63,7 @@ def raising(sweeper: str) -> Iterator[None]:
     except Exception as error:  # of any kind: what our own code raises keeps its traceback
         if sweeper == "basic" or "site-packages" not in traceback.extract_tb(error.__traceback__)[-1].filename:
             raise
-        words = " ".join(str(error).split())[:300] or type(error).__name__
+        words = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(f"hydra/sweeper={sweeper} ended with: {words}; mend hydra.sweeper.* or objective") from error
 
 
