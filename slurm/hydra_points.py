@@ -217,6 +217,7 @@ def _state(job: Any) -> str:
     known = {
         "OUT_OF_MEMORY": "out of memory; raise hydra.launcher.mem_gb",
         "INTERRUPTED": "killed",
+        "UNKNOWN": "killed",  # without accounting
         "FINISHED": "killed",
     }
     return known.get(word, f"state {word}")
