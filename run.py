@@ -89,7 +89,7 @@ def _sweep(typed: Sequence[str], overrides: Sequence[str]) -> int:
 
     leader = multirun.current = lead(overrides)
     if not is_searched(overrides) and not any(word.startswith("hydra/launcher=") for word in overrides):
-        _shared = _outlook([study for study, _ in joint(leader.composed)])
+        _shared = _outlook([study for study, _ in joint(leader.runnable)])
         leader.is_forecast = _shared is not None
     install()
     ended_early: UserError | None = None

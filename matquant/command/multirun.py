@@ -94,6 +94,11 @@ class Multirun:
             log.info("%s%s%s", self.name_of(point), numbers, self.outlook())
 
     @property
+    def runnable(self) -> list[tuple[Point, Study]]:
+        """The points that are known so far and not refused."""
+        return [(point, study) for point, study in self.composed if tuple(point) not in self._announced]
+
+    @property
     def num_ended(self) -> int:
         return len(self.measured) + len(self.failed)
 
