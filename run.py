@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,11 +23,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from evaluation.stages import run_cell, untimed
-from matquant.command.terminal import ended, fail, log_to_stderr, say, status_of
+from evaluation.objective import as_returned, values_of
+from evaluation.stages import check_agent, run_cell, untimed
+from matquant.command import multirun
+from matquant.command.terminal import ended, fail, log_to_stderr, say
 from matquant.config.compose import check_line, sweep_points
-from matquant.config.overrides import understood
+from matquant.config.grammar import is_searched, sweeper_of
+from matquant.config.overrides import for_hydra, understood
 from matquant.config.study import Study, load_study
+from matquant.config.sweep import Point, is_of_hydra, joint
 from matquant.disk import in_words
 from matquant.errors import FailedCellsError, UserError
 from matquant.parallel.ranks import num_ranks
@@ -41,8 +46,8 @@ log = logging.getLogger("matquant")
 PATIENCE_S = 100.0
 """Seconds that a job of Hydra's launcher may take to a safe point: less than hydra.launcher.signal_delay_s."""
 MULTIRUN = {"-m", "--multirun"}
-failed_points: list[UserError] = []
-"""The points of this process's multirun that failed."""
+_shared: Forecast | None = None
+"""The forecast of all points of a multirun in this process."""
 
 
 def main() -> None:
@@ -55,18 +60,56 @@ def _run() -> int:
     """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra; the exit status."""
     arguments = sys.argv[1:]
     flags = {argument for argument in arguments if argument.startswith("-")}
-    if flags <= MULTIRUN:
-        overrides = understood([word for word in arguments if not word.startswith("-")], swept=bool(flags))
-        sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
-        check_folders_of_hydra(overrides)
-        points = sweep_points(overrides) if flags else [overrides]
-        join(lambda: check([load_study(point) for point in points]))
-        _hydra_main()
-        part()
-    else:
+    if not flags <= MULTIRUN:
         sys.argv[1:] = check_line(arguments)
         _hydra_main()
-    return max(map(status_of, failed_points), default=0)
+        return 0
+    typed = [word for word in arguments if not word.startswith("-")]
+    overrides = understood(typed, swept=bool(flags))
+    # Hydra wants a flag before or after all overrides, not in between.
+    sys.argv[1:] = [*flags, *(for_hydra(overrides) if flags else overrides)]
+    check_folders_of_hydra(overrides)
+    check_agent(None if flags else load_study(overrides))
+    if flags and num_ranks() == 1:
+        return _sweep(typed, overrides)
+    points = [(point, load_study(point)) for point in (sweep_points(overrides) if flags else [overrides])]
+    join(lambda: check([study for _, study in points]))
+    _hydra_main()
+    if flags and is_main():
+        _report_jointly(points, typed)
+    part()
+    return 0
+
+
+def _sweep(typed: Sequence[str], overrides: Sequence[str]) -> int:
+    """Runs the points of a multirun, here or as jobs, and ends in a joint report; the exit status."""
+    global _shared
+    from evaluation.points import lead
+    from slurm.hydra_points import install, raising
+
+    leader = multirun.current = lead(overrides)
+    if not is_searched(overrides) and not any(word.startswith("hydra/launcher=") for word in overrides):
+        _shared = _outlook([study for study, _ in joint(leader.runnable)])
+        leader.is_forecast = _shared is not None
+    install()
+    ended_early: UserError | None = None
+    try:
+        with raising(sweeper_of(overrides)):
+            _hydra_main()
+    except UserError as error:
+        ended_early = error
+    except KeyboardInterrupt:
+        print(f"\n{leader.interrupted()}", file=sys.stderr)
+        raise
+    finally:
+        multirun.current = None
+    if ended_early is None or leader.measured:
+        _report_jointly(leader.composed, None if is_searched(overrides) else typed)
+    if (best := leader.best()) is not None:
+        print(best)
+    if (error := ended_early or leader.error()) is not None:
+        raise error
+    return 0
 
 
 def check_folders_of_hydra(overrides: Sequence[str]) -> None:
@@ -115,34 +158,38 @@ def check(studies: Sequence[Study]) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def _hydra_main(_: DictConfig) -> None:
+def _hydra_main(_: DictConfig) -> float | list[float] | None:
+    """One command line, or one point of a multirun: its objective, for a sweeper."""
     log_to_stderr()  # once more: a job of Hydra's launcher starts here
     overrides = list(HydraConfig.get().overrides.task)
+    is_point = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         study = load_study(overrides)
         with in_words(dict(study.setup.paths)), interrupts_win(), at_safe_points(PATIENCE_S):
-            run_study(study, overrides)
+            run_study(study, None if is_point else overrides)
+            return as_returned(_values(study, say=not is_point)) if is_main() else None
     except UserError as error:
-        if not _others_follow():
-            fail(error)  # not raised through Hydra, which would print a traceback
-        say(error)
-        failed_points.append(error)
+        if is_point and num_ranks() == 1:
+            raise  # to the launcher of the multirun, which goes on with the other points
+        fail(error)  # not raised through Hydra, which would print a traceback
 
 
-def _others_follow() -> bool:
-    """True in a multirun of this process, where a point that fails keeps no other from running."""
-    known = HydraConfig.get()
-    return known.mode == RunMode.MULTIRUN and known.runtime.choices["hydra/launcher"] == "basic" and num_ranks() == 1
+def _values(study: Study, *, say: bool) -> list[float]:
+    values = values_of(study)
+    if say:
+        for goal, value in zip(study.goals, values, strict=True):
+            print(f"{goal}: {value:.6g}")
+    return values
 
 
-def run_study(study: Study, overrides: Sequence[str]) -> None:
-    """Trains and evaluates what is missing, cell by cell, and writes the report.
+def run_study(study: Study, overrides: Sequence[str] | None) -> None:
+    """Trains and evaluates what is missing, cell by cell, and writes the report; a point (None) has none of its own.
 
     A cell that fails does not keep the others from running; the failures are named at the end.  Of several ranks all
     take part in training, and the main one does the rest.
     """
     failures: dict[str, Exception] = {}
-    outlook = _outlook(study)
+    outlook = _outlook([study]) if _shared is None else _shared
     for number, cell in enumerate(study.cells, start=1):
         log.info("cell %d/%d: %s%s", number, len(study.cells), cell.id, outlook or "")
         try:
@@ -157,8 +204,9 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
     if not is_main():
         return
     try:
-        with in_words(dict(study.setup.paths)):
-            _report(study, overrides)
+        if overrides is not None:
+            with in_words(dict(study.setup.paths)):
+                _report(study, overrides)
     except UserError as error:
         if not failures:
             raise
@@ -171,23 +219,30 @@ def run_study(study: Study, overrides: Sequence[str]) -> None:
 
 
 def _report(study: Study, overrides: Sequence[str]) -> None:
-    from analysis.report.report import Report, print_text
+    from analysis.report.report import show
 
-    report = Report(study, overrides)
-    print_text(report.text())
-    print(f"report: {report.draw().html}")
+    show(study, overrides)
 
 
-def _outlook(study: Study) -> Forecast | None:
-    """The forecast of a study's time; None if nothing is missing, or if there are several ranks."""
+def _report_jointly(points: Sequence[tuple[Point, Study]], typed: Sequence[str] | None) -> None:
+    """One table and report of all points; several where their read-outs or folders differ."""
+    for study, overrides in joint(points, None if typed is None else [word for word in typed if not is_of_hydra(word)]):
+        with in_words(dict(study.setup.paths)):
+            _report(study, overrides)
+        if typed is None:
+            print(f"the same from results: {shlex.join(['matquant', 'report', *overrides])}")
+
+
+def _outlook(studies: Sequence[Study]) -> Forecast | None:
+    """The forecast of the time of some studies; None if nothing is missing, or if there are several ranks."""
     from evaluation.preflight import is_finished
 
-    if num_ranks() > 1 or is_finished(study):
+    if num_ranks() > 1 or all(map(is_finished, studies)):
         return None
     from evaluation.forecast import forecast  # imports torch, which a finished study does not need
 
     try:
-        return forecast(study)
+        return forecast(*studies)
     except UserError:  # a cell cannot be run; the message comes when it is its turn
         return None
 

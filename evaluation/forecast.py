@@ -79,11 +79,19 @@ class Forecast:
         return "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left in all"
 
 
-def forecast(study: Study) -> Forecast:
-    """The forecast of what is missing of a study, by arithmetic and the speed of a product on this machine."""
-    setup = study.setup
-    store, on_cpu = ResultStore(setup.paths.results), pick_device(setup).type == "cpu"
+def forecast(*studies: Study) -> Forecast:
+    """The forecast of what is missing of studies, by arithmetic and the speed of a product on this machine."""
+    on_cpu = pick_device(studies[0].setup).type == "cpu"
     predicted: dict[Key, float] = {}
+    for study in studies:
+        for key, seconds in _predicted(study, on_cpu=on_cpu):
+            predicted[key] = predicted.get(key, 0.0) + seconds
+    return Forecast(predicted, is_guess=not on_cpu)
+
+
+def _predicted(study: Study, *, on_cpu: bool) -> Iterator[tuple[Key, float]]:
+    setup = study.setup
+    store = ResultStore(setup.paths.results)
     for cell in study.cells:
         gaps = missing(cell, setup.readout, store)
         if not gaps:
@@ -92,14 +100,13 @@ def forecast(study: Study) -> Forecast:
         share = _share_to_train(cell, setup, size)
         if share:
             speed = _speed(_compute_dtype(cell), on_cpu=on_cpu)
-            predicted[cell.id, "train"] = START_S + share * training_operations(cell, size) / speed
+            yield (cell.id, "train"), START_S + share * training_operations(cell, size) / speed
         asked = sum(tokens_of_task(setup.readout, task) for tasks in gaps.values() for task in tasks)
         num_plans = asked / max(1, tokens_of_plan(setup.readout))
         speed = _speed(setup.readout.dtype, on_cpu=on_cpu)
         if plans := to_search(cell, setup, gaps):
-            predicted[cell.id, "search"] = START_S + searching_operations(cell, setup.readout, size, plans) / speed
-        predicted[cell.id, "evaluate"] = START_S + reading_operations(setup.readout, size, num_plans) / speed
-    return Forecast(predicted, is_guess=not on_cpu)
+            yield (cell.id, "search"), START_S + searching_operations(cell, setup.readout, size, plans) / speed
+        yield (cell.id, "evaluate"), START_S + reading_operations(setup.readout, size, num_plans) / speed
 
 
 def _speed(dtype: str, *, on_cpu: bool) -> float:

@@ -17,12 +17,15 @@ from evaluation.protocol import WHOLE, PlanShare, missing
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
+from matquant.config.study import Study
 from matquant.disk import in_words
+from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.folder import RunDir
 from matquant.runs.stage_runner import Work, is_main, run_alone
 from matquant.runs.status import Beat, silent
 from matquant.runs.tracking import NoTracker, Tracker, tracking
+from matquant.runs.wandb_run import is_of_a_sweep
 from matquant.search.request import found_plan
 
 Kind = Literal["train", "search", "evaluate"]
@@ -63,9 +66,18 @@ def untimed(_: Kind) -> AbstractContextManager[object]:
 
 
 def run_cell(cell: Cell, setup: Setup, timed: Timed = untimed) -> None:
-    """Does what is missing of a cell, all stages in one W&B run; a cell that lacks no result is left alone."""
+    """Does what is missing of a cell, all stages in one W&B run; a cell that lacks no result is left alone.
+
+    A run of W&B's agent is told the results in any case: a sweep may try a cell that was measured before.
+    """
     if is_main():
         require_same_sources([cell], setup)
+    tracked: list[str] = []
+
+    def open_tracker() -> AbstractContextManager[Tracker]:
+        tracked.append(cell.id)
+        return tracking(cell, setup, "cell")
+
     store = ResultStore(setup.paths.results)
     stages = (TRAIN, SEARCH, EVALUATE) if has_searches(setup.readout.plans_of(cell)) else (TRAIN, EVALUATE)
     with in_words(dict(setup.paths)):
@@ -74,8 +86,22 @@ def run_cell(cell: Cell, setup: Setup, timed: Timed = untimed) -> None:
             [_work(cell, setup, stage, timed) for stage in stages],
             is_wanted=lambda: bool(missing(cell, setup.readout, store)),
             leftovers=(setup.paths.runs / cell.id, setup.paths.results / cell.id),
-            open_tracker=lambda: tracking(cell, setup, "cell"),
+            open_tracker=open_tracker,
         )
+        if is_of_a_sweep() and is_main() and not tracked:
+            from evaluation.evaluate import publish
+
+            with open_tracker() as tracker:
+                publish(cell, setup, tracker)
+
+
+def check_agent(study: Study | None) -> None:
+    """Refuses several cells where W&B's agent has started this process, as they would be one run; None: a multirun."""
+    if not is_of_a_sweep() or (study is not None and (study.setup.tracking.kind != "wandb" or len(study.cells) == 1)):
+        return
+    number = "several" if study is None else len(study.cells)
+    remedy = "leave out -m" if study is None else "choose one with base=... bits=..."
+    raise UserError(f"`wandb agent` tries one cell a run, and this command has {number}; in the sweep's yaml, {remedy}")
 
 
 def run_stage(cell: Cell, setup: Setup, stage: Stage) -> None:

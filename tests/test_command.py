@@ -83,7 +83,7 @@ def type_in(line: str) -> None:
     given = parse(words[0], words[1:])
     for overrides in (getattr(given, "overrides", []), getattr(given, "choices", [])):
         typed = [word for word in overrides if isinstance(word, str) and "=" in word]
-        swept = words[0] == "run" and (given.m or given.multirun)
+        swept = (words[0] == "run" and (given.m or given.multirun)) or SUBCOMMANDS[words[0]].takes_sweeps
         for point in sweep_points(typed) if swept else [typed]:
             assert compose(point)
 

@@ -22,7 +22,8 @@ def command(*arguments: str) -> Process:
         (["readout.tasks=[piqqa]"], "piqqa"),
         (["grid=group_128"], "grid.group_size=128 does not divide the 32 inputs"),
         (["paths.results=/proc/nowhere"], "cannot write to /proc/nowhere"),
-        (["-m", "base=minmax,omniquant", "grid=group_32,group_128"], "grid.group_size=128 does not divide"),
+        (["-m", "base=minmax,omniquant", "grid=group_128"], "grid.group_size=128 does not divide"),
+        (["-m", "bits=int8,int2", "objective=int3/log_pplx"], "is not read at int3; choose one of int8, int4, int2"),
         (["-m", "base=minmax", "bits=int8,int9"], "bits=int9 does not exist"),
         (["bits=int8,int4"], "needs --multirun"),
         (["bits=[int8,int4]"], "bits=[int8,int4] names several choices"),
@@ -45,7 +46,7 @@ def test_a_mistake_is_one_line_before_anything_is_computed(overrides, message, t
 
 
 def test_a_multirun_trains_and_reads_every_point(tmp_path):
-    done = command(*tiny_overrides(tmp_path), "-m", "base=minmax,omniquant", "bits=int2,matquant", "base.kind=minmax")
+    done = command(*tiny_overrides(tmp_path), "-m", "base=omniquant", "bits=int2,matquant", "base.kind=minmax")
     assert done.returncode == 2  # base.kind contradicts base=omniquant: refused before the first cell starts
     assert not list(tmp_path.glob("runs/*/cell.json"))
 
@@ -72,7 +73,7 @@ def test_a_point_of_a_multirun_that_fails_keeps_no_other_from_running_and_is_sta
     done = command(*words, "-m", "bits=8,4", "readout.plans=[8,4]")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "1 of 1 cells failed" in line
+    assert "1 of 2 points failed (point bits=int8" in line
     assert len(list(tmp_path.glob("results/*/int4/log_pplx-*.json"))) == 1
 
 

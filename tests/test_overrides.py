@@ -119,7 +119,11 @@ def test_the_words_mean_the_same_in_the_cells_of_an_experiment():
         (["=3"], "'=3' cannot be read: write KEY=VALUE"),
         (["base:none"], "'base:none' cannot be read: write base=none"),
         (["--base=none"], "an override has no dashes; write base=none"),
-        (["hydra/sweeper=optuna"], "hydra/sweeper=optuna is not installed"),
+        (["hydra/sweeper=ax"], "hydra/sweeper=ax is not installed; install it with `pip install hydra-ax-sweeper`"),
+        (
+            ["hydra/sweeper=optun"],
+            "hydra/sweeper=optun does not exist; did you mean optuna? choices: basic, optuna, ax",
+        ),
         (["model=a#b"], "'model=a#b' cannot be read; choices: folder, "),
         *(([f"bits={word}"], f"bits={word} is not a choice of bits; choices: int2") for word in ("-1", "nan", "inf")),
         (["~data,~bits"], "'~data,~bits' cannot be read; write ~KEY, once for every key"),

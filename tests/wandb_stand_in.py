@@ -33,9 +33,14 @@ class StandIn:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What every run was said to be, last: its displayName, tags, groupName, jobType and config."""
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last summary of every run."""
     statistics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The measurements of the machine of every run."""
     artifacts: Artifacts = field(default_factory=Artifacts)
+    sweep: str = ""
+    """The yaml of a sweep."""
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    """The values that an agent of a sweep is still to try, and the program of each."""
     error: int | None = None
     """The status of every answer, if the stand-in refuses all."""
     may_answer: threading.Event = field(default_factory=threading.Event)
@@ -56,6 +61,8 @@ class StandIn:
         if (answer := self._of_a_run(query, variables)) is not None:
             return answer
         if (answer := self.artifacts.answer(query, variables)) is not None:
+            return answer
+        if (answer := self._of_an_agent(query, variables)) is not None:
             return answer
         if "internalId" in query:
             return {"project": {"internalId": "UHJvamVjdDox"}}
@@ -101,6 +108,17 @@ class StandIn:
             given["config"] = {key: item["value"] for key, item in json.loads(given["config"]).items()}
         self.runs.setdefault(name, {}).update(given)
 
+    def _of_an_agent(self, query: str, variables: dict[str, Any]) -> dict[str, Any] | None:
+        if "SweepWithRuns" in query:
+            return {"project": {"sweep": {"id": "s", "name": "s", "config": self.sweep, "runs": {"edges": []}}}}
+        if "CreateAgent" in query:
+            return {"createAgent": {"agent": {"id": "agent"}}}
+        if "agentHeartbeat" in query:
+            is_at_work = any(json.loads(variables["runState"]).values())
+            commands = [] if is_at_work or not self.tries else [self.tries.pop(0)]
+            return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
+        return None
+
     def stream(self, run: str, files: dict[str, Any]) -> None:
         """Writes rows where they are sent for: rows that were there before are lost, as they would be."""
         for line in files.get("wandb-summary.json", {}).get("content", []):
@@ -111,6 +129,8 @@ class StandIn:
         if (sent := files.get("wandb-history.jsonl")) is not None:
             rows = self.rows.setdefault(run, [])
             rows[sent["offset"] : sent["offset"] + len(sent["content"])] = map(json.loads, sent["content"])
+        if (sent := files.get("wandb-summary.json")) is not None:
+            self.summaries[run] = json.loads(sent["content"][-1])
 
 
 def viewer() -> dict[str, Any]:

@@ -124,10 +124,14 @@ class ShownStudy:
 
 
 def open_study(*overrides: str) -> ShownStudy:
-    """A study, chosen by overrides of `matquant run`: `experiment=demo`, `paths.results=...`."""
-    from matquant.config.study import load_study
+    """A study, chosen by overrides of `matquant run`: `experiment=demo`, `bits=int8,int4`, `paths.results=...`."""
+    from matquant.config.sweep import load_joint
 
-    return ShownStudy(OpenStudy(load_study(list(overrides))))
+    joints, _ = load_joint(overrides)
+    if len(joints) > 1:
+        names = ", ".join(study.name for study, _ in joints)
+        raise UserError(f"these overrides make {len(joints)} studies, {names}; open them one by one")
+    return ShownStudy(OpenStudy(joints[0].study))
 
 
 def compare(ours: ShownStudy, theirs: ShownStudy, *, first: str, second: str) -> pd.DataFrame:

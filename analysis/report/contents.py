@@ -16,6 +16,8 @@ from analysis.frame.summary import SummaryRow, data_type, headline_results, task
 from analysis.report.page import Page, Picture, Record, inline_svg
 from analysis.tables.typeset import MISSING, with_error, with_errors
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from matquant.config.overrides import sweeps
+from matquant.config.study import DEFAULT_NAME
 
 if TYPE_CHECKING:
     from analysis.figures.gallery import Plot
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from analysis.tables.typeset import Table
     from matquant.config.cell import Cell
     from matquant.config.study import Study
-
-DEFAULT_NAME = "cell"
-"""The name in conf/config.yaml of a study that is no experiment."""
 
 THEME = {INK: "ink", PAPER: "paper", QUIET: "quiet"}
 
@@ -217,4 +216,6 @@ def commands(name: str, overrides: Sequence[str] | None, measures: Sequence[str]
     """The commands that measure what is missing and draw the report again."""
     guessed = [] if name == DEFAULT_NAME else [f"experiment={name}"]
     typed = guessed if overrides is None else list(overrides)
-    return [shlex.join(["python", "run.py", *typed]), shlex.join(["matquant", "report", *typed, *option_of(measures)])]
+    multirun = ["-m"] if sweeps(typed) else []
+    report = ["matquant", "report", *typed, *option_of(measures)]
+    return [shlex.join(["python", "run.py", *multirun, *typed]), shlex.join(report)]

@@ -7,6 +7,7 @@ unchanged is not drawn again; pandas and matplotlib are imported only if somethi
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from analysis.frame.axes import USUAL_AXES, require_known
 from analysis.report import unchanged
 from analysis.report.files import ReportPaths
 from matquant.command.parsing import parse
-from matquant.config.study import load_study
+from matquant.config.sweep import load_joint
 from matquant.runs.files import require_writable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from analysis.report.building import Numbers
     from matquant.config.study import Study
 
+log = logging.getLogger(__name__)
 FORMS = ("svg", "pdf", "png")
 """The formats of every figure; the page shows the first."""
 
@@ -32,10 +34,20 @@ FORMS = ("svg", "pdf", "png")
 def main(arguments: Sequence[str]) -> None:
     given = parse("report", arguments)
     measures = require_known(given.pareto.split(","))
-    report = Report(load_study(given.overrides), given.overrides, measures)
-    paths = report.draw(notebook=not given.no_notebook)
+    joints, points = load_joint(given.overrides)
+    for point, error in points.refused:
+        log.warning("left out, because it is refused: %s (%s)", " ".join(point), error)
+    for study, overrides in joints:
+        show(study, overrides, notebook=not given.no_notebook, measures=measures)
+
+
+def show(
+    study: Study, overrides: Sequence[str], *, notebook: bool = False, measures: Sequence[str] = USUAL_AXES
+) -> None:
+    """Prints the summary table of a study, and draws its report."""
+    report = Report(study, overrides, measures)
     print_text(report.text())
-    print(f"report: {paths.html}", flush=True)
+    print(f"report: {report.draw(notebook=notebook).html}", flush=True)
 
 
 def print_text(text: str) -> None:

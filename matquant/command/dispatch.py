@@ -53,12 +53,21 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
         require_clone(subcommand)
     log_to_stderr()
     if overrides is not None:  # a mistake is answered before anything heavy is imported
-        from matquant.config.study import load_study
-
-        study = load_study(overrides)
-        if CELL in subcommand.arguments:
-            study.one_cell()
+        _check_overrides(subcommand, overrides)
     return import_module(subcommand.module).main(arguments)
+
+
+def _check_overrides(subcommand: Subcommand, overrides: Sequence[str]) -> None:
+    if subcommand.takes_sweeps:
+        from matquant.config.sweep import load_joint
+
+        load_joint(overrides)
+        return
+    from matquant.config.study import load_study
+
+    study = load_study(overrides)
+    if CELL in subcommand.arguments:
+        study.one_cell()
 
 
 def require_clone(subcommand: Subcommand) -> None:

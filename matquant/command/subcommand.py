@@ -44,6 +44,9 @@ class Subcommand:
     passes_on: bool = False
     """True where the arguments are read by another program; here they only complete what is typed."""
 
+    takes_sweeps: bool = False
+    """True where several choices of an axis are typed as in a multirun, `bits=int8,int4`."""
+
     @property
     def takes_overrides(self) -> bool:
         return any(argument.settings.get("metavar", "").endswith("KEY=VALUE") for argument in self.arguments)

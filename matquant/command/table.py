@@ -54,6 +54,7 @@ RUN = Subcommand(
     (
         Example("matquant run experiment=demo", "all cells of an experiment"),
         Example("matquant run base=minmax bits=int8", "one cell"),
+        Example("matquant run -m base=minmax,omniquant bits=int2,matquant", "the product, in one joint table"),
     ),
     passes_on=True,
 )
@@ -206,9 +207,12 @@ files to have it drawn again.
         Example("matquant report experiment=demo paths.results=/data/r", "results copied from another machine"),
         Example("matquant report experiment=demo readout.limit=200", "the same cells under another protocol"),
         Example("matquant report base=minmax bits=int8", "a single cell"),
+        Example("matquant report base=minmax,omniquant bits=int2,matquant", "the joint report of a sweep's points"),
     ),
     "Overrides are those of `matquant run` (its --help lists them): give the ones the results were measured with.\n"
-    "No model is loaded and nothing is measured; `matquant run ...` with the same overrides measures what is missing.",
+    "No model is loaded and nothing is measured; `matquant run ...` with the same overrides measures what is missing.\n"
+    "Several choices of an axis are the points of `matquant run -m ...`; their report is in out/sweep, or out/<name>.",
+    takes_sweeps=True,
 )
 
 TABLES = Subcommand(

@@ -124,4 +124,7 @@ def _swept_axis(sign: str, axis: str, value: str, parsed: Override, *, swept: bo
         raise UserError(f"{axis}=null cannot be swept beside other choices; run it alone: python run.py {axis}=null")
     if not swept:
         raise UserError(f"{_several(axis, words, f'{axis}={value}')} (a sweep needs --multirun, or -m)")
+    for word in words if not axis.startswith("hydra/") else ():  # mistyped: no point that is refused alone
+        if word not in choices(axis):
+            raise UserError(f"{axis}={word} does not exist; {nearest(word, choices(axis), cutoff=0.4)}{_choose(axis)}")
     return f"{sign}{axis}={','.join(words)}"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
@@ -26,7 +27,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from matquant.config.files import CONF, config_folders, is_group
 from matquant.config.files import choices as choices
 from matquant.config.grammar import as_typed
-from matquant.config.overrides import key_of, sweep_points, understood
+from matquant.config.overrides import key_of, understood
+from matquant.config.overrides import sweep_points as sweep_points
 from matquant.config.sentences import in_one_line
 from matquant.errors import UserError
 
@@ -40,6 +42,10 @@ class StudiesSearchPath(SearchPathPlugin):
 
 
 Plugins.instance().register(StudiesSearchPath)
+# The plugin of submitit has schemas of the same names as our files, and Hydra would warn that it matches the two.
+for _name in ("submitit_local", "submitit_slurm"):
+    if (CONF / f"hydra/launcher/{_name}.yaml").exists():
+        ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).pop(f"{_name}.yaml", None)
 
 
 def compose(overrides: Sequence[str]) -> Mapping[str, Any]:
@@ -70,11 +76,19 @@ def _composed(overrides: tuple[str, ...]) -> _Composed:
     return _Composed({str(key): value for key, value in values.items()}, "${" in json.dumps(unresolved))
 
 
-def _by_hydra(overrides: Sequence[str]) -> Any:
+def compose_hydra(overrides: Sequence[str]) -> Any:
+    """Hydra's own part of a configuration: its sweeper and its launcher."""
+    try:
+        return _by_hydra(overrides, whole=True).hydra
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(in_one_line(error, overrides, _as_far_as_given)) from error
+
+
+def _by_hydra(overrides: Sequence[str], *, whole: bool = False) -> Any:
     if GlobalHydra.instance().is_initialized():
-        return hydra.compose("config", overrides=list(overrides))
+        return hydra.compose("config", overrides=list(overrides), return_hydra_config=whole)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", overrides=list(overrides))
+        return hydra.compose("config", overrides=list(overrides), return_hydra_config=whole)
 
 
 def _as_far_as_given(overrides: Sequence[str]) -> Mapping[str, Any]:
@@ -112,16 +126,22 @@ def check_line(arguments: Sequence[str]) -> list[str]:
             )
     if given.hydra_help or given.shell_completion:
         return list(arguments)
-    for overrides in sweep_points(given.overrides) if given.multirun else [given.overrides]:
+    if given.multirun and (given.cfg or given.info):
+        raise UserError("--cfg and --info show one configuration, and --multirun has several; leave out -m")
+    if given.multirun and not given.help:
+        raise UserError(f"a multirun takes overrides and no option but -m; leave out {_other_options(arguments)}")
+    if not given.multirun:
         try:
-            compose(overrides)
+            compose(given.overrides)
         except UserError as error:
             if not isinstance(error.__cause__, MissingMandatoryValue):
                 raise
-    if given.multirun and (given.cfg or given.info):
-        raise UserError("--cfg and --info show one configuration, and --multirun has several; leave out -m")
     typed = {text: understood([text], swept=given.multirun) for text in given.overrides}
     return [word for argument in arguments for word in typed.get(argument, [argument])]
+
+
+def _other_options(arguments: Sequence[str]) -> str:
+    return " ".join(word for word in arguments if word.startswith("-") and word not in ("-m", "--multirun"))
 
 
 def compose_points(overrides: Sequence[str], points: Sequence[Sequence[str]]) -> Iterable[Mapping[str, Any]]:

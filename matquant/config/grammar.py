@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +19,17 @@ def parsed_override(override: str) -> Override | None:
         return OverridesParser.create().parse_override(override)
     except HydraException:
         return None
+
+
+def sweeper_of(overrides: Sequence[str]) -> str:
+    """The sweeper that a command line chooses: `basic`, which goes through products, or one that searches."""
+    chosen = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("hydra/sweeper=")]
+    return chosen[-1] if chosen else "basic"
+
+
+def is_searched(overrides: Sequence[str]) -> bool:
+    """True if a sweeper draws the points of a multirun from search spaces, such as Optuna's."""
+    return sweeper_of(overrides) != "basic"
 
 
 def as_typed(given: Any) -> str:

@@ -26,7 +26,7 @@ PLACES: dict[str, Any] = {
 }
 """The types of what stands below a key."""
 TEXTS = {"name"}
-LISTS = {"bits.widths", "distill.terms"}
+LISTS = {"bits.widths", "distill.terms", "objective"}
 """Keys that no type above has."""
 
 
@@ -45,7 +45,9 @@ def is_list(key: str) -> bool:
 
 @cache
 def is_list_of_text(key: str) -> bool:
-    return any(_is_list(annotation) and str in get_args(annotation) for annotation in _annotations(key))
+    return key == "objective" or any(
+        _is_list(annotation) and str in get_args(annotation) for annotation in _annotations(key)
+    )
 
 
 def _annotations(key: str) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from matquant.config.axis import chosen
 from matquant.config.files import choices_in_words, is_group
-from matquant.config.grammar import RUN, parsed_override
+from matquant.config.grammar import RUN, is_searched, parsed_override
 from matquant.config.value import valued
 from matquant.errors import UserError
 
@@ -29,9 +29,16 @@ def key_of(override: str) -> str:
 def understood(overrides: Sequence[str], *, swept: bool = False) -> list[str]:
     """The overrides in the words that Hydra reads; UserError, in one line, for one that has no clear meaning.
 
-    `swept` is true for a multirun, where commas divide choices.
+    `swept` is true for a multirun, where commas divide choices.  A sweeper that searches draws from search spaces too.
     """
-    return [word for text in overrides if (word := _understood(text, swept=swept))]
+    searched = swept and is_searched(overrides)
+    return [word for text in overrides if (word := _understood(text, swept=swept, searched=searched))]
+
+
+def sweeps(overrides: Sequence[str]) -> bool:
+    """True if several values of one key are typed."""
+    parsed = map(parsed_override, overrides)
+    return any(override is not None and override.is_sweep_override() for override in parsed)
 
 
 def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
@@ -43,8 +50,29 @@ def sweep_points(overrides: Sequence[str]) -> list[list[str]]:
     return [understood(point) for point in points]
 
 
+def for_hydra(overrides: Sequence[str]) -> list[str]:
+    """The words of a multirun as Hydra is given them: below a swept axis, every value is one of the points alone.
+
+    Hydra composes the words that are not swept before any point, with the default of the axis: `base.lr=0.1` beside
+    `base=qat,gptq` would be looked for in OmniQuant.
+    """
+    parsed = [(word, parsed_override(word)) for word in overrides]
+    axes = {
+        key_of(word) for word, one in parsed if one is not None and one.is_sweep_override() and is_group(key_of(word))
+    }
+    return [
+        f"{word.partition('=')[0]}=choice({word.partition('=')[2]})"
+        if one is not None
+        and not one.is_sweep_override()
+        and not word.startswith("~")
+        and key_of(word).partition(".")[0] in axes
+        else word
+        for word, one in parsed
+    ]
+
+
 @cache
-def _understood(text: str, *, swept: bool) -> str:
+def _understood(text: str, *, swept: bool, searched: bool) -> str:
     if text.startswith("~"):
         if parsed_override(text) is None:
             raise UserError(f"'{text}' cannot be read; write ~KEY, once for every key that is left out")
@@ -54,13 +82,13 @@ def _understood(text: str, *, swept: bool) -> str:
     sign = typed_key.removesuffix(key)
     if not equals or not key.strip() or re.search(r"\s|^-|:", key):
         raise UserError(f"'{text}' cannot be read: {_not_an_override(key, equals, value)}")
-    if key.startswith("hydra.sweeper.params"):
+    if key.startswith("hydra.sweeper.params") and not searched:
         raise UserError(f"{key} is not read; type what is swept as overrides: {RUN} base.num_steps=10,20")
     if key.startswith(OPTIONS) and key.removeprefix(OPTIONS)[:1] in ("", "."):
         sign = "++"  # options are added to those of the file, and take their place
     if is_group(key):
         return chosen(sign, key, value, swept=swept)
-    return valued(sign, key, value, swept=swept)
+    return valued(sign, key, value, swept=swept, searched=searched)
 
 
 def _not_an_override(key: str, equals: str, value: str) -> str:

@@ -25,7 +25,7 @@ def in_one_line(error: Exception, overrides: Sequence[str], compose: Compose) ->
     if match := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
         group, name = _as_typed(match[1], match[2], overrides)
         if group == "hydra/sweeper":
-            return f"{group}={name} is not installed; leave it out, and type what is swept: {RUN} base.num_steps=10,20"
+            return _no_sweeper(group, name)
         given = f"{group}={name} does not exist" if name else f"{group}= has no value"
         return f"{given}; {nearest(name, choices(group), cutoff=0.4)}{choices_in_words(group)}"
     if match := re.search(r"Multiple values for (\S+)\. To override .*: (\S+)'", text):
@@ -43,6 +43,18 @@ def in_one_line(error: Exception, overrides: Sequence[str], compose: Compose) ->
     if match := re.search(r"Error merging override (.*)", text):
         return f"{match[1]} has not the shape that this key takes; {_shape(match[1], compose)}"
     return " ".join(text.split()).partition(" See https")[0]
+
+
+PACKAGES = {"optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper"}
+"""The packages that bring Hydra's sweepers."""
+
+
+def _no_sweeper(group: str, name: str) -> str:
+    product = f"or leave it out, and type what is swept: {RUN} base.num_steps=10,20"
+    if name not in PACKAGES:
+        near = nearest(name, PACKAGES, cutoff=0.4)
+        return f"{group}={name} does not exist; {near}choices: basic, {', '.join(PACKAGES)}; {product}"
+    return f"{group}={name} is not installed; install it with `pip install {PACKAGES[name]}`, {product}"
 
 
 def _as_typed(folder: str, name: str, overrides: Sequence[str]) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from matquant.checkout import from_anywhere
 from matquant.config.cell import Cell, Float, Int, Seed, Spec
 from matquant.config.compose import choices_of, compose, compose_points, points_of
+from matquant.config.goal import Goal, goals_of
 from matquant.config.grammar import as_typed
 from matquant.config.names import require_name, require_wandb_name
 from matquant.config.overrides import key_of, understood
@@ -24,7 +25,9 @@ from matquant.errors import UserError
 from matquant.notation import EQ_6, Rule, Slice, Term
 
 Model = TypeVar("Model", bound=BaseModel)
-SETUP = {*Setup.model_fields, "perplexity", "search", "name", "only", "cells"}
+DEFAULT_NAME = "cell"
+"""The name of a command line that names no experiment."""
+SETUP = {*Setup.model_fields, "perplexity", "search", "name", "only", "cells", "objective"}
 """Keys that no cell has of its own."""
 
 SINGLE_EXPECTED = ("int_type", "float_type", "string_type", "bool_type", "path_type", "literal_error")
@@ -41,6 +44,8 @@ class Study:
     name: str
     cells: tuple[Cell, ...]
     setup: Setup
+    goals: tuple[Goal, ...] = ()
+    """The numbers that a sweep is about."""
 
     def one_cell(self) -> Cell:
         """The only cell; UserError if there are several."""
@@ -72,6 +77,7 @@ class _Shape(Spec):
     name: str
     cells: list[dict[str, Any]] | None
     only: dict[str, Any] | None
+    objective: list[str] | None = None
     model: dict[str, Any]
     data: dict[str, Any] | None = None
     base: dict[str, Any]
@@ -106,7 +112,9 @@ def load_study(overrides: Sequence[str]) -> Study:
     _typed(_Shape, config)
     points = _points(config, typed)
     cells = [_cell(point) for point in compose_points(overrides, points)]
-    return Study(config["name"], tuple({cell.id: cell for cell in cells}.values()), _setup(config, typed))
+    distinct = tuple({cell.id: cell for cell in cells}.values())
+    setup = _setup(config, typed)
+    return Study(config["name"], distinct, setup, goals_of(config.get("objective"), distinct, setup.readout))
 
 
 def _points(config: Mapping[str, Any], typed: set[str]) -> list[list[str]]:

@@ -18,7 +18,7 @@ SECTIONS = ("readout.perplexity", "readout.search")
 """Keys whose values are those of an axis with another name."""
 
 
-def valued(sign: str, key: str, value: str, *, swept: bool) -> str:
+def valued(sign: str, key: str, value: str, *, swept: bool, searched: bool = False) -> str:
     """The override that gives a key its value, in quotes where Hydra would read another value, or none."""
     parsed = parsed_override(f"{key}={value}")
     if is_text(key) and not _is_quoted(value) and _is_path(value):
@@ -29,7 +29,7 @@ def valued(sign: str, key: str, value: str, *, swept: bool) -> str:
     if parsed is None:
         return f"{sign}{key}={_raw(key, value, swept=swept)}"
     if parsed.is_sweep_override():
-        _check_sweep(key, value, parsed, swept=swept)
+        _check_sweep(key, value, parsed, swept=swept, searched=searched)
     elif is_list(key):
         return f"{sign}{key}={_listed(key, value, parsed.value())}"
     elif is_text(key) and isinstance(parsed.value(), (bool, int, float)):
@@ -84,11 +84,14 @@ def _item(text: str) -> str:
     return text if _is_quoted(text) else _quoted(text)
 
 
-def _check_sweep(key: str, value: str, parsed: Override, *, swept: bool) -> None:
+def _check_sweep(key: str, value: str, parsed: Override, *, swept: bool, searched: bool) -> None:
     """Refuses several values where one is expected, and a search space where a list of values is."""
     if not parsed.is_discrete_sweep():
+        if searched:
+            return
         raise UserError(
-            f"{key}={value} is a search space, and a sweep is made of single values; {_single_values(key, parsed)}"
+            f"{key}={value} is a search space, and a sweep is made of single values; {_single_values(key, parsed)}; "
+            "a sweeper that searches takes it as it is (docs/experiments.md)"
         )
     if isinstance(parsed.value(), Glob):
         raise UserError(f"{key}={value}: a glob chooses among the files of an axis; write its values: {RUN} {key}=a,b")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shlex
 import ssl
 import urllib.error
@@ -34,7 +35,7 @@ SILENT: set[str] = set()
 
 
 class WandbTracker:
-    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run.
+    """One W&B run; its id is the cell's, so that a resumed cell goes on in the same run (`run_id`).
 
     An export has a run of its own: another process may be at work on the cell's.
     """
@@ -47,8 +48,9 @@ class WandbTracker:
         folder.mkdir(parents=True, exist_ok=True)
         name, tags, config = labels_of(cell, setup, job_type)
         arguments: dict[str, Any] = {
-            "project": setup.tracking.project,
-            "entity": setup.tracking.entity,
+            # A sweep has a project and an entity of its own, and W&B would warn of others.
+            "project": None if is_of_a_sweep() else setup.tracking.project,
+            "entity": None if is_of_a_sweep() else setup.tracking.entity,
             "id": run_id(cell.id if job_type != "export" else f"{cell.id}-export"),
             "name": name,
             "group": setup.experiment,
@@ -224,8 +226,18 @@ def _tear_down(seconds: float) -> None:
         within(seconds, wandb.teardown)
 
 
+def is_of_a_sweep() -> bool:
+    """True for a process that `wandb agent` has started: it tries one cell, in a run that the agent has named."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
 def run_id(cell_id: str) -> str:
-    """The id of a cell's run: the cell's, which ends in a digest; a longer one than W&B takes is cut in front of it."""
+    """The id of a cell's run: the cell's, which ends in a digest; a longer one than W&B takes is cut in front of it.
+
+    A run of W&B's agent has the agent's: a sweep may try a cell twice, and each try is a run of its own.
+    """
+    if is_of_a_sweep():
+        return os.environ["WANDB_RUN_ID"]
     if len(cell_id) <= MAX_ID:
         return cell_id
     digest = hashlib.sha256(cell_id.encode()).hexdigest()[:8]

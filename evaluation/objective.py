@@ -1,0 +1,78 @@
+"""The objectives of a cell as numbers, read from its results: what a sweeper is told about a point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evaluation.protocol import protocols
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, higher_is_better, is_fraction
+from evaluation.results.store import Key, Result, ResultStore
+from matquant.config.cell import Cell
+from matquant.config.goal import BITS, Goal
+from matquant.config.study import Study
+from matquant.errors import UserError
+
+
+def values_of(study: Study) -> list[float]:
+    """The objectives of a point, in their order; UserError where a result is missing.
+
+    Several cells of one point are seeds, and count as their mean.  Accuracies are fractions.
+    """
+    return [
+        sum(found) / len(found)
+        for goal in study.goals
+        if (found := [_value(goal, cell, study) for cell in study.cells])
+    ]
+
+
+def is_better_high(goal: Goal) -> bool:
+    """True for an objective that is better the higher it is."""
+    if goal.task in (LOG_PPLX, *BITS) or goal.metric is not None:
+        return goal.task not in BITS and higher_is_better(goal.metric or goal.task)
+    return True
+
+
+def worst(goals: Sequence[Goal]) -> list[float]:
+    """The values of a point that was refused or failed: infinitely bad, which every sweeper can rank."""
+    return [-math.inf if is_better_high(goal) else math.inf for goal in goals]
+
+
+def as_returned(values: Sequence[float]) -> float | list[float] | None:
+    """The values in the form that a sweeper reads: one number, or a list of several."""
+    return None if not values else values[0] if len(values) == 1 else list(values)
+
+
+def _value(goal: Goal, cell: Cell, study: Study) -> float:
+    readout, store = study.setup.readout, ResultStore(study.setup.paths.results)
+    plan, wanted = str(goal.plan_of(cell, readout)), protocols(readout, add_bos=cell.sets_bos)
+    tasks = list(wanted) if goal.task in (TASK_AVG, *BITS) else [goal.task]
+    results = [_result(store, Key(cell.id, plan, task, wanted[task]), goal) for task in tasks]
+    if goal.task == "effective_bits":
+        return results[0].effective_bits
+    if goal.task in BITS:
+        return results[0].overhead[goal.task]
+    if goal.task == TASK_AVG:
+        shares = [
+            result.metrics[metric]
+            for result in results
+            if (metric := headline_metric(result.metrics)) is not None and is_fraction(metric)
+        ]
+        if not shares:
+            raise UserError(
+                f"objective={goal}: no task has a share of right answers; name one task of {', '.join(tasks)}"
+            )
+        return sum(shares) / len(shares)
+    (result,) = results
+    metric = goal.metric or headline_metric(result.metrics)
+    if metric is None or metric not in result.metrics:
+        known = ", ".join(name for name in result.metrics if not name.endswith("_stderr"))
+        raise UserError(f"objective={goal}: {goal.task} has no metric {metric}; choose one of {known}")
+    return result.metrics[metric]
+
+
+def _result(store: ResultStore, key: Key, goal: Goal) -> Result:
+    try:
+        return store.read(store.path(key))
+    except (OSError, ValueError) as error:
+        raise UserError(f"objective={goal}: {key.task} of {key.cell_id} at {key.plan} is not measured") from error
