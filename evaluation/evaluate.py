@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from lm_eval.api.task import Task
 
+from evaluation.asked import Asked, asked_tasks, prompting, wanted
 from evaluation.board import Board
 from evaluation.contexts import Cut, check_cut, cut_documents
+from evaluation.group_scores import group_result, ordered
 from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.perplexity import block_nats, log_perplexity
@@ -64,12 +66,14 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
     gaps = {plan: gaps[searched] for searched, plan in found.items()}
     if not gaps:
         raise _not_found(cell, lacking)
-    bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
+    asked = asked_tasks(setup.readout)
+    bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks} - asked.groups.keys())
     if (checkpoint := bench.checkpoint) is not None:
         store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
         if (took := RunDir(setup.paths.runs, cell.id).training).exists():
             store.put_training(cell.id, read_json(took))
-    wanted = protocols(setup.readout, add_bos=cell.sets_bos)
+    known = protocols(setup.readout, add_bos=cell.sets_bos)
+    shown = {task: known[task] for task in _shown(asked, known)}
     sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
     with Board(cell.id, sizes, beat) as board:
         for plan, tasks in gaps.items():
@@ -80,10 +84,32 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
                     line.add(result.task, result.metrics)
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
                     measured |= _named(result)
-            tracker.log(measured | readout_point(readout_rows(store, cell.id, wanted), str(plan)))
+                for result in _put_groups(cell.id, plan, asked, known, tasks, store):
+                    line.add(result.task, result.metrics)
+                    measured |= _named(result)
+            tracker.log(measured | readout_point(readout_rows(store, cell.id, shown), str(plan)))
     if lacking:
         raise _not_found(cell, lacking)
     publish(cell, setup.readout, store, tracker)
+
+
+def _shown(asked: Asked, known: Iterable[str]) -> list[str]:
+    """The tasks and groups that stand in tables, and log perplexity."""
+    return [task for task in known if task in asked.shown or task == LOG_PPLX]
+
+
+def _put_groups(
+    cell_id: str, plan: Plan, asked: Asked, known: Mapping[str, Protocol], tasks: Collection[str], store: ResultStore
+) -> Iterator[Result]:
+    """Stores the scores of the groups among some tasks, from the results of their tasks."""
+    for name in (name for name in asked.groups if name in tasks):
+        group = asked.groups[name]
+        keys = {leaf.name: Key(cell_id, str(plan), leaf.name, known[leaf.name]) for leaf in group.leaves}
+        scores = ordered(group, [store.read(store.path(key)) for key in keys.values()])
+        documents = {task: store.documents(key) for task, key in keys.items()}
+        result, together = group_result(group, known[name], scores, documents)
+        store.put(result, together)
+        yield result
 
 
 def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) -> tuple[dict[Plan, Plan], list[Plan]]:
@@ -114,11 +140,11 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
 
 def publish(cell: Cell, readout: Readout, store: ResultStore, tracker: Tracker) -> None:
     """Tells a tracker everything that was measured of a cell, by this process and by others."""
-    wanted = protocols(readout, add_bos=cell.sets_bos)
-    keys = [Key(cell.id, str(plan), task, wanted[task]) for plan in readout.plans_of(cell) for task in wanted]
+    known = protocols(readout, add_bos=cell.sets_bos)
+    keys = [Key(cell.id, str(plan), task, known[task]) for plan in readout.plans_of(cell) for task in known]
     results = [store.read(store.path(key)) for key in keys if store.has(key)]
     tracker.summarize({name: value for result in results for name, value in _named(result).items()})
-    if rows := readout_rows(store, cell.id, wanted):
+    if rows := readout_rows(store, cell.id, {task: known[task] for task in _shown(asked_tasks(readout), known)}):
         tracker.log({"results": rows})
 
 
@@ -145,7 +171,7 @@ class Bench:
 
     def size_of(self, tasks: Collection[str]) -> int:
         """The number of steps that measuring some tasks takes: answers to score, or sequences of text."""
-        return sum(self.sizes[task] for task in tasks)
+        return sum(self.sizes.get(task, 0) for task in tasks)  # groups are answered by their tasks
 
     def results(self, plan: Plan, tasks: Mapping[str, Protocol], bar: Bar) -> Iterator[tuple[Result, Documents]]:
         """Writes a plan into the model and measures the given tasks, one result after the other."""
@@ -154,12 +180,15 @@ class Bench:
         if LOG_PPLX in tasks:
             metrics, documents, seconds = self._log_perplexity(plan, bar)
             yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds), documents
-        accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
+        accuracies = {task: self.tasks[task] for task in tasks if task in self.tasks}
         if not accuracies:
             return
         assert self.lm is not None
         description = f"{self.cell.id} at {plan}"
-        scores = score_tasks(self.lm, accuracies, limit=self.readout.limit, description=description, bar=bar)
+        form = prompting(self.readout)
+        scores = score_tasks(
+            self.lm, accuracies, limit=self.readout.limit, description=description, bar=bar, prompting=form
+        )
         for task, score in scores:
             documents = score.documents
             yield self._result(plan, task, tasks[task], score.metrics, documents, score.seconds), documents
@@ -240,8 +269,13 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
         checkpoint = load_checkpoint(folder, cell, device=str(device))
         check_layers(cell, loaded.model, checkpoint.layers, folder)
     source = task_source(readout)
-    named = {task: loaded_task(task, source, readout.limit) for task in readout.tasks if task in tasks}
-    sizes = num_answers(named, limit=readout.limit)
+    leaves = asked_tasks(readout).leaves
+    named = {
+        name: loaded_task(wanted(leaf, readout, source), readout.limit)
+        for name, leaf in leaves.items()
+        if name in tasks
+    }
+    sizes = num_answers(named, limit=readout.limit, prompting=prompting(readout), tokenizer=loaded.tokenizer)
     lm, cut = None, dict[str, Cut]()
     if named:
         lm = language_model(

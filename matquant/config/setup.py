@@ -49,6 +49,16 @@ class Readout(Spec):
     arc_split: Literal["test", "validation"] = "test"
     cut_contexts: bool = False
     """Measures documents that are longer than the model without their start; else they are refused."""
+    include_path: str | None = None
+    """A folder of one's own lm-eval yaml files: tasks and groups that can be named beside the others."""
+    num_fewshot: Annotated[Int, Field(ge=0)] | None = None
+    """Examples before each document; None: as many as the task's yaml says, or none."""
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+    """Examples as turns of the conversation; None: in a chat template, as lm-eval's command line has it."""
+    gen_kwargs: dict[str, str | int | float | bool | tuple[str, ...]] = Field(default_factory=dict)
+    """Settings of generation that replace those of the yaml, in tasks that are answered with text."""
     perplexity: TextSpec | None = None
     search: SearchSpec = SearchSpec()
 
@@ -72,7 +82,7 @@ class Readout(Spec):
     def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(names))
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "include_path")
     @classmethod
     def _is_at_home(cls, folder: str | None) -> str | None:
         return None if folder is None else str(at_home(folder))
@@ -83,6 +93,19 @@ class Readout(Spec):
             raise ValueError(
                 "readout.tasks=[] without perplexity measures nothing; choose perplexity=embedded or "
                 "readout.tasks=[piqa]"
+            )
+        return self
+
+    @field_validator("system_instruction")
+    @classmethod
+    def _says_something(cls, text: str | None) -> str | None:
+        return text or None
+
+    @model_validator(mode="after")
+    def _turns_are_of_a_chat(self) -> Readout:
+        if self.fewshot_as_multiturn is not None and not self.apply_chat_template:
+            raise ValueError(
+                "readout.fewshot_as_multiturn needs a chat template; add readout.apply_chat_template=true, or leave it out"
             )
         return self
 
