@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
@@ -13,11 +13,22 @@ from lm_eval.config.task import TaskConfig
 
 from evaluation.lm_eval_patches import GROUPS, quiet_lm_eval
 from evaluation.results.metrics import is_error, is_metric
-from evaluation.results.store import Documents, Protocol, Result
+from evaluation.results.store import Documents, Result
+from evaluation.results.store import Protocol as Facts
 from evaluation.scoring import scalar_metrics
 from evaluation.sources.outline import TaskGroup
 from matquant.errors import UserError
 from matquant.runs.provenance import provenance
+
+
+class Measured(Protocol):
+    """The measurement of a task: its metrics by our names, and over how many documents."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+    @property
+    def num_documents(self) -> int: ...
 
 
 class _Named(ConfigurableTask):
@@ -27,7 +38,7 @@ class _Named(ConfigurableTask):
         self._config = TaskConfig(task=name, output_type="multiple_choice")
 
 
-def group_metrics(group: TaskGroup, scores: Mapping[str, Result]) -> dict[str, float]:
+def group_metrics(group: TaskGroup, scores: Mapping[str, Measured]) -> dict[str, float]:
     """The metrics of a group from the results of its tasks, by name; UserError if no task has one of its metrics."""
     GROUPS.require()
     theirs = Group.from_config({"group": group.name, "aggregate_metric_list": [dict(rule) for rule in group.rules]})
@@ -42,7 +53,7 @@ def group_metrics(group: TaskGroup, scores: Mapping[str, Result]) -> dict[str, f
     return metrics
 
 
-def _as_lm_eval(result: Result) -> Any:
+def _as_lm_eval(result: Measured) -> Any:
     """A result's numbers under lm-eval's names: `acc` is `acc,none` there."""
     numbers = {name if "," in name else f"{name},none": value for name, value in result.metrics.items()}
     return {**numbers, "sample_len": result.num_documents}
@@ -71,7 +82,7 @@ def group_documents(group: TaskGroup, scores: Mapping[str, Result], documents: M
 
 
 def group_result(
-    group: TaskGroup, protocol: Protocol, scores: Mapping[str, Result], documents: Mapping[str, Documents]
+    group: TaskGroup, protocol: Facts, scores: Mapping[str, Result], documents: Mapping[str, Documents]
 ) -> tuple[Result, Documents]:
     """The result of a group, of the same weights as those of its tasks."""
     start, some = time.monotonic(), next(iter(scores.values()))

@@ -59,6 +59,7 @@ QUIET = Patch(
     quotes={
         "lm_eval.api.task": (
             "Custom kwargs can be passed",  # advice on --metadata, given for every dataset that is a function
+            "num_fewshot > 0 but fewshot_split is None",  # documents of one split are their own examples on purpose
             "is defined, but aggregation is not",  # boolq's yaml leaves it to the default, the mean
             "is defined, but higher_is_better is not",  # the same
         ),
