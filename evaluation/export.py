@@ -1,6 +1,7 @@
 """Writes a read-out as an ordinary Hugging Face folder, and tasks as lm-eval takes them, for other tools.
 
-Groups and one's own tasks keep their names.  Prints the command line of lm-eval that measures the same weights on the same documents in the same way.
+Groups and one's own tasks keep their names.  Prints the command line of lm-eval that measures the same weights on the
+same documents in the same way.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
 
 Every read-out is scored here, exported as a Hugging Face folder, and scored by lm-eval in a process of its
 own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats and generated texts to
-the letter; otherwise the exit status is 1.  So have the scores of groups, with their standard errors.  In bfloat16 neither lm-eval with another batch size nor our scoring gives the same bits, so there the
-documents that differ are only counted.
+the letter; otherwise the exit status is 1.  So have the scores of groups, with their standard errors.  In bfloat16
+neither lm-eval with another batch size nor our scoring gives the same bits, so there the documents that differ are only
+counted.
 """
 
 from __future__ import annotations
