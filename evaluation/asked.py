@@ -122,7 +122,7 @@ def facts_of_group(group: TaskGroup, readout: Readout) -> Mapping[str, Any]:
 
 def wanted(leaf: Leaf, readout: Readout, source: TaskSource) -> Wanted:
     """A task as it is loaded for a read-out."""
-    return Wanted(leaf, source, num_fewshot(leaf, readout), plain(readout.gen_kwargs) if leaf.generates else {})
+    return Wanted(leaf, source, num_fewshot(leaf, readout), plain(readout.gen_kwargs or {}) if leaf.generates else {})
 
 
 def check_settings(readout: Readout) -> None:

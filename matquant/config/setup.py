@@ -57,7 +57,7 @@ class Readout(Spec):
     system_instruction: str | None = None
     fewshot_as_multiturn: bool | None = None
     """Examples as turns of the conversation; None: in a chat template, as lm-eval's command line has it."""
-    gen_kwargs: dict[str, str | int | float | bool | tuple[str, ...]] = Field(default_factory=dict)
+    gen_kwargs: dict[str, str | int | float | bool | tuple[str, ...]] | None = None
     """Settings of generation that replace those of the yaml, in tasks that are answered with text."""
     perplexity: TextSpec | None = None
     search: SearchSpec = SearchSpec()
