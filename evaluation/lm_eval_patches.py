@@ -245,9 +245,7 @@ def chat_template(tokenizer: Any) -> Callable[..., str]:
     return partial(HFLM.apply_chat_template, looked_at)
 
 
-def build_requests_once(
-    task: Task, *, limit: int | None, prompting: Prompting, tokenizer: Any | None
-) -> None:
+def build_requests_once(task: Task, *, limit: int | None, prompting: Prompting, tokenizer: Any | None) -> None:
     """Builds the requests of a task, unless they are built for this limit, form and chat template.
 
     The task's configuration says how many examples it has.

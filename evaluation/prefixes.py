@@ -56,7 +56,8 @@ def families(rows: Sequence[PackedRow]) -> list[Family]:
 def _shareable(row: PackedRow) -> tuple[int, ...]:
     """The beginning of a row that may be taken from it: before its first branch and its first scored place."""
     scored = min(places[0] for places in row.scored.values())
-    return row.tokens[: min(scored, row.branches.index(1) if 1 in row.branches else len(row))]
+    own = next((place for place, branch in enumerate(row.branches) if branch), len(row))
+    return row.tokens[: min(scored, own)]
 
 
 class _Cut(NamedTuple):

@@ -32,7 +32,7 @@ OF_LM_EVAL = {
     "log_samples": "the outcome of every document is stored with each result",
     "write_out": "`matquant export lm-eval` writes the tasks, and lm-eval shows their prompts",
 }
-"""Options of lm-eval's command line that are no keys of a read-out, and what does the same here, or why nothing does."""
+"""Options of lm-eval's command line that are no keys of a read-out, and what is done instead."""
 
 
 def in_one_line(error: Exception, overrides: Sequence[str], compose: Compose) -> str:

@@ -105,7 +105,8 @@ class Readout(Spec):
     def _turns_are_of_a_chat(self) -> Readout:
         if self.fewshot_as_multiturn is not None and not self.apply_chat_template:
             raise ValueError(
-                "readout.fewshot_as_multiturn needs a chat template; add readout.apply_chat_template=true, or leave it out"
+                "readout.fewshot_as_multiturn needs a chat template; add readout.apply_chat_template=true, or leave "
+                "readout.fewshot_as_multiturn out"
             )
         return self
 
