@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from evaluation.sources.yaml_files import FunctionName
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -213,6 +214,18 @@ def build_task(name: str, path: Path | None, overrides: Mapping[str, Any]) -> Ta
         known = {key: value for key, value in fields.items() if key != "tag"}
         return ConfigurableTask(config={**known, "metadata": fields.get("metadata", {})})
     return TaskFactory()._build_task(Entry(name=name, kind=Kind.TASK, yaml_path=path), fields)
+
+
+def resolved(value: Any) -> Any:
+    """A value with its functions imported, as lm-eval imports them."""
+    if isinstance(value, FunctionName):
+        from lm_eval.tasks._yaml_loader import _import_func_in_yml
+
+        ONE_TASK.require()
+        return _import_func_in_yml(value.name, value.folder)
+    if isinstance(value, Mapping):
+        return {key: resolved(one) for key, one in value.items()}
+    return [resolved(one) for one in value] if isinstance(value, list) else value
 
 
 def keep_processed_documents(task: Task, split: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
-from evaluation.lm_eval_patches import build_task, keep_processed_documents, no_dataset_bars, quiet_lm_eval
+from evaluation.lm_eval_patches import build_task, keep_processed_documents, no_dataset_bars, quiet_lm_eval, resolved
 from evaluation.sources import own
 from evaluation.sources.features import check_examples, check_features
 from evaluation.sources.folder import FolderSource
@@ -114,7 +114,7 @@ def _load_from_hub(leaf: Leaf, source: HubSource) -> Task:
     split = {"test_split": None} if row.has_test_labels and source.arc_split == "validation" else {}
     settle()
     with _explained(leaf.name):
-        return build_task(leaf.name, yaml_of(leaf.name), {**own.resolved(leaf.overrides), **split})
+        return build_task(leaf.name, yaml_of(leaf.name), {**resolved(leaf.overrides), **split})
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def _load_as_written(leaf: Leaf) -> Task:
         settle()
     try:
         with no_dataset_bars():
-            return build_task(leaf.name, leaf.path, own.resolved(leaf.overrides))
+            return build_task(leaf.name, leaf.path, resolved(leaf.overrides))
     except UserError:
         raise
     except ConnectionError as error:
@@ -171,7 +171,7 @@ def _load_local(wanted: Wanted, source: LocalSource) -> Task:
     leaf = wanted.leaf
     split, documents = source.split(leaf.name), source.documents(leaf.name)
     overrides = {
-        **own.resolved(leaf.overrides),
+        **resolved(leaf.overrides),
         "custom_dataset": lambda **_: {split: documents},
         **only_split(split, num_fewshot=wanted.num_fewshot),
         # Zero-shot: spares lm-eval a second pass over all documents.

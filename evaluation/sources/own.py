@@ -14,7 +14,7 @@ from typing import Any
 from evaluation.sources.folder import fingerprint
 from evaluation.sources.hub import commit_of
 from evaluation.sources.outline import NAMING, Leaf
-from evaluation.sources.yaml_files import Config, FunctionName, plain
+from evaluation.sources.yaml_files import Config, plain
 from matquant.errors import UserError
 
 FORMATS = ("json", "csv", "parquet", "text", "arrow", "pandas", "xml")
@@ -113,14 +113,3 @@ def _of_text(text: str) -> str:
 def digest(facts: Any) -> str:
     """Eight hex digits over plain values; a function counts by its name and its code."""
     return _of_text(json.dumps(plain(facts), sort_keys=True, default=str))
-
-
-def resolved(value: Any) -> Any:
-    """A value with its functions imported, as lm-eval imports them."""
-    if isinstance(value, FunctionName):
-        from lm_eval.tasks._yaml_loader import _import_func_in_yml
-
-        return _import_func_in_yml(value.name, value.folder)
-    if isinstance(value, Mapping):
-        return {key: resolved(one) for key, one in value.items()}
-    return [resolved(one) for one in value] if isinstance(value, list) else value
