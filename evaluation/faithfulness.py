@@ -3,14 +3,17 @@
     matquant faithfulness base=minmax bits=int8 readout.limit=10 readout.dtype=float32 --plans int8 int2
 
 Every read-out is scored here, exported as a Hugging Face folder, and scored by lm-eval in a process of its
-own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats; otherwise the
-exit status is 1.  In bfloat16 neither lm-eval with another batch size nor our scoring gives the same bits, so there the
-documents that differ are only counted.
+own.  Accuracies have to be the same and, in float32, log-likelihoods have to agree to 1e-4 nats and generated texts to
+the letter; otherwise the exit status is 1.  So have the scores of groups, with their standard errors.  In bfloat16
+neither lm-eval with another batch size nor our scoring gives the same bits, so there the documents that differ are only
+counted.
 """
 
 from __future__ import annotations
 
+import glob
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,12 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.asked import asked_tasks, prompting, wanted
 from evaluation.export import PREFIX, Exported, export, require_places
+from evaluation.group_scores import group_metrics
 from evaluation.lm_eval_patches import offline_environment
 from evaluation.preflight import check_tasks, refusals
 from evaluation.protocol import task_source
-from evaluation.scoring import language_model, num_answers, score_tasks
-from evaluation.sources.loading import load_tasks
+from evaluation.results.metrics import is_error, is_fraction
+from evaluation.scoring import TaskScore, document_columns, language_model, scalar_metrics, score_tasks
+from evaluation.sources.loading import loaded_task
 from matquant.command.parsing import parse
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
@@ -36,7 +42,8 @@ from matquant.notation import FULL, Plan
 from matquant.runs.tracking import NoTracker
 from matquant.training.train import train
 
-METRICS = ("acc", "acc_norm")
+CLOSE = 1e-4
+"""The relative difference of two metrics that are no shares of documents, such as perplexities, that counts as none."""
 TOLERANCE = 1e-4
 """The largest difference of two log-likelihoods, in nats and in float32, that counts as none."""
 RELATIVE_TOLERANCE = 5e-6
@@ -49,11 +56,14 @@ A collapsed read-out gives an answer -700 nats, where float32 has steps of 6e-5 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """A task's metrics, the outcome of each document in each metric, and the log-likelihood of each answer."""
+    """A task's metrics, the outcome of each document in each, and each answer: its log-likelihood, or its text.
+
+    A group has metrics alone.
+    """
 
     metrics: Mapping[str, float]
     outcomes: Mapping[str, Sequence[float]]
-    log_likelihoods: Sequence[float]
+    answers: Sequence[float | str] = ()
 
 
 ReadoutOutcomes = Mapping[str, TaskOutcome]
@@ -70,30 +80,47 @@ class TaskPair:
 
     @property
     def same_metrics(self) -> bool:
-        return all(self.ours.metrics[name] == self.theirs.metrics[name] for name in self.metrics)
+        return all(_same(name, self.ours.metrics[name], self.theirs.metrics[name]) for name in self.metrics)
 
     @property
     def metrics(self) -> list[str]:
-        return [name for name in METRICS if name in self.theirs.metrics]
+        return [name for name in self.ours.metrics if name in self.theirs.metrics]
 
     @property
     def num_different(self) -> int:
         """The number of documents whose outcome differs in any metric."""
-        pairs = [zip(self.ours.outcomes[name], self.theirs.outcomes[name], strict=True) for name in self.metrics]
+        names = [name for name in self.ours.outcomes if name in self.theirs.outcomes and name != "doc_id"]
+        pairs = [zip(self.ours.outcomes[name], self.theirs.outcomes[name], strict=True) for name in names]
         return sum(any(a != b for a, b in document) for document in zip(*pairs, strict=True))
 
     @property
     def largest_gap(self) -> float:
-        """Nats between the log-likelihoods of an answer."""
-        return max(abs(a - b) for a, b in self._pairs)
+        """Nats between the log-likelihoods of an answer; infinite where two texts differ."""
+        return max((_gap(a, b) for a, b in self._pairs), default=0.0)
 
     @property
-    def same_log_likelihoods(self) -> bool:
-        return all(abs(a - b) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(b)) for a, b in self._pairs)
+    def same_answers(self) -> bool:
+        return all(_gap(a, b) <= max(TOLERANCE, RELATIVE_TOLERANCE * _size(b)) for a, b in self._pairs)
 
     @property
-    def _pairs(self) -> list[tuple[float, float]]:
-        return list(zip(self.ours.log_likelihoods, self.theirs.log_likelihoods, strict=True))
+    def _pairs(self) -> list[tuple[float | str, float | str]]:
+        return list(zip(self.ours.answers, self.theirs.answers, strict=True))
+
+
+def _same(name: str, ours: float, theirs: float) -> bool:
+    """Shares of documents have to be equal; what is computed of numbers, nearly."""
+    is_exact = is_fraction(name) and not is_error(name)
+    return ours == theirs if is_exact else math.isclose(ours, theirs, rel_tol=CLOSE, abs_tol=1e-9)
+
+
+def _gap(ours: float | str, theirs: float | str) -> float:
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return 0.0 if ours == theirs else math.inf
+    return abs(ours - theirs)
+
+
+def _size(answer: float | str) -> float:
+    return 0.0 if isinstance(answer, str) else abs(answer)
 
 
 def run_lm_eval(exported: Exported, setup: Setup, *, add_bos: bool) -> ReadoutOutcomes:
@@ -104,19 +131,28 @@ def run_lm_eval(exported: Exported, setup: Setup, *, add_bos: bool) -> ReadoutOu
     if done.returncode:
         raise RuntimeError(f"lm-eval ended with status {done.returncode}:\n{done.stderr[-4000:]}")
     (path,) = exported.output.rglob("results_*.json")
-    results = json.loads(path.read_text())["results"]
-    return {name.removeprefix(PREFIX): _theirs(results[name], exported, name) for name in exported.tasks}
+    results, asked = json.loads(path.read_text())["results"], asked_tasks(setup.readout)
+    found = {}
+    for name, leaf in asked.leaves.items():
+        called = PREFIX + name if PREFIX + name in results else name
+        found[name] = _theirs(results[called], exported, called, is_text=leaf.generates)
+    return found | {name: TaskOutcome(scalar_metrics(results[name]), {}) for name in asked.groups}
 
 
-def _theirs(results: Mapping[str, Any], exported: Exported, name: str) -> TaskOutcome:
-    (path,) = exported.output.rglob(f"samples_{name}_*.jsonl")
+def _theirs(results: Mapping[str, Any], exported: Exported, name: str, *, is_text: bool) -> TaskOutcome:
+    (path,) = exported.output.rglob(f"samples_{glob.escape(name)}_*.jsonl")
     samples = sorted(map(json.loads, path.read_text().splitlines()), key=lambda sample: sample["doc_id"])
-    metrics = {metric: results[f"{metric},none"] for metric in METRICS if f"{metric},none" in results}
+    of_one_filter = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    answers = [response[0] for sample in of_one_filter for response in sample["resps"]]
     return TaskOutcome(
-        metrics,
-        {metric: [sample[metric] for sample in samples] for metric in metrics},
-        [float(response[0][0]) for sample in samples for response in sample["resps"]],
+        _without_errors(scalar_metrics(results)),
+        document_columns(samples),
+        answers if is_text else [float(one[0] if isinstance(one, list) else one) for one in answers],
     )
+
+
+def _without_errors(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not is_error(name)}
 
 
 class OurMeasurement:
@@ -125,8 +161,11 @@ class OurMeasurement:
     def __init__(self, cell: Cell, setup: Setup) -> None:
         self.cell, self.setup, readout = cell, setup, setup.readout
         self.loaded = load_model(cell.model, cache=setup.paths.cache, dtype=readout.dtype, device=pick_device(setup))
-        self.tasks = load_tasks(readout.tasks, task_source(readout), limit=readout.limit)
-        num_answers(self.tasks, limit=readout.limit)
+        self.asked, self.prompting = asked_tasks(readout), prompting(readout)
+        self.tasks = {
+            name: loaded_task(wanted(leaf, readout, task_source(readout)), readout.limit)
+            for name, leaf in self.asked.leaves.items()
+        }
         self.lm = language_model(
             *self.loaded,
             batch_size=readout.batch_size,
@@ -135,13 +174,24 @@ class OurMeasurement:
 
     def measure(self) -> ReadoutOutcomes:
         """Scores the tasks with the weights that are in the model now."""
-        found = {}
-        for name, score in score_tasks(
-            self.lm, self.tasks, limit=self.setup.readout.limit, description="", bar=_NoBar()
-        ):
+        found, scores = dict[str, TaskOutcome](), dict[str, TaskScore]()
+        arriving = score_tasks(
+            *(self.lm, self.tasks),
+            limit=self.setup.readout.limit,
+            description="",
+            bar=_NoBar(),
+            prompting=self.prompting,
+        )
+        for name, score in arriving:
             instances = sorted(self.tasks[name].instances, key=lambda instance: (instance.doc_id, instance.idx))
-            documents = {metric: score.documents[metric] for metric in METRICS if metric in score.documents}
-            found[name] = TaskOutcome(score.metrics, documents, [float(one.resps[0][0]) for one in instances])
+            answers = [one.resps[0] for one in instances]
+            texts = [
+                one if isinstance(one, str) else float(one[0] if isinstance(one, tuple) else one) for one in answers
+            ]
+            found[name], scores[name] = TaskOutcome(_without_errors(score.metrics), score.documents, texts), score
+        for name, group in self.asked.groups.items():
+            metrics = group_metrics(group, {leaf.name: scores[leaf.name] for leaf in group.leaves})
+            found[name] = TaskOutcome(metrics, {})
         return found
 
 
@@ -159,17 +209,22 @@ def report(plan: Plan, pairs: Sequence[TaskPair], *, exact: bool) -> bool:
     """Prints a line for each task; True if everything agrees as it should."""
     agree = True
     for one in pairs:
-        good = one.same_metrics and (not exact or one.same_log_likelihoods)
+        good = one.same_metrics and (not exact or one.same_answers)
         agree &= good
         values = "  ".join(
-            f"{name} {100 * one.ours.metrics[name]:5.1f} / {100 * one.theirs.metrics[name]:5.1f}"
+            f"{name} {_shown(name, one.ours.metrics[name])} / {_shown(name, one.theirs.metrics[name])}"
             for name in one.metrics
+            if not is_error(name)
         )
         print(
             f"{plan!s:8} {one.task:14} {values:42}  documents that differ {one.num_different:3d}  "
             f"largest gap {one.largest_gap:.1e} nats  {'same' if good else 'DIFFERENT'}"
         )
     return agree
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{100 * value:5.1f}" if is_fraction(name) else f"{value:.4g}"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,32 +1,30 @@
 """lm-eval's Hugging Face model, faster: the same log-likelihoods from a fraction of the tokens.
 
 The answers to one question share its text.  lm-eval sends question + answer through the model once per answer; here all
-answers of a document are one sequence, the shared text once and then each answer as a branch,
-
-    position   0 1 2 3 4 | 5 6 | 5 6 7 | 5 6
-    token      question  | a a | b b b | c c
-
-with an attention mask that shows a branch the shared text and itself, and positions that make every branch start where
-the shared text ends.  The language-model head, a fifth of SmolLM2's work and more of Gemma's, runs only at positions
-that are scored.  What is left of lm-eval's model is everything else: tokenization, truncation, rolling windows,
-generation.
+answers of a document are one sequence, the shared text once and then each answer as a branch (`rows`).  Documents that
+begin with the same examples share those (`prefixes`).  An attention mask shows a branch the shared text and itself, and
+positions make it start where the shared text ends.  The language-model head, a fifth of SmolLM2's work and more of
+Gemma's, runs only at positions that are scored.  What is left of lm-eval's model is everything else: tokenization,
+truncation, rolling windows, generation.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import DynamicCache
 from transformers.utils.generic import ModelOutput
 
 from evaluation.lm_eval_patches import SHARED_CONTEXTS
+from evaluation.prefixes import Family, Strip, families, strip_mask, strips
+from evaluation.rows import PADDING, PackedRow, Reach, Request, attention_mask, batches_of, pack
 from matquant.errors import UserError
 from matquant.models.families import backbone, shares_contexts
 from matquant.models.head import logits_of
@@ -36,14 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PADDING = -1
-"""The branch of the tokens that fill a row up; 0 is the shared text."""
-LONGEST_ROW = 1024
-"""The most tokens of several answers in one row; attention is quadratic in its length."""
-WORTH_SHARING = 0.1
-"""The share of tokens that has to be saved for answers to be put into one row."""
-SHORTEST_IN_BATCH = 0.8
-"""The share of a batch's longest row that its others reach at least; a shorter row waits for the next batch."""
 POSITIONS_AT_ONCE = 1024
 """The scored positions that have logits at the same time: 0.5 GB for Gemma's 256 thousand tokens in bfloat16."""
 
@@ -57,144 +47,6 @@ class LogitsNotFiniteError(FloatingPointError):
     def __init__(self, document: Hashable | None) -> None:
         super().__init__("logits are not finite")
         self.document = document
-
-
-class Request(NamedTuple):
-    """Tokens that the model is given, and the tokens that its last positions should predict."""
-
-    inputs: tuple[int, ...]
-    targets: tuple[int, ...]
-
-    @classmethod
-    def of(cls, context: Sequence[int], continuation: Sequence[int], *, max_length: int) -> Request:
-        """A request cut from the left to what the model takes, as by lm-eval; UserError if the continuation is cut."""
-        if len(continuation) > max_length:
-            raise UserError(
-                f"an answer of {len(continuation)} tokens is longer than the {max_length} tokens that the model takes; "
-                "leave its task out of readout.tasks"
-            )
-        tokens = (*context, *continuation)[-(max_length + 1) :]
-        return cls(tuple(tokens[:-1]), tuple(continuation))
-
-    @property
-    def first_scored(self) -> int:
-        return len(self.inputs) - len(self.targets)
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """Requests in one sequence: `branches` is 0 where text is shared, then 1, 2, ... for each request's own.
-
-    `scored`: for each request, by its number, the places in the row whose next token is a target.
-    """
-
-    tokens: tuple[int, ...]
-    positions: tuple[int, ...]
-    branches: tuple[int, ...]
-    scored: Mapping[int, tuple[int, ...]]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-def shared_length(sequences: Sequence[tuple[int, ...]]) -> int:
-    """The number of tokens that all sequences have in common at their start."""
-    first, last = min(sequences), max(sequences)  # all others lie between these two
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-
-
-def row_of(requests: Mapping[int, Request]) -> PackedRow:
-    """All requests in one row."""
-    shared = shared_length([request.inputs for request in requests.values()])
-    some = next(iter(requests.values()))
-    tokens, positions, branches = list(some.inputs[:shared]), list(range(shared)), [0] * shared
-    scored = {}
-    for branch, (number, request) in enumerate(requests.items(), start=1):
-        offset, length = len(tokens) - shared, len(request.inputs)
-        tokens += request.inputs[shared:]
-        positions += range(shared, length)
-        branches += [branch] * (length - shared)
-        places = range(request.first_scored, length)
-        scored[number] = tuple(place if place < shared else place + offset for place in places)
-    return PackedRow(tuple(tokens), tuple(positions), tuple(branches), scored)
-
-
-def pack(requests: Sequence[Request], documents: Sequence[Hashable]) -> list[PackedRow]:
-    """Rows that hold every request once, those of a document together where that saves tokens."""
-    by_document: dict[Hashable, dict[int, Request]] = {}
-    for number, (request, document) in enumerate(zip(requests, documents, strict=True)):
-        by_document.setdefault(document, {})[number] = request
-    return [row for together in by_document.values() for row in _rows_of_document(together)]
-
-
-def _rows_of_document(requests: Mapping[int, Request]) -> Iterator[PackedRow]:
-    one_by_one = sum(len(request.inputs) for request in requests.values())
-    together: dict[int, Request] = {}
-    rows = []
-    for number, request in requests.items():
-        grown = {**together, number: request}
-        if together and len(row_of(grown)) > LONGEST_ROW:
-            rows.append(row_of(together))
-            grown = {number: request}
-        together = grown
-    rows.append(row_of(together))
-    if sum(len(row) for row in rows) <= (1 - WORTH_SHARING) * one_by_one:
-        yield from rows
-    else:
-        yield from (row_of({number: request}) for number, request in requests.items())
-
-
-def batches_of(rows: Iterable[PackedRow], *, batch_size: int) -> Iterator[list[PackedRow]]:
-    """Rows of similar length, longest first, with at most `batch_size` requests in a batch (or a single row).
-
-    A batch also ends where filling its next row up to its longest would waste too much.
-    """
-    batch: list[PackedRow] = []
-    size = 0
-    for row in sorted(rows, key=lambda row: (-len(row), row.tokens)):
-        if batch and (size + len(row.scored) > batch_size or len(row) < SHORTEST_IN_BATCH * len(batch[0])):
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += len(row.scored)
-    if batch:
-        yield batch
-
-
-class Reach(NamedTuple):
-    """The positions that attention reaches back to; None: all."""
-
-    window: int | None = None
-    """The number of positions back, a token's own included."""
-    chunk: int | None = None
-    """The length of the chunks that a text is cut into; a token reaches those before it in its own (Llama-4)."""
-
-    @classmethod
-    def of(cls, config: Any) -> dict[str, Reach]:
-        """The reach of each type of layer, by a model's configuration; of a model with one type, under any name.
-
-        A key that the configuration's class does not know is no setting: the model does not look at it.
-        """
-        known = {field.name for field in fields(config)}
-        window, chunk = (
-            getattr(config, name) if name in known else None for name in ("sliding_window", "attention_chunk_size")
-        )
-        by_kind = {"sliding_attention": cls(window=window), "chunked_attention": cls(chunk=chunk)}
-        kinds = getattr(config, "layer_types", None)
-        return {kind: by_kind.get(kind, cls()) for kind in kinds} if kinds else {"": cls(window=window)}
-
-
-def attention_mask(branches: Tensor, positions: Tensor, reach: Reach) -> Tensor:
-    """[rows, 1, tokens, tokens], True where a token may look: the shared text and its own branch, up to itself."""
-    own, other = branches.unsqueeze(-1), branches.unsqueeze(-2)
-    place = torch.arange(branches.shape[-1], device=branches.device)
-    visible = ((other == 0) | (own == other)) & (place.unsqueeze(-1) >= place)
-    if reach.window is not None:
-        visible &= positions.unsqueeze(-1) - positions.unsqueeze(-2) < reach.window
-    if reach.chunk is not None:
-        visible &= positions.unsqueeze(-1) // reach.chunk == positions.unsqueeze(-2) // reach.chunk
-    # Padding sees itself at least: a softmax over nothing is not a number, and spreads.
-    return (visible | torch.eye(len(place), dtype=torch.bool, device=branches.device)).unsqueeze(1)
 
 
 # lm-eval's decorator hides the class's signature from type checkers.
@@ -214,6 +66,7 @@ class SharedContextLM(_HFLM):
         self._encoded: dict[tuple[str, str], Any] = {}
         self.micro_batch_size = int(self.batch_size)
         self.shares_contexts = self._sharing_is_right()
+        self.keeps_beginnings = self.shares_contexts and self._keeping_is_right()
 
     # --- what lm-eval calls ------------------------------------------------------------------------------------------
 
@@ -240,7 +93,7 @@ class SharedContextLM(_HFLM):
         texts = [Request.of(context, continuation, max_length=self.max_length) for _, context, continuation in requests]
         documents: Sequence[Hashable] = getattr(self, "_documents", range(len(texts)))  # rolling windows share nothing
         rows = pack(texts, documents if self.shares_contexts else range(len(texts)))
-        answers = self._score(texts, rows)
+        answers = self._score_families(texts, families(rows) if self.keeps_beginnings else [Family((), rows)])
         for document, (score, _is_greedy) in zip(documents, answers, strict=True):
             if not math.isfinite(score):
                 # lm-eval would take the answer with a NaN for the likeliest, and count it as right or wrong.
@@ -257,13 +110,52 @@ class SharedContextLM(_HFLM):
 
         handle = self.model.register_forward_hook(check)
         try:
-            return super()._model_generate(*positional, **keywords)
+            generated = super()._model_generate(*positional, **keywords)
         finally:
             handle.remove()
+        self.on_scored(len(generated))
+        return generated
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 
-    def _score(self, requests: Sequence[Request], rows: Iterable[PackedRow]) -> list[Answer]:
+    def _score_families(self, requests: Sequence[Request], found: Sequence[Family]) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        for family in found:
+            answers |= self._score_kept(requests, family) if family.beginning else {}
+            # All, or those that memory was too small for.
+            rows = [row for row in family.rows if not answers.keys() >= row.scored.keys()]
+            answers |= self._score(requests, rows)
+        return [answers[number] for number in range(len(requests))]
+
+    @torch.no_grad()
+    def _score_kept(self, requests: Sequence[Request], family: Family) -> dict[int, Answer]:
+        """The answers of rows whose beginning goes through the model once, as far as memory is large enough."""
+        answers: dict[int, Answer] = {}
+        kept, length = DynamicCache(), len(family.beginning)
+        try:
+            self._backbone(input_ids=self._padded([family.beginning], 0), past_key_values=kept, use_cache=True)
+            for strip in strips(family, batch_size=self.micro_batch_size):
+                answers |= self._answers(requests, [strip.row], self._after(kept, length, strip))
+                self.on_scored(len(strip.row.scored))
+        except torch.OutOfMemoryError:
+            log.warning("out of memory: going on without keeping the beginning of %d tokens, which is slower", length)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return answers
+
+    def _after(self, kept: DynamicCache, length: int, strip: Strip) -> Tensor:
+        """The hidden states of a strip after a beginning that is kept, which stays as it is."""
+        hidden = self._backbone(
+            input_ids=self._padded([strip.row.tokens], 0),
+            position_ids=self._padded([strip.row.positions], 0),
+            attention_mask=self._masks(lambda reach: strip_mask(strip, length, reach, self.device)),
+            past_key_values=kept,
+            use_cache=True,
+        )
+        kept.crop(-len(strip.row))
+        return hidden
+
+    def _score(self, requests: Sequence[Request], rows: Iterable[PackedRow]) -> dict[int, Answer]:
         answers: dict[int, Answer] = {}
         waiting = list(batches_of(rows, batch_size=self.micro_batch_size))[::-1]
         while waiting:
@@ -282,7 +174,7 @@ class SharedContextLM(_HFLM):
                 continue
             # After the handler: the error holds the tensors that did not fit, and no cache could be emptied of them.
             self._remember_smaller(batch)
-        return [answers[number] for number in range(len(requests))]
+        return answers
 
     def on_scored(self, num_answers: int, /) -> None:
         """Called after every batch; a caller puts the update of its progress bar in this place."""
@@ -297,7 +189,9 @@ class SharedContextLM(_HFLM):
 
     @torch.no_grad()
     def _score_batch(self, requests: Sequence[Request], rows: Sequence[PackedRow]) -> dict[int, Answer]:
-        hidden = self._hidden_states(rows)
+        return self._answers(requests, rows, self._hidden_states(rows))
+
+    def _answers(self, requests: Sequence[Request], rows: Sequence[PackedRow], hidden: Tensor) -> dict[int, Answer]:
         spans = [(number, row, places) for row, of_row in enumerate(rows) for number, places in of_row.scored.items()]
         where = torch.tensor(
             [(row, place) for _, row, places in spans for place in places], device=self.device, dtype=torch.long
@@ -321,10 +215,11 @@ class SharedContextLM(_HFLM):
             return self._backbone(input_ids=tokens)
         positions = self._padded([row.positions for row in rows], 0)
         branches = self._padded([row.branches for row in rows], PADDING)
-        return self._backbone(input_ids=tokens, position_ids=positions, attention_mask=self._masks(branches, positions))
+        masks = self._masks(lambda reach: attention_mask(branches, positions, reach))
+        return self._backbone(input_ids=tokens, position_ids=positions, attention_mask=masks)
 
-    def _backbone(self, **arguments: Any) -> Tensor:
-        output = backbone(self.model)(**arguments, use_cache=False)
+    def _backbone(self, *, use_cache: bool = False, **arguments: Any) -> Tensor:
+        output = backbone(self.model)(**arguments, use_cache=use_cache)
         self._output_type = type(output)
         return output.last_hidden_state
 
@@ -335,16 +230,13 @@ class SharedContextLM(_HFLM):
         length = max(map(len, sequences))
         return torch.tensor([[*row, *[filler] * (length - len(row))] for row in sequences], device=self.device)
 
-    def _masks(self, branches: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+    def _masks(self, visible: Callable[[Reach], Tensor]) -> Tensor | dict[str, Tensor]:
         """One mask for all layers, or one for each type of layer of a model that has several (Gemma-2)."""
-        masks = {
-            kind: self._mask(branches, positions, reach)
-            for kind, reach in Reach.of(self.model.config.get_text_config()).items()
-        }
+        reaches = Reach.of(self.model.config.get_text_config())
+        masks = {kind: self._mask(visible(reach)) for kind, reach in reaches.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _mask(self, branches: Tensor, positions: Tensor, reach: Reach) -> Tensor:
-        visible = attention_mask(branches, positions, reach)
+    def _mask(self, visible: Tensor) -> Tensor:
         if self.model.config.get_text_config()._attn_implementation == "sdpa":
             return visible
         lowest = torch.finfo(self.model.dtype).min
@@ -373,9 +265,9 @@ class SharedContextLM(_HFLM):
         tokens = torch.arange(3, 40) % max(4, self.vocab_size - 1)
         texts = [Request(tuple(tokens[:30].tolist()), (7,) * 10), Request(tuple(tokens[2:35].tolist()), (5,) * 12)]
         texts += [Request((*texts[0].inputs[:24], *range(1, 9)), (9, 8, 7, 6))]
-        apart = self._score(texts, pack(texts, range(3)))
+        apart = _in_order(self._score(texts, pack(texts, range(3))))
         try:
-            together = self._score(texts, pack(texts, [0, 1, 0]))
+            together = _in_order(self._score(texts, pack(texts, [0, 1, 0])))
         except (TypeError, ValueError, RuntimeError) as error:
             log.warning(
                 "%s does not take our attention mask (%s); going on without shared contexts, which is slower",
@@ -384,11 +276,30 @@ class SharedContextLM(_HFLM):
             return False
         if not all(math.isfinite(score) for score, _ in (*apart, *together)):
             return True  # whoever asks for a score is told
-        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
-        right = all(abs(a - b) <= tolerance * abs(a) for (a, _), (b, _) in zip(apart, together, strict=True))
-        if not right:
+        if not (right := self._agree(apart, together)):
             log.warning(
                 "%s scores shared contexts differently; going on without them, which is slower",
                 type(self.model).__name__,
             )
         return right
+
+    def _keeping_is_right(self) -> bool:
+        """True if this model gives made-up tokens the same scores after a beginning that is kept."""
+        tokens = tuple((torch.arange(3, 60) % max(4, self.vocab_size - 1)).tolist())
+        texts = [Request((*tokens[:40], *tokens[more : more + 9]), (7, 5)) for more in (1, 5, 11)]
+        rows = pack(texts, range(3))
+        apart = _in_order(self._score(texts, rows))
+        try:
+            together = self._score_families(texts, [Family(tokens[:36], rows)])
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            log.warning("%s cannot keep the beginning of a text (%s)", type(self.model).__name__, error)
+            return False
+        return not all(math.isfinite(score) for score, _ in apart) or self._agree(apart, together)
+
+    def _agree(self, apart: Sequence[Answer], together: Sequence[Answer]) -> bool:
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.05
+        return all(abs(a - b) <= tolerance * abs(a) for (a, _), (b, _) in zip(apart, together, strict=True))
+
+
+def _in_order(answers: Mapping[int, Answer]) -> list[Answer]:
+    return [answers[number] for number in sorted(answers)]

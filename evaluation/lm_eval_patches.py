@@ -14,16 +14,23 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from evaluation.sources.yaml_files import FunctionName
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from lm_eval.api.task import Task
-    from lm_eval.tasks import TaskManager
+
+    from evaluation.asked import Prompting
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ QUIET = Patch(
     quotes={
         "lm_eval.api.task": (
             "Custom kwargs can be passed",  # advice on --metadata, given for every dataset that is a function
+            "num_fewshot > 0 but fewshot_split is None",  # documents of one split are their own examples on purpose
             "is defined, but aggregation is not",  # boolq's yaml leaves it to the default, the mean
             "is defined, but higher_is_better is not",  # the same
         ),
@@ -79,8 +87,15 @@ NO_DATASET_BARS = Patch(
 ONE_TASK = Patch(
     name="a task with other fields",
     version="0.4.13",
-    why="`load([{'task': name, ...}])` does not look the name up and builds a task without its yaml; a group does.",
-    quotes={"lm_eval.tasks._factory": ('base_name = item["task"]', "if base_name not in registry:")},
+    why="`TaskManager` reads all of its folders (15 s) before it builds one task; its factory builds it from a yaml.",
+    quotes={
+        "lm_eval.tasks._factory": (
+            "def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:",
+            "cfg = deepcopy(load_yaml(entry.yaml_path, resolve_func=True))",
+            "children.append(ConfigurableTask(config=task_cfg))",  # a task without a yaml of its own
+        ),
+        "lm_eval.tasks._yaml_loader": ("def _import_func_in_yml(qual: str, base_dir: Path):",),
+    },
 )
 PROCESSED_ONCE = Patch(
     name="documents processed once",
@@ -118,7 +133,19 @@ SHARED_CONTEXTS = Patch(
         "lm_eval.models.huggingface": ("def _loglikelihood_tokens(", "self.softmax_dtype = ("),
     },
 )
-PATCHES = (QUIET, NO_BARS, NO_DATASET_BARS, ONE_TASK, PROCESSED_ONCE, REQUESTS_ONCE, SHARED_CONTEXTS)
+CHATS = Patch(
+    name="chats without a model",
+    version="0.4.13",
+    why="Prompts are built and measured before a model is loaded; lm-eval's method looks at two fields of its model.",
+    quotes={"lm_eval.models.huggingface": ("chat_templated = self.tokenizer.apply_chat_template(",)},
+)
+GROUPS = Patch(
+    name="groups without tasks",
+    version="0.4.13",
+    why="A group's score is made of results on disk, without loading its tasks; lm-eval's group asks them for names.",
+    quotes={"lm_eval.api.group": ("leaf_tasks = [t.task_name for t in self.get_all_tasks()]",)},
+)
+PATCHES = (QUIET, NO_BARS, NO_DATASET_BARS, ONE_TASK, PROCESSED_ONCE, REQUESTS_ONCE, SHARED_CONTEXTS, CHATS, GROUPS)
 
 
 @contextmanager
@@ -175,11 +202,30 @@ def no_dataset_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def build_task(index: TaskManager, name: str, overrides: Mapping[str, Any]) -> Task:
-    """lm-eval's own task with some fields of its yaml replaced, as the only member of a group."""
+def build_task(name: str, path: Path | None, overrides: Mapping[str, Any]) -> Task:
+    """lm-eval's own task of a yaml with some fields replaced, or of these fields alone."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._factory import TaskFactory
+    from lm_eval.tasks._index import Entry, Kind
+
     ONE_TASK.require()
-    group = {"group": "one_task", "task": [{"task": name, **overrides}]}
-    return index.load([group])["tasks"][name]
+    fields = {**overrides, "task": name}
+    if path is None:
+        known = {key: value for key, value in fields.items() if key != "tag"}
+        return ConfigurableTask(config={**known, "metadata": fields.get("metadata", {})})
+    return TaskFactory()._build_task(Entry(name=name, kind=Kind.TASK, yaml_path=path), fields)
+
+
+def resolved(value: Any) -> Any:
+    """A value with its functions imported, as lm-eval imports them."""
+    if isinstance(value, FunctionName):
+        from lm_eval.tasks._yaml_loader import _import_func_in_yml
+
+        ONE_TASK.require()
+        return _import_func_in_yml(value.name, value.folder)
+    if isinstance(value, Mapping):
+        return {key: resolved(one) for key, one in value.items()}
+    return [resolved(one) for one in value] if isinstance(value, list) else value
 
 
 def keep_processed_documents(task: Task, split: str) -> None:
@@ -195,28 +241,48 @@ def keep_processed_documents(task: Task, split: str) -> None:
 class _Built:
     """Stands in for a task's `build_all_requests` once they are built: empties the answers of the last model."""
 
-    def __init__(self, task: Task, limit: int | None) -> None:
-        self.task, self.limit = task, limit
+    def __init__(self, task: Task, *facts: object) -> None:
+        self.task, self.facts = task, facts
 
     def __call__(self, **_: Any) -> None:
         for instance in self.task.instances:
             instance.resps, instance.filtered_resps = [], {}
 
 
-def build_requests_once(task: Task, *, limit: int | None) -> None:
-    """Builds the zero-shot requests of a task, unless they are built for this limit."""
+def chat_template(tokenizer: Any) -> Callable[..., str]:
+    """lm-eval's own way to write a conversation as text, without its model."""
+    from lm_eval.models.huggingface import HFLM
+
+    CHATS.require()
+    looked_at: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
+    return partial(HFLM.apply_chat_template, looked_at)
+
+
+def build_requests_once(task: Task, *, limit: int | None, prompting: Prompting, tokenizer: Any | None) -> None:
+    """Builds the requests of a task, unless they are built for this limit, form and chat template.
+
+    The task's configuration says how many examples it has.
+    """
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     REQUESTS_ONCE.require()
+    chat = tokenizer if prompting.apply_chat_template else None
+    assert chat is not None or not prompting.apply_chat_template
+    facts = (limit, prompting, chat)
     built = vars(task).get("build_all_requests")
-    if isinstance(built, _Built) and built.limit == limit:
+    if isinstance(built, _Built) and built.facts == facts:
         return
     vars(task).pop("build_all_requests", None)
-    task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(DEFAULT_OTHER_SEED)
     with quiet_lm_eval(), no_bars():
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
-    vars(task)["build_all_requests"] = _Built(task, limit)
+        task.build_all_requests(
+            limit=limit,
+            rank=0,
+            world_size=1,
+            chat_template=None if chat is None else chat_template(chat),
+            **prompting._asdict(),
+        )
+    vars(task)["build_all_requests"] = _Built(task, *facts)
 
 
 def offline_environment() -> dict[str, str]:

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from evaluation.asked import asked_tasks, check_settings, wanted
 from evaluation.identity import identity_refusals, require_same_sources
 from evaluation.protocol import is_complete, missing, task_source
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
-from evaluation.sources.loading import check_task_names, loaded_task
+from evaluation.sources.features import check_features, check_rules
+from evaluation.sources.loading import loaded_task, revision_of
 from evaluation.text_parts import check_apart, other_parts
 from matquant.config.cell import Cell, HubText
 from matquant.config.setup import Setup
@@ -102,7 +104,13 @@ def check_tracking(setup: Setup) -> None:
 
 def check_tasks(setup: Setup) -> None:
     """Refuses tasks that their source does not know, and held-out text files that cannot be read."""
-    check_task_names(setup.readout.tasks, task_source(setup.readout))
+    asked, source = asked_tasks(setup.readout), task_source(setup.readout)
+    check_settings(setup.readout)
+    check_rules(asked.groups.values())
+    for leaf in asked.leaves.values():
+        check_features(leaf)
+        if leaf.kind == "own":
+            revision_of(leaf, source)  # its files are there
     if setup.readout.perplexity is not None:
         text.check_files(setup.readout.perplexity, "heldout")
 
@@ -200,9 +208,10 @@ def _looks(cell: Cell, setup: Setup, owed: Set[str], searched: Sequence[Plan]) -
         for other in other_parts(cell.id, readout.perplexity, ResultStore(setup.paths.results)):
             apart = partial(check_apart, readout.perplexity, other, cell.model, **folders)
             yield Look("text", f"apart {model} {held_out} {other.model_dump_json()}", apart)
-    for task in readout.tasks:
-        if task in owed:
-            yield Look("task", task, partial(loaded_task, task, task_source(readout), readout.limit))
+    for name, leaf in asked_tasks(readout).leaves.items():
+        if name in owed:
+            task = wanted(leaf, readout, task_source(readout))
+            yield Look("task", name, partial(loaded_task, task, readout.limit))
     if owed - {LOG_PPLX}:
         yield Look("length", f"{model}", partial(check_contexts, cell, readout, cache=setup.paths.cache))
 

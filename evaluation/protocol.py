@@ -11,11 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import assert_never
 
+from evaluation.asked import asked_tasks, facts_of, facts_of_group
 from evaluation.results.metrics import KL, LOG_PPLX
 from evaluation.results.store import Key, Protocol, ResultStore
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.hub import HubSource
-from evaluation.sources.loading import TaskSource
+from evaluation.sources.loading import TaskSource, can_be_of, revision_of
+from evaluation.sources.own import digest
 from evaluation.sources.wheel import WheelSource
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout
@@ -58,24 +60,33 @@ def task_source(readout: Readout) -> TaskSource:
 
 def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     """For each task of a read-out, every fact besides the weights that decides what its number means."""
-    source = task_source(readout)
+    asked, source, set_by_readout = asked_tasks(readout), task_source(readout), settings(readout, add_bos=add_bos)
+    data = {name: revision_of(leaf, source) for name, leaf in asked.leaves.items()}
+    for name, group in asked.groups.items():
+        data[name] = _data_of_group([data[leaf.name] for leaf in group.leaves])
+    version = metadata.version("lm_eval")
     found: dict[str, Protocol] = {
-        task: {**facts, "data": source.revision(task), "lm_eval": metadata.version("lm_eval")}
-        for task, facts in settings(readout, add_bos=add_bos).items()
-        if task != LOG_PPLX
+        task: {**set_by_readout[task], "data": data[task], "lm_eval": version} for task in data
     }
     if readout.perplexity is not None:
-        facts = settings(readout, add_bos=add_bos)[LOG_PPLX]
-        found[LOG_PPLX] = {**facts, "data": text.revision(readout.perplexity)}
+        found[LOG_PPLX] = {**set_by_readout[LOG_PPLX], "data": text.revision(readout.perplexity)}
     return found
+
+
+def _data_of_group(of_tasks: Sequence[str]) -> str:
+    """`57 tasks@1f3a9c0d`: the documents of all tasks of a group."""
+    return f"{len(of_tasks)} tasks@{digest(of_tasks)}"
 
 
 def settings(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     """The part of each protocol that a configuration sets: all but the documents' revision and lm-eval's version."""
     cutting = {"cut_contexts": True} if readout.cut_contexts else {}
     common = {"batch_size": readout.batch_size, "dtype": readout.dtype, "add_bos": add_bos}
+    asked = asked_tasks(readout)
+    of_tasks = {name: facts_of(leaf, readout) for name, leaf in asked.leaves.items()}
+    of_tasks |= {name: facts_of_group(group, readout) for name, group in asked.groups.items()}
     found: dict[str, Protocol] = {
-        task: {"task": task, "limit": readout.limit, "num_fewshot": 0, **cutting, **common} for task in readout.tasks
+        task: {"task": task, "limit": readout.limit, **facts, **cutting, **common} for task, facts in of_tasks.items()
     }
     if readout.perplexity is not None:
         held_out = readout.perplexity
@@ -91,6 +102,11 @@ def settings(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     return found
 
 
+def shown_tasks(readout: Readout) -> tuple[str, ...]:
+    """The tasks that stand in tables; a group that has a score stands for its tasks."""
+    return asked_tasks(readout).shown
+
+
 def asks_for(readout: Readout, task: str, data: str) -> bool:
     """True if a read-out can mean the documents of a stored result by this revision.
 
@@ -98,7 +114,15 @@ def asks_for(readout: Readout, task: str, data: str) -> bool:
     """
     if task == LOG_PPLX:
         return readout.perplexity is not None and text.can_be(readout.perplexity, data)
-    return task_source(readout).can_be(task, data)
+    asked, source = asked_tasks(readout), task_source(readout)
+    if (leaf := asked.leaves.get(task)) is not None:
+        return can_be_of(leaf, source, data)
+    if (group := asked.groups.get(task)) is None:
+        return False
+    leaves = list(group.leaves)
+    if all(leaf.kind == "own" or source.kind != "hub" for leaf in leaves):
+        return data == _data_of_group([revision_of(leaf, source) for leaf in leaves])
+    return data.startswith(f"{len(leaves)} tasks@")
 
 
 def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict[str, Protocol]]:
@@ -137,7 +161,7 @@ def is_complete(cell: Cell, readout: Readout, store: ResultStore) -> bool:
 
     File names are looked at first: where one is absent, no source is asked for the revision of its documents.
     """
-    tasks = [*readout.tasks, *([LOG_PPLX] if readout.perplexity is not None else [])]
+    tasks = settings(readout, add_bos=cell.sets_bos).keys()
     for plan in readout.plans_of(cell):
         present = store.names(cell.id, str(plan))
         if not all(any(name.startswith(f"{task}-") for name in present) for task in tasks):

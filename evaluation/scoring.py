@@ -1,7 +1,6 @@
 """lm-eval's scores of one plain Hugging Face model that is already in memory: accuracy per task and per document.
 
-A read-out is an ordinary `transformers` model by now; lm-eval builds the requests, zero-shot and without a chat
-template, and makes metrics of the answers.
+A read-out is an ordinary `transformers` model by now; lm-eval builds the requests and makes metrics of the answers.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 
+from evaluation.asked import PLAIN
 from evaluation.language_model import LogitsNotFiniteError, SharedContextLM
 from evaluation.lm_eval_patches import build_requests_once, no_bars, quiet_lm_eval
 from matquant.errors import NotFiniteError, UserError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from lm_eval.api.task import Task
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from evaluation.asked import Prompting
 
 # Draws for the few metrics without a closed-form error; for a mean, as acc is, any positive number means the formula.
 BOOTSTRAP_ITERS = 1000
@@ -50,9 +52,15 @@ class TaskScore:
 
 
 def score_tasks(
-    lm: SharedContextLM, tasks: Mapping[str, Task], *, limit: int | None, description: str, bar: Bar
+    lm: SharedContextLM,
+    tasks: Mapping[str, Task],
+    *,
+    limit: int | None,
+    description: str,
+    bar: Bar,
+    prompting: Prompting = PLAIN,
 ) -> Iterator[tuple[str, TaskScore]]:
-    """Scores a model zero-shot on the first `limit` documents of each task (None: all), yielding each as it is done.
+    """Scores a model on the first `limit` documents of each task (None: all), yielding each as it is done.
 
     A task that fails does not keep the others from being scored: failures are raised together after the last one, as an
     ExceptionGroup whose members name their task.  A score depends on the arguments alone, never on earlier calls.
@@ -62,7 +70,7 @@ def score_tasks(
     for name, task in tasks.items():
         try:
             with interrupts_win(), _fixed_seeds(lm.device):
-                score = _score(lm, name, task, limit=limit, bar=bar)
+                score = _score(lm, name, task, limit=limit, bar=bar, prompting=prompting)
         except LogitsNotFiniteError as error:
             where = "" if error.document is None else f", document {error.document}"
             failures.append(
@@ -110,25 +118,39 @@ def wider(dtype: torch.dtype) -> str:
     return "the weights are too large even for float32: leave the plan out of readout.plans, or train the cell anew"
 
 
-def prepare(task: Task, *, limit: int | None) -> int:
+def prepare(
+    task: Task,
+    *,
+    limit: int | None,
+    prompting: Prompting = PLAIN,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> int:
     """Builds the requests of a task once for all models that will answer them; returns the number of their answers."""
-    build_requests_once(task, limit=limit)
+    build_requests_once(task, limit=limit, prompting=prompting, tokenizer=tokenizer)
     return sum(instance.repeats or 1 for instance in task.instances)
 
 
-def num_answers(tasks: Mapping[str, Task], *, limit: int | None) -> dict[str, int]:
+def num_answers(
+    tasks: Mapping[str, Task],
+    *,
+    limit: int | None,
+    prompting: Prompting = PLAIN,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, int]:
     """The number of answers that each task asks for; 0 for a task that fails here, which fails again when scored."""
     sizes = {}
     for name, task in tasks.items():
         try:
-            sizes[name] = prepare(task, limit=limit)
+            sizes[name] = prepare(task, limit=limit, prompting=prompting, tokenizer=tokenizer)
         except Exception:  # of any kind: `score_tasks` meets it again, and keeps the other tasks from it
             sizes[name] = 0
     return sizes
 
 
-def _score(lm: SharedContextLM, name: str, task: Task, *, limit: int | None, bar: Bar) -> TaskScore:
-    start, waiting = time.perf_counter(), prepare(task, limit=limit)
+def _score(
+    lm: SharedContextLM, name: str, task: Task, *, limit: int | None, bar: Bar, prompting: Prompting
+) -> TaskScore:
+    start, waiting = time.perf_counter(), prepare(task, limit=limit, prompting=prompting, tokenizer=lm.tokenizer)
 
     def move(answers: int) -> None:
         nonlocal waiting
@@ -140,7 +162,7 @@ def _score(lm: SharedContextLM, name: str, task: Task, *, limit: int | None, bar
     # No response cache is used, because lm-eval's is not keyed by the weights.
     with quiet_lm_eval(), no_bars():
         results: Any = evaluate(lm=lm, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAP_ITERS)
-    bar.update(waiting)  # what lm-eval answers in its own way: generation
+    bar.update(waiting)  # what lm-eval has answered before: the same text asked twice
     return TaskScore(
         metrics=scalar_metrics(results["results"][name]),
         documents=document_columns(results["samples"][name]),

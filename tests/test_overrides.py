@@ -212,6 +212,9 @@ def test_the_overflow_bucket_is_an_axis_and_no_part_of_a_width():
 def test_a_read_out_reads_and_measures_something_and_nothing_twice():
     assert refusal("readout.plans=[]").startswith("readout.plans: an empty list reads nothing")
     assert "measures nothing; choose perplexity=embedded" in refusal("readout.tasks=[]", "perplexity=null")
+    assert "add readout.apply_chat_template=true" in refusal("readout.fewshot_as_multiturn=true")
+    assert "no key readout.samples: readout.limit takes the first" in refusal("readout.samples={piqa:[3]}")
+    assert "readout.system_instruction=TEXT stands before" in refusal("readout.system_prompt=x")
     readout = load_study(["readout.tasks=[piqa,boolq,piqa]", "readout.plans=[4,int4,int2]"]).setup.readout
     assert (readout.tasks, readout.plans) == (("piqa", "boolq"), ("int4", "int2"))
 

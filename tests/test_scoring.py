@@ -285,7 +285,7 @@ def other_task(output_type: str, **config) -> ConfigurableTask:
             "output_type": output_type,
             "doc_to_text": "{{text}}",
             "doc_to_target": "{{answer}}",
-            "num_fewshot": 2,
+            "num_fewshot": 0,
             **config,
         }
     )

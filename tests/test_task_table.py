@@ -6,19 +6,21 @@ from collections import Counter
 
 import pytest
 
-from evaluation.sources.index import paper_index
+from evaluation.sources.index import yaml_of
 from evaluation.sources.loading import load_tasks
 from evaluation.sources.table import PAPER_TASKS, scored_split
 from evaluation.sources.wheel import WheelSource
+from evaluation.sources.yaml_files import read_yaml
 
 
 @pytest.mark.parametrize("task", PAPER_TASKS.values(), ids=lambda task: task.name)
 def test_a_task_lies_where_lm_evals_yaml_says(task):
-    entry = paper_index().task_index[task.name]
-    assert entry.cfg is not None
-    assert (task.dataset, task.subset) == (entry.cfg["dataset_path"], entry.cfg.get("dataset_name"))
-    assert entry.yaml_path is not None
-    assert entry.yaml_path.parent.as_posix().endswith(f"lm_eval/tasks/{task.yaml}")
+    path = yaml_of(task.name)
+    config = read_yaml(path)
+    assert (task.dataset, task.subset) == (config["dataset_path"], config.get("dataset_name"))
+    assert path.parent.as_posix().endswith(f"lm_eval/tasks/{task.yaml}")
+    # Planned without reading the yaml.
+    assert (config["output_type"], config.get("num_fewshot")) == ("multiple_choice", None)
 
 
 @pytest.mark.parametrize("task", PAPER_TASKS.values(), ids=lambda task: task.name)

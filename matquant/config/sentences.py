@@ -15,6 +15,24 @@ from matquant.config.overrides import key_of
 Compose = Callable[[Sequence[str]], Mapping[str, Any]]
 OPEN = ("weights", "only")
 """Sections that take names of the user's own."""
+OF_LM_EVAL = {
+    "samples": "readout.limit takes the first documents, and process_docs in a yaml of your own takes any",
+    "predict_only": "every answer is scored; metrics that are not wanted cost nothing",
+    "use_cache": "answers are not kept between weights; results on disk are never measured again",
+    "cache_requests": "prompts are built once a run without it",
+    "seed": "tasks are scored with lm-eval's own seeds, 0,1234,1234,1234",
+    "metadata": "write `metadata:` into a yaml of your own",
+    "trust_remote_code": "code of the hub is never run; copy the documents to files and write a yaml over them",
+    "confirm_run_unsafe_code": "code that a model wrote is not run here; `matquant export lm-eval` writes the model",
+    "chat_template": "readout.apply_chat_template=true applies the tokenizer's",
+    "system_prompt": "readout.system_instruction=TEXT stands before every prompt",
+    "generation_kwargs": "readout.gen_kwargs={max_gen_toks: 64} replaces settings of the yaml",
+    "max_batch_size": "readout.batch_size is halved where memory is too small",
+    "device": "device=cpu or device=cuda",
+    "log_samples": "the outcome of every document is stored with each result",
+    "write_out": "`matquant export lm-eval` writes the tasks, and lm-eval shows their prompts",
+}
+"""Options of lm-eval's command line that are no keys of a read-out, and what is done instead."""
 
 
 def in_one_line(error: Exception, overrides: Sequence[str], compose: Compose) -> str:
@@ -89,6 +107,8 @@ def _unknown_key(key: str, overrides: Sequence[str], compose: Compose) -> str:
         return f"perplexity=null leaves no text to set {key} of; leave out {_given(key, overrides)}"
     if key.startswith(tuple(f"{section}." for section in OPEN)):
         return f"{key} is not among these choices; write it with two pluses to add it: {_given(key, overrides, '++')}"
+    if axis == "readout" and name in OF_LM_EVAL:
+        return f"there is no key {key}: {OF_LM_EVAL[name]}"
     values = compose([override for override in overrides if key_of(override) != key])
     if isinstance(values.get(key), Mapping):
         return f"{key} holds values of its own; {_one_by_one(key, overrides)}"

@@ -52,6 +52,16 @@ class Readout(Spec):
     """The rule that plans without one are read by; None: the rule that a cell's slices were trained with."""
     cut_contexts: bool = False
     """Measures documents that are longer than the model without their start; else they are refused."""
+    include_path: str | None = None
+    """A folder of one's own lm-eval yaml files: tasks and groups that can be named beside the others."""
+    num_fewshot: Annotated[Int, Field(ge=0)] | None = None
+    """Examples before each document; None: as many as the task's yaml says, or none."""
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+    """Examples as turns of the conversation; None: in a chat template, as lm-eval's command line has it."""
+    gen_kwargs: dict[str, str | int | float | bool | tuple[str, ...]] | None = None
+    """Settings of generation that replace those of the yaml, in tasks that are answered with text."""
     perplexity: TextSpec | None = None
     divergence: Literal[True, False, "auto"] = "auto"
     """Compares with the unquantized model wherever log perplexity is measured; true: also where it was measured without
@@ -78,7 +88,7 @@ class Readout(Spec):
     def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(names))
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "include_path")
     @classmethod
     def _is_at_home(cls, folder: str | None) -> str | None:
         return None if folder is None else str(at_home(folder))
@@ -89,6 +99,20 @@ class Readout(Spec):
             raise ValueError(
                 "readout.tasks=[] without perplexity measures nothing; choose perplexity=embedded or "
                 "readout.tasks=[piqa]"
+            )
+        return self
+
+    @field_validator("system_instruction")
+    @classmethod
+    def _says_something(cls, text: str | None) -> str | None:
+        return text or None
+
+    @model_validator(mode="after")
+    def _turns_are_of_a_chat(self) -> Readout:
+        if self.fewshot_as_multiturn is not None and not self.apply_chat_template:
+            raise ValueError(
+                "readout.fewshot_as_multiturn needs a chat template; add readout.apply_chat_template=true, or leave "
+                "readout.fewshot_as_multiturn out"
             )
         return self
 
