@@ -166,7 +166,7 @@ def _items(
     cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
 ) -> list[Item]:
     run, plans, before = RunDir(setup.paths.runs, cell_id), setup.readout.plans_of(cell), list[Item]()
-    if cell.base.kind != "none":
+    if cell.base.kind not in ("none", "foreign"):
         is_there = not gaps or run.description.exists()
         before.append(_observed(Item(cell, cell_id, TRAIN, "done" if is_there else "missing"), run, queue))
     if has_searches(plans):

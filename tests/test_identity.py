@@ -20,7 +20,8 @@ from evaluation.results.store import ResultStore
 from evaluation.stages import run_cell
 from matquant.config.study import Study
 from matquant.errors import UserError
-from matquant.models import digests, text
+from matquant.models import text
+from matquant.stored import digests
 from matquant.models.fingerprint import model_fingerprint
 from matquant.models.loading import load_model
 from matquant.models.random_model import byte_tokenizer, random_config

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from evaluation.sources.table import PAPER_TASKS
+from matquant.config.cell import ForeignModel
 from matquant.config.grid_words import COVERED, all_words, ends_words, grid_words
 
 if TYPE_CHECKING:
@@ -22,6 +23,17 @@ IDENTITY_COLUMNS = (
 TUNING_TEXT = "read on tuning text"
 """The fact that follows every name whose log perplexity is of the text that defaults are chosen on."""
 BASE_NAMES = {"minmax": "MinMax", "search": "Search", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
+FOREIGN_NAMES = {
+    "gptq": "GPTQ file",
+    "awq": "AWQ file",
+    "hqq": "HQQ file",
+    "gguf": "GGUF file",
+    "matgptq": "MatGPTQ",
+    "any-precision": "Any-Precision",
+    "anybcq": "AnyBCQ",
+    "matquant": "nested folder",
+}
+"""The formats of foreign models, as they are printed."""
 MODEL_NAMES = {
     "gemma2_2b": "Gemma-2 2B",
     "gemma2_9b": "Gemma-2 9B",
@@ -86,14 +98,14 @@ def _differing_words(cells: Sequence[Cell]) -> list[Callable[[Cell], str]]:
 
     Those in which only algorithms differ stand in the tables' column: labels name the algorithm already.
     """
-    quantized = [cell for cell in cells if cell.objective is not None]
+    quantized = [cell for cell in cells if cell.base.kind != "none"]
     return [words for words in (grid_words, ends_words) if len({words(cell) for cell in quantized}) > 1]
 
 
 def _row_name(cell: Cell, plan: Plan, readout: Readout) -> tuple[str, str, str]:
     """Model, method with base algorithm, and plan; rows that share them are told apart by the facts that differ."""
     method = method_name(cell, plan, readout)
-    named = f"{method} ({base_name(cell)})" if cell.objective is not None else method
+    named = f"{method} ({base_name(cell)})" if base_name(cell) and cell.base.kind != "none" else method
     return cell.model.name, named, plan.label
 
 
@@ -119,6 +131,8 @@ def _identity(cell: Cell, plan: Plan, readout: Readout) -> dict[str, Any]:
 
 def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
     """The paper's name of the row; a model without quantization is called by the dtype it was evaluated in."""
+    if isinstance(cell.model, ForeignModel):
+        return " ".join(filter(None, (FOREIGN_NAMES.get(cell.model.format, cell.model.format), _foreign_plan(plan))))
     if cell.objective is None:
         return readout.dtype
     if plan.layout is not None:
@@ -131,7 +145,14 @@ def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
     return cell.objective.method(plan.default)
 
 
+def _foreign_plan(plan: Plan) -> str:
+    return plan.layout.replace("_", " ") if plan.layout is not None else ""
+
+
 def base_name(cell: Cell) -> str:
+    """The algorithm of a row; of a foreign model the program that quantized it, as far as its files say."""
+    if isinstance(cell.model, ForeignModel):
+        return cell.model.tool
     return BASE_NAMES.get(cell.base.kind, cell.base.kind)
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from matquant.config.cell import Cell, DType, Float, Int, Place, Positive, Seed, Spec, TextSpec
+from matquant.config.cell import Cell, DType, Float, ForeignModel, Int, Place, Positive, Seed, Spec, TextSpec
 from matquant.config.home import at_home
 from matquant.config.names import require_plan_name
-from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
+from matquant.notation import MIXED_WIDTHS, STORED, Objective, Plan, Slice
 
 
 class SearchSpec(Spec):
@@ -97,6 +97,8 @@ class Readout(Spec):
 
         Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.
         """
+        if isinstance(cell.model, ForeignModel):
+            return self._plans_of_foreign(cell.model)
         if cell.objective is None:
             return (Plan.parse("full"),)
         parent = Slice(cell.objective.parent_bits)
@@ -106,6 +108,15 @@ class Readout(Spec):
         if cell.objective.uses_extra_precision:
             plans = [plan.with_extra_precision(parent.bits) for plan in plans]
         return tuple(dict.fromkeys(self.searched(plan) for plan in plans))
+
+    def _plans_of_foreign(self, model: ForeignModel) -> tuple[Plan, ...]:
+        """A file of one width is read at that width, whatever is listed; one of several at those that are listed."""
+        if not model.widths:
+            return (Plan.stored(model.average),)
+        listed = [plan for plan in map(Plan.parse, self.plans) if holds(model, plan)]
+        if len(model.widths) == 1 or not listed:
+            return (Plan.parse(str(Slice(max(model.widths)))),)
+        return tuple(dict.fromkeys(listed))
 
     def searched(self, plan: Plan) -> Plan:
         """The plan under a name that shows its search settings; a plan without a search stays as it is."""
@@ -119,6 +130,19 @@ def _contains(objective: Objective, plan: Plan) -> bool:
     if plan.layout is not None or plan.strategy is not None:
         return objective.parent_bits == max(MIXED_WIDTHS) and objective.is_nested
     return plan.default is not None and plan.default.bits <= objective.parent_bits
+
+
+def holds(model: ForeignModel, plan: Plan) -> bool:
+    """True if a foreign file has every width of a plan; it has no overflow bucket, and nothing to search with."""
+    if plan.strategy is not None or plan.extra_precision:
+        return False
+    if plan.label == STORED:
+        return not model.widths
+    if plan.layers is not None:
+        return {part.bits for _, part in plan.layers} <= set(model.widths)
+    if plan.layout is not None:
+        return set(MIXED_WIDTHS) <= set(model.widths)
+    return plan.default is not None and plan.default.bits in model.widths
 
 
 class Tracking(Spec):

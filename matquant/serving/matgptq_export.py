@@ -18,12 +18,12 @@ from matquant.codes.quantizers import DTYPES, Grid
 from matquant.codes.sliced import SlicedWeight
 from matquant.errors import UserError
 from matquant.models.experts import together
+from matquant.models.foreign.matgptq import MASTER_BITS, METHOD
 from matquant.models.linear_layers import LinearOfConv1D, as_stored
 from matquant.models.stored_layers import parameter_of
 from matquant.notation import Plan, Slice
 from matquant.serving.export import Trained, export_readout
 from matquant.serving.formats import FUSED, Record, Source, refuse_layers, require_fused_alike
-from matquant.serving.matgptq import MASTER_BITS, METHOD
 
 GROUP_SIZES = (32, 128)
 ROWS = 16
