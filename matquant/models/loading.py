@@ -44,7 +44,7 @@ from matquant.models.devices import repeatable
 from matquant.models.embedded import converted
 from matquant.models.experts import separate_experts
 from matquant.models.families import blocks, linears
-from matquant.models.foreign.loading import check_foreign_files, foreign_config, load_foreign, source_of
+from matquant.models.foreign.loading import check_foreign_files, foreign_config, load_foreign, tokenizer_source
 from matquant.models.hub import settle
 from matquant.models.linear_layers import as_linear
 from matquant.models.random_model import buildable, byte_tokenizer, random_config, random_model
@@ -268,7 +268,7 @@ def _source(spec: FileModel, cache: Path) -> tuple[str, dict[str, Any]]:
                 )
             return str(folder), {"trust_remote_code": False}
         case ForeignModel():
-            return source_of(spec)
+            return tokenizer_source(spec)
         case EmbeddedModel():
             return str(converted(spec, at_home(cache))), {"trust_remote_code": False}
         case _:

@@ -198,10 +198,10 @@ def _of_bitsandbytes(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def _unquantized(tensors: Entries, layers: Layers) -> str:
     """`embed_tokens, lm_head`: the matrices that no quantized layer has, by the last parts of their names."""
-    left = (
+    left = {
         name.removesuffix(".weight").rpartition(".")[2]
         for name, entry in tensors.items()
         if name.endswith(".weight") and len(entry.shape) > 1 and entry.dtype in REAL
         if name.removesuffix(".weight") not in layers
-    )
-    return ", ".join(dict.fromkeys(left))
+    }
+    return ", ".join(sorted(left))

@@ -18,6 +18,7 @@ PLANES = "nested-*.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 BESIDE = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.bpe", "*.spm")
 """Configuration and tokenizer, which decide a number as the weights do."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 OLD_CONFIG = "quantize_config.json"
 """The file in which AutoGPTQ kept what config.json has today."""
 RAW_LAYER = "data.pt"
@@ -43,6 +44,11 @@ class ForeignFiles:
         return self.weights[0] if self.weights[0].suffix == ".gguf" else None
 
     @property
+    def has_tokenizer_beside(self) -> bool:
+        """True if a GGUF file lies beside a tokenizer, which is read instead of its own."""
+        return (self.folder / TOKENIZER[0]).is_file()
+
+    @property
     def title(self) -> str:
         return f"model.path={self.path}"
 
@@ -50,7 +56,7 @@ class ForeignFiles:
     def read(self) -> list[Path]:
         """Every file that a number depends on."""
         if self.gguf is not None:
-            return [self.gguf]
+            return [self.gguf, *(path for name in TOKENIZER if (path := self.folder / name).is_file())]
         beside = {path for pattern in BESIDE for path in self.folder.glob(pattern) if path.is_file()}
         return sorted({*self.weights, *beside})
 

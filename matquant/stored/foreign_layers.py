@@ -106,9 +106,17 @@ def _of_one_width(shape: tuple[int, int], width: int, parts: Parts) -> StoredLay
 
 
 def _gptq(name: str, parts: Parts, files: ForeignFiles) -> StoredLayer:
-    out = parts["scales"].shape[1]
-    width = _whole(32 * parts["qzeros"].shape[1] / out)
-    return _of_one_width((out, _whole(32 * parts["qweight"].shape[0] / width)), width, parts)
+    out, words = parts["scales"].shape[1], 32 * parts["qweight"].shape[0]
+    zeros = parts["qzeros"].shape[1]
+    if "g_idx" in parts:
+        columns = parts["g_idx"].size
+        width = _whole(words / columns)
+    else:
+        width = _whole(32 * zeros / out)
+        columns = _whole(words / width)
+    if zeros != -(-out * width // 32):
+        raise ValueError(f"its qweight has {width} bits, and its qzeros {32 * zeros / out:g}")
+    return _of_one_width((out, columns), width, parts)
 
 
 def _awq(name: str, parts: Parts, files: ForeignFiles) -> StoredLayer:

@@ -24,13 +24,13 @@ def gguf_contents(path: Path) -> tuple[str, str, str, Layers]:
         )
     reader = _opened(path)
     layers: Layers = {}
-    kinds, left = Counter[str](), dict[str, None]()
+    kinds, left = Counter[str](), set[str]()
     for tensor in reader.tensors:
         kind, shape = tensor.tensor_type.name, tuple(int(length) for length in reversed(tensor.shape))
         name = tensor.name.removesuffix(".weight")
         if kind in REAL:
             if len(shape) > 1:
-                left[name.rpartition(".")[2]] = None
+                left.add(name.rpartition(".")[2])
             continue
         size = int(tensor.n_elements)
         # Experts are one tensor of three dimensions.
@@ -38,7 +38,7 @@ def gguf_contents(path: Path) -> tuple[str, str, str, Layers]:
         kinds[kind] += size
     if not layers:
         raise UserError(f"{path} holds no quantized tensor; measure its model with base=none, out of a folder")
-    return _tool(reader), ", ".join(kind for kind, _ in kinds.most_common()), ", ".join(left), layers
+    return _tool(reader), ", ".join(kind for kind, _ in kinds.most_common()), ", ".join(sorted(left)), layers
 
 
 def _opened(path: Path) -> Any:

@@ -27,6 +27,9 @@ from matquant.stored.foreign import Foreign, describe
 from matquant.stored.foreign_files import ForeignFiles
 from matquant.stored.headers import REAL, entries
 
+CODE = {"trust_remote_code": False}
+OF_STORAGE = ("quantization_config", "compression_config", "transformers_weights")
+"""The facts of a configuration on how weights lie in files; the last is of a nested folder."""
 META_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -38,23 +41,26 @@ def opened(spec: ForeignModel) -> tuple[ForeignFiles, Foreign]:
     return files, foreign
 
 
-def source_of(spec: ForeignModel) -> tuple[str, dict[str, Any]]:
-    """The folder in which `from_pretrained` finds configuration and tokenizer, and its arguments."""
+def tokenizer_source(spec: ForeignModel) -> tuple[str, dict[str, Any]]:
+    """The folder in which `from_pretrained` finds the tokenizer, and its arguments."""
     files, _ = opened(spec)
-    named = {} if files.gguf is None else {"gguf_file": files.gguf.name}
-    return str(files.folder), {"trust_remote_code": False, **named}
+    return (str(files.folder), CODE) if files.has_tokenizer_beside else _source(files)
+
+
+def _source(files: ForeignFiles) -> tuple[str, dict[str, Any]]:
+    return str(files.folder), CODE if files.gguf is None else {**CODE, "gguf_file": files.gguf.name}
 
 
 def foreign_config(spec: ForeignModel) -> PretrainedConfig:
     """The configuration of the model without quantization; UserError for one that is not measured here."""
     files, _ = opened(spec)
-    source, arguments = source_of(spec)
+    source, arguments = _source(files)
     with report_kept(), plain_words(spec):
         if files.gguf is None:
             check_config(spec, {key: value for key, value in files.config.items() if "_config" not in key})
         config = AutoConfig.from_pretrained(source, **arguments)
     for one in (config, config.get_text_config()):
-        for key in ("quantization_config", "compression_config"):
+        for key in OF_STORAGE:
             if hasattr(one, key):
                 delattr(one, key)
     return config
@@ -92,7 +98,7 @@ def load_foreign(spec: ForeignModel, empty: PreTrainedModel, dtype: torch.dtype)
     """The model with every layer at its widest."""
     files, foreign = opened(spec)
     if files.gguf is not None:
-        return _load_gguf(spec, dtype)
+        return _load_gguf(spec, files, dtype)
     check_foreign_files(spec, empty)
     with ForeignTensors(files, foreign) as tensors, report_kept(), plain_words(spec):
         state = {name: tensor.to(dtype) for name, tensor in tensors.others() if tensor.is_floating_point()}
@@ -111,8 +117,8 @@ def load_foreign(spec: ForeignModel, empty: PreTrainedModel, dtype: torch.dtype)
     return model
 
 
-def _load_gguf(spec: ForeignModel, dtype: torch.dtype) -> PreTrainedModel:
-    source, arguments = source_of(spec)
+def _load_gguf(spec: ForeignModel, files: ForeignFiles, dtype: torch.dtype) -> PreTrainedModel:
+    source, arguments = _source(files)
     with report_kept(), plain_words(spec):
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **arguments)
     model, info = loaded
