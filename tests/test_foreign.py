@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from math import nan
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -195,6 +197,18 @@ def test_a_row_says_format_tool_groups_and_what_is_left_in_16_bits(tmp_path):
     assert (row["base"], row["plan"], row["bits"]) == ("foreign", "int4", 4)
 
 
+def test_two_files_of_one_format_are_told_apart_by_their_names(tmp_path):
+    from analysis.frame.names import identities, reads_of
+
+    for name, bits in (("a", 4), ("b", 4)):
+        pack, config = gptq(bits, act_order=name == "b")
+        foreign_folder(tmp_path / name, pack, config)
+    cells = [study(tmp_path, tmp_path / name).one_cell() for name in "ab"]
+    readout = study(tmp_path, tmp_path / "a").setup.readout
+    labels = [row["label"] for row in identities(reads_of(cells, readout), readout).values()]
+    assert labels == ["GPTQ file (gptqmodel 2.2.0), file=a", "GPTQ file (gptqmodel 2.2.0), file=b"]
+
+
 def test_an_id_follows_the_content_of_the_files_and_not_their_place(tmp_path):
     pack, config = gptq()
     foreign_folder(tmp_path / "theirs", pack, config)
@@ -225,6 +239,33 @@ def test_one_table_holds_files_of_several_widths_beside_cells_of_ours(tmp_path):
             bits, overhead = foreign_bits(cell.model, Plan.parse("int4"), num_parameters=10**5)
             stored[cell.model.format] = bits + overhead["grid_bits"]
     assert len(set(stored.values())) == 3
+
+
+def test_rows_meet_at_equal_stored_bits():
+    from analysis.tables.equal_stored import at_equal_stored, equal_stored_table
+
+    names = ("base", "config_id", "plan", "model_bits", "log_pplx")
+    found = [
+        ("none", "full", "full", 16.0, 3.0),
+        ("foreign", "file", "int4", 4.5, 3.2),
+        ("gptq", "ours", "int4", 4.4, 3.3),
+        ("gptq", "ours", "int3", 3.4, 3.9),
+        ("gptq", "ours", "int8", 8.4, 3.1),
+        ("foreign", "planes", "int4", 4.6, 3.25),
+        ("foreign", "planes", "int3", 3.6, 3.5),
+    ]
+    rows = pd.DataFrame([dict(zip(names, row, strict=True)) for row in found])
+    rows = rows.assign(model="m", name=rows["config_id"], task_avg=nan, task_avg_stderr=nan, log_pplx_stderr=nan)
+    chosen = at_equal_stored(rows)
+    assert set(chosen[["config_id", "plan", "budget"]].itertuples(index=False, name=None)) == {
+        ("file", "int4", 4.5),
+        ("ours", "int4", 4.5),
+        ("planes", "int3", 4.5),
+    }
+    table = equal_stored_table(rows)
+    assert table is not None
+    assert [entry.text for entry in table.sections[0].rows[0]][:4] == ["4.5", "file", "int4", "4.5"]
+    assert equal_stored_table(rows[rows["base"] != "foreign"]) is None
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
@@ -71,7 +72,10 @@ def identities(reads: Sequence[Read], readout: Readout) -> dict[tuple[str, str],
         group_ids: _differing_facts(group, configs)
         for group_ids, group in {tuple(group): group for group in rivals.values()}.items()
     }
-    of_base = {base: _differing_words([one for one in cells if one.base.kind == base]) for base in _bases(cells)}
+    of_base = {
+        base: _differing_words([one for one in cells if one.base.kind == base]) if base != "foreign" else []
+        for base in _bases(cells)
+    }
     found = {}
     of_text = [TUNING_TEXT] if readout.perplexity is not None and readout.perplexity.part == "tuning" else []
     groups = {name: differing[tuple(group)] for name, group in rivals.items()}
@@ -202,6 +206,11 @@ def _facts(cell: Cell) -> Iterator[tuple[str, str]]:
     """Every fact of a cell but its seed, as dotted keys and text."""
     if cell.objective is not None:
         yield "objective", objective_text(cell.objective)
+    if isinstance(cell.model, ForeignModel):  # what its name does not say, and the folder that tells it from others
+        yield "file", PurePath(cell.model.path).name
+        yield "model.grid", cell.model.grid
+        yield "model.unquantized", cell.model.unquantized
+        return
     yield from flatten(cell.model_dump(mode="json", exclude={"objective", "seed"}))
 
 

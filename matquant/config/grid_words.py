@@ -32,6 +32,7 @@ ZEROS = {
     "aligned_int2": "zero on int2's step",
 }
 COVERED = (
+    *("model.grid", "model.unquantized"),
     *("grid.group_size", "grid.symmetric", "grid.zero", "grid.headroom", "grid.scale_dtype"),
     *(
         "base.clipping",
