@@ -363,6 +363,31 @@ def test_files_that_are_not_those_of_the_model_are_refused_before_anything_is_co
         study(tmp_path, folder)
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_bias_that_the_model_has_not_is_left_out_where_it_is_zero(value, folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{LAYER}.bias"] = torch.full((64,), value).half()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    spec = foreign(study(tmp_path, folder).one_cell())
+    if value:
+        with pytest.raises(UserError, match=rf"has a {LAYER}.bias, which its model does not"):
+            check_foreign_files(spec, skeleton(spec, cache=tmp_path))
+    else:
+        check_foreign_files(spec, skeleton(spec, cache=tmp_path))
+        load_model(spec, cache=tmp_path, dtype="float32", device=CPU)
+
+
+def test_a_quantized_head_that_is_tied_is_refused(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    head = {name.replace(LAYER, "lm_head"): one.clone() for name, one in tensors.items() if name.startswith(LAYER)}
+    del tensors["lm_head.weight"]
+    save_file({**tensors, **head}, folder / "model.safetensors", metadata={"format": "pt"})
+    configure(folder, tie_word_embeddings=True)
+    spec = foreign(study(tmp_path, folder).one_cell())
+    with pytest.raises(UserError, match=r"has a quantized lm_head, and its config.json ties that to the embedding"):
+        check_foreign_files(spec, skeleton(spec, cache=tmp_path))
+
+
 def test_a_shape_that_gives_no_width_is_refused_with_its_layer(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors[f"{LAYER}.qzeros"] = tensors[f"{LAYER}.qzeros"][:, :1].contiguous()

@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 """The share of a budget by which a read-out may be larger: the same bits, counted over other codes."""
 NOTE = (
     "Stored: codes, scales, zeros, tables and overflow lists as they are stored, per parameter of the whole model, "
-    "unquantized ones in 16 bits.  The budgets are those of the rows that are read at one width.  Under each stands the "
+    "unquantized ones in 16 bits.  The budgets are those of rows that are read at one width.  Under each stands the "
     "widest read-out of every row that fits."
 )
 

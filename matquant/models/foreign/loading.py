@@ -75,6 +75,7 @@ def check_foreign_files(spec: ForeignModel, empty: PreTrainedModel) -> None:
         return
     _require_linear(empty, foreign, spec)
     with ForeignTensors(files, foreign) as tensors:
+        tensors.leave_out_zeros(_names(empty))
         found = entries(files.weights)
         shapes = {name: found[name] for name in tensors.names() if name in found}
     expanded: dict[str, Tensor] = {
@@ -87,11 +88,22 @@ def check_foreign_files(spec: ForeignModel, empty: PreTrainedModel) -> None:
     check_tensors(expanded, empty, title(spec))
 
 
-def _require_linear(empty: nn.Module, foreign: Foreign, spec: ForeignModel) -> None:
-    """Refuses layers that transformers keeps transposed: of a square one no shape would tell."""
+def _names(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+def _require_linear(empty: PreTrainedModel, foreign: Foreign, spec: ForeignModel) -> None:
+    """Refuses layers that transformers keeps transposed, of which no shape would tell, and those that are tied."""
+    embedding_of = empty.get_input_embeddings()
+    embedding = embedding_of.get_parameter("weight")
     for name, module in empty.named_modules():
         if name in foreign.layers and isinstance(module, LinearOfConv1D):
             raise UserError(f"{title(spec)} is of an architecture with transposed layers ({name}), which is not read")
+        if name in foreign.layers and module is not embedding_of and getattr(module, "weight", None) is embedding:
+            raise UserError(
+                f"{title(spec)} has a quantized {name}, and its config.json ties that to the embedding; set "
+                "tie_word_embeddings to false there, if both are in its files"
+            )
 
 
 def load_foreign(spec: ForeignModel, empty: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -101,6 +113,7 @@ def load_foreign(spec: ForeignModel, empty: PreTrainedModel, dtype: torch.dtype)
         return _load_gguf(spec, files, dtype)
     check_foreign_files(spec, empty)
     with ForeignTensors(files, foreign) as tensors, report_kept(), plain_words(spec):
+        tensors.leave_out_zeros(_names(empty))
         state = {name: tensor.to(dtype) for name, tensor in tensors.others() if tensor.is_floating_point()}
         for name, layer in foreign.layers.items():
             state[f"{name}.weight"] = tensors.weight(name, layer.width).to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,21 @@ class ForeignTensors:
             pass
         part = name[len(stem) + 1 :]
         return (stem, part) if stem and part != "bias" else (None, name)
+
+    def leave_out_zeros(self, known: Container[str]) -> None:
+        """Leaves out biases of quantized layers that a model does not have: AutoGPTQ saves zeros for them.
+
+        UserError for one that is not zero, which would be lost.
+        """
+        for name in [name for name in self.names() if name.endswith(".bias") and name not in known]:
+            if name.removesuffix(".bias") not in self.foreign.layers:
+                continue
+            if self._places[name]().any():
+                raise UserError(
+                    f"{self.files.title} has a {name}, which its model does not; quantize it again, or take another "
+                    "version of transformers"
+                )
+            del self._places[name]
 
     def names(self) -> list[str]:
         """The names of what is not quantized."""
