@@ -350,6 +350,21 @@ def test_a_raw_checkpoint_of_matgptq_names_the_command_that_makes_a_folder_of_it
         study(tmp_path, tmp_path / "raw")
 
 
+def test_a_packed_checkpoint_of_matgptq_that_lost_its_zeros_is_refused(tmp_path):
+    pack, config = matgptq()
+
+    def lossy(weight):
+        parts, at = pack(weight)
+        first, last = torch.zeros_like(parts["qweight"]), parts["qweight"].clone()
+        first[:, 1::2] = 255
+        return {**parts, "qweight": torch.where(last > 127, 255, first).to(torch.uint8)}, at
+
+    foreign_folder(tmp_path / "theirs", lossy, config)
+    spec = study(tmp_path, tmp_path / "theirs").one_cell().model
+    with pytest.raises(UserError, match=r"reach both ends of the codes.*matquant import matgptq RAW DIR"):
+        load_model(spec, cache=tmp_path, dtype="float32", device=CPU)
+
+
 def test_files_that_are_not_those_of_the_model_are_refused_before_anything_is_computed(folder, tmp_path):
     spec = foreign(study(tmp_path, folder).one_cell())
     tensors = load_file(folder / "model.safetensors")

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matquant.errors import UserError
@@ -54,8 +56,7 @@ def layers_of(format: str, tensors: Entries, files: ForeignFiles) -> Layers:
     """The quantized layers of a file of one format; UserError if it has none, or some that are not as documented."""
     mark, read = READERS[format]
     found: Layers = {}
-    for name in _marked(tensors, mark):
-        parts = parts_of(name, tensors)
+    for name, parts in _parts(tensors, _marked(tensors, mark)).items():
         try:
             found[name] = read(name, parts, files)
         except (KeyError, ValueError, IndexError, ZeroDivisionError, TypeError) as error:
@@ -71,19 +72,27 @@ def layers_of(format: str, tensors: Entries, files: ForeignFiles) -> Layers:
     return found
 
 
-def _marked(tensors: Entries, mark: str) -> list[str]:
+def _marked(tensors: Entries, mark: str) -> set[str]:
     pattern = re.compile(rf"(.+)\.{mark}")
-    return sorted({match[1] for name in tensors if (match := pattern.fullmatch(name))})
+    return {match[1] for name in tensors if (match := pattern.fullmatch(name))}
 
 
-def parts_of(name: str, tensors: Entries) -> dict[str, Entry]:
-    """The tensors of a layer; its bias is an ordinary one."""
-    start = f"{name}."
-    return {
-        key.removeprefix(start): entry
-        for key, entry in tensors.items()
-        if key.startswith(start) and key != f"{start}bias"
-    }
+def layer_of(name: str, layers: Container[str]) -> tuple[str, str] | None:
+    """The quantized layer that a tensor is of, and the rest of its name; None for others, as a layer's bias is."""
+    stem = name
+    while (stem := stem.rpartition(".")[0]) and stem not in layers:
+        pass
+    part = name[len(stem) + 1 :]
+    return (stem, part) if stem and part != "bias" else None
+
+
+def _parts(tensors: Entries, layers: set[str]) -> dict[str, dict[str, Entry]]:
+    """The tensors of each layer."""
+    found: dict[str, dict[str, Entry]] = {name: {} for name in sorted(layers)}
+    for name, entry in tensors.items():
+        if (place := layer_of(name, layers)) is not None:
+            found[place[0]][place[1]] = entry
+    return found
 
 
 def _whole(value: float) -> int:
@@ -200,10 +209,17 @@ def _numbered(parts: Iterable[str], stem: str) -> list[int]:
 
 
 def _matquant(name: str, parts: Parts, files: ForeignFiles) -> StoredLayer:
-    facts = json.loads((files.folder / "nested.json").read_text(encoding="utf-8"))["layers"][name]
+    path = files.folder / "nested.json"
+    facts = _nested(path, path.stat().st_mtime_ns)[name]
     rows, columns = (int(length) for length in facts["shape"])
     grid = sum(entry.num_bits for key, entry in parts.items() if key.startswith(("scale", "zero", "transform.")))
     return StoredLayer((rows, columns), {r: r * rows * columns + grid for r in range(1, facts["parent_bits"] + 1)})
+
+
+@lru_cache(maxsize=1)
+def _nested(path: Path, _: int) -> Mapping[str, Any]:
+    """The layers of a nested folder; its description is read once for all of them."""
+    return json.loads(path.read_text(encoding="utf-8"))["layers"]
 
 
 READERS: Mapping[str, tuple[str, Callable[[str, Parts, ForeignFiles], StoredLayer]]] = {

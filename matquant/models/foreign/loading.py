@@ -19,6 +19,8 @@ from matquant.config.home import at_home
 from matquant.errors import UserError
 from matquant.models.checks import check_config, plain_words, title
 from matquant.models.foreign.compressed import require_library
+from matquant.models.foreign.matgptq import read_packed
+from matquant.models.foreign.matgptq_damage import refuse_reaching_both_ends
 from matquant.models.foreign.weights import ForeignTensors
 from matquant.models.linear_layers import LinearOfConv1D
 from matquant.models.weight_files import check_report, check_tensors, report_kept
@@ -27,6 +29,10 @@ from matquant.stored.foreign import Foreign, describe
 from matquant.stored.foreign_files import ForeignFiles
 from matquant.stored.headers import REAL, entries
 
+IMPORTED = (
+    " (`matquant import matgptq RAW DIR --model MODEL`), and measure DIR; or import this one so, if the weights of its "
+    "model are like that"
+)
 CODE = {"trust_remote_code": False}
 OF_STORAGE = ("quantization_config", "compression_config", "transformers_weights")
 """The facts of a configuration on how weights lie in files; the last is of a nested folder."""
@@ -112,6 +118,8 @@ def load_foreign(spec: ForeignModel, empty: PreTrainedModel, dtype: torch.dtype)
     if files.gguf is not None:
         return _load_gguf(spec, files, dtype)
     check_foreign_files(spec, empty)
+    if foreign.format == "matgptq":
+        refuse_reaching_both_ends(read_packed(files.folder).layers, or_else=IMPORTED)
     with ForeignTensors(files, foreign) as tensors, report_kept(), plain_words(spec):
         tensors.leave_out_zeros(_names(empty))
         state = {name: tensor.to(dtype) for name, tensor in tensors.others() if tensor.is_floating_point()}

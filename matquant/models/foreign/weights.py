@@ -21,7 +21,7 @@ from matquant.models.foreign.integers import awq_weight, gptq_weight, hqq_weight
 from matquant.models.foreign.nested import PLANE, matgptq_weight, matquant_weight
 from matquant.stored.foreign import Foreign
 from matquant.stored.foreign_files import ForeignFiles
-from matquant.stored.foreign_layers import StoredLayer
+from matquant.stored.foreign_layers import StoredLayer, layer_of
 
 Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any], int], Float[Tensor, "out in"]]
 READERS: Mapping[str, Reader] = {
@@ -71,21 +71,13 @@ class ForeignTensors:
 
     def _place(self, name: str, path: Path, opened: Any) -> None:
         if path.stem.startswith(PLANE_FILE):  # every plane has the layer's own name
-            layer, part = name, PLANE + path.stem.removeprefix(PLANE_FILE)
+            place = name, PLANE + path.stem.removeprefix(PLANE_FILE)
         else:
-            layer, part = self._layer_of(name)
-        key = name if layer is None else f"{layer}.{part}"
+            place = layer_of(name, self.foreign.layers)
+        key = name if place is None else ".".join(place)
         self._places[key] = lambda: opened.get_tensor(name)
-        if layer is not None:
-            self._of_layer.setdefault(layer, {})[part] = key
-
-    def _layer_of(self, name: str) -> tuple[str | None, str]:
-        """The quantized layer that a tensor is of, and the rest of its name; no layer for a bias."""
-        stem = name
-        while (stem := stem.rpartition(".")[0]) and stem not in self.foreign.layers:
-            pass
-        part = name[len(stem) + 1 :]
-        return (stem, part) if stem and part != "bias" else (None, name)
+        if place is not None:
+            self._of_layer.setdefault(place[0], {})[place[1]] = key
 
     def leave_out_zeros(self, known: Container[str]) -> None:
         """Leaves out biases of quantized layers that a model does not have: AutoGPTQ saves zeros for them.
