@@ -23,7 +23,14 @@ IDENTITY_COLUMNS = (
 """`name` is the label without the grid, which a label ends in where the grids of a study differ."""
 TUNING_TEXT = "read on tuning text"
 """The fact that follows every name whose log perplexity is of the text that defaults are chosen on."""
-BASE_NAMES = {"minmax": "MinMax", "search": "Search", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
+BASE_NAMES = {
+    "minmax": "MinMax",
+    "search": "Search",
+    "omniquant": "OmniQuant",
+    "qat": "QAT",
+    "gptq": "GPTQ",
+    "foreign": "Foreign",
+}
 FOREIGN_NAMES = {
     "gptq": "GPTQ file",
     "awq": "AWQ file",

@@ -32,7 +32,8 @@ NOTE = (
 def at_equal_stored(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the table with their `budget`; none where nobody else's model stands beside others."""
     measured = rows[(rows["base"] != "none") & rows["model_bits"].notna()]
-    found = list(_found(measured)) if (measured["base"] == "foreign").any() else []
+    is_contest = (measured["base"] == "foreign").any() and measured["config_id"].nunique() > 1
+    found = list(_found(measured)) if is_contest else []
     chosen = measured.loc[[index for index, _ in found]]
     return chosen.assign(budget=[budget for _, budget in found])
 
