@@ -50,7 +50,7 @@ def test_gptq_keeps_zeros_less_one_and_inputs_in_any_group(bits):
     lists = [one.tolist() for one in tensors.values()]
 
     def weight(of_output: int, of_input: int) -> float:
-        return slow.gptq_weight(*lists, bits, of_output=of_output, of_input=of_input)
+        return slow.gptq_weight(*lists, bits=bits, of_output=of_output, of_input=of_input)
 
     assert torch.equal(gptq_weight(tensors, {}, bits), matrix(outputs, inputs, weight))
     # The second layout stores zeros as they are.
@@ -71,7 +71,7 @@ def test_awq_has_an_order_of_its_own():
     lists = [one.tolist() for one in tensors.values()]
 
     def weight(of_output: int, of_input: int) -> float:
-        return slow.awq_weight(*lists, 16, of_output=of_output, of_input=of_input)
+        return slow.awq_weight(*lists, group_size=16, of_output=of_output, of_input=of_input)
 
     assert torch.equal(awq_weight(tensors, {}, 4), matrix(16, 32, weight))
 
@@ -93,10 +93,11 @@ def test_hqq_packs_rows_of_groups(bits):
         "group_size": torch.tensor(size),
         "axis": torch.tensor(1),
     }
-    lists = [tensors[name].tolist() for name in ("W_q", "scale", "zero")]
+    packed_rows, scale, zero = (tensors[name].tolist() for name in ("W_q", "scale", "zero"))
 
     def weight(of_output: int, of_input: int) -> float:
-        return slow.hqq_weight(*lists, bits, together, size, columns, place=(of_output, of_input))
+        place = of_output, of_input
+        return slow.hqq_weight(packed_rows, scale, zero, bits, together, size, columns, place=place)
 
     assert torch.allclose(hqq_weight(tensors, {}, bits), matrix(rows, columns, weight), rtol=1e-6)
 
@@ -114,7 +115,7 @@ def test_bitsandbytes_lays_codes_out_along_the_flattened_matrix():
     lists = [tensors[name].flatten().tolist() for name in ("weight", "weight.quant_map", "weight.absmax")]
 
     def weight(of_output: int, of_input: int) -> float:
-        return slow.bitsandbytes_weight(*lists, block, columns, place=(of_output, of_input))
+        return slow.bitsandbytes_weight(*lists, block=block, columns=columns, place=(of_output, of_input))
 
     assert torch.allclose(bitsandbytes_weight(tensors, {}, 4), matrix(rows, columns, weight), rtol=1e-6)
 
@@ -150,6 +151,6 @@ def test_any_bcq_adds_a_scale_for_each_set_bit_and_subtracts_it_for_others(bits)
     lists = [one.tolist() for one in tensors.values()]
 
     def weight(of_output: int, of_input: int) -> float:
-        return slow.any_bcq_weight(*lists, bits, size, of_output=of_output, of_input=of_input)
+        return slow.any_bcq_weight(*lists, bits=bits, group_size=size, of_output=of_output, of_input=of_input)
 
     assert torch.allclose(any_bcq_weight(tensors, {}, bits), matrix(outputs, inputs, weight), rtol=1e-5, atol=1e-8)
