@@ -54,6 +54,8 @@ def check_foreign(cells: Sequence[Cell], setup: Setup, typed: Iterable[str]) -> 
                     f"{set_here[0]} is not for base=foreign: {model.name} was quantized by somebody else, as its files "
                     f"say ({words_of(model)}); leave {set_here[0]} out{_or_widths(model) if axis == 'bits' else ''}"
                 )
+    if "readout.slicing" in typed:
+        raise UserError("readout.slicing is not for base=foreign, whose files are read by their own rule; leave it out")
     if "readout.plans" not in typed:
         return
     for text in setup.readout.plans:

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from matquant.config.cell import Cell, DType, Float, ForeignModel, Int, Place, Positive, Seed, Spec, TextSpec
 from matquant.config.home import at_home
 from matquant.config.names import require_plan_name
-from matquant.notation import MIXED_WIDTHS, STORED, Objective, Plan, Slice
+from matquant.notation import EQ_6, MIXED_WIDTHS, STORED, Objective, Plan, Rule, Slice
 
 
 class SearchSpec(Spec):
@@ -47,6 +47,8 @@ class Readout(Spec):
     source: Literal["hub", "embedded", "folder"] = "hub"
     data_dir: str | None = None
     arc_split: Literal["test", "validation"] = "test"
+    slicing: Rule | None = None
+    """The rule that plans without one are read by; None: the rule that a cell's slices were trained with."""
     cut_contexts: bool = False
     """Measures documents that are longer than the model without their start; else they are refused."""
     perplexity: TextSpec | None = None
@@ -95,7 +97,8 @@ class Readout(Spec):
     def plans_of(self, cell: Cell) -> tuple[Plan, ...]:
         """The read-outs of a cell: `full` without quantization, else every listed plan its parent contains.
 
-        Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.
+        Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.  Those that were
+        trained for another rule than Eq. 6 are read by it, unless a plan or `slicing` names one: they have int2_floor.
         """
         if isinstance(cell.model, ForeignModel):
             return self._plans_of_foreign(cell.model)
@@ -107,6 +110,9 @@ class Readout(Spec):
         plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
         if cell.objective.uses_extra_precision:
             plans = [plan.with_extra_precision(parent.bits) for plan in plans]
+        else:
+            rule = self.slicing or cell.objective.rule
+            plans = [plan.by(rule, parent.bits) for plan in plans]
         return tuple(dict.fromkeys(self.searched(plan) for plan in plans))
 
     def _plans_of_foreign(self, model: ForeignModel) -> tuple[Plan, ...]:
@@ -133,13 +139,13 @@ def _contains(objective: Objective, plan: Plan) -> bool:
 
 
 def holds(model: ForeignModel, plan: Plan) -> bool:
-    """True if a foreign file has every width of a plan; it has no overflow bucket, and nothing to search with."""
-    if plan.strategy is not None or plan.extra_precision:
+    """True if a foreign file has every width of a plan; it is read by its own rule, and nothing is searched for."""
+    if plan.strategy is not None or plan.extra_precision or plan.rule != EQ_6:
         return False
     if plan.label == STORED:
         return not model.widths
     if plan.layers is not None:
-        return {part.bits for _, part in plan.layers} <= set(model.widths)
+        return {str(part) for _, part in plan.layers} <= {str(Slice(bits)) for bits in model.widths}
     if plan.layout is not None:
         return set(MIXED_WIDTHS) <= set(model.widths)
     return plan.default is not None and plan.default.bits in model.widths
