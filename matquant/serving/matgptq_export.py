@@ -1,7 +1,7 @@
 """A nested checkpoint as MatGPTQ's plugin for vLLM has it: all widths in one folder, of which it serves one at a time.
 
-The layout is told in `matquant.models.foreign.matgptq` (packed).  Its kernels multiply r-bit codes, less 2^(r-1), by a scale
-of 16 bits: symmetric grids with a zero of 128, in groups of 32 or 128, at 2, 3, 4, 6 and 8 bits.
+The layout is told in `matquant.models.foreign.matgptq` (packed).  Its kernels multiply r-bit codes, less 2^(r-1), by a
+scale of 16 bits: symmetric grids with a zero of 128, in groups of 32 or 128, at 2, 3, 4, 6 and 8 bits.
 """
 
 from __future__ import annotations
