@@ -32,12 +32,13 @@ from evaluation.teacher import Teacher, teacher_of
 from evaluation.text_scores import score_text
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.codes.nested import materialize
-from matquant.config.cell import Cell
+from matquant.config.cell import Cell, ForeignModel
 from matquant.config.setup import Readout, Setup
 from matquant.errors import UserError
 from matquant.models.checks import title
 from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
+from matquant.models.foreign.loading import foreign_bits, read_foreign
 from matquant.models.loading import LoadedModel, load_model
 from matquant.models.tokens import heldout_tokens
 from matquant.notation import FULL_BITS, Plan
@@ -185,6 +186,8 @@ class Bench:
         """Writes a plan into the model and measures the given tasks, one result after the other."""
         if self.checkpoint is not None:
             materialize(self.loaded.model, self.checkpoint.layers, plan)
+        elif isinstance(self.cell.model, ForeignModel):
+            read_foreign(self.loaded.model, self.cell.model, plan)
         if LOG_PPLX in tasks:
             assert self.text is not None
             start = time.monotonic()
@@ -209,12 +212,23 @@ class Bench:
             documents = score.documents
             yield self._result(plan, task, tasks[task], score.metrics, documents, score.seconds), documents
 
-    def _overhead(self, plan: Plan) -> dict[str, float]:
-        if self.checkpoint is None:
-            return {"grid_bits": 0.0, "overflow_bits": 0.0, "model_bits": float(FULL_BITS)}
+    def _bits(self, plan: Plan) -> tuple[float, Mapping[str, float]]:
+        """The effective bits of a plan, and what they leave out."""
         num_parameters = sum(parameter.numel() for parameter in self.loaded.model.parameters())
+        if isinstance(self.cell.model, ForeignModel):
+            return foreign_bits(self.cell.model, plan, num_parameters=num_parameters)
+        if self.checkpoint is None:
+            return float(FULL_BITS), {"grid_bits": 0.0, "overflow_bits": 0.0, "model_bits": float(FULL_BITS)}
         overhead = overhead_bits(self.checkpoint.layers, plan, num_parameters=num_parameters)
-        return overhead if self.block_share == 1.0 else {**overhead, BLOCK_SHARE: self.block_share}
+        share = {} if self.block_share == 1.0 else {BLOCK_SHARE: self.block_share}
+        return effective_bits(self.checkpoint.layers, plan), {**overhead, **share}
+
+    @property
+    def _made_of(self) -> str | None:
+        """The checksum of the codes that are read."""
+        if isinstance(self.cell.model, ForeignModel):
+            return self.cell.model.content
+        return None if self.checkpoint is None else self.checkpoint.checksum
 
     @cached_property
     def block_share(self) -> float:
@@ -232,6 +246,7 @@ class Bench:
         seconds: float,
     ) -> Result:
         device = next(self.loaded.model.parameters()).device
+        bits, overhead = self._bits(plan)
         return Result(
             cell_id=self.cell.id,
             plan=str(plan),
@@ -239,11 +254,9 @@ class Bench:
             protocol=dict(protocol),
             metrics=dict(metrics),
             num_documents=len(documents["doc_id"]),
-            effective_bits=float(FULL_BITS)
-            if self.checkpoint is None
-            else effective_bits(self.checkpoint.layers, plan),
-            overhead=self._overhead(plan),
-            checkpoint=None if self.checkpoint is None else self.checkpoint.checksum,
+            effective_bits=bits,
+            overhead=overhead,
+            checkpoint=self._made_of,
             provenance={
                 **provenance(device=_device_name(device), seconds=seconds),
                 **({"num_cut": self.num_cut[task]} if task in self.num_cut else {}),

@@ -177,6 +177,8 @@ def require_codes(cell: Cell, setup: Setup, plan: Plan) -> None:
     """Refuses, before a model is loaded, a read-out of codes that are not there."""
     if str(plan) == FULL:
         return
+    if cell.base.kind == "foreign":
+        raise UserError(f"{cell.id} is a model that somebody else quantized; it is in its own files already")
     if cell.objective is None:
         raise UserError(f"a cell of base=none is not quantized and has no {plan}; read it as {FULL}")
     RunDir(setup.paths.runs, cell.id).require_trained()

@@ -237,6 +237,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _check(cell: Cell, setup: Setup, plans: Sequence[Plan]) -> None:
     """Refuses, before anything is trained, a cell that cannot be and plans that it does not have."""
+    if cell.base.kind == "foreign":
+        raise UserError("base=foreign trains and exports nothing that could be compared; choose another base")
     for plan in plans:
         if (str(plan) == FULL) != (cell.objective is None):
             raise UserError(f"{plan} is no read-out of base={cell.base.kind}; --plans full goes with base=none alone")

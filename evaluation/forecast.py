@@ -21,7 +21,17 @@ from evaluation.work import (
     tokens_of_task,
     training_operations,
 )
-from matquant.config.cell import Cell, DType, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
+from matquant.config.cell import (
+    Cell,
+    DType,
+    ForeignBase,
+    GPTQBase,
+    MinMaxBase,
+    NoBase,
+    OmniQuantBase,
+    QATBase,
+    SearchBase,
+)
 from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.models.devices import pick_device, product_speed
@@ -118,7 +128,7 @@ def _compute_dtype(cell: Cell) -> DType:
     match cell.base:
         case OmniQuantBase() | QATBase() | GPTQBase() as base:
             return base.compute_dtype
-        case NoBase() | MinMaxBase() | SearchBase():
+        case NoBase() | ForeignBase() | MinMaxBase() | SearchBase():
             return "float32"
         case _:
             assert_never(cell.base)
@@ -130,7 +140,7 @@ def _share_to_train(cell: Cell, setup: Setup, size: Size) -> float:
     if has_checkpoint(run.checkpoint):
         return 0.0
     match cell.base:
-        case NoBase():
+        case NoBase() | ForeignBase():
             return 0.0
         case QATBase() as base:
             steps = [int(folder.name.removeprefix("step-")) for folder in run.training_states()]

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import assert_never
 
 from evaluation.work import Size, calibration_tokens, size_of
-from matquant.config.cell import Cell, DType, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
+from matquant.config.cell import (
+    Cell,
+    DType,
+    ForeignBase,
+    GPTQBase,
+    MinMaxBase,
+    NoBase,
+    OmniQuantBase,
+    QATBase,
+    SearchBase,
+)
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
@@ -32,7 +42,7 @@ def room_of(cell: Cell, setup: Setup, size: Size) -> Room:
     """The room for a cell's checkpoint, and while it is trained for its pieces, states and activations."""
     checkpoint = _checkpoint_bytes(cell, size)
     match cell.base:
-        case NoBase():
+        case NoBase() | ForeignBase():
             return Room(0.0)
         case MinMaxBase() | SearchBase():
             return Room(checkpoint, certain=checkpoint, likely=checkpoint)

@@ -15,7 +15,7 @@ from evaluation.known_models import stand_in
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 from evaluation.text_size import sequences_of
-from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
+from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, SearchSpec
 from matquant.errors import UserError
 from matquant.models.experts import active_weights, is_of_expert
@@ -98,7 +98,7 @@ def size_of(cell: Cell, cache: Path) -> Size:
 def searches_for_ends(cell: Cell) -> bool:
     """True if the ends of a cell's grids are searched for, to stay there or to start there."""
     match cell.base:
-        case NoBase() | MinMaxBase():
+        case NoBase() | ForeignBase() | MinMaxBase():
             return False
         case SearchBase():
             return True
@@ -119,7 +119,7 @@ def training_operations(cell: Cell, size: Size) -> float:
 def _fitting_operations(cell: Cell, size: Size) -> float:
     """The operations on text."""
     match cell.base:
-        case NoBase() | MinMaxBase():
+        case NoBase() | ForeignBase() | MinMaxBase():
             return 0.0
         case SearchBase() as base:
             return 0.0 if base.importance == "plain" else 2 * size.active * calibration_tokens(cell)

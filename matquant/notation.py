@@ -212,6 +212,8 @@ class Objective:
 
 
 FULL = "full"
+STORED = "stored"
+"""The read-out of a model whose layers have widths of their own, and no other."""
 Layout = Literal["pyramid", "reverse_pyramid", "increasing", "decreasing"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 MIXED_WIDTHS = (2, 4, 8)
@@ -228,12 +230,12 @@ PLAN_SPELLINGS = [
 class Plan:
     """A read-out of a checkpoint: the slice of each quantized layer.
 
-    `full` leaves the model as it was published.  `int4` reads every layer at int4.  `pyramid@3` mixes int2, int4 and
-    int8 layers to 3.0 bits on average, the wide ones in the middle (Mix'n'Match, Section 3.2).  `+ep` keeps the
-    overflow bucket, and `_floor` and `_centre` are other rules than Eq. 6.  `evolution@3` has the widths that a search
-    finds for this checkpoint (`found`).  `DIR/NAME.json` names the slice of every layer,
-    {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
-    Exactly one of `default`, `layout`, `strategy` and `layers` is set, or none for `full`.
+    `full` leaves the model as it was published, and `stored` reads a foreign one at the widths that it has.  `int4`
+    reads every layer at int4.  `pyramid@3` mixes int2, int4 and int8 layers to 3.0 bits on average, the wide ones in
+    the middle (Mix'n'Match, Section 3.2).  `+ep` keeps the overflow bucket, and `_floor` and `_centre` are other rules
+    than Eq. 6.  `evolution@3` has the widths that a search finds for this checkpoint (`found`).  `DIR/NAME.json` names
+    the slice of every layer, {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
+    Exactly one of `default`, `layout`, `strategy` and `layers` is set, or none for `full` and `stored`.
     """
 
     label: str
@@ -249,8 +251,8 @@ class Plan:
     def parse(cls, text: str) -> Plan:
         """Reads `full`, a slice such as `int4`, a layout or a search and its budget (`pyramid@3.0`), or a `*.json`."""
         text = str(text).strip()
-        if text == FULL:
-            return cls(FULL)
+        if text in (FULL, STORED):
+            return cls(text)
         if text.endswith(".json"):
             return cls._searched(Path(text))
         if match := re.fullmatch(rf"({'|'.join(LAYOUTS + STRATEGIES)})@(\d+(?:\.\d+)?)(\+ep)?{_RULE}", text):
@@ -266,6 +268,11 @@ class Plan:
                 "plan's json file"
             ) from error
         return cls._plain(part)
+
+    @classmethod
+    def stored(cls, average: float) -> Plan:
+        """The read-out of layers that have widths of their own, of so many bits on average."""
+        return cls(STORED, budget=average)
 
     @classmethod
     def _plain(cls, part: Slice) -> Plan:

@@ -24,7 +24,7 @@ from evaluation.work import (
     size_of,
     training_operations,
 )
-from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
+from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Setup
 from matquant.notation import Plan
 from slurm.jobs import Job
@@ -67,7 +67,7 @@ def cost_of(job: Job, plans: Sequence[Plan]) -> Cost:
 
 def _training(cell: Cell, setup: Setup, size: Size) -> Cost:
     match cell.base:
-        case NoBase() | MinMaxBase():
+        case NoBase() | ForeignBase() | MinMaxBase():
             return Cost(START_S / 3600, size.weights * BYTES[cell.model.dtype] / GB, _disk_gb(cell, setup, size))
         case SearchBase():
             seconds = _training_seconds(cell, setup, size)

@@ -142,7 +142,7 @@ def _found(study: Study) -> list[_Found]:
 
 def _found_of(cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup) -> _Found:
     run, plans, items = RunDir(setup.paths.runs, cell_id), setup.readout.plans_of(cell), list[Item]()
-    if cell.base.kind != "none":
+    if cell.base.kind not in ("none", "foreign"):
         is_there = not gaps or run.description.exists()
         items.append(Item(cell, cell_id, TRAIN, "done" if is_there else "missing"))
     if has_searches(plans):

@@ -20,6 +20,7 @@ from tests.golden import renew
 NEEDS = {
     ("model", "hub"): ["model.repo=a/b", "model.name=b"],
     ("model", "folder"): ["model.path=.", "model.name=x"],
+    ("base", "foreign"): ["model=folder", f"model.path={Path(renew.__file__).parent / 'foreign'}", "model.name=x"],
     ("data", "hub"): ["data.repo=a/b"],
     ("data", "text_files"): ["data.paths=[a.txt]"],
     ("perplexity", "text_files"): ["readout.perplexity.paths=[a.txt]"],

@@ -20,7 +20,7 @@ from evaluation.results.store import ResultStore
 from evaluation.stages import run_cell
 from matquant.config.study import Study
 from matquant.errors import UserError
-from matquant.models import digests, text
+from matquant.models import text
 from matquant.models.fingerprint import model_fingerprint
 from matquant.models.loading import load_model
 from matquant.models.random_model import byte_tokenizer, random_config
@@ -30,6 +30,7 @@ from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.stopping import Stopped
 from matquant.search.stage import search
+from matquant.stored import digests
 from slurm.launch import launch
 from tests.tiny import TINY_GPTQ
 

@@ -25,7 +25,7 @@ from analysis.tables.papers import DOUBLE_DAGGER, by_model
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from analysis.tables.typeset import Entry, Section, Table
 from evaluation.results.metrics import LOG_PPLX
-from matquant.config.cell import GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
+from matquant.config.cell import ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.grid_words import all_words
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _budget(cell: Cell) -> tuple[str, ...]:
             return (*shared, steps, f"{tokens:,}", f"{base.lr:g}", "cross entropy")
         case GPTQBase() | SearchBase():
             return (*shared, "one pass", f"{data.num_sequences * data.sequence_length:,}", "", "")
-        case NoBase() | MinMaxBase():
+        case NoBase() | ForeignBase() | MinMaxBase():
             raise AssertionError(f"base={base.kind} reads no text")
         case _:
             assert_never(base)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from evaluation.sources.table import PAPER_TASKS
+from matquant.config.cell import ForeignModel
 from matquant.config.grid_words import COVERED, all_words, ends_words, grid_words
 
 if TYPE_CHECKING:
@@ -21,7 +23,25 @@ IDENTITY_COLUMNS = (
 """`name` is the label without the grid, which a label ends in where the grids of a study differ."""
 TUNING_TEXT = "read on tuning text"
 """The fact that follows every name whose log perplexity is of the text that defaults are chosen on."""
-BASE_NAMES = {"minmax": "MinMax", "search": "Search", "omniquant": "OmniQuant", "qat": "QAT", "gptq": "GPTQ"}
+BASE_NAMES = {
+    "minmax": "MinMax",
+    "search": "Search",
+    "omniquant": "OmniQuant",
+    "qat": "QAT",
+    "gptq": "GPTQ",
+    "foreign": "Foreign",
+}
+FOREIGN_NAMES = {
+    "gptq": "GPTQ file",
+    "awq": "AWQ file",
+    "hqq": "HQQ file",
+    "gguf": "GGUF file",
+    "matgptq": "MatGPTQ",
+    "any-precision": "Any-Precision",
+    "anybcq": "AnyBCQ",
+    "matquant": "nested folder",
+}
+"""The formats of foreign models, as they are printed."""
 MODEL_NAMES = {
     "gemma2_2b": "Gemma-2 2B",
     "gemma2_9b": "Gemma-2 9B",
@@ -59,7 +79,10 @@ def identities(reads: Sequence[Read], readout: Readout) -> dict[tuple[str, str],
         group_ids: _differing_facts(group, configs)
         for group_ids, group in {tuple(group): group for group in rivals.values()}.items()
     }
-    of_base = {base: _differing_words([one for one in cells if one.base.kind == base]) for base in _bases(cells)}
+    of_base = {
+        base: _differing_words([one for one in cells if one.base.kind == base]) if base != "foreign" else []
+        for base in _bases(cells)
+    }
     found = {}
     of_text = [TUNING_TEXT] if readout.perplexity is not None and readout.perplexity.part == "tuning" else []
     groups = {name: differing[tuple(group)] for name, group in rivals.items()}
@@ -86,14 +109,14 @@ def _differing_words(cells: Sequence[Cell]) -> list[Callable[[Cell], str]]:
 
     Those in which only algorithms differ stand in the tables' column: labels name the algorithm already.
     """
-    quantized = [cell for cell in cells if cell.objective is not None]
+    quantized = [cell for cell in cells if cell.base.kind != "none"]
     return [words for words in (grid_words, ends_words) if len({words(cell) for cell in quantized}) > 1]
 
 
 def _row_name(cell: Cell, plan: Plan, readout: Readout) -> tuple[str, str, str]:
     """Model, method with base algorithm, and plan; rows that share them are told apart by the facts that differ."""
     method = method_name(cell, plan, readout)
-    named = f"{method} ({base_name(cell)})" if cell.objective is not None else method
+    named = f"{method} ({base_name(cell)})" if base_name(cell) and cell.base.kind != "none" else method
     return cell.model.name, named, plan.label
 
 
@@ -119,6 +142,8 @@ def _identity(cell: Cell, plan: Plan, readout: Readout) -> dict[str, Any]:
 
 def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
     """The paper's name of the row; a model without quantization is called by the dtype it was evaluated in."""
+    if isinstance(cell.model, ForeignModel):
+        return " ".join(filter(None, (FOREIGN_NAMES.get(cell.model.format, cell.model.format), _foreign_plan(plan))))
     if cell.objective is None:
         return readout.dtype
     if plan.layout is not None:
@@ -131,7 +156,14 @@ def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
     return cell.objective.method(plan.default)
 
 
+def _foreign_plan(plan: Plan) -> str:
+    return plan.layout.replace("_", " ") if plan.layout is not None else ""
+
+
 def base_name(cell: Cell) -> str:
+    """The algorithm of a row; of a foreign model the program that quantized it, as far as its files say."""
+    if isinstance(cell.model, ForeignModel):
+        return cell.model.tool
     return BASE_NAMES.get(cell.base.kind, cell.base.kind)
 
 
@@ -181,6 +213,11 @@ def _facts(cell: Cell) -> Iterator[tuple[str, str]]:
     """Every fact of a cell but its seed, as dotted keys and text."""
     if cell.objective is not None:
         yield "objective", objective_text(cell.objective)
+    if isinstance(cell.model, ForeignModel):  # what its name does not say, and the folder that tells it from others
+        yield "file", PurePath(cell.model.path).name
+        yield "model.grid", cell.model.grid
+        yield "model.unquantized", cell.model.unquantized
+        return
     yield from flatten(cell.model_dump(mode="json", exclude={"objective", "seed"}))
 
 

@@ -17,6 +17,7 @@ from analysis.report.files import ReportPaths, csv_of, write_text
 from analysis.report.page import plain_page, render
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import document, to_latex, to_markdown, to_text
+from analysis.tables.equal_stored import at_equal_stored, equal_stored_table
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from analysis.tables.typeset import Table
@@ -58,6 +59,8 @@ def text_of(numbers: Numbers) -> str:
     """The summary table for a terminal, every problem, and how many results are missing."""
     loaded = numbers.loaded
     lines = [to_text(numbers.table)]
+    if (equal := equal_stored_table(numbers.rows)) is not None:
+        lines += [equal.caption, to_text(equal)]
     lines += [f"problem: {problem}" for problem in loaded.problems]
     lines += [f"other protocol: {other}" for other in loaded.others]
     if len(loaded.missing):
@@ -77,6 +80,8 @@ def build(
     """Writes the files of a report and returns them; keywords as in `analysis.report.report.Report`."""
     loaded, rows, comparisons, table = numbers
     written = _write_table(table, rows, paths.folder, "table")
+    if (equal := equal_stored_table(rows)) is not None:
+        written += _write_table(equal, at_equal_stored(rows), paths.folder, "equal_stored")
     written.append(write_text(paths.comparisons, comparisons.to_csv(index=False)))
     paper = None
     if (number := paper_number(study.name)) is not None:
@@ -90,7 +95,7 @@ def build(
             svgs.append(files[0].read_text(encoding="utf-8"))
             written += files
         drawn.append((plot, svgs))
-    page = page_of(study, loaded, rows, table, paper, drawn, commands(study.name, overrides, measures))
+    page = page_of(study, loaded, rows, table, (paper, equal), drawn, commands(study.name, overrides, measures))
     written.append(write_text(paths.html, render(page)))
     return written
 

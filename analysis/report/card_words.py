@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 from analysis.frame.conventions import is_of_windows, windows_words
 from analysis.frame.summary import task_name
 from evaluation.results.metrics import LOG_PPLX
-from matquant.config.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
+from matquant.config.cell import EmbeddedModel, FolderModel, ForeignModel, HubModel, RandomModel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def model_words(model: ModelSpec) -> str:
     match model:
         case HubModel():
             return f"[{model.repo}](https://huggingface.co/{model.repo}) at revision {model.revision}"
-        case FolderModel():
+        case FolderModel() | ForeignModel():
             return f"The model {model.name}"
         case EmbeddedModel():
             return f"{model.file} of {model.package} {model.version}"

@@ -34,11 +34,15 @@ def page_of(
     loaded: LoadedResults,
     rows: pd.DataFrame,
     table: Table,
-    paper: Table | None,
+    others: tuple[Table | None, Table | None],
     drawn: Sequence[tuple[Plot, Sequence[str]]],
     again: Sequence[str],
 ) -> Page:
-    """The page; `paper`: the paper's table, if the study is one; `drawn`: figures with their SVGs, widest first."""
+    """The page; `drawn`: figures with their SVGs, widest first.
+
+    `others`: the paper's table, if the study is one, and rows at equal stored bits, if it has somebody else's model.
+    """
+    paper, equal = others
     return Page(
         name=study.name,
         headlines=headlines(rows),
@@ -51,6 +55,7 @@ def page_of(
         problems=[*loaded.problems, *loaded.others],
         gaps=gap_texts(loaded),
         commands=again,
+        equal=equal,
     )
 
 

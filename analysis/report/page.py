@@ -67,6 +67,8 @@ class Page:
     problems: Sequence[str]
     gaps: Sequence[str]
     commands: Sequence[str]
+    equal: Table | None = None
+    """Rows at equal stored bits, if the study has somebody else's model."""
 
 
 def render(page: Page) -> str:

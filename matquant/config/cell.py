@@ -137,7 +137,32 @@ class RandomModel(Spec):
     dtype: DType = "float32"
 
 
-ModelSpec = Annotated[HubModel | FolderModel | EmbeddedModel | RandomModel, Field(discriminator="kind")]
+class ForeignModel(Spec):
+    """A model that somebody else quantized, in a folder or a GGUF file; all but name and path is read out of its files.
+
+    Its content is a part of a cell's id, and the place where it lies is not.
+    """
+
+    kind: Literal["foreign"]
+    name: str
+    path: str
+    content: str
+    """The fingerprint of its files."""
+    format: str
+    tool: str = ""
+    """The program that quantized it, as its configuration says it."""
+    widths: tuple[Int, ...]
+    """The widths at which all of its layers can be read, widest first; none if they have widths of their own."""
+    average: Float
+    """The average width of a quantized weight."""
+    grid: str = ""
+    unquantized: str = ""
+    """The matrices that are left in 16 bits or more."""
+    add_bos: Bos = False
+    dtype: DType = "float32"
+
+
+ModelSpec = Annotated[HubModel | FolderModel | EmbeddedModel | RandomModel | ForeignModel, Field(discriminator="kind")]
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
@@ -219,6 +244,12 @@ class NoBase(Spec):
     """No quantization: the model as published, the bfloat16 row of every table."""
 
     kind: Literal["none"]
+
+
+class ForeignBase(Spec):
+    """No quantization of ours: a model that somebody else quantized, read and counted as it lies in its files."""
+
+    kind: Literal["foreign"]
 
 
 class MinMaxBase(Spec):
@@ -400,7 +431,9 @@ class GPTQBase(Spec):
         return self
 
 
-BaseSpec = Annotated[NoBase | MinMaxBase | SearchBase | OmniQuantBase | QATBase | GPTQBase, Field(discriminator="kind")]
+BaseSpec = Annotated[
+    NoBase | ForeignBase | MinMaxBase | SearchBase | OmniQuantBase | QATBase | GPTQBase, Field(discriminator="kind")
+]
 
 # --- grid and objective ----------------------------------------------------------------------------------------------
 
@@ -518,12 +551,17 @@ class Cell(Spec):
             )
         if self.data is not None:
             _check_amount(self.data)
-        if base.kind != "none" and (self.objective is None or self.grid is None or self.scope is None):
+        if isinstance(base, ForeignBase) != isinstance(self.model, ForeignModel):
+            raise ValueError(
+                f"base={base.kind} and a model of kind {self.model.kind} do not go together; choose base=foreign for a "
+                "model that somebody else quantized, and no other"
+            )
+        if base.kind not in ("none", "foreign") and (self.objective is None or self.grid is None or self.scope is None):
             raise ValueError(f"base={base.kind} needs bits, grid and scope")
         if self.grid is not None:
             _check_zero(self.grid, self.objective)
         match base:
-            case NoBase():
+            case NoBase() | ForeignBase():
                 pass
             case MinMaxBase():
                 _check_round_to_nearest(self.objective)
@@ -544,10 +582,20 @@ class Cell(Spec):
         return self.model.add_bos is True
 
     @property
+    def _told_by_content(self) -> dict[str, set[str]]:
+        """The facts that follow from the content of a foreign model, and the place where it lies."""
+        if not isinstance(self.model, ForeignModel):
+            return {}
+        return {"model": set(ForeignModel.model_fields) - {"kind", "name", "content", "add_bos"}}
+
+    @property
     def id(self) -> str:
         """A readable stem and eight hex digits over every fact, such as smollm2_135m-omniquant-matquant-1f3a9c0d."""
         # Without defaults, so that a field that is added later leaves old ids as they are.
-        facts = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        facts = json.dumps(
+            self.model_dump(mode="json", exclude_defaults=True, exclude=self._told_by_content), sort_keys=True
+        )
         digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
-        stem = [self.model.name, self.base.kind, *([self.objective.slug] if self.objective else [])]
+        kind = self.model.format if isinstance(self.model, ForeignModel) else self.base.kind
+        stem = [self.model.name, kind, *([self.objective.slug] if self.objective else [])]
         return "-".join([*stem, digest])

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from matquant.config.cell import (
+    ForeignBase,
+    ForeignModel,
     GPTQBase,
     MinMaxBase,
     NoBase,
@@ -30,6 +32,7 @@ ZEROS = {
     "aligned_int2": "zero on int2's step",
 }
 COVERED = (
+    *("model.grid", "model.unquantized"),
     *("grid.group_size", "grid.symmetric", "grid.zero", "grid.headroom", "grid.scale_dtype"),
     *(
         "base.clipping",
@@ -44,7 +47,13 @@ COVERED = (
 
 
 def grid_words(cell: Cell) -> str:
-    """`groups of 64, zero on int4's step, headroom int3`; empty for a cell that is not quantized."""
+    """`groups of 64, zero on int4's step, headroom int3`; empty for a cell that is not quantized.
+
+    Of a foreign model the words of its own configuration, and the matrices that it leaves in 16 bits.
+    """
+    if isinstance(cell.model, ForeignModel):
+        left = f"{cell.model.unquantized} in 16 bits" if cell.model.unquantized else ""
+        return ", ".join(filter(None, (cell.model.grid, left)))
     return "" if cell.grid is None or cell.base.kind == "none" else ", ".join(_of_grid(cell.grid))
 
 
@@ -69,7 +78,7 @@ def _of_grid(grid: GridSpec) -> Iterator[str]:
 
 def _of_ends(cell: Cell) -> Iterator[str]:
     match base := cell.base:
-        case NoBase() | MinMaxBase():
+        case NoBase() | ForeignBase() | MinMaxBase():
             return
         case SearchBase():
             yield from _searched("ends", base.importance, base.clipping_reach)

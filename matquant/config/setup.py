@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from matquant.config import sbatch as options_of_sbatch
-from matquant.config.cell import Cell, DType, Float, Int, Place, Positive, Seed, Spec, TextSpec
+from matquant.config.cell import Cell, DType, Float, ForeignModel, Int, Place, Positive, Seed, Spec, TextSpec
 from matquant.config.home import at_home
 from matquant.config.names import require_plan_name
-from matquant.notation import MIXED_WIDTHS, Objective, Plan, Rule, Slice
+from matquant.notation import EQ_6, MIXED_WIDTHS, STORED, Objective, Plan, Rule, Slice
 
 
 class SearchSpec(Spec):
@@ -128,6 +128,8 @@ class Readout(Spec):
         Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.  Those that were
         trained for another rule than Eq. 6 are read by it, unless a plan or `slicing` names one: they have int2_floor.
         """
+        if isinstance(cell.model, ForeignModel):
+            return self._plans_of_foreign(cell.model)
         if cell.objective is None:
             return (Plan.parse("full"),)
         parent = Slice(cell.objective.parent_bits)
@@ -141,6 +143,15 @@ class Readout(Spec):
             plans = [plan.by(rule, parent.bits) for plan in plans]
         return tuple(dict.fromkeys(self.searched(plan) for plan in plans))
 
+    def _plans_of_foreign(self, model: ForeignModel) -> tuple[Plan, ...]:
+        """A file of one width is read at that width, whatever is listed; one of several at those that are listed."""
+        if not model.widths:
+            return (Plan.stored(model.average),)
+        listed = [plan for plan in map(Plan.parse, self.plans) if holds(model, plan)]
+        if len(model.widths) == 1 or not listed:
+            return (Plan.parse(str(Slice(max(model.widths)))),)
+        return tuple(dict.fromkeys(listed))
+
     def searched(self, plan: Plan) -> Plan:
         """The plan under a name that shows its search settings; a plan without a search stays as it is."""
         return plan.under(self.search.digest) if plan.strategy is not None else plan
@@ -153,6 +164,19 @@ def _contains(objective: Objective, plan: Plan) -> bool:
     if plan.layout is not None or plan.strategy is not None:
         return objective.parent_bits == max(MIXED_WIDTHS) and objective.is_nested
     return plan.default is not None and plan.default.bits <= objective.parent_bits
+
+
+def holds(model: ForeignModel, plan: Plan) -> bool:
+    """True if a foreign file has every width of a plan; it is read by its own rule, and nothing is searched for."""
+    if plan.strategy is not None or plan.extra_precision or plan.rule != EQ_6:
+        return False
+    if plan.label == STORED:
+        return not model.widths
+    if plan.layers is not None:
+        return {str(part) for _, part in plan.layers} <= {str(Slice(bits)) for bits in model.widths}
+    if plan.layout is not None:
+        return set(MIXED_WIDTHS) <= set(model.widths)
+    return plan.default is not None and plan.default.bits in model.widths
 
 
 class Tracking(Spec):

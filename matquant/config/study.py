@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from matquant.checkout import from_anywhere
 from matquant.config.cell import Cell, Float, Int, Seed, Spec
 from matquant.config.compose import choices_of, compose, compose_points, points_of
+from matquant.config.foreign import KIND as FOREIGN
+from matquant.config.foreign import check_foreign, foreign_model
 from matquant.config.goal import Goal, goals_of
 from matquant.config.grammar import as_typed
 from matquant.config.names import require_name, require_wandb_name
@@ -114,6 +116,7 @@ def load_study(overrides: Sequence[str]) -> Study:
     cells = [_cell(point) for point in compose_points(overrides, points)]
     distinct = tuple({cell.id: cell for cell in cells}.values())
     setup = _setup(config, typed)
+    check_foreign(distinct, setup, typed)
     return Study(config["name"], distinct, setup, goals_of(config.get("objective"), distinct, setup.readout))
 
 
@@ -152,6 +155,8 @@ def _cell(config: Mapping[str, Any]) -> Cell:
         require_name("model.name", config["model"]["name"])
     kind = config["base"].get("kind")
     facts: dict[str, Any] = {"model": config["model"], "base": config["base"]}
+    if kind == FOREIGN:
+        return _typed(Cell, {**facts, "model": foreign_model(config["model"], config["paths"])})
     if kind != "none":
         facts |= {"objective": _objective(config), "grid": config["grid"]}
         facts |= {"scope": config["scope"]["part"], "partial_scope": config["scope"]["partial"]}

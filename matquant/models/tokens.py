@@ -14,6 +14,7 @@ from matquant.config.cell import (
     Cell,
     EmbeddedText,
     FilesText,
+    ForeignBase,
     HubText,
     MinMaxBase,
     NoBase,
@@ -95,7 +96,7 @@ def training_tokens(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> Int[Tenso
     """The calibration or training text of a cell; nothing for a cell that needs none."""
     if cell.data is None:
         return torch.empty(0, 0, dtype=torch.long)
-    batch = 1 if isinstance(cell.base, NoBase | MinMaxBase) else cell.base.batch_size
+    batch = 1 if isinstance(cell.base, NoBase | ForeignBase | MinMaxBase) else cell.base.batch_size
     return token_blocks(cell.data, tokenizer, "train", seed=cell.seed, add_bos=cell.sets_bos, fewest=batch)
 
 

@@ -40,6 +40,7 @@ CONSTANTS = re.compile(
 TOWERS = re.compile(r"^(model\.)?(vision_(tower|model)|visual|audio_tower|multi_modal_projector)\.")
 """Parts of a model for images or sound, which no text passes through; its text model may be read alone (Llama-4)."""
 MENDED = "train or convert it again, and save_pretrained it there"
+UNQUANTIZED = "give its unquantized weights, or measure it as it is with base=foreign"
 LFS = b"version https://git-lfs"
 
 
@@ -105,7 +106,7 @@ def check_tensors(tensors: Mapping[str, Tensor], empty: PreTrainedModel, title: 
     coded = [name for name, one in tensors.items() if name.endswith("weight") and one.ndim > 1 and not _is_real(one)]
     if packed := coded or [name for name in tensors if name.endswith((".qweight", ".weight_packed"))]:
         kind = str(tensors[packed[0]].dtype).removeprefix("torch.")
-        raise UserError(f"{title} is already quantized ({packed[0]} is {kind}); give its unquantized weights")
+        raise UserError(f"{title} is already quantized ({packed[0]} is {kind}); {UNQUANTIZED}")
     with report_kept() as report, _plain_conversion(report, title):
         loaded: Any = type(empty).from_pretrained(
             None,

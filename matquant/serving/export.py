@@ -64,6 +64,8 @@ class Trained:
 
     def checkpoint(self) -> NestedCheckpoint:
         """The codes; UserError if there are none, or if they were made from another model than the cell names now."""
+        if self.cell.base.kind == "foreign":
+            raise UserError(f"{self.cell.id} is a model that somebody else quantized; export a cell of another base")
         if self.cell.objective is None:
             raise UserError("a cell of base=none is not quantized and has no codes to export")
         self.run.require_trained()

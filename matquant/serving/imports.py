@@ -20,12 +20,12 @@ from matquant.config.cell import FolderModel, HubModel
 from matquant.config.home import at_home
 from matquant.errors import UserError
 from matquant.models.checks import title
+from matquant.models.foreign.matgptq import Theirs, is_packed, quantization_of, read_packed, read_raw, tensors_of
+from matquant.models.foreign.matgptq_damage import refuse_reaching_both_ends, refuse_unlike, weight_of
 from matquant.models.loading import LoadedModel, config_of, load_model
 from matquant.notation import Slice
 from matquant.runs.files import write_json
 from matquant.runs.provenance import library_versions, source_commit
-from matquant.serving.matgptq import Theirs, is_packed, quantization_of, read_packed, read_raw, tensors_of
-from matquant.serving.matgptq_damage import refuse_reaching_both_ends, refuse_unlike, weight_of
 from matquant.serving.nested_writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 

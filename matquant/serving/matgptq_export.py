@@ -1,7 +1,7 @@
 """A nested checkpoint as MatGPTQ's plugin for vLLM has it: all widths in one folder, of which it serves one at a time.
 
-The layout is told in `matquant.serving.matgptq` (packed).  Its kernels multiply r-bit codes, less 2^(r-1), by a scale
-of 16 bits: symmetric grids with a zero of 128, in groups of 32 or 128, at 2, 3, 4, 6 and 8 bits.
+The layout is told in `matquant.models.foreign.matgptq` (packed).  Its kernels multiply r-bit codes, less 2^(r-1), by a
+scale of 16 bits: symmetric grids with a zero of 128, in groups of 32 or 128, at 2, 3, 4, 6 and 8 bits.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from matquant.codes.quantizers import DTYPES, Grid
 from matquant.codes.sliced import SlicedWeight
 from matquant.errors import UserError
 from matquant.models.experts import together
+from matquant.models.foreign.matgptq import MASTER_BITS, METHOD
 from matquant.models.linear_layers import LinearOfConv1D, as_stored
 from matquant.models.stored_layers import parameter_of
 from matquant.notation import Plan, Slice
 from matquant.serving.export import Trained, export_readout
 from matquant.serving.formats import FUSED, Record, Source, refuse_layers, require_fused_alike
-from matquant.serving.matgptq import MASTER_BITS, METHOD
 
 GROUP_SIZES = (32, 128)
 ROWS = 16

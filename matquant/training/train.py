@@ -11,7 +11,7 @@ from matquant.algorithms import gptq, minmax, omniquant, qat, range_searched
 from matquant.algorithms.calibration import Shelf
 from matquant.algorithms.progress import Layers
 from matquant.codes.quantizers import DTYPES
-from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
+from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Setup
 from matquant.models.devices import deterministic, pick_device, say_what_it_costs
 from matquant.models.loading import load_model
@@ -59,7 +59,9 @@ def train(cell: Cell, setup: Setup, tracker: Tracker, beat: Beat = silent) -> No
 
 def to_train(cell: Cell, setup: Setup) -> bool:
     """True if the cell needs a checkpoint and has none yet."""
-    return cell.base.kind != "none" and not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint)
+    if isinstance(cell.base, NoBase | ForeignBase):
+        return False
+    return not has_checkpoint(RunDir(setup.paths.runs, cell.id).checkpoint)
 
 
 def _same_bits(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Layers:
@@ -111,8 +113,8 @@ def _fit(cell: Cell, setup: Setup, progress: DiskProgress, world: World) -> Laye
         case QATBase() as base:
             settings = qat.Settings(base, cell.objective, cell.scope, cell.grid, cell.seed, world, device.type)
             return qat.fit(model, tokens, settings, progress)
-        case NoBase():
-            raise AssertionError("a cell without quantization has nothing to train")
+        case NoBase() | ForeignBase():
+            raise AssertionError("nothing of ours is quantized, and nothing trained")
         case _:
             assert_never(cell.base)
 

@@ -31,10 +31,11 @@ SHIFTED = 1 / 3
 
 Measured as above: at most 0.09 with the right zeros, at least 0.57 with 128 in the place of others.
 """
+TOLD_BY_MODEL = ", or give --model MODEL, the unquantized one, if its weights are like that"
 PACKED_ASYMMETRIC = "pack_quantized_model.py has dropped its zeros; import the raw folder of quant.py instead"
 
 
-def refuse_reaching_both_ends(layers: Mapping[str, NestedWeight]) -> None:
+def refuse_reaching_both_ends(layers: Mapping[str, NestedWeight], or_else: str = TOLD_BY_MODEL) -> None:
     """Refuses a packed checkpoint whose groups are spread over all codes, as asymmetric ones are."""
     reached = {name: _reaching_both_ends(layer) for name, layer in layers.items()}
     groups = sum(map(len, reached.values()))
@@ -43,8 +44,7 @@ def refuse_reaching_both_ends(layers: Mapping[str, NestedWeight]) -> None:
         worst = max(reached, key=lambda name: float(reached[name].float().mean()))
         raise UserError(
             f"{share:.0%} of the {groups} groups reach both ends of the codes (most of all in {worst}), so that this "
-            f"checkpoint was asymmetric, and {PACKED_ASYMMETRIC}, or give --model MODEL, the unquantized one, if its "
-            "weights are like that"
+            f"checkpoint was asymmetric, and {PACKED_ASYMMETRIC}{or_else}"
         )
 
 
