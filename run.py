@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from evaluation.stages import run_cell, untimed
 from matquant.command.terminal import ended, fail, log_to_stderr, say, status_of
 from matquant.config.compose import check_line, sweep_points
+from matquant.config.listing import listing
 from matquant.config.overrides import understood
 from matquant.config.study import Study, load_study
 from matquant.disk import in_words
@@ -54,6 +55,9 @@ def main() -> None:
 def _run() -> int:
     """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra; the exit status."""
     arguments = sys.argv[1:]
+    if (asked := listing(arguments)) is not None:
+        print(asked)
+        return 0
     flags = {argument for argument in arguments if argument.startswith("-")}
     if flags <= MULTIRUN:
         overrides = understood([word for word in arguments if not word.startswith("-")], swept=bool(flags))

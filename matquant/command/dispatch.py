@@ -51,6 +51,12 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
         overrides = getattr(parse(name, arguments), "overrides", None)
     if subcommand.needs_clone:
         require_clone(subcommand)
+    if subcommand.takes_overrides and subcommand.needs_clone:
+        from matquant.config.listing import listing
+
+        if (asked := listing(arguments)) is not None:
+            print(asked)
+            return 0
     log_to_stderr()
     if overrides is not None:  # a mistake is answered before anything heavy is imported
         from matquant.config.study import load_study
