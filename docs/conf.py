@@ -24,6 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "docs.extension"]
 exclude_patterns = ["from_code", "pictures/*.py"]
 nitpicky = False  # types of torch and jaxtyping have no pages here
 default_role = "code"
+smartquotes = False  # two dashes are an option's
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

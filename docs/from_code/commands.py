@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import SUPPRESS
 
 from docs.from_code.markdown import code, fenced, table
-from matquant.command.parsing import lines, parser_of
+from matquant.command.parsing import parser_of
 from matquant.command.subcommand import Argument, Subcommand
 from matquant.command.table import GROUPS
 
@@ -24,7 +24,7 @@ def _subcommand(subcommand: Subcommand) -> str:
         _paragraphs(subcommand.description),
         fenced(usage),
         table(("argument", "meaning"), ((code(_typed(one)), one.help) for one in shown)) if shown else "",
-        fenced(lines(subcommand.examples).replace("\n  ", "\n").strip(), "console"),
+        table(("example", ""), ((code(one.line), one.purpose) for one in subcommand.examples)),
         _paragraphs(subcommand.notes),
     ]
     return "\n\n".join(part for part in parts if part)

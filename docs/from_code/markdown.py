@@ -16,7 +16,9 @@ def cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    return f"`{text}`" if text else ""
+    """The text as code, with a backtick in it too."""
+    fence = "``" if "`" in text else "`"
+    return f"{fence}{text}{fence}" if text else ""
 
 
 def fenced(text: str, language: str = "text") -> str:
