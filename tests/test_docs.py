@@ -42,6 +42,7 @@ from tests.documentation import (
 
 FROM_CODE = re.compile(r"^```\{from_code\} (.+)\n```$", re.MULTILINE)
 INCLUDED = re.compile(r'^```\{include\} (\S+)\n:start-after: "(.+)"\n:end-before: "(.+)"\n```$', re.MULTILINE)
+TREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = sorted({shown for path in FILES for shown in [*commands(path), *inline(path)]})
 CHOSEN_BY_THE_READER = {"cluster=mine", "experiment=first_look/int2"}
 """Files that a page tells its reader to write."""
@@ -78,9 +79,7 @@ def test_every_page_opens_with_its_purpose(path):
 def test_every_page_is_in_the_navigation():
     told = {DOCS / "index.md"}
     for path in PAGES:
-        for tree in re.findall(
-            r"^```\{toctree\}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-        ):
+        for tree in TREE.findall(path.read_text(encoding="utf-8")):
             lines = [line for line in tree.splitlines() if line and not line.startswith(":")]
             told |= {(path.parent / f"{line}.md").resolve() for line in lines}
     assert told == set(PAGES)
@@ -286,6 +285,13 @@ def test_the_pages_of_commands_name_every_option_and_example():
 def test_the_page_of_experiments_names_every_experiment():
     shown = whole(DOCS / "reference" / "experiments.md")
     assert not [one for one in choices("experiment") if f"| `{one}` |" not in shown]
+
+
+def test_lines_of_the_readme_can_be_pasted_into_any_shell():
+    lines = [line for block in blocks(PROJECT / "README.md", "") for line in block.splitlines()]
+    assert lines
+    # zsh takes a `#` that is typed for a word.
+    assert not [line for line in lines if "#" in line or PLACEHOLDER.search(line)]
 
 
 def test_readme_leads_to_the_documentation():
