@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from evaluation.stages import run_cell, untimed
+from matquant.command.dispatch import say_where
 from matquant.command.terminal import ended, fail, log_to_stderr, say, status_of
 from matquant.config.compose import check_line, sweep_points
 from matquant.config.listing import listing
@@ -64,7 +65,9 @@ def _run() -> int:
         sys.argv[1:] = [*flags, *overrides]  # Hydra wants a flag before or after all overrides, not in between
         check_folders_of_hydra(overrides)
         points = sweep_points(overrides) if flags else [overrides]
-        join(lambda: check([load_study(point) for point in points]))
+        studies = [load_study(point) for point in points]
+        say_where(studies[0].setup.paths)
+        join(lambda: check(studies))
         _hydra_main()
         part()
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -11,6 +12,19 @@ STUDIES = PROJECT / "studies"
 def study_folders() -> list[Path]:
     """The folders below studies/, one a study."""
     return sorted(path for path in STUDIES.iterdir() if (path / "conf").is_dir()) if STUDIES.is_dir() else []
+
+
+def left_in_the_clone(**folders: Path) -> str | None:
+    """A sentence for who types in another folder than the clone's: where runs and results are looked for.
+
+    None where that folder has some of them, or the clone has none.
+    """
+    relative = {name: path for name, path in folders.items() if not path.is_absolute()}
+    in_clone = {name: STUDIES.parent / path for name, path in relative.items() if (STUDIES.parent / path).is_dir()}
+    if not in_clone or any(path.exists() for path in relative.values()):
+        return None
+    typed = " ".join(f"paths.{name}={shlex.quote(str(path))}" for name, path in in_clone.items())
+    return f"looking for {' and '.join(relative)} in {Path.cwd()}; the clone's are read with {typed}"
 
 
 def from_anywhere(path: Path) -> Path:

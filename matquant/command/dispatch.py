@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+from matquant.checkout import PROJECT, left_in_the_clone
 from matquant.command.parsing import lines, parse, parser_of
 from matquant.command.subcommand import Subcommand
 from matquant.command.table import CELL, FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.command.terminal import ended, log_to_stderr
 from matquant.errors import UserError
 
+if TYPE_CHECKING:
+    from matquant.config.setup import Paths
+
+log = logging.getLogger("matquant")
 INSTALL = "pip install --editable '.[harness]'"
 
 
@@ -64,7 +71,26 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
         study = load_study(overrides)
         if CELL in subcommand.arguments:
             study.one_cell()
+        say_where(study.setup.paths)
+    elif subcommand.takes_overrides and not subcommand.passes_on:
+        _say_where_of(arguments)
     return import_module(subcommand.module).main(arguments)
+
+
+def say_where(paths: Paths) -> None:
+    """Says where runs and results are looked for, if that is not where the clone has them."""
+    if (told := left_in_the_clone(runs=paths.runs, results=paths.results)) is not None:
+        log.info("%s", told)
+
+
+def _say_where_of(arguments: Sequence[str]) -> None:
+    """The same for a subcommand whose words are overrides and others; a mistake among them is its own to name."""
+    from matquant.config.study import load_study
+
+    try:
+        say_where(load_study([word for word in arguments if "=" in word and not word.startswith("-")]).setup.paths)
+    except UserError:
+        return
 
 
 def require_clone(subcommand: Subcommand) -> None:
@@ -82,8 +108,6 @@ def require_clone(subcommand: Subcommand) -> None:
 
 def is_clone() -> bool:
     """True where the repository lies around the package."""
-    from matquant.checkout import PROJECT
-
     return (PROJECT / "run.py").is_file() and (PROJECT / "conf").is_dir()
 
 
