@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install gemma demo docs study study-report test test-slurm serve-check gpu-check check lint bench lock clean
+.PHONY: help install gemma demo docs docs-links study study-report test test-slurm serve-check gpu-check check lint bench lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ demo: $(READY) ## one real language model read at five precisions out of one che
 docs: $(DOCS_READY) ## the documentation as a site, out/docs/index.html; a dead link or a page that is too long ends it
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d out/.doctrees docs out/docs
 	@echo "documentation: out/docs/index.html"
+
+docs-links: $(DOCS_READY) ## links of the documentation to other sites, by network
+	@$(BIN)/python -m sphinx -q -b linkcheck -d out/.doctrees docs out/links
 
 $(DOCS_READY): $(READY) requirements-docs.lock
 	@echo "installing requirements-docs.lock into $(VENV), once"

@@ -183,7 +183,7 @@ def is_cheap(shown: Shown) -> bool:
     return (
         typed == ("published",)
         or typed == ("study",)
-        or typed[0] in ("completion", "compare")
+        or (typed[0] in ("completion", "compare") and len(typed) > 1)
         or listing(typed) is not None
         or typed == ("launch", "experiment=demo", "--dry-run")
     )
