@@ -33,7 +33,7 @@ demo: $(READY) ## one real language model read at five precisions out of one che
 	@$(BIN)/python run.py experiment=demo
 
 docs: $(DOCS_READY) ## the documentation as a site, out/docs/index.html; a dead link or a page that is too long ends it
-	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d out/.doctrees docs out/docs
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -b html -d out/.doctrees docs out/docs
 	@echo "documentation: out/docs/index.html"
 
 docs-links: $(DOCS_READY) ## links of the documentation to other sites, by network

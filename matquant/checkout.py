@@ -20,11 +20,16 @@ def left_in_the_clone(**folders: Path) -> str | None:
     None where that folder has some of them, or the clone has none.
     """
     relative = {name: path for name, path in folders.items() if not path.is_absolute()}
-    in_clone = {name: STUDIES.parent / path for name, path in relative.items() if (STUDIES.parent / path).is_dir()}
-    if not in_clone or any(path.exists() for path in relative.values()):
+    in_clone = {name: STUDIES.parent / path for name, path in relative.items() if _holds_some(STUDIES.parent / path)}
+    if not in_clone or any(map(_holds_some, relative.values())):
         return None
     typed = " ".join(f"paths.{name}={shlex.quote(str(path))}" for name, path in in_clone.items())
     return f"looking for {' and '.join(relative)} in {Path.cwd()}; the clone's are read with {typed}"
+
+
+def _holds_some(folder: Path) -> bool:
+    """True for a folder with something in it: a check whether one can be written leaves an empty one."""
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def from_anywhere(path: Path) -> Path:

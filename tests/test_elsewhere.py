@@ -22,7 +22,7 @@ def clone(tmp_path, monkeypatch) -> Path:
     """A clone with runs and results, and the working directory beside it."""
     folder = tmp_path / "clone"
     for name in ("runs", "results"):
-        (folder / name).mkdir(parents=True)
+        (folder / name / "a_cell").mkdir(parents=True)
     for module in ("matquant.checkout", "analysis.report.compare"):
         monkeypatch.setattr(f"{module}.PROJECT", folder)
     monkeypatch.setattr("matquant.checkout.STUDIES", folder / "studies")
@@ -42,6 +42,8 @@ def test_another_folder_is_told_where_runs_are_looked_for_and_how_to_read_those_
 def test_nothing_is_said_where_there_is_nothing_to_say(clone, monkeypatch):
     assert left_in_the_clone(runs=clone / "runs", results=clone / "results") is None
     Path("results").mkdir()
+    assert left_in_the_clone(runs=Path("runs"), results=Path("results")) is not None
+    (Path("results") / "a_cell").mkdir()
     assert left_in_the_clone(runs=Path("runs"), results=Path("results")) is None
     monkeypatch.chdir(clone)
     assert left_in_the_clone(runs=Path("runs"), results=Path("results")) is None
