@@ -11,40 +11,75 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 MAX_BITS = 8
+Rule = Literal["half_up", "floor", "centre"]
+"""The way from a parent's code to a slice's: Eq. 6 rounds half up; `floor` keeps the top bits, plain truncation, and
+`centre` reads them half a bucket higher.  The two others are what follow-up papers measured instead; none has a top
+bucket to clamp."""
+EQ_6: Rule = "half_up"
+_RULE = rf"(?:_({'|'.join(rule for rule in get_args(Rule) if rule != EQ_6)}))?"
 FULL_BITS = 16  # an unquantized weight, as the papers count it: bfloat16, whatever dtype it is evaluated in
 
 
 @dataclass(frozen=True, order=True)
 class Slice:
-    """A width at which codes are read: `int4`, or `int4+ep` with the extra overflow bucket (Eq. 8)."""
+    """A width at which codes are read: `int4`, or `int4+ep` with the extra overflow bucket (Eq. 8).
+
+    `int4_floor` and `int4_centre` are read by another rule than Eq. 6.
+    """
 
     bits: int
     extra_precision: bool = False
+    rule: Rule = EQ_6
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MAX_BITS:
             raise ValueError(f"int{self.bits} is not a width; choose one from int1 to int{MAX_BITS}")
+        if self.extra_precision and self.rule != EQ_6:
+            raise ValueError(
+                f"{self} has no overflow bucket, which only rounding half up fills; "
+                f"write int{self.bits}+ep or int{self.bits}_{self.rule}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Slice:
-        """Reads `int2`, `2`, `int2+ep` or `2+ep`."""
-        match = re.fullmatch(r"(?:int)?(\d+)(\+ep)?", str(text).strip())
+        """Reads `int2`, `2`, `int2+ep`, `2+ep` or `int2_floor`."""
+        match = re.fullmatch(rf"(?:int)?(\d+)(\+ep)?{_RULE}", str(text).strip())
         if match is None:
             raise ValueError(f"'{text}' is not a slice; write int2, or int2+ep for the extra-precision read-out")
-        return cls(int(match[1]), extra_precision=match[2] is not None)
+        return cls(int(match[1]), match[2] is not None, _rule_of(match[3]))
 
     @property
     def short(self) -> str:
-        return f"{self.bits}{'+ep' if self.extra_precision else ''}"
+        return f"{self.bits}{'+ep' if self.extra_precision else ''}{_suffix(self.rule)}"
 
     def __str__(self) -> str:
         return f"int{self.short}"
+
+
+def _rule_of(word: str | None) -> Rule:
+    match word:
+        case "floor" | "centre":
+            return word
+        case _:
+            return EQ_6
+
+
+def _other_rule(parts: Iterable[Slice]) -> Rule:
+    """The rule of some slices; that of Eq. 6 if none has another."""
+    for part in parts:
+        if part.rule != EQ_6:
+            return part.rule
+    return EQ_6
+
+
+def _suffix(rule: Rule) -> str:
+    return "" if rule == EQ_6 else f"_{rule}"
 
 
 @dataclass(frozen=True)
@@ -99,9 +134,13 @@ class Objective:
                 raise ValueError(
                     f"{term.slice} is the whole parent, which has no overflow bucket; write int{parent.bits}"
                 )
+            if any(part.bits == parent.bits and part.rule != EQ_6 for part in (term.slice, term.teacher or parent)):
+                raise ValueError(f"term {term} reads the whole parent, which no rule changes; write int{parent.bits}")
             if str(term) in seen:
                 raise ValueError(f"term {term} is given twice; give it once, with the sum of both weights")
             seen.add(str(term))
+        if len(rules := {part.rule for part in self.slices if part.bits < parent.bits}) > 1:
+            raise ValueError(f"the terms slice by {' and '.join(sorted(rules))}; codes are trained for one rule")
 
     @classmethod
     def parse(cls, parent_bits: int, terms: Mapping[str, float]) -> Objective:
@@ -123,8 +162,18 @@ class Objective:
         """False for an explicit baseline, which is trained at its parent's own width and nothing else."""
         return self.trained != {Slice(self.parent_bits)}
 
+    @property
+    def rule(self) -> Rule:
+        """The rule that its slices are trained with; that of Eq. 6 where only the whole parent is."""
+        return _other_rule(self.slices)
+
     def method(self, read: Slice) -> str:
-        """The name of the paper's row for this objective read at a slice."""
+        """The name of the paper's row for this objective read at a slice; rules other than Eq. 6 are named."""
+        trained = "" if self.rule == EQ_6 else f" by {self.rule}"
+        other = read.bits < self.parent_bits and read.rule != self.rule
+        return f"{self._method(read)}{trained}{f', read by {read.rule}' if other else ''}"
+
+    def _method(self, read: Slice) -> str:
         if not self.is_nested:
             return "Baseline" if read.bits == self.parent_bits else f"Sliced int{self.parent_bits}"
         if len(self.trained) == 1:
@@ -181,8 +230,9 @@ class Plan:
 
     `full` leaves the model as it was published.  `int4` reads every layer at int4.  `pyramid@3` mixes int2, int4 and
     int8 layers to 3.0 bits on average, the wide ones in the middle (Mix'n'Match, Section 3.2).  `+ep` keeps the
-    overflow bucket.  `evolution@3` has the widths that a search finds for this checkpoint (`found`).  `DIR/NAME.json`
-    names the slice of every layer, {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
+    overflow bucket, and `_floor` and `_centre` are other rules than Eq. 6.  `evolution@3` has the widths that a search
+    finds for this checkpoint (`found`).  `DIR/NAME.json` names the slice of every layer,
+    {"layers": {"model.layers.0.mlp.up_proj": "int4", ...}}.
     Exactly one of `default`, `layout`, `strategy` and `layers` is set, or none for `full`.
     """
 
@@ -193,6 +243,7 @@ class Plan:
     extra_precision: bool = False
     strategy: str | None = None
     layers: tuple[tuple[str, Slice], ...] | None = None
+    rule: Rule = EQ_6
 
     @classmethod
     def parse(cls, text: str) -> Plan:
@@ -202,8 +253,8 @@ class Plan:
             return cls(FULL)
         if text.endswith(".json"):
             return cls._searched(Path(text))
-        if match := re.fullmatch(rf"({'|'.join(LAYOUTS + STRATEGIES)})@(\d+(?:\.\d+)?)(\+ep)?", text):
-            return cls._mixed(match[1], float(match[2]), extra_precision=match[3] is not None)
+        if match := re.fullmatch(rf"({'|'.join(LAYOUTS + STRATEGIES)})@(\d+(?:\.\d+)?)(\+ep)?{_RULE}", text):
+            return cls._mixed(match[1], float(match[2]), extra_precision=match[3] is not None, rule=_rule_of(match[4]))
         try:
             part = Slice.parse(text)
         except ValueError as error:
@@ -214,20 +265,28 @@ class Plan:
                 f"with a layout out of {', '.join(LAYOUTS)} or a search ({', '.join(STRATEGIES)}), or the path of a "
                 "plan's json file"
             ) from error
-        return cls(str(part), default=part, extra_precision=part.extra_precision)
+        return cls._plain(part)
 
     @classmethod
-    def _mixed(cls, mixed: str, budget: float, *, extra_precision: bool) -> Plan:
+    def _plain(cls, part: Slice) -> Plan:
+        return cls(str(part), default=part, extra_precision=part.extra_precision, rule=part.rule)
+
+    @classmethod
+    def _mixed(cls, mixed: str, budget: float, *, extra_precision: bool = False, rule: Rule = EQ_6) -> Plan:
         narrow, wide = min(MIXED_WIDTHS), max(MIXED_WIDTHS)
         if not narrow <= budget <= wide:
             raise ValueError(
                 f"{mixed}@{budget:g} cannot be met by layers of {narrow} to {wide} bits; "
                 f"choose a budget from {narrow} to {wide}"
             )
-        label = f"{mixed}@{budget:g}{'+ep' if extra_precision else ''}"
+        if extra_precision and rule != EQ_6:
+            raise ValueError(
+                f"{mixed}@{budget:g}+ep_{rule}: only rounding half up has an overflow bucket; leave out +ep"
+            )
+        label = f"{mixed}@{budget:g}{'+ep' if extra_precision else ''}{_suffix(rule)}"
         if mixed in LAYOUTS:
-            return cls(label, layout=mixed, budget=budget, extra_precision=extra_precision)
-        return cls(label, strategy=mixed, budget=budget, extra_precision=extra_precision)
+            return cls(label, layout=mixed, budget=budget, extra_precision=extra_precision, rule=rule)
+        return cls(label, strategy=mixed, budget=budget, extra_precision=extra_precision, rule=rule)
 
     def under(self, settings: str) -> Plan:
         """The plan of a search with other settings than the defaults, which its name then shows."""
@@ -255,7 +314,7 @@ class Plan:
         facts = json.dumps({name: str(part) for name, part in sorted(slices.items())})
         label = f"{stem}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
         extra = any(part.extra_precision for part in slices.values())
-        return cls(label, layers=tuple(slices.items()), extra_precision=extra)
+        return cls(label, layers=tuple(slices.items()), extra_precision=extra, rule=_other_rule(slices.values()))
 
     @property
     def bits(self) -> float:
@@ -277,10 +336,28 @@ class Plan:
             return Plan._mixed(self.layout, self.budget, extra_precision=True)
         if self.default is None or self.default.bits >= parent_bits:
             return self
-        return Plan.parse(str(Slice(self.default.bits, extra_precision=True)))
+        return Plan._plain(Slice(self.default.bits, extra_precision=True))
+
+    def by(self, rule: Rule, parent_bits: int) -> Plan:
+        """The same plan with every narrower layer read by a rule; a plan that names a rule or the bucket keeps it."""
+        if rule == EQ_6 or self.rule != EQ_6 or self.extra_precision:
+            return self
+        if self.layers is not None:
+            slices = {name: replace(part, rule=rule) if part.bits < parent_bits else part for name, part in self.layers}
+            return Plan._of_layers(self.label.rpartition("-")[0], slices)
+        if self.budget is not None:
+            return Plan._mixed(self.strategy or self.layout or "", self.budget, rule=rule)
+        if self.default is None or self.default.bits >= parent_bits:
+            return self
+        return Plan._plain(replace(self.default, rule=rule))
 
     def __str__(self) -> str:
         return self.label
+
+
+def by_eq_6(plan: Plan) -> str:
+    """The remedy where a plan's rule cannot be had."""
+    return f"choose {plan.label.removesuffix(_suffix(plan.rule))}" if plan.layers is None else "leave the rules out"
 
 
 def share_text(share: float) -> str:

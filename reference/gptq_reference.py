@@ -45,7 +45,8 @@ def slices_of(code: int, objective: Objective) -> list[int]:
 
 
 def slice_of(code: int, part: Slice, parent_bits: int) -> int:
-    return slice_code(code, part.bits, parent_bits=parent_bits, extra_precision=part.extra_precision)
+    extra = part.extra_precision
+    return slice_code(code, part.bits, parent_bits=parent_bits, extra_precision=extra, rule=part.rule)
 
 
 def textbook(weight: Tensor, hessian: Tensor, scale: Tensor, zero: Tensor, *, bits: int, damping: float) -> Tensor:

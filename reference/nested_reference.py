@@ -15,6 +15,10 @@ def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
     return exact.detach() + (smooth - smooth.detach())
 
 
+def top_value(part: Slice, step: int) -> float:
+    return (2**part.bits - 1 + (0.5 if part.rule == "centre" else 0.0)) * step
+
+
 def read_slice(weight: Tensor, grid: Grid, part: Slice, *, parent_bits: int, clamp: SliceClamp = "bucket") -> Tensor:
     scale, zero = grid.scale.unsqueeze(-1), grid.zero.unsqueeze(-1)
     position = grouped(weight, grid.scale.shape[1]) / scale + zero
@@ -23,8 +27,14 @@ def read_slice(weight: Tensor, grid: Grid, part: Slice, *, parent_bits: int, cla
     step = 2 ** (parent_bits - part.bits)
     buckets = codes / step
     if step > 1:
-        buckets = straight_through(torch.floor(codes / step + 0.5), codes / step)
-    if not part.extra_precision:
+        added = 0.5 if part.rule == "half_up" else 0.0
+        lifted = 0.5 if part.rule == "centre" else 0.0
+        buckets = straight_through(torch.floor(codes / step + added) + lifted, codes / step)
+    if part.rule != "half_up" and step > 1:
+        # The top bucket is the slice's own, so its codes pass, or those up to its value.
+        if clamp == "value":
+            buckets = torch.where(codes > top_value(part, step), buckets.detach(), buckets)
+    elif not part.extra_precision:
         # The value at the border is exact, so clamp the rounded bucket and let only unclamped codes pass.
         overflow = buckets > 2**part.bits - 1 if clamp == "bucket" else codes > (2**part.bits - 1) * step
         buckets = torch.where(overflow, torch.full_like(buckets, 2.0**part.bits - 1), buckets)

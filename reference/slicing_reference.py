@@ -6,9 +6,13 @@ import math
 from fractions import Fraction
 
 
-def slice_code(code: int, bits: int, *, parent_bits: int, extra_precision: bool) -> int:
+def slice_code(code: int, bits: int, *, parent_bits: int, extra_precision: bool, rule: str = "half_up") -> int:
     step = 2 ** (parent_bits - bits)
-    bucket = math.floor(Fraction(code, step) + Fraction(1, 2)) if step > 1 else code
+    if rule == "floor" or step == 1:
+        return code - code % step
+    if rule == "centre":
+        return code - code % step + step // 2
+    bucket = math.floor(Fraction(code, step) + Fraction(1, 2))
     if not extra_precision:
         bucket = min(max(bucket, 0), 2**bits - 1)
     return bucket * step

@@ -23,6 +23,9 @@ OBJECTIVES = [
     Objective.parse(8, {"int2+ep": 1.0}),
     Objective.parse(6, {"int6": 1.0, "int4": 0.3}),
     Objective.parse(4, {"int4": 1.0}),
+    Objective.parse(8, {"int8": 0.1, "int4_floor": 0.1, "int2_floor": 1.0}),
+    Objective.parse(8, {"int2_floor": 1.0}),
+    Objective.parse(8, {"int8": 1.0, "int4_centre": 1.0, "int3_centre": 1.0, "int2_centre": 1.0}),
 ]
 
 

@@ -14,7 +14,16 @@ from matquant.config.cell import GridSpec, SliceClamp
 from matquant.notation import Plan, Slice
 from reference.nested_reference import read_slice
 
-SLICES = [Slice(8), Slice(6), Slice(4), Slice(3), Slice(2), Slice(2, extra_precision=True)]
+SLICES = [
+    Slice(8),
+    Slice(6),
+    Slice(4),
+    Slice(3),
+    Slice(2),
+    Slice(2, extra_precision=True),
+    Slice(3, rule="floor"),
+    Slice(2, rule="centre"),
+]
 
 
 def example(seed: int = 0, *, group_size: int | None = 8, parent_bits: int = 8, init: float = 1.0):
@@ -38,7 +47,7 @@ def test_what_training_sees_is_what_evaluation_sees(part, group_size, device):
 def test_values_and_gradients_equal_the_twin_spelled_with_autograd(clamp, seed, parent_bits, init, data):
     width = st.builds(Slice, st.integers(1, parent_bits), st.booleans()).filter(
         lambda s: s.bits < parent_bits or not s.extra_precision
-    )
+    ) | st.builds(Slice, st.integers(1, parent_bits - 1), rule=st.sampled_from(["floor", "centre"]))
     parts = data.draw(st.lists(width, min_size=1, max_size=4, unique=True))
     weight, clipping = example(seed, parent_bits=parent_bits, init=init)
     weight.requires_grad_()

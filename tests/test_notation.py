@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from matquant.notation import Objective, Plan, Slice, Term
 
-slices = st.builds(Slice, st.integers(1, 8), st.booleans())
+slices = st.builds(Slice, st.integers(1, 8), st.booleans()) | st.builds(
+    Slice, st.integers(1, 8), rule=st.sampled_from(["half_up", "floor", "centre"])
+)
 
 
 @given(slices)
@@ -25,10 +27,35 @@ def test_a_term_reads_what_it_prints(student, wider, extra, weight):
     assert Term.parse(str(term), weight) == term
 
 
-@pytest.mark.parametrize("text", ["int0", "int9", "four", "int2ep", "", "-2", "int2.5"])
+@pytest.mark.parametrize("text", ["int0", "int9", "four", "int2ep", "", "-2", "int2.5", "int2_ceil"])
 def test_what_is_not_a_slice_is_refused_by_name(text):
     with pytest.raises(ValueError, match="is not a"):
         Slice.parse(text)
+
+
+@pytest.mark.parametrize("rule", ["floor", "centre"])
+def test_a_rule_of_slicing_is_a_part_of_every_name(rule):
+    assert str(Term.parse(f"4_{rule}->2_{rule}")) == f"4_{rule}->2_{rule}"
+    for text in (f"int2_{rule}", f"pyramid@3_{rule}", f"evolution@3_{rule}"):
+        assert str(Plan.parse(text)) == text
+        assert Plan.parse(text.removesuffix(f"_{rule}")).by(rule, 8) == Plan.parse(text)
+    assert str(Plan.parse("int8").by(rule, 8)) == "int8"
+    with pytest.raises(ValueError, match="overflow bucket"):
+        Slice(2, extra_precision=True, rule=rule)
+    with pytest.raises(ValueError, match="leave out"):
+        Plan.parse(f"pyramid@3+ep_{rule}")
+
+
+def test_rows_say_by_which_rule_codes_were_trained_and_read():
+    plain, floor = (Objective.parse(8, {"int8": 1, f"int4{end}": 1, f"int2{end}": 1}) for end in ("", "_floor"))
+    int2, by_floor, whole = Slice(2), Slice(2, rule="floor"), Slice(8)
+    assert [plain.method(part) for part in (int2, by_floor)] == ["MatQuant", "MatQuant, read by floor"]
+    assert [floor.method(part) for part in (by_floor, int2, whole)] == [
+        "MatQuant by floor",
+        "MatQuant by floor, read by half_up",
+        "MatQuant by floor",
+    ]
+    assert Objective.parse(8, {"int8": 1}).method(by_floor) == "Sliced int8, read by floor"
 
 
 def test_an_objective_reads_what_it_dumps():
@@ -48,6 +75,8 @@ def test_an_objective_reads_what_it_dumps():
         (8, {"int2": float("nan")}, "weights are positive"),
         (8, {"int8+ep": 1}, "no overflow bucket"),
         (8, {"int2": 1, "2": 1}, "give it once, with the sum of both weights"),
+        (8, {"int4": 1, "int2_floor": 1}, "codes are trained for one rule"),
+        (8, {"int8_floor": 1}, "which no rule changes"),
     ],
 )
 def test_an_objective_that_makes_no_sense_is_refused(parent_bits, terms, message):

@@ -35,6 +35,25 @@ def test_every_code_of_every_parent_equals_the_equation_in_exact_fractions(paren
             assert slice_codes(codes, Slice(bits, extra), parent_bits=parent_bits).tolist() == expected
 
 
+@pytest.mark.parametrize("rule", ["floor", "centre"])
+@pytest.mark.parametrize("parent_bits", range(1, 9))
+def test_every_code_by_every_other_rule_equals_its_definition(parent_bits, rule):
+    codes = torch.arange(2**parent_bits, dtype=torch.uint8)
+    for bits in range(1, parent_bits + 1):
+        expected = [
+            slice_code(q, bits, parent_bits=parent_bits, extra_precision=False, rule=rule) for q in range(len(codes))
+        ]
+        assert slice_codes(codes, Slice(bits, rule=rule), parent_bits=parent_bits).tolist() == expected
+
+
+def test_plain_truncation_is_not_eq_6():
+    half_up, floor, centre = (read(Slice(2, rule=rule)) for rule in ("half_up", "floor", "centre"))
+    assert (half_up[31:33], floor[31:33], centre[31:33]) == ([0, 64], [0, 0], [32, 32])
+    assert (
+        sum(a != b for a, b in zip(half_up, floor, strict=True)) == 96
+    )  # the upper halves of all buckets but the last
+
+
 def test_the_papers_worked_examples():
     int2 = read(Slice(2))
     assert int2[53] == 64  # bucket 1

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import groupby, pairwise
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from matquant.codes.slicing import slice_codes
 from matquant.config.cell import Residual
-from matquant.notation import Objective, Slice, Term
+from matquant.notation import EQ_6, Objective, Slice, Term
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,29 @@ class CodeChoice:
     The codes of one run are those that no trained slice tells apart.  They cost the same, so the nearest to the weight
     is taken: a parent that is trained for int2 alone still reads well at int8.
 
-    No two breaks have the same whole part.  A break is a weighted mean of the points halfway between neighbouring
-    values of the slices, which for codes q and q + 1 all lie between q + 1/2 and q + 1; so one comparison with the
-    break in a weight's own unit replaces a bisection.  A weight's *place* is then its whole part, plus one if it lies
-    above that break, and a piece is a run of places.
+    By Eq. 6 no two breaks have the same whole part.  A break is a weighted mean of the points halfway between
+    neighbouring values of the slices, which for codes q and q + 1 all lie between q + 1/2 and q + 1; so one comparison
+    with the break in a weight's own unit replaces a bisection.  A weight's *place* is then its whole part, plus one if
+    it lies above that break, and a piece is a run of places.
+
+    By another rule breaks can share a unit.  Then all breaks are searched, and a place is the number of a piece.
     """
 
     top: int
     """The largest code."""
     breaks: Float[Tensor, " units"]
-    """The break in each unit from 0 to the top code, or infinity; a weight on a break belongs below it."""
+    """The break in each unit from 0 to the top code, or infinity, or all breaks (`is_in_units`).
+
+    A weight on a break belongs below it.
+    """
     first: UInt8[Tensor, " places"]
     last: UInt8[Tensor, " places"]
     values: Float[Tensor, " places"]
     """The average of the trained slices of a piece's codes, in code units: what a residual is measured from."""
     is_rounding: bool
     """Only the parent itself is trained: the envelope is plain rounding, and a place the code itself, as a float."""
+    is_in_units: bool
+    """No two breaks have the same whole part."""
     is_single: bool
     """Every piece is a single code; known beforehand, for a CPU that looked at the tables would wait for a GPU."""
 
@@ -67,6 +74,8 @@ class CodeChoice:
         """The place of every weight on the envelope, from its position on the grid."""
         if self.is_rounding:
             return torch.round(position, out=out).clamp_(0, self.top)
+        if not self.is_in_units:
+            return torch.bucketize(position, self.breaks, out_int32=True, out=out)
         position = position.clamp(0, self.top + 0.5)
         unit = position.to(torch.int32).clamp_(0, self.top)  # NaN gets a wrong place; `solve` refuses it
         # `index_select` is several times as fast as `self.breaks[unit]` on a CPU.
@@ -88,8 +97,8 @@ class CodeChoice:
         return (position - 0.5).ceil_().clamp_(first, last).to(torch.uint8)
 
     def to(self, device: torch.device) -> CodeChoice:
-        tensors = (part.to(device) for part in (self.breaks, self.first, self.last, self.values))
-        return CodeChoice(self.top, *tensors, is_rounding=self.is_rounding, is_single=self.is_single)
+        names = ("breaks", "first", "last", "values")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @cache
@@ -98,11 +107,14 @@ def code_choice(objective: Objective, residual: Residual = "mean") -> CodeChoice
     pieces = envelope(_lines(objective))
     ends = [_float32_below(one.meets(other)) for one, other in pairwise(pieces)]
     top, units = 2**objective.parent_bits - 1, [math.floor(end) for end in ends]
-    assert len(set(units)) == len(units), f"two breaks of {objective} in one unit"
-    breaks = torch.full((top + 1,), math.inf)
-    breaks[units] = torch.tensor(ends, dtype=torch.float32)
-    # A place is counted up at every unit, a piece at every break.
-    piece_of = [0, *torch.isfinite(breaks).cumsum(0).tolist()]
+    in_units = len(set(units)) == len(units)
+    assert in_units or objective.rule != EQ_6, f"two breaks of {objective} in one unit"
+    breaks = torch.tensor(ends, dtype=torch.float32)
+    piece_of = list(range(len(pieces)))
+    if in_units:
+        breaks = torch.full((top + 1,), math.inf).index_put_((torch.tensor(units, dtype=torch.long),), breaks)
+        # A place is counted up at every unit, a piece at every break.
+        piece_of = [0, *torch.isfinite(breaks).cumsum(0).tolist()]
     average = _average_of(objective.terms, residual)
 
     def at_places(facts: Iterable[int | Fraction]) -> Tensor:
@@ -116,6 +128,7 @@ def code_choice(objective: Objective, residual: Residual = "mean") -> CodeChoice
         last=at_places(piece.last for piece in pieces).to(torch.uint8),
         values=at_places(average(piece.slices) for piece in pieces),
         is_rounding=not objective.is_nested,
+        is_in_units=in_units,
         is_single=all(piece.first == piece.last for piece in pieces),
     )
 

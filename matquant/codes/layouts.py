@@ -85,8 +85,8 @@ def _ends_first(widths: Sequence[int]) -> list[int]:
 
 
 def _slice(width: int, plan: Plan) -> Slice:
-    # The mixed widths end at the whole parent, which has no overflow bucket.
-    return Slice(width, extra_precision=plan.extra_precision and width < MAX_BITS)
+    # The mixed widths end at the whole parent, which has no overflow bucket and nothing to round.
+    return Slice(width, plan.extra_precision, plan.rule) if width < MAX_BITS else Slice(width)
 
 
 def block_number(name: str) -> int:

@@ -28,7 +28,7 @@ from matquant.codes.quantizers import (
 )
 from matquant.codes.slicing import slice_codes
 from matquant.config.cell import SliceClamp
-from matquant.notation import FULL, Plan, Slice
+from matquant.notation import EQ_6, FULL, Plan, Slice
 
 
 class Transform(NamedTuple):
@@ -175,15 +175,18 @@ class _ReadSlices(torch.autograd.Function):
 
 
 def _highest_unclamped(part: Slice, parent_bits: int, clamp: SliceClamp) -> int:
-    """The highest parent code that gradients do not take for clamped in a slice: of int2 223, or its top value 192."""
-    dropped = parent_bits - part.bits
+    """The highest parent code that gradients do not take for clamped in a slice: of int2 223, or its top value 192.
+
+    Only rounding half up has a bucket that a slice lacks.
+    """
+    dropped, top = parent_bits - part.bits, (1 << parent_bits) - 1
     if dropped == 0 or part.extra_precision:
-        return (1 << parent_bits) - 1
+        return top
     match clamp:
         case "bucket":
-            return (1 << parent_bits) - (1 << (dropped - 1)) - 1
+            return top - (1 << (dropped - 1)) if part.rule == EQ_6 else top
         case "value":
-            return (1 << parent_bits) - (1 << dropped)
+            return top + 1 - (1 << dropped) + ((1 << (dropped - 1)) if part.rule == "centre" else 0)
         case _:
             assert_never(clamp)
 

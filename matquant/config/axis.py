@@ -30,7 +30,7 @@ MEANINGS = {
 """Other words for a choice, where there is one obvious meaning; `null` is no file at all."""
 # Hydra has no null on an axis.  Files of other axes may set values below readout.perplexity: a value has the last word.
 WITHOUT = {"experiment": "", "data": "~data", "perplexity": "readout.perplexity=null"}
-CELL_AXES = ("model", "data", "base", "bits", "weights", "distill", "extra_bit", "scope", "grid", "seed")
+CELL_AXES = ("model", "data", "base", "bits", "weights", "distill", "extra_bit", "slicing", "scope", "grid", "seed")
 """The keys that can tell two cells of a study apart."""
 
 

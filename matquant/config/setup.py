@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from matquant.config.cell import Cell, DType, Float, Int, Place, Positive, Seed, Spec, TextSpec
 from matquant.config.home import at_home
 from matquant.config.names import require_plan_name
-from matquant.notation import MIXED_WIDTHS, Objective, Plan, Slice
+from matquant.notation import MIXED_WIDTHS, Objective, Plan, Rule, Slice
 
 
 class SearchSpec(Spec):
@@ -59,6 +59,8 @@ class Readout(Spec):
     """The folder of source=folder, with DIR/TASK/*.parquet."""
     arc_split: Literal["test", "validation"] = "test"
     """The split of ARC that is scored."""
+    slicing: Rule | None = None
+    """The rule that plans without one are read by; None: the rule that a cell's slices were trained with."""
     cut_contexts: bool = False
     """Measures documents that are longer than the model without their start; else they are refused."""
     perplexity: TextSpec | None = None
@@ -109,7 +111,8 @@ class Readout(Spec):
     def plans_of(self, cell: Cell) -> tuple[Plan, ...]:
         """The read-outs of a cell: `full` without quantization, else every listed plan its parent contains.
 
-        Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.
+        Codes that were trained with the overflow bucket are read with it: their int2 is int2+ep.  Those that were
+        trained for another rule than Eq. 6 are read by it, unless a plan or `slicing` names one: they have int2_floor.
         """
         if cell.objective is None:
             return (Plan.parse("full"),)
@@ -119,6 +122,9 @@ class Readout(Spec):
         plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
         if cell.objective.uses_extra_precision:
             plans = [plan.with_extra_precision(parent.bits) for plan in plans]
+        else:
+            rule = self.slicing or cell.objective.rule
+            plans = [plan.by(rule, parent.bits) for plan in plans]
         return tuple(dict.fromkeys(self.searched(plan) for plan in plans))
 
     def searched(self, plan: Plan) -> Plan:

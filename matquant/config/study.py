@@ -21,7 +21,7 @@ from matquant.config.overrides import key_of, understood
 from matquant.config.sentences import OPEN
 from matquant.config.setup import Paths, Setup
 from matquant.errors import UserError
-from matquant.notation import Slice, Term
+from matquant.notation import EQ_6, Rule, Slice, Term
 
 Model = TypeVar("Model", bound=BaseModel)
 SETUP = {*Setup.model_fields, "perplexity", "search", "name", "only", "cells"}
@@ -79,6 +79,7 @@ class _Shape(Spec):
     weights: dict[str, Float]
     distill: _Distill
     extra_bit: bool
+    slicing: Rule = EQ_6
     scope: _Scope
     grid: dict[str, Any]
     seed: Seed
@@ -167,10 +168,10 @@ def _reads_text(base: Mapping[str, Any]) -> bool:
 
 
 def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
-    """bits x weights x distill x extra_bit -> terms.
+    """bits x weights x distill x extra_bit x slicing -> terms.
 
     Without named weights (weights=uniform) every width weighs 1.  An explicit baseline has one width, so it has neither
-    a teacher nor an overflow bucket, whatever the other axes say: they can be swept together.
+    a teacher nor an overflow bucket nor a rule of slicing, whatever the other axes say: they can be swept together.
     """
     parent_bits, widths = config["bits"]["parent_bits"], [_width(text) for text in config["bits"]["widths"]]
     weights = {_width(text): weight for text, weight in config["weights"].items()}
@@ -191,8 +192,16 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
     if weights and (forgotten := [width for width in widths if width not in weights]):
         remedy = " ".join(f"+weights.{width}=1.0" for width in forgotten)
         raise UserError(f"no weight for {', '.join(map(str, forgotten))} (bits trains {trained}); add {remedy}")
-    extra = bool(config["extra_bit"])
-    terms = {str(_keeping(width, parent_bits, extra=extra)): weights.get(width, 1.0) for width in widths}
+    extra, rule = bool(config["extra_bit"]), config.get("slicing", EQ_6)
+    if extra and rule != EQ_6:
+        raise UserError(
+            f"slicing={rule} fills no overflow bucket, which extra_bit=on keeps; set extra_bit=off or slicing={EQ_6}"
+        )
+
+    def read(width: Slice) -> Slice:
+        return Slice(width.bits, extra, rule) if width.bits < parent_bits else width
+
+    terms = {str(read(width)): weights.get(width, 1.0) for width in widths}
     for text in config["distill"]["terms"] if len(widths) > 1 else []:
         try:
             term = Term.parse(text)
@@ -203,24 +212,23 @@ def _objective(config: Mapping[str, Any]) -> dict[str, Any]:
         for part in (term.slice, term.teacher):
             if part.extra_precision:
                 raise UserError(f"distill has a term {text}; write it without +ep and choose extra_bit=on")
+            if part.rule != EQ_6:
+                raise UserError(f"distill has a term {text}; write it without _{part.rule} and set slicing={part.rule}")
             if part not in widths:
                 wider = f" bits.parent_bits={part.bits}" if part.bits > parent_bits else ""
                 raise UserError(
                     f"distill has a term {text}, but {part} is not trained (bits trains {trained}); "
                     f"choose distill=none, or train it with bits.widths=[{','.join(map(str, [*widths, part]))}]{wider}"
                 )
-        student = _keeping(term.slice, parent_bits, extra=extra)
+        student = read(term.slice)
         assert term.teacher is not None
+        # Teachers are read by the same rule, and without the overflow bucket.
+        teacher = term.teacher if extra else read(term.teacher)
         # Equally weighted with the ground truth of the same width (Section 5.2).
-        terms[str(Term(student, teacher=term.teacher))] = weights.get(term.slice, 1.0)
+        terms[str(Term(student, teacher=teacher))] = weights.get(term.slice, 1.0)
         if config["distill"]["replaces_ground_truth"]:
             terms.pop(str(student), None)
     return {"parent_bits": parent_bits, "terms": terms}
-
-
-def _keeping(width: Slice, parent_bits: int, *, extra: bool) -> Slice:
-    """The slice with its overflow bucket, if the extra bit is on and the slice is narrower than its parent."""
-    return Slice(width.bits, extra_precision=extra and width.bits < parent_bits)
 
 
 def _width(text: Any) -> Slice:
@@ -228,8 +236,9 @@ def _width(text: Any) -> Slice:
         width = Slice.parse(as_typed(text))
     except ValueError as error:
         raise UserError(f"bits and weights: {error}") from error
-    if width.extra_precision:
-        raise UserError(f"bits and weights: {width} is int{width.bits} with extra_bit=on; write int{width.bits}")
+    if width.extra_precision or width.rule != EQ_6:
+        axis = "extra_bit=on" if width.extra_precision else f"slicing={width.rule}"
+        raise UserError(f"bits and weights: {width} is int{width.bits} with {axis}; write int{width.bits}")
     return width
 
 

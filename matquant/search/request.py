@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 from matquant.config.cell import Cell, DType
 from matquant.config.setup import Readout, SearchSpec
 from matquant.errors import UserError
-from matquant.notation import STRATEGIES, Plan
+from matquant.notation import EQ_6, STRATEGIES, Plan, Rule
 from matquant.runs.files import read_json
 from matquant.runs.folder import RunDir
 
@@ -34,6 +34,8 @@ class Search:
     granularity: Granularity = "block"
     """A unit is all quantized layers of a block, or one of them, fused ones (q, k, v and gate, up) together."""
     spec: SearchSpec = field(default_factory=SearchSpec)
+    rule: Rule = EQ_6
+    """The rule of the slices."""
 
     @classmethod
     def of(cls, plan: Plan, spec: SearchSpec) -> Search:
@@ -45,7 +47,8 @@ class Search:
                 f"{plan} is not searched for; choose {', '.join((*STRATEGIES, 'pyramid'))}, each followed by @BITS, "
                 "such as evolution@3"
             )
-        return cls(plan.label, cast("Strategy", stem), plan.budget, "block" if name == stem else "linear", spec)
+        granularity = "block" if name == stem else "linear"
+        return cls(plan.label, cast("Strategy", stem), plan.budget, granularity, spec, plan.rule)
 
     def facts(self, checksum: str, dtype: DType) -> dict[str, Any]:
         """Everything that decides what is found."""
@@ -56,6 +59,7 @@ class Search:
             "budget": self.budget,
             "granularity": self.granularity,
             **self.spec.model_dump(),
+            **({} if self.rule == EQ_6 else {"slicing": self.rule}),
         }
 
     def state_of(self, facts: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from matquant.codes.layouts import block_number
 from matquant.codes.nested import NestedWeight
 from matquant.models.experts import of_all_experts
 from matquant.models.families import input_names
-from matquant.notation import Slice
+from matquant.notation import EQ_6, Rule, Slice
 from matquant.search.request import Granularity
 from matquant.search.strategies import Choices
 
@@ -33,7 +33,12 @@ class Space:
 
 
 def space_of(
-    layers: Mapping[str, NestedWeight], *, budget: float, granularity: Granularity, extra_precision: bool
+    layers: Mapping[str, NestedWeight],
+    *,
+    budget: float,
+    granularity: Granularity,
+    extra_precision: bool,
+    rule: Rule = EQ_6,
 ) -> Space:
     """Units of layers with their cost at every width their parent contains; UserError for a budget out of reach."""
     parent_bits = min(nested.parent_bits for nested in layers.values())
@@ -45,7 +50,7 @@ def space_of(
         unit = f"block {block_number(name)}" if granularity == "block" else of_all_experts(inputs[name])
         members.setdefault(unit, []).append(name)
 
-    parts = {width: Slice(width, extra_precision=extra_precision and width < parent_bits) for width in widths}
+    parts = {width: Slice(width, extra_precision, rule) if width < parent_bits else Slice(width) for width in widths}
 
     def cost(names: Sequence[str], part: Slice) -> float:
         return sum(layers[name].codes.numel() * (part.bits + overflow_share(layers[name], part)) for name in names)

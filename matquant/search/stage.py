@@ -83,6 +83,7 @@ def _spaces(
                 budget=asked.budget,
                 granularity=asked.granularity,
                 extra_precision=cell.objective.uses_extra_precision,
+                rule=plan.rule,
             )
         except UserError as error:
             refused.append(error)

@@ -23,7 +23,7 @@ from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.coverage import check_layers
 from matquant.models.loading import config_of, load_model
-from matquant.notation import FULL, Plan, Slice
+from matquant.notation import EQ_6, FULL, Plan, Slice, by_eq_6
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
@@ -232,6 +232,8 @@ def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan
                 f"{plan}` with the cell's overrides first"
             )
         plan = asked.found(found["layers"])
+    if plan.rule != EQ_6:
+        raise UserError(f"{plan} slices by {plan.rule}, and exports hold slices by Eq. 6 alone; {by_eq_6(plan)}")
     for name, part in slices_of(plan, checkpoint.layers).items():
         bits = checkpoint.layers[name].parent_bits
         if part.bits > bits or (part.extra_precision and part.bits == bits):

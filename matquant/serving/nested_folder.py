@@ -31,7 +31,7 @@ from matquant.codes.planes import planes_needed, sliced_planes
 from matquant.codes.quantizers import Grid
 from matquant.codes.sliced import SlicedWeight, grid_of
 from matquant.errors import UserError
-from matquant.notation import FULL, Plan, Slice
+from matquant.notation import EQ_6, FULL, Plan, Slice, by_eq_6
 
 FORMAT = "matquant-nested"
 FORMAT_VERSION = 2
@@ -128,6 +128,10 @@ class NestedFolder:
             )
         if asked.strategy is not None and asked.layers is None:
             asked = self._searched(asked)
+        if asked.rule != EQ_6:
+            raise UserError(
+                f"{asked} slices by {asked.rule}, and {self.title} is read by Eq. 6 alone; {by_eq_6(asked)}"
+            )
         for name, part in slices_of(asked, self.layers).items():
             bits = self.layers[name].parent_bits
             if part.bits > bits or (part.extra_precision and part.bits == bits):
