@@ -55,10 +55,10 @@ study-report: $(READY) ## draw the document of studies/smollm2_135m, its figures
 test: $(READY) ## all tests: CPU only, offline, minutes
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/slurm_cluster
 
-test-slurm: $(READY) ## sweeps on a real one-node SLURM cluster, which is started and stopped (Debian packages, needs root)
+test-slurm: $(READY) ## sweeps on a real one-node SLURM cluster in two configurations, minutes (Debian packages, needs root)
 	@tests/slurm_cluster/install.sh; status=$$?; \
 	if [ $$status = 77 ]; then exit 0; elif [ $$status != 0 ]; then exit $$status; fi; \
-	$(BIN)/python -m pytest tests/slurm_cluster
+	$(BIN)/python -m pytest tests/slurm_cluster -o log_cli=true -o log_cli_level=INFO
 
 serve-check: $(READY) ## exports opened by their engines, each in an environment of its own; skips what cannot be installed
 	@$(BIN)/python -m benchmarks.serve_check

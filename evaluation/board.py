@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.results.metrics import headline_metric, is_fraction
+from evaluation.results.metrics import KL, headline_metric, is_fraction
 from matquant.runs.bars import bar
 from matquant.runs.status import Beat
 
@@ -42,6 +42,8 @@ class PlanLine:
         if name is not None:
             # Shares of right answers in percent; nats and the metrics of other tasks as they are.
             self.measured[task] = f"{100 * metrics[name]:.1f}" if is_fraction(name) else f"{metrics[name]:.3f}"
+        if KL in metrics:
+            self.measured[KL] = f"{metrics[KL]:.2g}"
 
 
 class Board:

@@ -7,12 +7,10 @@ is done, so an interrupted evaluation loses at most one task.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from lm_eval.api.task import Task
@@ -21,18 +19,19 @@ from evaluation.board import Board
 from evaluation.contexts import Cut, check_cut, cut_documents
 from evaluation.identity import held_out_source
 from evaluation.language_model import SharedContextLM
-from evaluation.perplexity import block_nats, log_perplexity
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.metrics import LOG_PPLX
-from evaluation.results.readouts import readout_point, readout_rows
+from evaluation.results.readouts import readout_flips, readout_point, readout_rows
 from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
-from evaluation.scoring import Bar, language_model, num_answers, score_tasks, wider
+from evaluation.scoring import Bar, language_model, num_answers, score_tasks
 from evaluation.sources.loading import loaded_task
+from evaluation.teacher import Teacher, teacher_of
+from evaluation.text_scores import score_text
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.codes.nested import materialize
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout, Setup
-from matquant.errors import NotFiniteError, UserError
+from matquant.errors import UserError
 from matquant.models.checks import title
 from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
@@ -80,7 +79,8 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
                     line.add(result.task, result.metrics)
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
                     measured |= _named(result)
-            tracker.log(measured | readout_point(readout_rows(store, cell.id, wanted), str(plan)))
+            point = readout_point(readout_rows(store, cell.id, wanted), str(plan))
+            tracker.log(measured | point | readout_flips(store, cell, wanted, str(plan)))
     if lacking:
         raise _not_found(cell, lacking)
     publish(cell, setup.readout, store, tracker)
@@ -142,6 +142,8 @@ class Bench:
     text: torch.Tensor | None
     num_cut: Mapping[str, int]
     """Documents that are measured without their start, where the read-out allows it."""
+    teacher: Teacher | None = None
+    """The unquantized model's reading of the text, where that is compared with."""
 
     def size_of(self, tasks: Collection[str]) -> int:
         """The number of steps that measuring some tasks takes: answers to score, or sequences of text."""
@@ -152,8 +154,16 @@ class Bench:
         if self.checkpoint is not None:
             materialize(self.loaded.model, self.checkpoint.layers, plan)
         if LOG_PPLX in tasks:
-            metrics, documents, seconds = self._log_perplexity(plan, bar)
-            yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, documents, seconds), documents
+            assert self.text is not None
+            start = time.monotonic()
+            metrics, blocks = score_text(
+                *(self.loaded.model, self.text, self.teacher),
+                batch_size=self.readout.batch_size,
+                description=f"{self.cell.id} at {plan}",
+                bar=bar,
+            )
+            seconds = time.monotonic() - start
+            yield self._result(plan, LOG_PPLX, tasks[LOG_PPLX], metrics, blocks, seconds), blocks
         accuracies = {task: self.tasks[task] for task in tasks if task != LOG_PPLX}
         if not accuracies:
             return
@@ -163,26 +173,6 @@ class Bench:
         for task, score in scores:
             documents = score.documents
             yield self._result(plan, task, tasks[task], score.metrics, documents, score.seconds), documents
-
-    def _log_perplexity(self, plan: Plan, bar: Bar) -> tuple[dict[str, float], dict[str, list[Any]], float]:
-        assert self.text is not None
-        start = time.monotonic()
-        nats = []
-        for batch in block_nats(self.loaded.model, self.text, batch_size=self.readout.batch_size):
-            nats.append(batch)
-            bar.update(len(batch))
-        summary = log_perplexity(torch.cat(nats), self.text.shape[1] - 1)
-        if not math.isfinite(summary.mean):
-            block = next(index for index, one in enumerate(summary.block_nats) if not math.isfinite(one))
-            raise NotFiniteError(
-                f"the logits of {self.cell.id} at {plan} are not finite on held-out text, block {block}; "
-                f"{wider(self.loaded.model.dtype)}"
-            )
-        metrics = {LOG_PPLX: summary.mean, "num_tokens": float(summary.num_tokens)}
-        if math.isfinite(summary.stderr):
-            metrics[f"{LOG_PPLX}_stderr"] = summary.stderr
-        documents = {"doc_id": list(range(len(self.text))), LOG_PPLX: summary.block_nats}
-        return metrics, documents, time.monotonic() - start
 
     def _overhead(self, plan: Plan) -> dict[str, float]:
         if self.checkpoint is None:
@@ -255,12 +245,16 @@ def _bench(cell: Cell, setup: Setup, tasks: Collection[str]) -> Bench:
             for name, task in named.items()
         }
         check_cut(cut, readout, model=title(cell.model), max_length=lm.max_length)
-    text, held_out = None, dict[str, str]()
+    text, held_out, teacher = None, dict[str, str](), None
     if readout.perplexity is not None and LOG_PPLX in tasks:
         text = heldout_tokens(readout.perplexity, loaded.tokenizer, add_bos=cell.sets_bos)
         sizes[LOG_PPLX], held_out = len(text), held_out_source(setup)
+        if checkpoint is not None and readout.divergence is not False:
+            # Before any plan is written into the model.
+            content, cache = sources.get("model"), setup.paths.cache
+            teacher = teacher_of(loaded.model, text, content=content, batch_size=readout.batch_size, cache=cache)
     num_cut = {name: len(found.documents) for name, found in cut.items()} if readout.cut_contexts else {}
-    return Bench(cell, readout, loaded, lm, checkpoint, sources, held_out, named, sizes, text, num_cut)
+    return Bench(cell, readout, loaded, lm, checkpoint, sources, held_out, named, sizes, text, num_cut, teacher)
 
 
 def _device_name(device: torch.device) -> str:

@@ -28,7 +28,8 @@ from transformers.utils.generic import ModelOutput
 
 from evaluation.lm_eval_patches import SHARED_CONTEXTS
 from matquant.errors import UserError
-from matquant.models.families import backbone, forward_replaced, shares_contexts
+from matquant.models.families import backbone, shares_contexts
+from matquant.models.head import logits_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -360,9 +361,7 @@ class SharedContextLM(_HFLM):
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits at some positions, by the whole model with its backbone's answer given: its own soft-capping too."""
-        answer = self._output_type(last_hidden_state=hidden.unsqueeze(0))
-        with forward_replaced(backbone(self.model), lambda *_, **__: answer):
-            return self.model(input_ids=hidden.new_zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
+        return logits_of(self.model, hidden, self._output_type)
 
     def _sharing_is_right(self) -> bool:
         """True if this model gives made-up tokens the same scores with shared contexts as without.

@@ -35,18 +35,31 @@ def block_nats(
     model: nn.Module, blocks: Int[Tensor, "blocks tokens"], *, batch_size: int
 ) -> Iterator[Float[Tensor, " batch"]]:
     """The mean negative log-likelihood of tokens 2..n of every block given those before it, batch by batch."""
+    for read in read_blocks(model, blocks, batch_size=batch_size):
+        yield nats_of(read)
+
+
+class Read(NamedTuple):
+    """A batch of blocks that a model has read: the logits of tokens 2..n, in its own dtype, and these tokens."""
+
+    logits: Float[Tensor, "batch tokens vocabulary"]
+    targets: Int[Tensor, "batch tokens"]
+
+
+@torch.no_grad()
+def read_blocks(model: nn.Module, blocks: Int[Tensor, "blocks tokens"], *, batch_size: int) -> Iterator[Read]:
+    """Reads blocks batch by batch; the same text is always cut into the same batches."""
     device = next(model.parameters()).device
     for batch in blocks.split(min(batch_size, blocks_at_once(model, blocks.shape[1]))):
         batch = batch.to(device)
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-        # Block by block, in float32: bfloat16 sums lose digits, and a whole batch of logits in float32 is large.
-        yield (
-            torch.stack(
-                [F.cross_entropy(row.float(), targets) for row, targets in zip(logits, batch[:, 1:], strict=True)]
-            )
-            .double()
-            .cpu()
-        )
+        yield Read(model(input_ids=batch, use_cache=False).logits[:, :-1], batch[:, 1:])
+
+
+def nats_of(read: Read) -> Float[Tensor, " batch"]:
+    """The mean negative log-likelihood of each block."""
+    # Block by block, in float32: bfloat16 sums lose digits, and a whole batch of logits in float32 is large.
+    blocks = zip(read.logits, read.targets, strict=True)
+    return torch.stack([F.cross_entropy(row.float(), targets) for row, targets in blocks]).double().cpu()
 
 
 def blocks_at_once(model: nn.Module, num_tokens: int) -> int:

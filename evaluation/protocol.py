@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import assert_never
 
-from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.metrics import KL, LOG_PPLX
 from evaluation.results.store import Key, Protocol, ResultStore
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.hub import HubSource
@@ -108,11 +108,28 @@ def missing(cell: Cell, readout: Readout, store: ResultStore) -> dict[Plan, dict
         plan: {
             task: protocol
             for task, protocol in wanted.items()
-            if not store.has(Key(cell_id, str(plan), task, protocol))
+            if not _is_there(Key(cell_id, str(plan), task, protocol), cell, readout, store)
         }
         for plan in readout.plans_of(cell)
     }
     return {plan: tasks for plan, tasks in gaps.items() if tasks}
+
+
+def _is_there(key: Key, cell: Cell, readout: Readout, store: ResultStore) -> bool:
+    """True if a result is on disk, with all that the read-out asks of it."""
+    return store.has(key) and not (asks_for_divergence(cell, readout, key.task) and KL not in _metrics(store, key))
+
+
+def asks_for_divergence(cell: Cell, readout: Readout, task: str) -> bool:
+    """True if a log perplexity without a divergence beside it is to be measured again; earlier versions had none."""
+    return task == LOG_PPLX and readout.divergence is True and cell.objective is not None
+
+
+def _metrics(store: ResultStore, key: Key) -> Mapping[str, float]:
+    try:
+        return store.read(store.path(key)).metrics
+    except (OSError, ValueError):
+        return {}
 
 
 def is_complete(cell: Cell, readout: Readout, store: ResultStore) -> bool:
@@ -145,5 +162,7 @@ def survey(cells: Iterable[Cell], readout: Readout, store: ResultStore) -> dict[
             present = store.names(cell_id, str(plan))
             if tasks := tuple(task for task, name in files.items() if name not in present):
                 absent[plan] = tasks
+        if asks_for_divergence(cell, readout, LOG_PPLX):  # names of files do not tell
+            absent = {plan: tuple(tasks) for plan, tasks in missing(cell, readout, store).items()}
         gaps[cell_id] = absent
     return gaps

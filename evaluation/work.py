@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from evaluation.known_models import stand_in
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
 from evaluation.text_size import sequences_of
 from matquant.config.cell import Cell, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, SearchSpec
+from matquant.errors import UserError
 from matquant.models.experts import active_weights, is_of_expert
 from matquant.models.families import block_name, blocks, linears
 from matquant.models.loading import skeleton
@@ -57,7 +59,12 @@ def size_of(cell: Cell, cache: Path) -> Size:
     """The size of a cell's model, which is built without weights once for each scope."""
     key = (cell.model.model_dump_json(), cell.scope)
     if key not in _SIZES:
-        model = skeleton(cell.model, cache=cache)
+        try:
+            model = skeleton(cell.model, cache=cache)
+        except UserError:
+            if (alike := stand_in(cell.model)) is None:
+                raise
+            model = skeleton(alike, cache=cache)
         found = [linears(block, cell.scope) if cell.scope else {} for block in blocks(model)]
         in_blocks = [sum(linear.weight.numel() for linear in of_block.values()) for of_block in found]
         config = model.config.get_text_config()

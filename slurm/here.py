@@ -59,7 +59,7 @@ class Workers:
         """Lets a free worker do one job."""
         job = Job(item.cell, self.setup, item.stage)
         path = RunDir(self.setup.paths.runs, item.cell_id).job(item.stage.name)
-        submission = Submission(self.name, "local", self.name)
+        submission = Submission(self.name, "local", self.name, ended=item.ended)
         write_submission(path, submission)
         executor = submitit.LocalExecutor(self.folder, max_num_timeout=self.cluster.max_requeues)
         first = number * self.cluster.gpus_per_worker
@@ -106,6 +106,7 @@ class Workers:
             **snapshot.environment(self.code),
             LAUNCH: self.name,
             "TQDM_MININTERVAL": "30",
+            "PYTHONFAULTHANDLER": "1",
         }
 
 

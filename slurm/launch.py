@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from filelock import FileLock, Timeout
 
 from evaluation import preflight
-from evaluation.identity import identity_refusals
 from matquant.command.parsing import parse
 from matquant.command.terminal import MISTAKE
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
 from matquant.config.study import Study, load_study
 from matquant.disk import in_words
 from matquant.errors import UserError
+from matquant.runs.folder import SHARED
 from slurm import queue, snapshot, wording
-from slurm.jobs import Job
-from slurm.plan import RESUMABLE, STUBBORN, Item, Sweep, absolute, look, observe
+from slurm.cancelling import cancel, cancel_what_waits_in_vain
+from slurm.plan import Item, Sweep, absolute, look, observe
+from slurm.showing import show_plan, without_orphans
+
+if TYPE_CHECKING:
+    from slurm.sbatch.feeding import Feeder
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,12 @@ class Options:
             case "missing":
                 return True
             case "failed":
-                return item.reason in RESUMABLE or self._retries(item)
+                is_mine = item.job is None or item.owner is None  # another user's job cannot be replaced
+                return is_mine and (item.goes_on_unasked or item.goes_on_if_asked(self.retry_failed))
             case "done" | "running" | "queued":
                 return False
             case _:
                 assert_never(item.state)
-
-    def _retries(self, item: Item) -> bool:
-        match self.retry_failed:
-            case "all":
-                return True
-            case "some":
-                return item.reason not in STUBBORN
-            case None:
-                return False
-            case _:
-                assert_never(self.retry_failed)
 
     def chosen(self, cell_id: str) -> bool:
         return not self.only or any(fnmatch.fnmatchcase(cell_id, pattern) for pattern in self.only)
@@ -69,7 +61,9 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     study = absolute(load_study(options.overrides))
     with in_words(dict(study.setup.paths)):
-        return cancel(study, options) if options.cancel else launch(study, options)
+        if options.cancel:
+            return cancel(_look(study, options), dry_run=options.dry_run)
+        return launch(study, options)
 
 
 def launch(study: Study, options: Options) -> int:
@@ -79,141 +73,73 @@ def launch(study: Study, options: Options) -> int:
         matching = f" whose id matches --only {' or '.join(options.only)}" if options.only else ""
         raise UserError(f"{study.name} has no cells{matching}; see its file under conf/experiment/")
     if options.dry_run:
-        preflight.check_folders(setup)
-        preflight.check_tasks(setup)
-        sweep = _look_if_possible(study, options)
-        chosen, refused = show_plan(sweep, options)
-        print("dry run: nothing was submitted")
-        _require_room(sweep, chosen)
-        return MISTAKE if refused else 0
+        return _dry_run(study, options)
     if queue.is_slurm(setup.cluster):
         queue.require_slurm()
     preflight.check_folders(setup)
     preflight.check_tasks(setup)
+    feeder = None
     with _one_launcher(setup):
         sweep = _look(study, options)
-        chosen, refused = show_plan(sweep, options)
+        plan = show_plan(sweep, options.wants, is_dry=options.dry_run, whole=options.show_all)
+        chosen = plan.chosen
         _require_room(sweep, chosen)
         if chosen and queue.is_slurm(setup.cluster):
-            from slurm.submit import Launch
-
-            _cancel_what_can_never_run(chosen)
-            number = Launch(sweep, snapshot.take(setup.paths.runs / ".snapshots")).submit(chosen)
-            print(f"submitted {number} jobs; matquant status {shlex.join(options.overrides)} shows them")
+            feeder = _submit(sweep, chosen, options)
     status = 0
     if not queue.is_slurm(setup.cluster):
         if chosen or sweep.of("running"):
             status = _work_here(study, options, {item.cell_id for item in chosen})
     elif options.wait:
-        status = _wait(study, options)
-    return MISTAKE if refused else status
+        status = _wait(study, options, feeder)
+    elif feeder is not None:
+        status = 1
+    return MISTAKE if plan.refused else status
+
+
+def _submit(sweep: Sweep, chosen: Sequence[Item], options: Options) -> Feeder | None:
+    """Submits jobs, and returns what is to feed the queue with those for which it had no place."""
+    from slurm.sbatch.feeding import Feeder, in_words  # torch, which only estimates and submitting need
+    from slurm.submit import Launch
+
+    cancel_what_waits_in_vain(chosen)
+    launch = Launch(sweep, snapshot.take(sweep.study.setup.paths.runs / ".snapshots"))
+    outcome = launch.submit(chosen)
+    print(f"submitted {outcome.number} jobs; matquant status {shlex.join(options.overrides)} shows them")
+    if not outcome.left:
+        return None
+    then = "they are submitted as places become free" if options.wait else "launch again later, or with --wait"
+    print(f"{in_words(outcome)}; {then}", flush=True)
+    return Feeder(launch, outcome, at_work=len(sweep.of("queued", "running")) + outcome.number)
+
+
+def _dry_run(study: Study, options: Options) -> int:
+    """Prints everything that stands in the way, and then the plan and its cost all the same; the exit status."""
+    setup = study.setup
+    problems = [*_said(lambda: preflight.check_folders(setup)), *_said(lambda: preflight.check_tasks(setup))]
+    try:
+        sweep = _look_if_possible(study, options)
+        plan = show_plan(sweep, options.wants, is_dry=options.dry_run, whole=options.show_all)
+    except UserError as error:  # the first problem is the likely reason
+        raise UserError(problems[0] if problems else str(error)) from error
+    if not problems:
+        problems += _said(lambda: _require_room(sweep, plan.chosen))
+    for problem in problems:
+        print(f"error: {problem}")
+    print(f"dry run: nothing was submitted; the plan: {plan.cost}")
+    return MISTAKE if plan.refused or problems else 0
+
+
+def _said(check: Callable[[], object]) -> Iterator[str]:
+    """The sentence of a check, if it has one to say."""
+    try:
+        check()
+    except UserError as error:
+        yield str(error)
 
 
 def _require_room(sweep: Sweep, chosen: Iterable[Item]) -> None:
     preflight.check_room((item.cell, sweep.study.setup) for item in chosen)
-
-
-def _cancel_what_can_never_run(items: Iterable[Item]) -> None:
-    """Cancels the jobs of items that are missing all the same: they wait for a training that has failed."""
-    with suppress(UserError):  # they may go by themselves, and do no harm if they stay
-        queue.cancel({item.job.job_id for item in items if item.state == "missing" and item.job is not None})
-
-
-def cancel(study: Study, options: Options) -> int:
-    """Cancels the jobs of a study, or in a dry run prints how many."""
-    at_work = [item for item in _look(study, options).items if item.state in ("running", "queued") or item.job]
-    job_ids = {item.job.job_id for item in at_work if item.job is not None}
-    here = [item.submission for item in at_work if item.job is None and item.submission is not None]
-    mine = [submission for submission in here if submission.process_is_alive()]
-    if not options.dry_run:
-        queue.cancel(job_ids)
-        # A launcher on this machine stops its workers; a worker without a launcher is stopped directly.
-        for pid in {submission.living_launcher() or submission.pid for submission in mine}:
-            if pid is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
-    would = "would cancel" if options.dry_run else "cancelled"
-    print(f"{would} {len(job_ids) + len(mine)} jobs; finished work is on disk, and a launch goes on from there")
-    if others := len(at_work) - len(job_ids) - len(mine):
-        print(f"{others} more are running that no launch started; stop them where they were started")
-    return 0
-
-
-def show_plan(sweep: Sweep, options: Options) -> tuple[list[Item], Mapping[str, str]]:
-    """Prints the state, the jobs to submit with their cost, and the refused cells; returns what to submit, and those.
-
-    A dry run prints the cost of refused cells too: what is missing here may be there where the jobs will run.
-    """
-    print(wording.overview(sweep))
-    chosen = [item for item in sweep.items if options.wants(item)]
-    # Of all cells: the results of one that is done are no results of other weights.
-    refused = identity_refusals(list({item.cell_id: item.cell for item in sweep.items}.values()), sweep.study.setup)
-    if chosen:
-        cells = {item.cell_id: item.cell for item in chosen}
-        refused |= preflight.refusals(list(cells.values()), sweep.study.setup)
-        costed = _without_orphans(sweep, chosen)
-        chosen = _without_orphans(sweep, [item for item in chosen if item.cell_id not in refused])
-        if costs := _costs(sweep, costed if options.dry_run else chosen, refused, whole=options.show_all):
-            print(f"\n{costs}")
-    left = [item for item in sweep.of("failed") if not options.wants(item)]
-    if refused or left:
-        print("\nnot submitted:")
-        for cell_ids, reason in wording.shared(refused):
-            print(f"{cell_ids}: {reason}")
-        if left:
-            print(wording.failures(left, whole=options.show_all))
-    if not chosen:
-        print("\nnothing to submit")
-    return chosen, refused
-
-
-def _without_orphans(sweep: Sweep, chosen: Sequence[Item]) -> list[Item]:
-    """The chosen items without those that cannot start in this launch; a later launch submits them.
-
-    The stage before such an item has failed; or, on SLURM, a process works on it, for which no job can wait.
-    """
-    kept: dict[tuple[str, str], Item] = {}
-    waits = not queue.is_slurm(sweep.study.setup.cluster)  # the launcher stays, and waits for running stages
-    for item in chosen:  # of each cell in the order of its stages
-        before = sweep.leads_to(item)
-        under_way = before is not None and ((waits and before.state == "running") or sweep.job_before(item) is not None)
-        if before is None or under_way or (before.cell_id, before.stage.name) in kept:
-            kept[item.cell_id, item.stage.name] = item
-    return list(kept.values())
-
-
-def _costs(sweep: Sweep, chosen: Sequence[Item], refused: Collection[str], *, whole: bool) -> str:
-    """The table of costs; empty if there is nothing whose cost is known."""
-    from slurm.estimate import cost_of  # torch takes seconds to import
-
-    setup = sweep.study.setup
-    rows = [["cell", "stage", "hours", "memory GB", "disk GB", ""]]
-    hours = disk = 0.0
-    room = setup.cluster.gpu_memory_gb if queue.is_slurm(setup.cluster) else None
-    for item in chosen:
-        try:
-            cost = cost_of(Job(item.cell, setup, item.stage), item.plans or tuple(item.gaps))
-        except UserError:  # its model is not there, which is why it is refused
-            continue
-        hours, disk = hours + cost.gpu_hours, disk + cost.disk_gb
-        warning = f"more than cluster.gpu_memory_gb={room:g}" if room and cost.memory_gb > room else ""
-        again = f"again after: {item.reason}" if item.state == "failed" else ""
-        note = "refused, see below" if item.cell_id in refused else warning or again
-        rows.append(
-            [
-                item.cell_id,
-                item.stage.name,
-                f"{cost.gpu_hours:.2f}",
-                f"{cost.memory_gb:.1f}",
-                f"{cost.disk_gb:.2f}",
-                note,
-            ]
-        )
-    unit = "GPU-hours" if queue.is_slurm(setup.cluster) else "hours of a worker"
-    if len(rows) == 1:
-        return ""
-    total = f"{len(rows) - 1} jobs, about {hours:.1f} {unit} at cluster.tflops={setup.cluster.tflops:g}, {disk:.1f} GB"
-    return f"{wording.table(rows, whole=whole)}\n\n{total} (estimates, good to a factor of two)"
 
 
 def _work_here(study: Study, options: Options, cell_ids: set[str]) -> int:
@@ -237,18 +163,39 @@ def _work_here(study: Study, options: Options, cell_ids: set[str]) -> int:
     return _conclude(again(), options)
 
 
-def _wait(study: Study, options: Options) -> int:
-    """Stays until no job of the study is waiting or running; the exit status."""
+def _wait(study: Study, options: Options, feeder: Feeder | None) -> int:
+    """Stays until no job of the study is waiting, running or to be submitted; the exit status."""
     while True:
         try:
             sweep = _look(study, options)
         except UserError as error:  # a controller that restarts is no reason to end a wait of days
             print(f"{error}; asking again", file=sys.stderr)
         else:
-            if not sweep.of("queued", "running"):
-                _cancel_what_can_never_run(sweep.items)
+            left = feeder is not None and _feed(study, options, feeder, sweep)
+            if not left and not sweep.of("queued", "running"):
+                cancel_what_waits_in_vain(item for item in sweep.of("missing") if sweep.waits_in_vain(item))
                 return _conclude(sweep, options)
         time.sleep(5)
+
+
+def _feed(study: Study, options: Options, feeder: Feeder, sweep: Sweep) -> bool:
+    """Submits jobs for which there may be a place now; True if there is anything left to submit or to look at."""
+
+    def waiting(sweep: Sweep) -> Sequence[Item]:
+        return feeder.waiting(without_orphans(sweep, [item for item in sweep.items if options.wants(item)]))
+
+    if not waiting(sweep) or not feeder.is_due(sweep):
+        return bool(waiting(sweep))
+    with _one_launcher(study.setup):
+        try:
+            sweep = _look(study, options)
+        except UserError:  # SLURM does not answer now, and is asked again
+            return True
+        now = waiting(sweep)
+        outcome = feeder.feed(sweep, now) if now else None
+    if outcome is not None and outcome.number:
+        print(f"submitted {outcome.number} more jobs; {len(now) - outcome.number} are left", flush=True)
+    return True
 
 
 def _conclude(sweep: Sweep, options: Options) -> int:
@@ -279,7 +226,7 @@ def _look_if_possible(study: Study, options: Options) -> Sweep:
 @contextmanager
 def _one_launcher(setup: Setup) -> Iterator[None]:
     """Lets one launcher at a time look and submit: two at once would find the same jobs missing."""
-    lock = FileLock(setup.paths.runs / ".launch.lock")
+    lock = FileLock(setup.paths.runs / ".launch.lock", mode=SHARED)
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -6,79 +6,28 @@ could disagree with the files.
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, assert_never, get_args
 
 from evaluation.protocol import PlanShare, survey
 from evaluation.results.store import ResultStore
-from evaluation.stages import SEARCH, TRAIN, Kind, Stage, has_searches, to_search
+from evaluation.stages import SEARCH, TRAIN, Stage, has_searches, to_search
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.folder import RunDir
-from matquant.runs.status import Reason, Status, read_status
-from slurm.queue import QueuedJob, how_jobs_ended, is_slurm, jobs_in_queue
+from matquant.runs.status import Status, read_status
+from slurm.queue import ask_for, is_slurm
 from slurm.records import Submission, read_submission
+from slurm.states.item import KINDS, STATES, Item, ItemState
+from slurm.states.known import Known
+from slurm.states.progress import identities, needs_slurm, observed, under_way
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-ItemState = Literal["done", "running", "queued", "failed", "missing"]
-STATES: tuple[ItemState, ...] = ("done", "running", "queued", "failed", "missing")
-RESUMABLE: tuple[Reason, ...] = ("killed", "cancelled", "interrupted", "disk full")
-"""The reasons that come from outside a job: the next launch goes on with it, without --retry-failed."""
-SACCT: Mapping[str, Reason] = {
-    "OUT_OF_MEMORY": "out of memory",
-    "TIMEOUT": "time limit",
-    "CANCELLED": "cancelled",
-}
-NO_ROOM = 1_000_000  # bytes
-OOM_KILLED = re.compile(r"\boom[-_ ]?kill", re.IGNORECASE)  # as slurmstepd writes it
-STUBBORN: tuple[Reason, ...] = ("out of memory", "non-finite")
-"""The reasons that the same job would meet again: only --retry-failed=all tries it again."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One stage of one cell.  `note` explains its state.
-
-    `gaps` are the results that an evaluation still owes, `plans` those that a search has still to find.
-    """
-
-    cell: Cell
-    cell_id: str
-    stage: Stage
-    state: ItemState
-    reason: Reason | None = None
-    note: str = ""
-    status: Status | None = None
-    submission: Submission | None = None
-    job: QueuedJob | None = None
-    """The item's job, while it is in SLURM's queue; of a missing item, a job that can never run."""
-    explained: bool = True
-    """False if it left no reason for its failure; SLURM's accounts may have one."""
-    gaps: Mapping[Plan, tuple[str, ...]] = field(default_factory=dict)
-    plans: tuple[Plan, ...] = ()
-
-    @property
-    def num_results(self) -> int:
-        """The number of results that are missing."""
-        return sum(len(tasks) for tasks in self.gaps.values())
-
-    @property
-    def is_over(self) -> bool:
-        """True if the stages behind it can start: a search that refuses some plans has found the others."""
-        return self.state == "done" or (self.stage == SEARCH and self.state == "failed" and self.reason == "bad input")
-
-    @property
-    def place(self) -> int:
-        """Its place in the order of stages."""
-        return KINDS.index(self.stage.kind)
+__all__ = ["KINDS", "STATES", "Item", "ItemState", "Sweep", "absolute", "look", "observe"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +62,11 @@ class Sweep:
             return None
         return before.job.job_id
 
+    def waits_in_vain(self, item: Item) -> bool:
+        """True for a job in SLURM's queue whose stage before it has ended without output, and has no job there."""
+        before = self.leads_to(item)
+        return item.job is not None and (before is None or before.job is None)
+
     def only(self, wanted: Callable[[str], bool]) -> Sweep:
         """The sweep of the cells whose id is wanted."""
         return Sweep(self.study, tuple(item for item in self.items if wanted(item.cell_id)))
@@ -130,71 +84,117 @@ def look(study: Study) -> Sweep:
 
     SLURM is asked whatever cluster is named: its jobs go on when the study is looked at with another cluster.
     """
-    if is_slurm(study.setup.cluster):
-        return observe(study, jobs_in_queue())
-    sweep = observe(study)
-    unknown = [item for item in sweep.items if item.state != "done" and _may_be_on_slurm(item)]
-    if not unknown:
-        return sweep
-    if shutil.which("squeue") is None:
-        raise UserError(
-            f"{len(unknown)} jobs of this study were submitted to SLURM, whose commands cannot be found here; run "
-            f"this on a login node, or, if the jobs have ended, delete {study.setup.paths.runs}/*/*.job.json"
-        )
-    return observe(study, jobs_in_queue())
+    found = _found(study)
+    traces = [trace for one in found for trace in one.traces]
+    in_doubt = [submission for submission, status in traces if submission and needs_slurm(submission, status)]
+    asked = {identity for trace in traces for identity in identities(*trace)}
+    if not asked or not (in_doubt or is_slurm(study.setup.cluster) or shutil.which("squeue")):
+        return _derived(study, found, Known())
+    try:
+        known = ask_for(asked)
+    except UserError as error:
+        if not in_doubt:  # every job that may be at work has reported lately, or has ended
+            return _derived(study, found, Known())
+        raise _unanswered(study, in_doubt, error) from error
+    return _derived(study, found, known)
 
 
-def _may_be_on_slurm(item: Item) -> bool:
-    """True if an item was submitted to SLURM and has left no status of its end."""
-    submission, status = item.submission, item.status
-    if submission is None or submission.cluster != "slurm":
-        return False
-    return status is None or status.launch != submission.launch or status.state == "running"
+def observe(study: Study, known: Known | None = None) -> Sweep:
+    """The state of every item, from the disk and from what is known of SLURM's jobs."""
+    return _derived(study, _found(study), known or Known())
 
 
-def observe(study: Study, queue: Mapping[str, QueuedJob] | None = None) -> Sweep:
-    """Looks at the disk, and at SLURM's queue if there is one, and derives the state of every item."""
+Trace = tuple[Submission | None, Status | None]
+"""The record of what was submitted for a stage, and the last report of a process that worked on it."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is on disk of one cell: its items, done or missing, and evaluations under another `evaluate_jobs`."""
+
+    run: RunDir
+    items: tuple[Item, ...]
+    elsewhere: Mapping[str, Trace]
+
+    @property
+    def traces(self) -> list[Trace]:
+        mine = [(item.submission, item.status) for item in self.items if item.state != "done"]
+        return [*mine, *self.elsewhere.values()]
+
+
+def _unanswered(study: Study, in_doubt: Sequence[Submission], error: UserError) -> UserError:
+    """A sentence for jobs whose state only SLURM knows, where it does not answer."""
+    users = sorted({submission.user for submission in in_doubt if submission.user and not submission.is_mine})
+    by = f" by {' and '.join(users)}" if users else ""
+    where = ", whose commands cannot be found here" if shutil.which("squeue") is None else ""
+    return UserError(
+        f"{len(in_doubt)} jobs of this study were submitted to SLURM{by}{where} ({error}); run this on a login node of "
+        f"that cluster, or, if the jobs have ended, delete {study.setup.paths.runs}/*/*.job.json"
+    )
+
+
+def _found(study: Study) -> list[_Found]:
+    """Looks at the disk, where what is done is known by its output alone."""
     setup, cells = study.setup, {cell.id: cell for cell in study.cells}
     gaps = survey(cells.values(), setup.readout, ResultStore(setup.paths.results))
-    items: list[Item] = []
-    for cell_id, cell in cells.items():
-        items += _items(cell, cell_id, gaps[cell_id], setup, queue or {})
-    return Sweep(study, tuple(_with_sacct(items) if queue is not None else items))
+    return [_found_of(cell, cell_id, gaps[cell_id], setup) for cell_id, cell in cells.items()]
 
 
-def _items(
-    cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup, queue: Mapping[str, QueuedJob]
-) -> list[Item]:
-    run, plans, before = RunDir(setup.paths.runs, cell_id), setup.readout.plans_of(cell), list[Item]()
+def _found_of(cell: Cell, cell_id: str, gaps: Mapping[Plan, tuple[str, ...]], setup: Setup) -> _Found:
+    run, plans, items = RunDir(setup.paths.runs, cell_id), setup.readout.plans_of(cell), list[Item]()
     if cell.base.kind != "none":
         is_there = not gaps or run.description.exists()
-        before.append(_observed(Item(cell, cell_id, TRAIN, "done" if is_there else "missing"), run, queue))
+        items.append(Item(cell, cell_id, TRAIN, "done" if is_there else "missing"))
     if has_searches(plans):
         left = to_search(cell, setup, gaps)
-        searching = _observed(Item(cell, cell_id, SEARCH, "missing" if left else "done", plans=left), run, queue)
-        before.append(_led_up_to(searching, before))
+        items.append(Item(cell, cell_id, SEARCH, "missing" if left else "done", plans=left))
     shares = [PlanShare(index, setup.cluster.evaluate_jobs) for index in range(setup.cluster.evaluate_jobs)]
     stages = {Stage("evaluate", share): share.of(plans) for share in shares if share.of(plans)}
-    return [*before, *(_led_up_to(item, before) for item in _evaluations(cell, cell_id, gaps, run, stages, queue))]
+    for stage, mine in stages.items():
+        owed = {plan: gaps[plan] for plan in mine if plan in gaps}
+        items.append(Item(cell, cell_id, stage, "missing" if owed else "done", gaps=owed))
+    names = {path.name.split(".")[0] for path in run.path.glob("evaluate*.json")} if gaps else set[str]()
+    elsewhere = {name: _trace(run, name) for name in sorted(names - {stage.name for stage in stages})}
+    return _Found(run, tuple(_with_traces(item, run) for item in items), elsewhere)
 
 
-def _evaluations(
-    cell: Cell,
-    cell_id: str,
-    gaps: Mapping[Plan, tuple[str, ...]],
-    run: RunDir,
-    stages: Mapping[Stage, Sequence[Plan]],
-    queue: Mapping[str, QueuedJob],
-) -> Iterable[Item]:
-    elsewhere = _evaluated_elsewhere(run, {stage.name for stage in stages}, queue) if gaps else None
-    for stage, plans in stages.items():
-        owed = {plan: gaps[plan] for plan in plans if plan in gaps}
-        item = Item(cell, cell_id, stage, "missing" if owed else "done", gaps=owed)
-        if owed and elsewhere is not None:
+def _trace(run: RunDir, stage: str) -> Trace:
+    return read_submission(run.job(stage)), read_status(run.status(stage))
+
+
+def _with_traces(item: Item, run: RunDir) -> Item:
+    if item.state == "done":
+        return item
+    submission, status = _trace(run, item.stage.name)
+    return replace(item, submission=submission, status=status)
+
+
+def _derived(study: Study, found: Iterable[_Found], known: Known) -> Sweep:
+    return Sweep(study, tuple(item for one in found for item in _items(one, known)))
+
+
+def _items(found: _Found, known: Known) -> Iterator[Item]:
+    """The items of a cell with their states."""
+    before: list[Item] = []
+    elsewhere = _evaluated_elsewhere(found.elsewhere, known)
+    for item in found.items:
+        if item.stage.kind != "evaluate":
+            before.append(_led_up_to(observed(item, found.run, known), before))
+        elif item.state == "missing" and elsewhere is not None:
             note = f"a job with another cluster.evaluate_jobs works on its plans: {elsewhere}"
-            yield replace(item, state="running", note=note)
+            yield replace(item, state="running", note=note, status=None)
         else:
-            yield _observed(item, run, queue)
+            yield _led_up_to(observed(item, found.run, known), before)
+        if item.stage.kind != "evaluate":
+            yield before[-1]
+
+
+def _evaluated_elsewhere(elsewhere: Mapping[str, Trace], known: Known) -> str | None:
+    """An evaluation of a cell, under another `evaluate_jobs`, that is running or queued."""
+    for stage, trace in elsewhere.items():
+        if under_way(*trace, known) is not None:
+            return stage
+    return None
 
 
 def _last_not_over(items: Iterable[Item]) -> Item | None:
@@ -203,123 +203,12 @@ def _last_not_over(items: Iterable[Item]) -> Item | None:
 
 
 def _led_up_to(item: Item, before: Sequence[Item]) -> Item:
-    """The item, set to missing if the stage that its job waits for has ended without output.
+    """The item, set to missing if the stage that its job waits for has ended without output, or cannot start.
 
     SLURM takes a while to notice that, and some clusters keep such a job for ever.
     """
     waits_for = _last_not_over(before)
     if waits_for is None or item.state != "queued" or waits_for.state not in ("failed", "missing"):
         return item
-    return replace(item, state="missing", note="its job waits for one that has failed")
-
-
-def _evaluated_elsewhere(run: RunDir, stages: set[str], queue: Mapping[str, QueuedJob]) -> str | None:
-    """An evaluation of this cell, under another `evaluate_jobs`, that is running or queued."""
-    found = {path.name.split(".")[0] for path in run.path.glob("evaluate*.json")}
-    for stage in sorted(found - stages):
-        if _follow(read_submission(run.job(stage)), read_status(run.status(stage)), queue) is not None:
-            return stage
-    return None
-
-
-def _observed(item: Item, run: RunDir, queue: Mapping[str, QueuedJob]) -> Item:
-    """The item with its state; of one that is done, whose output is on disk, nothing else is looked at."""
-    if item.state == "done":
-        return item
-    submission, status = read_submission(run.job(item.stage.name)), read_status(run.status(item.stage.name))
-    item = replace(item, submission=submission, status=status)
-    if (followed := _follow(submission, status, queue)) is not None:
-        state, note = followed
-        return replace(item, state=state, note=note, job=_job_of(submission, queue))
-    if submission is not None and not _has_reported(submission, status):
-        if submission.log is not None and Path(submission.log).exists():
-            if _says_nothing(Path(submission.log)):
-                reason, note = _why_killed(run, submission)
-                return replace(item, state="failed", reason=reason, note=note, explained=reason != "killed")
-            note = "its process ended before it could say why: read the log"
-            return replace(item, state="failed", reason="error", note=note, explained=False)
-        return replace(item, note="never started: cancelled, or its training failed")
-    if status is None:
-        return item
-    match status.state:
-        case "running":
-            reason, note = _why_killed(run, submission)
-            return replace(item, state="failed", reason=reason, note=note, explained=reason != "killed")
-        case "failed":
-            return replace(item, state="failed", reason=status.reason, note=status.message or "")
-        case "stopped":
-            return replace(item, state="failed", reason="interrupted", note=status.message or "")
-        case "done":  # but its output is missing: deleted, or other results are asked for now
-            return item
-        case _:
-            assert_never(status.state)
-
-
-def _has_reported(submission: Submission, status: Status | None) -> bool:
-    """True if a status is that of a submitted job, or of something that ran after it."""
-    return status is not None and (status.launch == submission.launch or status.started > submission.submitted)
-
-
-def _why_killed(run: RunDir, submission: Submission | None) -> tuple[Reason, str]:
-    """The reason, and a note, for a process that ended without a status."""
-    if shutil.disk_usage(run.path).free < NO_ROOM:
-        return "disk full", "the process ended without a status, and the disk of the run folder is full"
-    if submission is not None and submission.log is not None and OOM_KILLED.search(_end_of(Path(submission.log))):
-        return "out of memory", "SLURM killed it for the memory it used (see the log)"
-    return "killed", "the process ended without a status (killed?)"
-
-
-def _says_nothing(log: Path) -> bool:
-    """True for the log of a process that was killed before it wrote anything; submitit may have noted its start."""
-    return all(not line.strip() or line.startswith("submitit INFO") for line in _end_of(log).splitlines())
-
-
-def _end_of(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 4000))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _follow(
-    submission: Submission | None, status: Status | None, queue: Mapping[str, QueuedJob]
-) -> tuple[ItemState, str] | None:
-    """The state of an item that is running or queued, and a note; None for any other item."""
-    job = _job_of(submission, queue)
-    if job is not None:
-        waits = "waits for a job that has failed" if not job.can_run else f"{job.state.lower()}: {job.reason}"
-        return ("queued", waits) if job.is_waiting else ("running", f"job {job.job_id}")
-    if status is not None and status.state == "running" and _is_alive(status, queue):
-        return "running", f"process {status.pid} on {status.host}"
-    if submission is not None and submission.process_is_alive():
-        return "running", f"process {submission.pid} is starting"
-    return None
-
-
-def _is_alive(status: Status, queue: Mapping[str, QueuedJob]) -> bool:
-    """False for a SLURM job that has left the queue, whatever its last status says."""
-    return status.is_alive() and (status.slurm_job is None or status.slurm_job in queue)
-
-
-def _job_of(submission: Submission | None, queue: Mapping[str, QueuedJob]) -> QueuedJob | None:
-    """The job in SLURM's queue; found by its name if the launcher died before it could note the number."""
-    if submission is None or submission.cluster != "slurm":
-        return None
-    if submission.job_id is not None:
-        return queue.get(submission.job_id)
-    suffix = "" if submission.index is None else f"_{submission.index}"
-    return next((job for job in queue.values() if job.name == submission.name and job.job_id.endswith(suffix)), None)
-
-
-def _with_sacct(items: Sequence[Item]) -> Iterable[Item]:
-    """The items; unexplained failures get SLURM's own word for them, if it keeps accounts."""
-    unexplained = [item for item in items if not item.explained and item.submission is not None]
-    words = how_jobs_ended(item.submission.job_id for item in unexplained if item.submission and item.submission.job_id)
-    for item in items:
-        word = words.get(item.submission.job_id or "") if not item.explained and item.submission else None
-        if word is None:
-            yield item
-        else:
-            yield replace(item, reason=SACCT.get(word, item.reason), note=f"{item.note} (SLURM says {word})")
+    has = "cannot start" if waits_for.job is not None else "has failed"
+    return replace(item, state="missing", note=f"its job waits for one that {has}")

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matquant.runs.files import write_json
-from matquant.runs.status import process_started
+from matquant.runs.processes import is_hidden, process_started, user_name
+from matquant.runs.status import SILENT_S
+from slurm.states.known import Identity
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,21 @@ class Submission:
     launcher: int | None = None
     launcher_started: float | None = None
     submitted: float = 0.0
+    user: str | None = None
+    slurm_cluster: str | None = None
+    ended: tuple[str, ...] = ()
+    """The ways in which earlier jobs of this stage have ended, oldest first."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """The job of SLURM's; None for a process of a machine."""
+        if self.cluster != "slurm":
+            return None
+        return Identity(self.job_id, self.name, self.user, self.slurm_cluster, self.index)
+
+    @property
+    def is_mine(self) -> bool:
+        return self.user in (None, user_name())
 
     def with_job(self, job_id: str, log: Path) -> Submission:
         """The submission with the number that SLURM has given it."""
@@ -55,11 +72,18 @@ class Submission:
         )
 
     def process_is_alive(self) -> bool:
-        return (
-            self.pid is not None
-            and self.host == socket.gethostname()
-            and process_started(self.pid) == self.process_started is not None
-        )
+        """True if its process still runs on this machine."""
+        if self.pid is None or self.host != socket.gethostname():
+            return False
+        if (started := process_started(self.pid)) is not None:
+            return started == self.process_started
+        return not self.is_mine and is_hidden(self.pid)
+
+    def may_be_starting(self) -> bool:
+        """True for a process of another machine that was started lately, and may not have reported yet."""
+        if self.pid is None or self.host == socket.gethostname():
+            return False
+        return time.time() - self.submitted < SILENT_S
 
     def living_launcher(self) -> int | None:
         """The process that started this one and waits for it; None if it has ended."""
@@ -74,12 +98,15 @@ def new_launch(experiment: str) -> str:
 
 
 def write_submission(path: Path, submission: Submission) -> None:
-    write_json(path, asdict(replace(submission, submitted=submission.submitted or time.time())))
+    """Writes the record of a job of this user's."""
+    at, user = submission.submitted or time.time(), submission.user or user_name()
+    write_json(path, asdict(replace(submission, submitted=at, user=user)))
 
 
 def read_submission(path: Path) -> Submission | None:
     """The submission in a file; None if there is no file, or no submission in it."""
     try:
-        return Submission(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        told = json.loads(path.read_text())
+        return Submission(**{**told, "ended": tuple(told.get("ended", ()))})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None

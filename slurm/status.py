@@ -32,20 +32,18 @@ def main(arguments: Sequence[str]) -> None:
 
 def watch(study: Study, *, whole: bool) -> None:
     """Prints the state again whenever it has changed, in place on a terminal; returns when nothing is at work."""
-    before = ""
+    before, sweep = "", look(study)  # where SLURM cannot be asked at all, this says so and ends
     while True:
-        try:
-            sweep = look(study)
-        except UserError as error:  # SLURM's controller may be restarting: watch on
-            print(f"{error}; asking again", file=sys.stderr)
-            time.sleep(WATCH_S)
-            continue
         if (now := text(sweep, whole=whole)) != before:
             print(f"{CLEAR if sys.stdout.isatty() else ''}{now}", flush=True)
             before = now
         if not sweep.of("running", "queued"):
             return
         time.sleep(WATCH_S)
+        try:
+            sweep = look(study)
+        except UserError as error:  # SLURM's controller may be restarting: watch on
+            print(f"{error}; asking again", file=sys.stderr)
 
 
 def text(sweep: Sweep, *, whole: bool) -> str:
@@ -54,6 +52,8 @@ def text(sweep: Sweep, *, whole: bool) -> str:
     rows = wording.states(sweep)
     if len(rows) > 1:
         parts.append(wording.table(rows, whole=whole))
+    if theirs := wording.owned(sweep.of("running", "queued", "failed")):
+        parts.append(theirs)
     if failed := sweep.of("failed"):
         parts.append(wording.failures(failed, whole=whole))
     return "\n\n".join(parts)
@@ -67,6 +67,9 @@ def facts(item: Item) -> dict[str, Any]:
         "state": item.state,
         "reason": item.reason,
         "note": item.note,
+        "remedy": item.what_to_do if item.state == "failed" else None,
+        "tried_again": item.goes_on_unasked if item.state == "failed" else None,
+        "owner": item.owner,
         "missing_results": item.num_results,
         "status": None if item.status is None else asdict(item.status),
         "submission": None if item.submission is None else asdict(item.submission),

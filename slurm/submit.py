@@ -1,34 +1,37 @@
 """Submits jobs to SLURM: an array for each stage; each element waits for the stage before it of its own cell.
 
 Every job is recorded before it is submitted and completed with its number afterwards; the records of refused jobs are
-removed.
+removed.  Jobs for which SLURM has no place now are left, to be submitted later.
 """
 
 from __future__ import annotations
 
-import re
+import os
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass
-from io import StringIO
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
+from submitit.core.utils import JobPaths
 from tqdm import tqdm
 
-from evaluation.stages import SEARCH, TRAIN, Kind
+from evaluation.stages import SEARCH, Kind
 from matquant.config.setup import SlurmCluster
 from matquant.errors import UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.status import LAUNCH
-from slurm import snapshot
+from slurm import queue, snapshot
 from slurm.estimate import ranks_of
 from slurm.jobs import Job
 from slurm.plan import KINDS, Item, Sweep
 from slurm.records import Submission, new_launch, read_submission, write_submission
+from slurm.sbatch.environment import carried, environment_of_sbatch
+from slurm.sbatch.limits import max_array_size
+from slurm.sbatch.parameters import sbatch_parameters
+from slurm.sbatch.refusals import keys_of
+from slurm.sbatch.submission import RefusedError, Script
+from slurm.states import endings
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,31 @@ class Batch:
     jobs: tuple[Job, ...]
     dependency: str | None = None
 
+    def portions(self) -> Iterator[Batch]:
+        """The batch in two halves; one that follows an array element by element, in single jobs."""
+        if self.dependency is None:
+            half = len(self.items) // 2
+            yield replace(self, items=self.items[:half], jobs=self.jobs[:half])
+            yield replace(self, items=self.items[half:], jobs=self.jobs[half:])
+            return
+        array = self.dependency.partition(":")[2]
+        for index, (item, job) in enumerate(zip(self.items, self.jobs, strict=True)):
+            yield Batch((item,), (job,), f"afterok:{array}_{index}")
+
 
 class Place(NamedTuple):
     """The array, or the job if it has but one element, that does the latest stage of some cells."""
 
     array: str
     cell_ids: tuple[str, ...]
+
+
+class Outcome(NamedTuple):
+    """The number of jobs that SLURM has taken, the items it has no place for now, and its words about that."""
+
+    number: int
+    left: tuple[Item, ...] = ()
+    words: str = ""
 
 
 class Launch:
@@ -56,22 +78,30 @@ class Launch:
         self.sweep, self.setup, self.cluster, self.code = sweep, setup, setup.cluster, code
         self.name = new_launch(sweep.study.name)
         self.folder = setup.paths.runs / ".jobs" / self.name
-        self.num_submitted = 0
-        self._bar = tqdm(desc="submitting", unit=" jobs", leave=False)
+        self.environment = environment_of_sbatch(os.environ, self.cluster)
+        self.where = queue.target_cluster(self.cluster)
+        self.array_size = max_array_size(self.cluster)
+        self.num_submitted = self._num_asked = 0
+        self._left: list[Item] = []
+        self._words = ""
 
-    def submit(self, items: Sequence[Item]) -> int:
-        """Submits items and returns how many jobs there are now; UserError, in SLURM's words, if it refuses."""
-        with self._bar:
+    def submit(self, items: Sequence[Item]) -> Outcome:
+        """Submits items, as many as there is a place for; UserError, in SLURM's words, if it refuses any."""
+        before, self._left, self._words = self.num_submitted, [], ""
+        with tqdm(desc="submitting", unit=" jobs", leave=False) as bar:
             latest: dict[str, Place] = {}
             for kind in KINDS:
+                waits_in_vain = {item.cell_id for item in self._left}
                 mine = [item for item in items if item.stage.kind == kind]
+                self._left += [item for item in mine if item.cell_id in waits_in_vain]
+                mine = [item for item in mine if item.cell_id not in waits_in_vain]
                 searched = {item.cell_id for item in items if item.stage == SEARCH} if kind == "train" else set[str]()
                 placed: dict[str, Place] = {}
                 for batch in self._waiting_batches(mine, latest, searched):
-                    array, cell_ids = self._submit(batch), tuple(item.cell_id for item in batch.items)
-                    placed |= {cell_id: Place(array, cell_ids) for cell_id in cell_ids}
+                    placed |= self._placed(batch)
+                    bar.update(self.num_submitted - before - bar.n)
                 latest |= placed
-        return self.num_submitted
+        return Outcome(self.num_submitted - before, tuple(self._left), self._words)
 
     def _job(self, item: Item) -> Job:
         return Job(item.cell, self.setup, item.stage)
@@ -88,8 +118,8 @@ class Launch:
             job = self._job(item)
             shapes.setdefault((job.stage.kind, ranks_of(job), item.cell_id in apart), []).append(item)
         for alike in shapes.values():
-            for start in range(0, len(alike), self.cluster.max_array_size):
-                portion = alike[start : start + self.cluster.max_array_size]
+            for start in range(0, len(alike), self.array_size):
+                portion = alike[start : start + self.array_size]
                 yield Batch(tuple(portion), tuple(map(self._job, portion)), dependency)
 
     def _waiting_batches(
@@ -115,79 +145,78 @@ class Launch:
                 element = f"_{cell_ids.index(item.cell_id)}" if len(cell_ids) > 1 else ""
                 yield from self._batches([item], f"afterok:{place.array}{element}")
 
+    def _placed(self, batch: Batch) -> dict[str, Place]:
+        """Submits a batch, in portions if SLURM does not take it whole, and returns the places of its cells."""
+        if self._words:  # there was no place for an earlier one
+            self._left += batch.items
+            return {}
+        try:
+            array, cell_ids = self._submit(batch), tuple(item.cell_id for item in batch.items)
+        except RefusedError as refusal:
+            if refusal.kind in ("full", "array") and len(batch.items) > 1:
+                placed: dict[str, Place] = {}
+                for portion in batch.portions():
+                    placed |= self._placed(portion)
+                return placed
+            if refusal.kind in ("full", "silent"):
+                self._words, self._left = refusal.words, [*self._left, *batch.items]
+                return {}
+            raise UserError(
+                f"SLURM refused {len(batch.items)} jobs: {refusal.words}{self._already()}; "
+                f"mend {keys_of(refusal.words)} and launch again: only what is missing is submitted"
+            ) from refusal
+        return {cell_id: Place(array, cell_ids) for cell_id in cell_ids}
+
     def _submit(self, batch: Batch) -> str:
         """Records, submits, completes the records; the number of the array, or of the job if there is but one."""
-        name = f"{self.name}-{self.num_submitted}"
+        name = f"{self.name}-{self._num_asked}"
+        self._num_asked += 1
         recorded: list[tuple[Path, Submission]] = []
         for index, item in enumerate(batch.items):
-            submission = Submission(self.name, "slurm", name, index if len(batch.items) > 1 else None)
+            place = index if len(batch.items) > 1 else None
+            submission = Submission(self.name, "slurm", name, place, slurm_cluster=self.where, ended=item.ended)
             recorded.append((RunDir(self.setup.paths.runs, item.cell_id).job(item.stage.name), submission))
-        already = f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
         before = {path: read_submission(path) for path, _ in recorded}
+        parameters = sbatch_parameters(batch.jobs[0], self.cluster, name, self._setup_lines(), batch.dependency)
+        script = Script(self.folder, name, parameters, self.cluster.max_requeues, batch.jobs)
         try:
             for path, submission in recorded:
                 write_submission(path, submission)
-            with redirect_stderr(StringIO()):  # submitit prints what it then raises
-                jobs = self._executor(batch, name).submit_array(batch.jobs)
-            for (path, submission), job in zip(recorded, jobs, strict=True):
-                write_submission(path, submission.with_job(job.job_id, JobPaths(self.folder, job.job_id, 0).stdout))
-        except (FailedJobError, FailedSubmissionError) as error:
-            for path, submission in before.items():
-                path.unlink(missing_ok=True) if submission is None else write_submission(path, submission)
-            raise UserError(
-                f"SLURM refused {len(recorded)} jobs: {_words_of_sbatch(error)}{already}; "
-                "mend cluster.* and launch again: only what is missing is submitted"
-            ) from error
+            numbers = script.submit(self.environment, self.where)
+            for (path, submission), number in zip(recorded, numbers, strict=True):
+                write_submission(path, submission.with_job(number, JobPaths(self.folder, number, 0).stdout))
+        except RefusedError as refusal:
+            if refusal.kind != "silent":  # else they are found by their name, if they come after all
+                for path, submission in before.items():
+                    path.unlink(missing_ok=True) if submission is None else write_submission(path, submission)
+            raise
         except OSError as error:  # jobs that were submitted all the same are found by their name
-            raise UserError(f"{len(recorded)} jobs cannot be recorded: {error}{already}") from error
-        self.num_submitted += len(jobs)
-        self._bar.update(len(jobs))
-        return jobs[0].job_id.partition("_")[0]
+            raise UserError(f"{len(recorded)} jobs cannot be recorded: {error}{self._already()}") from error
+        self.num_submitted += len(numbers)
+        return numbers[0].partition("_")[0]
 
-    def _executor(self, batch: Batch, name: str) -> submitit.SlurmExecutor:
-        executor = submitit.SlurmExecutor(self.folder, max_num_timeout=self.cluster.max_requeues)
-        executor.update_parameters(**sbatch_parameters(batch, self.cluster, name, self._setup_lines()))
-        return executor
+    def _already(self) -> str:
+        return f"; {self.num_submitted} jobs had been submitted before and stay" if self.num_submitted else ""
 
     def _setup_lines(self) -> list[str]:
-        variables = {**snapshot.environment(self.code), LAUNCH: self.name, "TQDM_MININTERVAL": "30"}
+        variables = {
+            **snapshot.environment(self.code),
+            LAUNCH: self.name,
+            "TQDM_MININTERVAL": "30",
+            "PYTHONFAULTHANDLER": "1",
+        }
         lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
         # A module that cluster.setup loads may have set PYTHONPATH.  No colon without a path behind it: an empty entry
         # means the working directory.
         behind = 'export PYTHONPATH="$PYTHONPATH${theirs:+:$theirs}"'
-        return [*self.cluster.setup, 'theirs="${PYTHONPATH:-}"', *lines, behind]
-
-
-def sbatch_parameters(batch: Batch, cluster: SlurmCluster, name: str, setup: Sequence[str]) -> dict[str, Any]:
-    """The parameters of one batch, in submitit's words."""
-    job = batch.jobs[0]
-    nodes = cluster.nodes if job.is_distributed else 1
-    tasks = max(1, job.num_gpus)
-    extra: dict[str, Any] = {"requeue": True, **cluster.sbatch}
-    if batch.dependency is not None:
-        # A job goes away, if the stage before it has failed, instead of waiting for ever.
-        extra |= {"dependency": batch.dependency, "kill-on-invalid-dep": "yes"}
-    time_min = cluster.time_min if job.stage == TRAIN else cluster.evaluate_time_min or cluster.time_min
-    optional = {key: getattr(cluster, key) for key in ("partition", "account", "qos", "constraint")}
-    return {
-        **{key: value for key, value in optional.items() if value is not None},
-        **({"gpus_per_node": job.num_gpus} if job.num_gpus else {}),
-        "job_name": name,
-        "time": time_min,
-        "nodes": nodes,
-        "ntasks_per_node": tasks,
-        "cpus_per_task": cluster.cpus_per_task,
-        "mem": f"{round(tasks * cluster.mem_gb_per_task * 1024)}M",
-        "signal_delay_s": cluster.signal_delay_s,
-        "array_parallelism": cluster.array_parallelism,
-        "stderr_to_stdout": True,
-        "srun_args": ["--kill-on-bad-exit=1"],  # a rank that dies takes the others with it
-        "setup": list(setup),
-        "additional_parameters": extra,
-    }
-
-
-def _words_of_sbatch(error: Exception) -> str:
-    """The message of sbatch, without submitit's traceback around it."""
-    said = re.findall(r"sbatch: (?:error: )?(.+)", str(error))
-    return "; ".join(dict.fromkeys(line.strip() for line in said)) or " ".join(str(error).split())[:500]
+        # Since SLURM 22.05 srun does not read the CPUs of a task from its job, and would give each of them one.
+        cpus = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+        return [
+            *endings.SCRIPT,
+            *carried(os.environ),
+            cpus,
+            *self.cluster.setup,
+            'theirs="${PYTHONPATH:-}"',
+            *lines,
+            behind,
+        ]

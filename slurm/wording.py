@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_never, get_args
 
 from evaluation.board import duration
 from evaluation.stages import Kind
-from matquant.runs.status import Reason
 from slurm.plan import STATES, Item, Sweep
 
-REMEDIES: Mapping[Reason, str] = {
-    "out of memory": "lower its memory (readout.batch_size, base.micro_batch_size, activations=host) or raise the "
-    "limit (cluster.mem_gb_per_task, more GPUs), then --retry-failed=all",
-    "non-finite": "the same cell would fail again: lower base.lr or change what is trained, which is another cell",
-    "time limit": "raise cluster.time_min or cluster.max_requeues, then --retry-failed: its state is saved",
-    "killed": "launch again: it goes on from its saved state",
-    "cancelled": "launch again: it goes on from its saved state",
-    "interrupted": "launch again: it goes on from its saved state",
-    "bad input": "mend what the message names, then --retry-failed",
-    "disk full": "make room in paths.runs and paths.results, then launch again: it goes on; earlier results are intact",
-    "error": "read the log, then --retry-failed",
-}
 MANY = 40  # rows that a person still reads
 
 
@@ -90,7 +78,8 @@ def _remark(item: Item) -> str:
         case "failed":
             return f"{item.reason}"
         case "running":
-            return (item.status.message if item.status is not None else None) or item.note[:60]
+            message = item.status.message if item.status is not None else None
+            return (f"{message} ({item.note})" if item.owner else message) if message else item.note[:60]
         case "missing" if item.plans:
             return f"{len(item.plans)} plans"
         case "missing" if item.gaps:
@@ -106,15 +95,24 @@ def failures(items: Sequence[Item], *, whole: bool = False) -> str:
     blocks = []
     for item in items:
         lines = [f"{item.cell_id} {item.stage.name}: {item.reason}", f"  {item.note}"]
-        if item.submission is not None and item.submission.log:
+        if item.submission is not None and item.submission.log and item.job is None:
             lines.append(f"  log: {item.submission.log}")
         if item.reason is not None:
-            lines.append(f"  remedy: {REMEDIES[item.reason]}")
+            lines.append(f"  remedy: {item.what_to_do}")
         blocks.append("\n".join(lines))
     shown = blocks if whole else blocks[:MANY]
     if len(shown) < len(blocks):
         shown.append(f"... and {len(blocks) - len(shown)} more failures (--all shows them)")
     return "\n".join(shown)
+
+
+def owned(items: Iterable[Item]) -> str:
+    """The work of other users in a line for each of them; empty if there is none."""
+    owners = Counter(item.owner for item in items if item.owner is not None)
+    return "\n".join(
+        f"{owner} is at work on {count} stages: they are not submitted again, and only {owner} can cancel them"
+        for owner, count in sorted(owners.items())
+    )
 
 
 def shared(reasons: Mapping[str, str]) -> Iterator[tuple[str, str]]:

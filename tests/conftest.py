@@ -35,7 +35,9 @@ import pytest
 
 from matquant.config.study import Study
 from matquant.models import text
+from slurm import queue
 from tests.processes import MARK, left_behind
+from tests.sbatch_standin import Cluster
 from tests.shared import run_folder, studies
 from tests.tiny import tiny_overrides, tiny_paths
 
@@ -121,3 +123,13 @@ def tiny_study(tmp_path: Path, composed: Callable[..., Study]) -> Callable[..., 
         return replace(study, setup=study.setup.model_copy(update={"paths": tiny_paths(tmp_path)}))
 
     return compose
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Stand-ins for SLURM's commands, before the real ones on PATH."""
+    cluster = Cluster(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{cluster.folder / 'bin'}:{os.environ['PATH']}")
+    queue.configuration.cache_clear()
+    yield cluster
+    queue.configuration.cache_clear()

@@ -39,12 +39,17 @@ class Moment:
     half: bool = False
     hold: bool = False
 
+    @property
+    def in_words(self) -> str:
+        return f"{' or '.join(self.events)} number {self.count} of {self.path} by the {self.role}"
+
 
 class Plan:
     """The moments of one sweep, in the order in which they happen."""
 
     def __init__(self, folder: Path, moments: Sequence[Moment] = ()) -> None:
-        self.folder, self.planned = folder, 0
+        self.folder = folder
+        self.moments: list[Moment] = []
         (folder / "alive").mkdir(parents=True)
         self.add(*moments)
 
@@ -52,8 +57,8 @@ class Plan:
         for moment in moments:
             beside = self.folder / "next"
             beside.write_text(json.dumps(asdict(moment)))
-            beside.rename(self.folder / f"{self.planned:02d}.json")
-            self.planned += 1
+            beside.rename(self.folder / f"{len(self.moments):02d}.json")
+            self.moments.append(moment)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -82,7 +87,7 @@ class Plan:
     def wait_for(self, number: int = 0, *, by: Process | None = None, told: Callable[[], str] = str) -> None:
         """Waits until a moment has come: until a process is held there, or its victims have been killed."""
         path = self.folder / f"{number:02d}.taken"
-        wait_until(path.exists, f"moment {number} of {self.folder}", by=by, told=told)
+        wait_until(path.exists, f"moment {number} of {self.folder}: {self.moments[number].in_words}", by=by, told=told)
 
     def go_on(self, number: int = 0) -> None:
         """Lets the process that is held go on."""

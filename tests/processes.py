@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -23,6 +25,7 @@ import psutil
 
 from matquant.checkout import PROJECT
 
+log = logging.getLogger(__name__)
 HUNG_S = 1500.0
 """Seconds after which a test stops waiting: more than a busy machine needs, and less than pytest's own limit."""
 POLL_S = 0.02
@@ -46,6 +49,7 @@ def wait_until(
 
     `told` gives more for the message of a failure, such as the states of a sweep and the ends of its logs.
     """
+    log.info("waits for %s", textwrap.shorten(what, 160))
     limit = time.monotonic() + HUNG_S
     while not happened():
         over = by is not None and by.poll() is not None

@@ -16,7 +16,7 @@ from matquant.config.cell import BaseSpec, Cell, DType, Scope
 from matquant.config.setup import Readout
 from matquant.runs.status import Reason
 from slurm.estimate import BYTES
-from slurm.wording import REMEDIES
+from slurm.states.reasons import RULES
 from tests.golden import renew
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,13 +93,13 @@ def test_a_folder_of_documents_is_named_when_it_is_used():
         (DTYPES, get_args(DType)),
         (BYTES, get_args(DType)),
         (SCOPES, get_args(Scope)),
-        (REMEDIES, get_args(Reason)),
+        (RULES, get_args(Reason)),
         (
             {"none", *BASE_NAMES},
             [get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(get_args(BaseSpec)[0])],
         ),
     ],
-    ids=["DTYPES", "BYTES", "SCOPES", "REMEDIES", "BASE_NAMES"],
+    ids=["DTYPES", "BYTES", "SCOPES", "RULES", "BASE_NAMES"],
 )
 def test_a_table_over_a_closed_set_has_all_of_it(table, members):
     assert set(table) == set(members)

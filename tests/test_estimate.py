@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from evaluation.known_models import SHAPES
 from evaluation.stages import EVALUATE, SEARCH
 from evaluation.work import size_of
+from matquant.checkout import PROJECT
 from matquant.notation import Plan
 from slurm.estimate import START_S, cost_of, ranks_of
 from slurm.jobs import Job
 
+MODELS = sorted((PROJECT / "conf/model").glob("*.yaml"))
 GEMMA_9B = (
     *(
         "model.architecture=gemma2",
@@ -104,3 +110,27 @@ def test_answers_of_short_documents_take_the_time_of_their_batches(tiny_study):
         return cost_of(Job(study.cells[0], study.setup, EVALUATE), [Plan.parse("int4")]).gpu_hours
 
     assert hours(16) - hours(32) == pytest.approx(2 * (hours(32) - hours(64)), rel=0.01)
+
+
+WEIGHTS = {
+    "google/gemma-2-2b": 2_614_341_888,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
+    "Qwen/Qwen3-0.6B-Base": 596_049_920,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+}
+"""As the hub counts them."""
+
+
+@pytest.mark.parametrize("repo", WEIGHTS)
+def test_the_size_of_a_model_that_is_not_here_is_that_of_its_published_shape(repo, tiny_study, tmp_path):
+    (cell,) = tiny_study("model=hub", f"model.repo={repo}", "model.name=x", "base=none").cells
+    assert size_of(cell, tmp_path).weights == WEIGHTS[repo]
+
+
+def test_the_shape_of_every_hub_model_that_can_be_chosen_is_known():
+    repositories = re.findall(r"^repo: ([\w.-]+/[\w.-]+)", "\n".join(map(Path.read_text, MODELS)), re.MULTILINE)
+    assert len(repositories) > 5
+    assert set(repositories) == set(SHAPES)

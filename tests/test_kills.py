@@ -44,7 +44,8 @@ def at_random(draw: random.Random, num_events: int) -> Moment:
 def disturb(folder: Path, moments: Sequence[Moment]) -> tuple[list[list[str]], Sequence[Moment]]:
     """Launches a sweep until it is done; returns the roles that were killed, and the moments that did not come."""
     plan = Plan(folder / "moments", moments)
-    while launch(folder, *SWEEP, check=False, plan=plan).returncode != 0:
+    # Asked to: what was killed twice with nothing saved in between is not submitted again otherwise.
+    while launch(folder, *SWEEP, "--retry-failed", check=False, plan=plan).returncode != 0:
         pass
     plan.wait_for_end("controller", "worker")
     return plan.taken(), moments[len(moments) - plan.left() :]

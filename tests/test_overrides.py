@@ -107,7 +107,8 @@ def test_the_words_mean_the_same_in_the_cells_of_an_experiment():
         (["cells={bits: int8}"], "cells={bits: int8} has not the shape that this key takes; write a list"),
         (["++only.bits=int8"], "keeps a part of an experiment's cells; add experiment=..."),
         (["experiment=smoke", "only.bits=int8"], "write it with two pluses to add it: ++only.bits=int8"),
-        (["cluster=slurm", "cluster.sbatch={exclude: a}"], "to add it: '++cluster.sbatch={exclude: a}'"),
+        (["cluster=slurm", "cluster.sbatch={exclude: a[1-3]}"], "alone: 'cluster.sbatch.exclude=node[1-3]'"),
+        (["cluster=slurm", "cluster.sbatch={array: 1-3}"], "array is not for you to set"),
         (
             ["base={kind: none}"],
             "base holds values of its own; type single ones as base.NAME=VALUE, and choose base by name",
@@ -341,7 +342,6 @@ def remedies(sentence: str) -> list[tuple[list[str], bool]]:
         (["bits.parent_bits=4", "bits.widths=[4,2]", "distill=8to2"], 2),
         (["readout=smoke", "perplexity=text_files"], 1),
         (["experiment=smoke", "only.bits=int8"], 1),
-        (["cluster=slurm", "cluster.sbatch={exclude: a}"], 1),
         (["weights={int8: 1, int4: 1, int2: 2}"], 1),
         (["experiment=smoke", "only={bits: [int8]}"], 1),
         (["base=minmax", "data=[null,embedded]"], 3),

@@ -13,7 +13,6 @@ import pytest
 from evaluation.protocol import PlanShare, missing, survey
 from evaluation.results.store import Result, ResultStore
 from evaluation.stages import EVALUATE, TRAIN, Stage
-from matquant.errors import UserError
 from matquant.runs.files import write_json
 from matquant.runs.folder import RunDir
 from matquant.runs.status import Status, process_started
@@ -21,8 +20,8 @@ from matquant.search.request import Search
 from slurm import plan, wording
 from slurm.launch import Options
 from slurm.plan import Item, observe
-from slurm.queue import QueuedJob
 from slurm.records import Submission, write_submission
+from slurm.states.known import Known, QueuedJob
 from tests.tiny import TINY_GPTQ
 
 ALIVE = Status("running", 100.0, 110.0, socket.gethostname(), os.getpid(), process_started(os.getpid()) or 0.0)
@@ -33,7 +32,7 @@ RUNNING = replace(PENDING, state="RUNNING", reason="None")
 
 
 def cell_item(study, stage: str = "train", queue: list[QueuedJob] | None = None) -> Item:
-    sweep = observe(study, None if queue is None else {job.job_id: job for job in queue})
+    sweep = observe(study, None if queue is None else Known(queue))
     (item,) = [item for item in sweep.items if item.stage.name == stage]
     return item
 
@@ -56,8 +55,7 @@ def put_results(study) -> None:
 
 
 @pytest.fixture
-def study(tiny_study, monkeypatch):
-    monkeypatch.setattr(plan, "how_jobs_ended", lambda _: {})
+def study(tiny_study):
     return tiny_study("base=omniquant", "base.batch_size=2")
 
 
@@ -85,7 +83,8 @@ MINE = {"launch": "launch-1", "slurm_job": "7"}
         (None, JOB, [], ("missing", None, "never started")),
         (replace(GONE, started=80.0, state="failed"), JOB, [], ("missing", None, "never started")),
         (replace(GONE, state="stopped", **MINE), JOB, [PENDING], ("queued", None, "pending")),
-        (replace(ALIVE, **MINE), JOB, [], ("failed", "killed", "without a status")),
+        (replace(GONE, **MINE), JOB, [], ("failed", "killed", "without a status")),
+        (replace(ALIVE, **MINE), JOB, [], ("running", None, "process")),
         (replace(ALIVE, **MINE), JOB, [RUNNING], ("running", None, "job 7")),
         (replace(GONE, state="failed", reason="non-finite", **MINE), JOB, [], ("failed", "non-finite", "")),
         # Something else that runs after the job has gone.
@@ -94,7 +93,7 @@ MINE = {"launch": "launch-1", "slurm_job": "7"}
             None,
             JOB,
             [replace(PENDING, reason="DependencyNeverSatisfied")],
-            ("queued", None, "waits for a job that has failed"),
+            ("missing", None, "waits for one that has failed"),
         ),
     ],
 )
@@ -122,71 +121,6 @@ def test_an_evaluation_that_waits_for_a_failed_training_is_missing_whatever_slur
     at_work = [RUNNING] if state == "queued" else []
     item = cell_item(study, "evaluate", queue=[waiting, *at_work])
     assert (item.state, item.job) == (state, waiting)
-
-
-def test_slurms_accounts_tell_a_cancelled_job_from_a_killed_one(study, monkeypatch):
-    put(study, replace(GONE, **MINE), JOB)
-    for word, reason in [("CANCELLED", "cancelled"), ("OUT_OF_MEMORY", "out of memory"), ("NODE_FAIL", "killed")]:
-        monkeypatch.setattr(plan, "how_jobs_ended", lambda _, word=word: {"7": word})
-        assert cell_item(study, queue=[]).reason == reason
-
-
-def test_jobs_on_slurm_are_asked_for_whatever_cluster_is_named(study, monkeypatch):
-    put(study, replace(ALIVE, **MINE), JOB)
-    monkeypatch.setattr(plan, "jobs_in_queue", lambda: {"7": RUNNING})
-    monkeypatch.setattr(plan.shutil, "which", lambda _: "/usr/bin/squeue")
-    assert study.setup.cluster.kind == "local"
-    (training, _) = plan.look(study).items
-    assert (training.state, training.note) == ("running", "job 7")
-
-
-def test_without_slurms_commands_only_jobs_that_may_still_run_are_refused(study, monkeypatch):
-    monkeypatch.setattr(plan.shutil, "which", lambda _: None)
-    put(study, replace(ALIVE, **MINE), JOB)
-    with pytest.raises(
-        UserError, match=r"1 jobs of this study were submitted to SLURM, .* or, if the jobs have ended, delete"
-    ):
-        plan.look(study)
-    put(study, replace(GONE, state="failed", reason="error", **MINE), JOB)
-    assert plan.look(study).items[0].state == "failed"
-    put_results(study)
-    assert {item.state for item in plan.look(study).items} == {"done"}
-
-
-def test_a_job_that_ended_before_it_could_say_why_has_failed_with_its_log(study, tmp_path, monkeypatch):
-    log = tmp_path / "7_0_log.out"
-    log.write_text("module: not found")
-    put(study, None, replace(JOB, log=str(log)))
-    item = cell_item(study, queue=[])
-    assert (item.state, item.reason) == ("failed", "error")
-    assert f"log: {log}" in wording.failures([item])
-    monkeypatch.setattr(plan, "how_jobs_ended", lambda _: {"7": "CANCELLED"})
-    assert cell_item(study, queue=[]).reason == "cancelled"
-
-
-@pytest.mark.parametrize(
-    "said", ["", "submitit INFO (2026-11-22 15:37:31,280) - Starting with JobEnvironment(job_id=7)\n"]
-)
-def test_a_job_that_was_killed_before_it_got_anywhere_goes_on_with_the_next_launch(study, tmp_path, said):
-    log = tmp_path / "7_0_log.out"
-    log.write_text(said)
-    put(study, None, replace(JOB, log=str(log)))
-    item = cell_item(study, queue=[])
-    assert (item.state, item.reason) == ("failed", "killed")
-
-
-def test_a_model_with_an_oom_in_its_name_was_not_killed_for_its_memory(study, tmp_path):
-    log = tmp_path / "log"
-    log.write_text("train bloom-560m-omniquant-int2: 50 %")
-    put(study, replace(GONE, **MINE), replace(JOB, log=str(log)))
-    assert cell_item(study, queue=[]).reason == "killed"
-
-
-def test_a_log_tells_of_memory_where_slurm_keeps_no_accounts(study, tmp_path):
-    log = tmp_path / "log"
-    log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.")
-    put(study, replace(GONE, **MINE), replace(JOB, log=str(log)))
-    assert cell_item(study, queue=[]).reason == "out of memory"
 
 
 def test_an_element_of_an_array_is_found_by_its_place_if_its_number_was_never_noted(study):
@@ -238,9 +172,8 @@ def test_plans_divided_otherwise_are_not_evaluated_twice(tiny_study):
 
 
 @pytest.fixture
-def searched(tiny_study, monkeypatch):
+def searched(tiny_study):
     """A cell whose read-out names searches."""
-    monkeypatch.setattr(plan, "how_jobs_ended", lambda _: {})
     return tiny_study(*TINY_GPTQ, "readout.plans=[int4, evolution@3, dynamic_program@3]")
 
 
@@ -261,7 +194,7 @@ def find_by_name(study, *labels: str) -> None:
 
 
 def stages_of(study, queue: list[QueuedJob] | None = None) -> dict[str, str]:
-    sweep = observe(study, None if queue is None else {job.job_id: job for job in queue})
+    sweep = observe(study, None if queue is None else Known(queue))
     return {item.stage.name: item.state for item in sweep.items}
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ from matquant.command.terminal import ended
 from matquant.config.study import Study
 from matquant.errors import UserError
 from matquant.models import hub
+from matquant.runs.folder import RunDir
 from slurm import launch, queue
+from slurm.records import Submission, write_submission
 from tests.tiny import TINY_OMNIQUANT
 
 DOORS = ("run", "launch --dry-run", "search")
@@ -249,14 +252,36 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
 
 @pytest.mark.parametrize("said", ["squeue cannot be found", "squeue failed (no configuration)"])
 def test_a_dry_run_has_a_plan_where_slurm_does_not_answer(said, tiny_study, doors, monkeypatch):
-    def silent() -> dict[str, queue.QueuedJob]:
+    def silent(_: object) -> queue.Known:
         raise UserError(said)
 
-    monkeypatch.setattr("slurm.plan.jobs_in_queue", silent)
-    status, words = doors(tiny_study(*TINY_OMNIQUANT, "cluster=slurm"))["launch --dry-run"]
+    monkeypatch.setattr("slurm.plan.ask_for", silent)
+    study = tiny_study(*TINY_OMNIQUANT, "cluster=slurm")
+    job = Submission("launch-1", "slurm", "launch-1-0", job_id="7", submitted=time.time())
+    write_submission(RunDir(study.setup.paths.runs, study.cells[0].id).job("train"), job)
+    status, words = doors(study)["launch --dry-run"]
     assert status == 0
-    assert f"without SLURM's queue, whose jobs count as missing: {said}" in words
+    assert "without SLURM's queue, whose jobs count as missing:" in words
+    assert said in words
     assert "2 jobs, about" in words
+
+
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    [
+        (["model=llama32_1b"], r"the plan: 1 jobs, about 0\.\d hours of a worker .*"),
+        (["model=hub", "model.repo=nobody/nothing", "model.name=x"], r"the plan: 1 jobs whose cost is not known, .*"),
+        (["readout.tasks=[piqqa]"], r"the plan: 1 jobs, about .*"),
+        (["paths.runs=/proc/nowhere"], r"the plan: 1 jobs, about .*"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_dry_run_ends_with_the_plan_and_its_cost_whatever_is_not_here(model, plan, tiny_study, doors):
+    said = doors(tiny_study("base=none", "readout.limit=2", "readout.perplexity=null", "grid=per_channel", *model))
+    status, words = said["launch --dry-run"]
+    assert status == 2
+    (last,) = [line for line in words.splitlines() if line.startswith("dry run: ")]
+    assert re.fullmatch(f"dry run: nothing was submitted; {plan}", last)
 
 
 def test_cells_that_share_a_reason_are_refused_in_one_line_and_still_have_a_cost(tiny_study, doors):

@@ -190,6 +190,7 @@ def test_commands_repeat_what_was_typed():
     assert commands("demo", ["experiment=demo", "paths.out=a b"])[1] == (
         "matquant report experiment=demo 'paths.out=a b'"
     )
+    assert commands("demo", None, ["kl", "rms_dp"])[1] == "matquant report experiment=demo --pareto kl,rms_dp"
 
 
 @pytest.mark.usefixtures("_only_svg")

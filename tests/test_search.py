@@ -37,7 +37,7 @@ from matquant.runs.stopping import Stopped
 from matquant.runs.tracking import NoTracker
 from matquant.search import fitness as fitness_module
 from matquant.search import stage as stage_module
-from matquant.search.fitness import Fitness, Teacher, divergence
+from matquant.search.fitness import Fitness
 from matquant.search.request import found_plan
 from matquant.search.space import space_of
 from matquant.search.stage import find_plan, search
@@ -48,27 +48,6 @@ from tests.tiny import TINY_GPTQ
 GRID = GridSpec(group_size=32)
 QUICK = ["readout.search.num_sequences=4", "readout.search.generations=2", "readout.search.offspring=6"]
 STRATEGIES = [f"{name}{kind}@3.5" for name in ("dynamic_program", "evolution") for kind in ("", "_linear")]
-
-
-def full_divergence(expected: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    expected, given = expected.double().log_softmax(-1), given.double().log_softmax(-1)
-    return (expected.exp() * (expected - given)).sum(-1)
-
-
-def most_likely(logits: torch.Tensor, top_k: int) -> Teacher:
-    return fitness_module._most_likely(logits, top_k)
-
-
-def test_the_divergence_over_all_tokens_is_the_full_one_and_over_fewer_a_lower_bound():
-    generator = torch.Generator().manual_seed(0)
-    expected, given = (3 * torch.randn(2, 5, 40, generator=generator) for _ in range(2))
-    full, previous = full_divergence(expected, given), torch.zeros(2, 5)
-    for top_k in (1, 4, 16, 40):
-        found = divergence(most_likely(expected, top_k), given)
-        assert (found >= previous - 1e-4).all()
-        previous = found
-    assert torch.allclose(previous.double(), full, atol=1e-4)
-    assert divergence(most_likely(expected, 8), expected).abs().max() < 1e-5
 
 
 @pytest.fixture

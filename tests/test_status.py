@@ -18,6 +18,7 @@ import torch
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
 from matquant.runs import stopping
+from matquant.runs.processes import user_name
 from matquant.runs.status import SILENT_S, Reporter, Status, read_status, reason_of, reporting, words_of
 from matquant.runs.stopping import Stopped
 
@@ -148,6 +149,32 @@ def test_a_process_is_known_by_its_number_and_the_time_it_started():
     assert status.is_alive()
 
 
+def test_a_process_of_somebody_else_that_proc_does_not_show_is_alive_while_it_is_heard_of(monkeypatch):
+    now, here = time.time(), socket.gethostname()
+    hidden = Status("running", now, now, here, 2**22 - 1, 1.0)
+    assert not hidden.is_alive()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("matquant.runs.processes.os.kill", refuse)
+    assert hidden.is_alive()
+    assert not replace(hidden, at=now - SILENT_S - 1).is_alive()
+
+
+def test_a_status_names_the_user_and_the_job_of_its_process(tmp_path, monkeypatch):
+    facts = {"JOB_ID": "12", "ARRAY_JOB_ID": "9", "ARRAY_TASK_ID": "3", "JOB_NAME": "mine", "CLUSTER_NAME": "home"}
+    for name, value in facts.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    status = Reporter(tmp_path / "status.json").status
+    assert (status.user, status.slurm_job, status.slurm_name, status.slurm_cluster) == (
+        user_name(),
+        "9_3",
+        "mine",
+        "home",
+    )
+
+
 def test_a_process_elsewhere_is_alive_while_it_is_heard_of():
     now = time.time()
     status = Status("running", now, now, f"not-{socket.gethostname()}", 1, 0.0)
@@ -160,6 +187,7 @@ def test_a_process_elsewhere_is_alive_while_it_is_heard_of():
 PROGRAM = """
 import logging, signal, sys
 from matquant.runs import stopping
+from matquant.runs.processes import user_name
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 def scheduler(*_):
     print("requeued", flush=True)
@@ -262,6 +290,28 @@ def test_a_signal_does_not_wait_for_ever(at_work):
     program = at_work(0.3)  # and no step ends any more
     assert program.stdout.read() == "no safe point for 0 s: stopping with the state that was saved last\nrequeued\n"
     assert program.wait() == 7
+
+
+def test_a_refusal_to_start_again_is_told_from_the_error_that_an_interrupted_import_makes_of_it():
+    def refuse(*_: object) -> None:
+        raise RuntimeError("timed-out too many times")
+
+    def imported(module: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGALRM)  # no safe point has come for too long
+        except Exception as error:  # as importlib and transformers do
+            raise ModuleNotFoundError(f"could not import {module}") from error
+        except BaseException as error:
+            raise ImportError(f"broken {module}") from error
+
+    before = signal.signal(signal.SIGUSR2, refuse)
+    try:
+        with pytest.raises(RuntimeError, match="timed-out too many times"), stopping.at_safe_points(1e6):
+            imported("torch")
+        with pytest.raises(ImportError, match="another"), stopping.at_safe_points(1e6):
+            raise ImportError("another")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_without_a_scheduler_nothing_changes_and_a_request_lasts_no_longer_than_the_work():

@@ -7,10 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from slurm.plan import observe
-from slurm.submit import Batch, Launch, sbatch_parameters
+from slurm.sbatch.parameters import sbatch_parameters
+from slurm.submit import Batch, Launch
 from tests.tiny import TINY_GPTQ
 
 SEARCHED = ("cluster=slurm", "readout.plans=[int4, evolution@3]")
+
+
+pytestmark = pytest.mark.usefixtures("stand_ins")
 
 
 @pytest.fixture
@@ -69,6 +73,7 @@ def test_a_search_has_one_gpu_and_the_time_of_an_evaluation(tiny_study, tmp_path
     sweep = observe(tiny_study(*SEARCHED, *TINY_GPTQ, "cluster.evaluate_time_min=30", "cluster.gpus_per_node=4"))
     launch = Launch(sweep, tmp_path)
     (item,) = [item for item in sweep.items if item.stage.kind == "search"]
-    asked = sbatch_parameters(Batch((item,), (launch._job(item),), "afterok:7"), launch.cluster, "name", [])
-    assert (asked["time"], asked["gpus_per_node"], asked["nodes"]) == (30, 1, 1)
-    assert asked["additional_parameters"]["dependency"] == "afterok:7"
+    asked = sbatch_parameters(launch._job(item), launch.cluster, "name", [], "afterok:7")
+    assert (asked["time"], asked["nodes"]) == (30, 1)
+    options = asked["additional_parameters"]
+    assert (options["gpus-per-node"], options["dependency"]) == ("1", "afterok:7")

@@ -5,23 +5,24 @@
     {qat/MatQuant/int2/task_avg - qat/Baseline (QAT)/int2/task_avg}    a difference, signed
     {omniquant/MatQuant/base.num_steps}               a setting of the row's cell, for which nothing has to be measured
 
-Accuracies are in percent, log perplexity in nats per token.  A placeholder that cannot be filled in becomes a visible
-gap.
+Shares are in percent, log perplexity and divergence in nats per token.  A placeholder that cannot be filled in becomes
+a visible gap.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from analysis.claims.evidence import signed
+from analysis.frame.axes import PERPLEXITY
 from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import flatten
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from evaluation.results.metrics import LOG_PPLX, MEASURES, TASK_AVG, is_fraction
 
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
@@ -53,7 +54,7 @@ def resolve(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
     if ours is None or theirs is None:
         return None if minus else setting(first, opened)
     column = first.rpartition("/")[2]
-    form = ".4g" if column in COST_COLUMNS else ".3f" if column.startswith(LOG_PPLX) else ".1f"
+    form = ".4g" if column in COST_COLUMNS else ".3f" if column.startswith((LOG_PPLX, "kl")) else ".1f"
     return signed(ours - theirs, form) if minus else f"{ours:{form}}"
 
 
@@ -67,12 +68,16 @@ def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
     # After a dash, the label of a searched plan names its search.
     found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
     accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
-    if len(found) != 1 or _value_of(column) not in (*accuracies, LOG_PPLX, *COST_COLUMNS):
+    if len(found) != 1 or _value_of(column) not in (*accuracies, LOG_PPLX, PERPLEXITY, *MEASURES, *COST_COLUMNS):
         return None
     row = found.iloc[0]
     # The bits of a width are known before anything is measured; the text shows measured rows only.
     value = math.nan if pd.isna(row[[TASK_AVG, LOG_PPLX]]).all() else float(row[column])
-    return None if math.isnan(value) else 100 * value if _value_of(column) in accuracies else value
+    return None if math.isnan(value) else 100 * value if _is_percent(_value_of(column), accuracies) else value
+
+
+def _is_percent(value: str, accuracies: Sequence[str]) -> bool:
+    return value in accuracies or (value in MEASURES and is_fraction(value))
 
 
 def _value_of(column: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,14 @@ from analysis.figures.curves import curves_figure, read_log, terms_of
 from analysis.figures.every_width import of_one_grid, points, widths_figure
 from analysis.figures.histograms import MAX_CELLS, histogram_figure
 from analysis.figures.mixed_widths import mixnmatch_figure
-from analysis.figures.pareto import SIZES, pareto_figure, sizes
+from analysis.figures.pareto import DIVERGENCE_PANELS, PANELS, SIZES, panel_of, pareto_figure, sizes
 from analysis.figures.plans import plan_figure
 from analysis.figures.style import COLUMN, TEXT
 from analysis.frame import grids
+from analysis.frame.axes import USUAL_AXES
 from analysis.frame.code_counts import codes_of, num_parameters
 from analysis.frame.names import model_name
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from evaluation.results.metrics import KL, LOG_PPLX, TASK_AVG
 from matquant.runs.folder import RunDir
 
 if TYPE_CHECKING:
@@ -44,15 +45,17 @@ class Plot:
     widths: tuple[float, ...] = (TEXT, COLUMN)
 
 
-def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]:
+def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame, measures: Sequence[str] = USUAL_AXES) -> list[Plot]:
     """The figures that a study's results make up; Pareto plots first, and those without results as an empty frame.
+
+    `measures`: what Pareto plots have on their vertical axes, by column.
 
     The note of each says the grid that all rows share; where rows differ in it, their labels do.
     """
     codes = codes_of(loaded.store, [cell.id for cell in study.cells])
     grid = grids.sentence(rows)
     found = [
-        *_pareto(loaded, rows, codes),
+        *_pareto(loaded, rows, codes, measures),
         *_widths(rows),
         *_mixed(study, loaded.store, rows, codes),
         *_histograms(rows, codes),
@@ -61,8 +64,12 @@ def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]
     return [replace(plot, note=" ".join(filter(None, (plot.note, grid)))) for plot in found]
 
 
-def _pareto(loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+def _pareto(
+    loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes], measures: Sequence[str]
+) -> Iterator[Plot]:
     parameters = num_parameters(rows, codes)
+    usual = {panel.value: panel for panel in PANELS}
+    panels = [usual.get(name) or panel_of(name) for name in measures]
     for size, label in SIZES.items():
         if size == "effective" or sizes(rows, size, parameters)[rows["base"] != "none"].notna().any():
             yield Plot(
@@ -71,9 +78,16 @@ def _pareto(loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes]) 
                 "Bars: one standard error over documents. The pale stairs pass through the read-outs that no other "
                 "one beats at the same or a smaller size; all others are faint.",
                 lambda width, size=size: pareto_figure(
-                    rows, loaded.tasks, size=size, num_parameters=parameters, width=width
+                    rows, loaded.tasks, size=size, num_parameters=parameters, width=width, panels=panels
                 ),
             )
+    if rows[KL].notna().any() and KL not in measures:
+        yield Plot(
+            "pareto_divergence",
+            "Distance from the unquantized model",
+            "Bars: one standard error over blocks of text.",
+            lambda width: pareto_figure(rows, loaded.tasks, width=width, panels=DIVERGENCE_PANELS),
+        )
 
 
 def _widths(rows: pd.DataFrame) -> Iterator[Plot]:

@@ -1,7 +1,8 @@
 """Quality against size: the non-dominated read-outs, and the figure that shows them.
 
 A read-out is dominated if another one needs no more bits and is no worse, and is strictly better in one of the two.
-The figure has a panel for Task Avg and one for log perplexity, and a row of panels for each model.
+The figure has a panel for Task Avg and one for log perplexity, or for other measures, and a row of panels for each
+model.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from analysis.figures.style import (
     new_figure,
     value_axis,
 )
+from analysis.frame.axes import SHOWN, better_is_more
 from analysis.frame.names import model_name
 from analysis.frame.summary import CHANCE, method_rank
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from evaluation.results.metrics import KL, LOG_PPLX, SAME_TOP, TASK_AVG
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,6 +88,16 @@ PANELS = (
     Panel(TASK_AVG, "Task Avg (%), higher is better", 100.0, +1),
     Panel(LOG_PPLX, "log perplexity (nats per token), lower is better", 1.0, -1),
 )
+
+
+def panel_of(value: str) -> Panel:
+    """The panel of a measure, by its column in `summary.summary`."""
+    measure, more = SHOWN[value], better_is_more(value)
+    title = f"{measure.title}, {'higher' if more else 'lower'} is better"
+    return Panel(value, title, measure.scale, +1 if more else -1)
+
+
+DIVERGENCE_PANELS = (panel_of(KL), panel_of(SAME_TOP))
 FRONT_LINE = {"color": QUIET, "linewidth": 2.6, "alpha": 0.35, "solid_capstyle": "butt", "solid_joinstyle": "miter"}
 
 
@@ -126,11 +138,14 @@ def pareto_figure(
     longest = max(len(str(handle.get_label())) for handle in handles)
     across = min(columns_of(width), len(panels))
     columns = max(1, int((3.05 if longest <= 30 else 2 if longest <= 54 else 1) * width / TEXT))
-    lines = len(models) * len(panels) // across
+    number = len(models) * len(panels)
+    lines = -(-number // across)
     height = PANEL_HEIGHT * lines + 0.2 + 0.15 * -(-len(handles) // columns)
     figure, grid = new_figure(width, height, lines, across)
     with matplotlib.rc_context(RC):
-        for axes, (model, panel) in zip(grid.flat, product(models, panels), strict=True):
+        for axes in list(grid.flat)[number:]:
+            axes.set_axis_off()
+        for axes, (model, panel) in zip(list(grid.flat)[:number], product(models, panels), strict=True):
             axes.set_title(f"{model_name(model)}\n{panel.title}" if len(models) > 1 else panel.title)
             _draw_panel(axes, rows[rows["model"] == model], panel, styles, tasks, size)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -172,7 +187,7 @@ def _draw_panel(
             bits_axis(axes, measured["size"], SIZES[size])
         case _:
             assert_never(size)
-    value_axis(axes, rows[panel.value].dropna() * panel.scale, nats=panel.value == LOG_PPLX)
+    value_axis(axes, rows[panel.value].dropna() * panel.scale, nats=SHOWN[panel.value].is_log)
 
 
 def _megabyte_axis(axes: Axes, sizes: pd.Series) -> None:

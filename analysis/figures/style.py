@@ -110,12 +110,13 @@ def bits_axis(axes: Axes, bits: pd.Series, label: str = "effective bits per quan
 
 
 def value_axis(axes: Axes, values: pd.Series, *, nats: bool) -> None:
-    """Percent as they are; log perplexity on a logarithmic axis where int2 would press other widths into a line."""
+    """Percent as they are; nats on a logarithmic axis where int2 would press other widths into a line."""
     if values.empty:
         say(axes, "no results yet")
         plain_ticks(axes.yaxis, [])
     elif nats and 0 < 2 * values.min() < values.max():
-        low, high = values.min() / 1.06, values.max() * 1.08
+        wide = (values.max() / values.min()) ** 0.03  # divergences span decades
+        low, high = values.min() / max(1.06, wide), values.max() * max(1.08, wide)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         plain_ticks(axes.yaxis, readable_ticks(low, high))
@@ -131,8 +132,8 @@ def say(axes: Axes, text: str) -> None:
 
 def readable_ticks(low: float, high: float) -> list[float]:
     """Round numbers in [low, high] that keep a distance on a logarithmic axis: 3.5, 4, 5, 6, 8, 10, 15."""
-    steps = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
-    candidates = [step * 10.0**power for power in range(-3, 4) for step in steps]
+    steps = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9) if high < 1000 * low else (1,)
+    candidates = [step * 10.0**power for power in range(-9, 4) for step in steps]
     ticks: list[float] = []
     for tick in candidates:
         if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > 0.07 * np.log(high / low)):

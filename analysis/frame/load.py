@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.frame.measures import diverging, unquantized_of, with_sound_teachers
 from analysis.frame.names import IDENTITY_COLUMNS, Read, identities, reads_of
 from analysis.frame.protocols import asked_for, mixed_checkpoints
 from analysis.frame.sources import mixed_sources
@@ -62,6 +63,11 @@ class LoadedResults:
     """The key of every result in the frame, by cell id, plan and task."""
     by_older_count: frozenset[tuple[str, str]] = frozenset()
     """The read-outs, by cell id and plan, whose stored bits cannot be counted anew: their codes are not recorded."""
+
+    unquantized: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """The cell of the unquantized model, measured alike on the same weights, by cell id and task."""
+    diverging: frozenset[tuple[str, str]] = frozenset()
+    """The read-outs, by cell id and plan, whose divergence from the unquantized model was measured."""
 
     def documents(self, cell_id: str, plan: str, task: str) -> dict[str, list[Any]]:
         """The outcome of every document, as columns; empty if it is not stored."""
@@ -134,17 +140,20 @@ def frame_of_reads(
     """The results of these reads, which were measured alike, for the tasks of a read-out."""
     named, tasks = identities(reads, readout), expected_tasks(readout)
     cells = list({cell.id: cell for cell, _ in reads}.values())
-    kept, by_older_count = _counted_alike(results, reads, store)
+    sound, doubts = with_sound_teachers(results, cells)
+    kept, by_older_count = _counted_alike(sound, reads, store)
     rows = [row for result in kept for row in _rows(result, named[result.cell_id, result.plan])]
     expected = [{**identity, "task": task} for identity in named.values() for task in tasks]
     return LoadedResults(
         frame=pd.DataFrame(rows, columns=list(COLUMNS)).astype({"limit": "Int64", "parent_bits": "Int64"}),
         expected=pd.DataFrame(expected, columns=[*IDENTITY_COLUMNS, "task"]).astype({"parent_bits": "Int64"}),
-        problems=(*problems, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
+        problems=(*problems, *doubts, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
         others=tuple(others),
         store=store,
         keys={(result.cell_id, result.plan, result.task): result.key for result in kept},
         by_older_count=by_older_count,
+        unquantized=unquantized_of(kept, cells),
+        diverging=diverging(kept),
     )
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.frame import grids
+from analysis.frame.measures import TESTED_MEASURES, measures_of
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, higher_is_better
 
 if TYPE_CHECKING:
@@ -223,9 +224,13 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
     import pandas as pd  # imported here: comparing two read-outs needs no table
 
     found = []
-    metrics = {**loaded.metrics, TASK_AVG: TASK_AVG, LOG_PPLX: LOG_PPLX}
+    names = (TASK_AVG, LOG_PPLX, *TESTED_MEASURES)
+    metrics = {**loaded.metrics, **dict(zip(names, names, strict=True))}
     for _, group in rows[rows["base"] != "none"].groupby(["model", "bits", "plan"], sort=False):
-        measured = {index: outcomes(loaded, row) for index, row in group.iterrows()}
+        measured = {
+            index: {**outcomes(loaded, row), **measures_of(loaded, row["cell_id"].split(", "), row["plan"])}
+            for index, row in group.iterrows()
+        }
         for index in group.index:
             reference = _reference(group, index)
             if reference is None:

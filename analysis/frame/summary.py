@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.frame.axes import PERPLEXITY
 from analysis.frame.conventions import is_of_windows, windows_note
 from analysis.frame.load import COST_COLUMNS
+from analysis.frame.measures import measure_columns
 from analysis.frame.names import IDENTITY_COLUMNS, TASK_NAMES
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG, is_fraction
+from evaluation.results.metrics import LOG_PPLX, MEASURES, TASK_AVG, is_fraction
 from evaluation.results.readouts import is_of_tuning_text
 from evaluation.results.store import BLOCK_SHARE
 from evaluation.sources.table import PAPER_TASKS
@@ -32,10 +34,11 @@ CHANCE = {name: task.chance for name, task in PAPER_TASKS.items()}
 def summary(loaded: LoadedResults) -> pd.DataFrame:
     """A row per (configuration, plan), wide to narrow, methods in the paper's order; NaN where a result is missing.
 
-    Columns: IDENTITY_COLUMNS, COST_COLUMNS, `num_seeds`, `notes`, and for each task, `task_avg` and `log_pplx` the
-    value, its `_stderr` over documents and its `_spread` over seeds.  Configurations that differ only in their seed are
-    one row: the means over their seeds of the value and of its standard error, and the standard deviation between the
-    seeds.  Every seed answers the same documents, so that its standard error does not shrink with their number.
+    Columns: IDENTITY_COLUMNS, COST_COLUMNS, `num_seeds`, `notes`, and for each task, `task_avg`, `log_pplx`,
+    `perplexity` and the measures against the unquantized model (`analysis.frame.measures`) the value, its `_stderr`
+    over documents and its `_spread` over seeds.  Configurations that differ only in their seed are one row: the means
+    over their seeds of the value and of its standard error, and the standard deviation between the seeds.  Every seed
+    answers the same documents, so that its standard error does not shrink with their number.
     """
     reads = loaded.expected.drop(columns="task").drop_duplicates(["cell_id", "plan"])
     rows = reads.merge(_wide(loaded), on=["cell_id", "plan"], how="left")
@@ -46,7 +49,7 @@ def summary(loaded: LoadedResults) -> pd.DataFrame:
     rows[f"{TASK_AVG}_stderr"] = stderr_of_mean(errors.to_numpy(dtype=float))
     rows.loc[rows[TASK_AVG].isna(), f"{TASK_AVG}_stderr"] = np.nan
     values = [*loaded.tasks, TASK_AVG, LOG_PPLX]
-    numbers = (name for value in values for name in (value, f"{value}_stderr", f"{value}_spread"))
+    numbers = (name for value in (*values, *BESIDE) for name in (value, f"{value}_stderr", f"{value}_spread"))
     columns = [*IDENTITY_COLUMNS, *COST_COLUMNS, "num_seeds", "notes", *numbers]
     rows = rows.assign(
         notes=pd.Series([_notes(loaded, row) for row in rows.to_dict("records")], rows.index, dtype=object)
@@ -82,6 +85,10 @@ def stderr_of_share(share: float, num_documents: int) -> float:
     return math.sqrt(adjusted * (1 - adjusted) / (num_documents + 4))
 
 
+BESIDE = (PERPLEXITY, *MEASURES)
+"""What stands beside log perplexity; a row that lacks it, of an earlier version, is complete all the same."""
+
+
 def headline_results(loaded: LoadedResults) -> pd.DataFrame:
     """The rows of the frame that stand for their task: one for each (cell, plan, task), of its headline metric."""
     return loaded.frame[loaded.frame["is_headline"].astype(bool)]
@@ -95,7 +102,7 @@ def _wide(loaded: LoadedResults) -> pd.DataFrame:
         of_task = long[long["task"] == task]
         wide[task] = of_task["value"].astype(float)
         wide[f"{task}_stderr"] = _stderrs(of_task)
-    return wide.reset_index()
+    return measure_columns(loaded, wide).reset_index()
 
 
 def _stderrs(of_task: pd.DataFrame) -> pd.Series:
@@ -135,7 +142,7 @@ CERTAIN_NOTE = (
 def _one_row_a_configuration(rows: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
     """Seeds of one configuration become one row; a configuration of one seed stays as it is."""
     keys = ["config_id", "plan"]
-    rows = rows.assign(num_seeds=1, **{f"{value}_spread": np.nan for value in values})
+    rows = rows.assign(num_seeds=1, **{f"{value}_spread": np.nan for value in (*values, *BESIDE)})
     alone = ~rows.duplicated(keys, keep=False)
     merged = [_over_seeds(seeds, values) for _, seeds in rows[~alone].groupby(keys, sort=False)]
     if not merged:
@@ -170,6 +177,10 @@ def _over_seeds(seeds: pd.DataFrame, values: Sequence[str]) -> pd.Series:
             row[value] = seeds[value].mean()
             row[f"{value}_stderr"] = seeds[f"{value}_stderr"].mean(skipna=False)
             row[f"{value}_spread"] = seeds[value].std(ddof=1)
+        for value in BESIDE:  # of all of these seeds, or of none
+            row[value] = seeds[value].mean(skipna=False)
+            row[f"{value}_stderr"] = seeds[f"{value}_stderr"].mean(skipna=False)
+            row[f"{value}_spread"] = seeds[value].std(ddof=1, skipna=False)
     return row
 
 

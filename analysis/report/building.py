@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from analysis.figures.gallery import plots
 from analysis.figures.style import save_figure
 from analysis.frame.load import LoadedResults, load_frame
+from analysis.frame.measures import with_flips
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.report.contents import commands, page_of
@@ -48,7 +49,7 @@ def load(study: Study) -> LoadedResults:
 
 def numbers_of(study: Study) -> Numbers:
     loaded = load(study)
-    rows = summary(loaded)
+    rows = with_flips(summary(loaded), loaded)
     comparisons = against_reference(rows, loaded)
     return Numbers(loaded, rows, comparisons, summary_table(rows, loaded.tasks, comparisons, loaded.metrics))
 
@@ -65,9 +66,15 @@ def text_of(numbers: Numbers) -> str:
 
 
 def build(
-    study: Study, numbers: Numbers, paths: ReportPaths, *, overrides: Sequence[str] | None, forms: Sequence[str]
+    study: Study,
+    numbers: Numbers,
+    paths: ReportPaths,
+    *,
+    overrides: Sequence[str] | None,
+    forms: Sequence[str],
+    measures: Sequence[str],
 ) -> list[Path]:
-    """Writes the files of a report and returns them; `overrides` as in `analysis.report.report.Report`."""
+    """Writes the files of a report and returns them; keywords as in `analysis.report.report.Report`."""
     loaded, rows, comparisons, table = numbers
     written = _write_table(table, rows, paths.folder, "table")
     written.append(write_text(paths.comparisons, comparisons.to_csv(index=False)))
@@ -77,13 +84,13 @@ def build(
         paper = kind_of(entries)(number, entries)
         written += _write_table(paper, entries, paths.folder, "paper")
     drawn = []
-    for plot in plots(study, loaded, rows):
+    for plot in plots(study, loaded, rows, measures):
         svgs = []
         for files in _write_plot(plot, paths, forms):
             svgs.append(files[0].read_text(encoding="utf-8"))
             written += files
         drawn.append((plot, svgs))
-    page = page_of(study, loaded, rows, table, paper, drawn, commands(study.name, overrides))
+    page = page_of(study, loaded, rows, table, paper, drawn, commands(study.name, overrides, measures))
     written.append(write_text(paths.html, render(page)))
     return written
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from analysis.frame.measures import TESTED_MEASURES
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import Difference, differences, document_values
+from evaluation.results.flips import flips_of
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, is_fraction
 from evaluation.results.readouts import grid_of
 from evaluation.results.store import Protocol, ResultStore, protocol_id
@@ -48,6 +50,10 @@ def measured(name: str, store: ResultStore) -> Measured:
             values = document_values(store.documents(result.key), metric)
             if values is not None:
                 found[result.task, protocol_id(result.protocol)] = MeasuredTask(values, metric, result.protocol)
+            for measure in TESTED_MEASURES if result.task == LOG_PPLX else ():
+                values = document_values(store.documents(result.key), measure)
+                if values is not None:
+                    found[measure, protocol_id(result.protocol)] = MeasuredTask(values, measure, result.protocol)
     if not found:
         there = store.readouts()
         hint = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "there are none"
@@ -89,8 +95,8 @@ def _labels(protocols: Mapping[tuple[str, str], Protocol]) -> dict[tuple[str, st
     for key, protocol in protocols.items():
         facts = _facts(protocol)
         same_task = [_facts(other) for (task, _), other in protocols.items() if task == key[0]]
-        is_text = key[0] == LOG_PPLX
-        same_kind = [_facts(other) for (task, _), other in protocols.items() if (task == LOG_PPLX) == is_text]
+        is_text = protocol.get("task") == LOG_PPLX
+        same_kind = [_facts(other) for other in protocols.values() if (other.get("task") == LOG_PPLX) == is_text]
         differing = [
             name
             for name in facts
@@ -112,7 +118,7 @@ def _facts(protocol: Protocol) -> dict[str, object]:
 
 
 def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask]) -> Iterator[str]:
-    averaged = [task for task, of_task in ours.items() if is_fraction(of_task.metric)]
+    averaged = [task for task, found in ours.items() if is_fraction(found.metric) and task not in TESTED_MEASURES]
     found = differences(
         {task: of_task.values for task, of_task in ours.items()},
         {task: of_task.values for task, of_task in theirs.items()},
@@ -121,14 +127,25 @@ def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask])
     for task, difference in found.items():
         of_line = averaged if task == TASK_AVG else [task]
         means = [float(np.mean([side[one].values.mean() for one in of_line])) for side in (ours, theirs)]
-        yield _line(task, TASK_AVG if task == TASK_AVG else ours[task].metric, means, difference)
+        metric = TASK_AVG if task == TASK_AVG else ours[task].metric
+        yield _line(task, metric, means, difference) + _flips(ours.get(task), theirs.get(task))
+
+
+def _flips(ours: MeasuredTask | None, theirs: MeasuredTask | None) -> str:
+    """`, right: 12 the first alone, 5 the second alone`, for a task of right and wrong answers."""
+    if ours is None or theirs is None or ours.metric in TESTED_MEASURES:
+        return ""
+    found = flips_of(ours.values.tolist(), theirs.values.tolist())
+    if found is None:
+        return ""
+    return f", right: {found.wrong_to_right} the first alone, {found.right_to_wrong} the second alone"
 
 
 def _line(task: str, metric: str, means: Sequence[float], difference: Difference) -> str:
-    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
+    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".5f" if metric in TESTED_MEASURES else ".3f")
     values = " ".join(f"{scale * mean:9{form}}" for mean in means)
     gap = f"{scale * difference.mean:+{form}} ± {scale * difference.stderr:{form}}"
-    usual = metric in ("acc", "acc_norm", TASK_AVG, LOG_PPLX)
+    usual = metric in ("acc", "acc_norm", TASK_AVG, LOG_PPLX, *TESTED_MEASURES)
     name = TASK_NAMES.get(task, task) + ("" if usual else f" {metric}")
     return f"{name:14} {values} {gap:>18} {difference.p_value:8.2g}  {difference.num_documents:9d}  {difference.test}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis.figures.style import INK, PAPER, QUIET
+from analysis.frame.axes import USUAL_AXES
 from analysis.frame.names import flatten, objective_text
 from analysis.frame.summary import SummaryRow, data_type, headline_results, task_name
 from analysis.report.page import Page, Picture, Record, inline_svg
@@ -207,8 +208,13 @@ def gap_texts(loaded: LoadedResults) -> list[str]:
     return texts
 
 
-def commands(name: str, overrides: Sequence[str] | None) -> list[str]:
+def option_of(measures: Sequence[str]) -> list[str]:
+    """The option that asks for these measures on the axes of Pareto plots; nothing for the usual ones."""
+    return [] if tuple(measures) == USUAL_AXES else ["--pareto", ",".join(measures)]
+
+
+def commands(name: str, overrides: Sequence[str] | None, measures: Sequence[str] = USUAL_AXES) -> list[str]:
     """The commands that measure what is missing and draw the report again."""
     guessed = [] if name == DEFAULT_NAME else [f"experiment={name}"]
     typed = guessed if overrides is None else list(overrides)
-    return [shlex.join(["python", "run.py", *typed]), shlex.join(["matquant", "report", *typed])]
+    return [shlex.join(["python", "run.py", *typed]), shlex.join(["matquant", "report", *typed, *option_of(measures)])]

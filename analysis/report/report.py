@@ -11,6 +11,7 @@ import sys
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from analysis.frame.axes import USUAL_AXES, require_known
 from analysis.report import unchanged
 from analysis.report.files import ReportPaths
 from matquant.command.parsing import parse
@@ -30,7 +31,8 @@ FORMS = ("svg", "pdf", "png")
 
 def main(arguments: Sequence[str]) -> None:
     given = parse("report", arguments)
-    report = Report(load_study(given.overrides), given.overrides)
+    measures = require_known(given.pareto.split(","))
+    report = Report(load_study(given.overrides), given.overrides, measures)
     paths = report.draw(notebook=not given.no_notebook)
     print_text(report.text())
     print(f"report: {paths.html}", flush=True)
@@ -43,12 +45,17 @@ def print_text(text: str) -> None:
 
 
 class Report:
-    """A study's report, of which only what has changed is drawn; `overrides` is printed as the way to make it again."""
+    """A study's report, of which only what has changed is drawn; `overrides` is printed as the way to make it again.
 
-    def __init__(self, study: Study, overrides: Sequence[str] | None = None) -> None:
-        self.study, self.overrides = study, overrides
+    `measures`: those on the vertical axes of Pareto plots.
+    """
+
+    def __init__(
+        self, study: Study, overrides: Sequence[str] | None = None, measures: Sequence[str] = USUAL_AXES
+    ) -> None:
+        self.study, self.overrides, self.measures = study, overrides, measures
         self.paths = ReportPaths(study.setup.paths.out / study.name)
-        self.sources = unchanged.sources_of(study, overrides)
+        self.sources = unchanged.sources_of(study, overrides, measures)
         self._drawn = unchanged.remembered(self.paths, self.sources)
 
     def text(self) -> str:
@@ -66,7 +73,12 @@ class Report:
         if drawn is None or not drawn.has(self.paths.html, *self._pictures_and_tables(drawn)):
             from analysis.report.building import build
 
-            files = build(self.study, self._numbers, self.paths, overrides=self.overrides, forms=FORMS)
+            files = build(
+                *(self.study, self._numbers, self.paths),
+                overrides=self.overrides,
+                forms=FORMS,
+                measures=self.measures,
+            )
             drawn = self._remember(unchanged.Drawn(self.sources, self.text(), {}).with_files(files))
         if notebook and not drawn.has(self.paths.notebook):
             from analysis.report.notebook import write_report_notebook

@@ -82,13 +82,13 @@ def remember(paths: ReportPaths, drawn: Drawn) -> None:
     write_json(paths.record, asdict(drawn))
 
 
-def sources_of(study: Study, overrides: Sequence[str] | None) -> str:
+def sources_of(study: Study, overrides: Sequence[str] | None, measures: Sequence[str] = ()) -> str:
     """The digest of everything that a report is drawn from.
 
     It is taken before anything is read, so that a change during the drawing is noticed by the next report.
     """
     digest = hashlib.sha256()
-    for fact in (*_facts(study, overrides), *_contents(study)):
+    for fact in (*_facts(study, overrides), list(measures), *_contents(study)):
         digest.update(json.dumps(fact, sort_keys=True, default=str).encode() + b"\0")
     return digest.hexdigest()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.frame.measures import with_flips
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.report.building import load, paper_number
@@ -20,6 +21,7 @@ from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
+from evaluation.results.metrics import KL, SAME_TOP
 from evaluation.results.readouts import EFFECTIVE_BITS, READOUT_AVG, READOUT_LOG_PPLX
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
@@ -43,7 +45,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
     """The report as the library's own blocks; with an `entity`, run sets name its project, which is asked from W&B."""
     import wandb_workspaces.reports.v2.interface as wr
 
-    rows = summary(loaded)
+    rows = with_flips(summary(loaded), loaded)
     comparisons = against_reference(rows, loaded)
     project = study.setup.tracking.project
     place: dict[str, Any] = {"entity": entity, "project": project} if entity is not None else {}
@@ -63,7 +65,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         *([wr.UnorderedList([*others])] if others else []),
         wr.P(measured_text(loaded)),
         wr.H2("Quality against effective bits"),
-        wr.PanelGrid(runsets=runsets, panels=_pareto_panels()),
+        wr.PanelGrid(runsets=runsets, panels=_pareto_panels(rows)),
         *(block for title, text in tables for block in (wr.H2(title), wr.MarkdownBlock(text))),
         wr.H2("Training, slice by slice"),
         wr.PanelGrid(runsets=runsets, panels=_curve_panels()),
@@ -87,20 +89,23 @@ def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
     return {name: list(ids) for name, ids in found.items()}
 
 
-def _pareto_panels() -> list[Any]:
+def _pareto_panels(rows: pd.DataFrame) -> list[Any]:
     """Panels with a line for each run and a point for each plan."""
     import wandb_workspaces.reports.v2.interface as wr
 
     titles = {READOUT_AVG: "Task Avg (%), higher is better", READOUT_LOG_PPLX: "log perplexity, lower is better"}
+    if rows[KL].notna().any():
+        titles[f"readout/{KL}"] = "KL divergence from the unquantized model, lower is better"
+        titles[f"readout/{SAME_TOP}"] = "same top p (%), higher is better"
     return [
         wr.LinePlot(
             title=title,
             x=EFFECTIVE_BITS,
             y=[name],
             log_x=True,
-            log_y=name == READOUT_LOG_PPLX,
+            log_y=name in (READOUT_LOG_PPLX, f"readout/{KL}"),
             title_x="effective bits per quantized weight",
-            layout=wr.Layout(x=12 * place, y=0, w=12, h=10),
+            layout=wr.Layout(x=12 * (place % 2), y=10 * (place // 2), w=12, h=10),
         )
         for place, (name, title) in enumerate(titles.items())
     ]

@@ -6,6 +6,7 @@ make them text the way a paper prints it, and `drawing` draws that text for a te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frame import grids
+from analysis.frame.axes import PERPLEXITY
 from analysis.frame.significance import LEVEL
 from analysis.frame.summary import SummaryRow, data_type, task_name
 from analysis.tables.typeset import (
@@ -28,7 +30,8 @@ from analysis.tables.typeset import (
     with_error,
     with_errors,
 )
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG, higher_is_better, is_fraction
+from evaluation.results.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT
+from evaluation.results.metrics import KL, LOG_PPLX, SAME_TOP, TASK_AVG, higher_is_better, is_fraction
 from evaluation.results.store import BLOCK_SHARE
 
 GRID, OVERFLOW, STORED = "+ grid", "+ overflow", "Stored"
@@ -80,7 +83,9 @@ def summary_table(
         *more,
         *(_task_column(task, metrics.get(task)) for task in tasks),
         Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), +1),
+        *([Column("Flips", _flips)] if has_flips(rows) else []),
         Column("log pplx ↓", _number(LOG_PPLX, 1, ".3f", errors=True, named=several), -1),
+        *(_measure_columns(several=several) if rows[KL].notna().any() else []),
     )
     groups: dict[tuple[str, str], list[SummaryRow]] = {}
     for row in rows.to_dict("records"):
@@ -100,6 +105,42 @@ def _task_column(task: str, metric: str | None) -> Column:
     return Column(head, _number(task, scale, form), +1 if better else -1)
 
 
+def has_flips(rows: pd.DataFrame) -> bool:
+    """True if flips were counted for some row."""
+    return RIGHT_TO_WRONG in rows and bool(rows[RIGHT_TO_WRONG].notna().any())
+
+
+def _flips(row: SummaryRow) -> str:
+    """`5.0 lost, 2.5 won`, in percent of all documents."""
+    if row["base"] == "none":
+        return REFERENCE
+    lost, won = row[RIGHT_TO_WRONG], row[WRONG_TO_RIGHT]
+    return MISSING if lost != lost else f"{100 * lost:.1f} lost, {100 * won:.1f} won"
+
+
+def _measure_columns(*, several: bool) -> Sequence[Column]:
+    """Perplexity, and beside it what tells from the unquantized model."""
+
+    def compared(value: str, scale: float, form: str) -> Callable[[SummaryRow], str]:
+        number = _number(value, scale, form, errors=True, named=several)
+        return lambda row: REFERENCE if row["base"] == "none" else number(row)
+
+    return (
+        Column("pplx ↓", lambda row: _number(PERPLEXITY, 1, digits(row[PERPLEXITY], 4))(row), -1),
+        Column("KL ↓", lambda row: compared(KL, 1, digits(row[KL], 3))(row), -1),
+        Column("Same top p ↑", compared(SAME_TOP, 100, ".1f"), +1),
+    )
+
+
+def digits(value: float, significant: int) -> str:
+    """The form of a positive number with so many digits, and of its error with as many decimals; never an exponent."""
+    if not 0 < value < math.inf:
+        return ".0f"
+    return f".{min(max(significant - 1 - math.floor(math.log10(value)), 0), 6)}f"
+
+
+REFERENCE = "reference"
+"""The entry of the unquantized model where others are compared with it."""
 ACCURACIES = ("acc", "acc_norm")
 
 
@@ -211,6 +252,10 @@ def _notes(rows: pd.DataFrame, sections: Sequence[Section], comparisons: pd.Data
         notes.append(ERROR_NOTE)
     if comparisons is not None and len(comparisons):
         notes.append(f"{SIGNIFICANCE_NOTE} ({len(comparisons)}).")
+    if rows[KL].notna().any():
+        notes.append(DIVERGENCE_NOTE)
+    if has_flips(rows):
+        notes.append(FLIPS_NOTE)
     if (rows["num_seeds"] > 1).any():
         notes.append(SEEDS_NOTE)
     if rows["interpolated"].any():
@@ -227,6 +272,15 @@ PARTIAL_NOTE = (
 ERROR_NOTE = (
     "±: standard error over documents; it does not cover another training run.  That of Task Avg is of independent "
     "tasks: the root of the sum of their squared standard errors, divided by their number."
+)
+DIVERGENCE_NOTE = (
+    "pplx: perplexity, the exponential of log pplx.  KL: Kullback-Leibler divergence from the unquantized model, over "
+    "the whole vocabulary, in nats per token; Same top p: the share of tokens whose most likely successor is the same, "
+    "in percent; both on the text of log pplx."
+)
+FLIPS_NOTE = (
+    "Flips: of the documents behind Task Avg, in percent and tasks alike, those that the unquantized model has right "
+    "and the row wrong (lost), and the other way (won)."
 )
 SEEDS_NOTE = (
     "Rows of several seeds: the mean over seeds.  docs: the standard error over documents, of one seed on average, as "

@@ -12,6 +12,15 @@ from collections.abc import Iterable
 LOG_PPLX = "log_pplx"  # the pseudo task of log perplexity, beside the accuracy tasks, and its metric
 TASK_AVG = "task_avg"
 
+KL, KL_MEDIAN, KL_99, KL_MAX = "kl", "kl_median", "kl_99", "kl_max"
+"""Divergence from the unquantized model on held-out text, nats a token: mean, median, 99th percentile, largest."""
+SAME_TOP, RMS_DP, MEAN_DP = "same_top_p", "rms_dp", "mean_dp"
+"""The share of tokens whose most likely successor is the same; the change of the right token's probability."""
+BASE_LOG_PPLX = "log_pplx_base"
+"""Log perplexity of the unquantized model as the divergence was measured from it."""
+MEASURES = (KL, KL_MEDIAN, KL_99, KL_MAX, SAME_TOP, RMS_DP, MEAN_DP, BASE_LOG_PPLX)
+"""The metrics beside log perplexity that compare with the unquantized model; results of earlier versions have none."""
+
 HEADLINE_METRICS = (
     *(LOG_PPLX, "acc_norm", "acc", "exact_match", "em", "f1", "mcc", "bleu", "rougeL", "chrf", "ter"),
     *("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
@@ -23,10 +32,13 @@ FILTERS = ("", "strict-match")
 
 SHARE = re.compile(
     r"(acc|accuracy|exact_match|em|contains|pct_stereotype|pass@1|pass_at_1|task_avg)(_.*)?|.*_(acc|accuracy)"
+    f"|{SAME_TOP}|{RMS_DP}"
 )
 """The shares of right answers, printed in percent and averaged.  Not f1, which some tasks give in percent."""
 
-LOWER_IS_BETTER = frozenset({LOG_PPLX, "bits_per_byte", "ter", "wer", "cer", "brier_score"})
+LOWER_IS_BETTER = frozenset(
+    {LOG_PPLX, KL, KL_MEDIAN, KL_99, KL_MAX, RMS_DP, "bits_per_byte", "ter", "wer", "cer", "brier_score"}
+)
 
 COUNTS = frozenset({"num_tokens", "sample_len"})
 """Numbers beside the metrics that say how much was measured."""

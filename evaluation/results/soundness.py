@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from evaluation.results.metrics import LOG_PPLX, is_error, is_fraction
+from evaluation.results.metrics import KL, KL_99, KL_MAX, KL_MEDIAN, LOG_PPLX, is_error, is_fraction
 from matquant.notation import FULL_BITS
 
 if TYPE_CHECKING:
     from evaluation.results.store import Result
 
+NEVER_BELOW_0 = frozenset({LOG_PPLX, KL, KL_MEDIAN, KL_99, KL_MAX})
 MAPPINGS = ("protocol", "metrics", "overhead", "provenance", "sources")
 
 
@@ -60,7 +61,7 @@ def _wrong(name: str, value: Any) -> str | None:
         return "no number"
     if is_fraction(name) and not 0 <= value <= 1:
         return "no share of documents (0 to 1)"
-    if value < 0 and (is_error(name) or name == LOG_PPLX):
+    if value < 0 and (is_error(name) or name in NEVER_BELOW_0):
         return "below 0"
     return None
 

@@ -78,7 +78,7 @@ is queued or running is not submitted again, and a job that was preempted, timed
         ),
         Argument("--only", "only cells whose id matches", {"action": "append", "default": [], "metavar": "PATTERN"}),
         flag("--cancel", "cancel the jobs of this study"),
-        flag("--wait", "stay until every job has ended"),
+        flag("--wait", "stay until every job has ended; submit what a full queue has left as places become free"),
         EVERY_ROW,
     ),
     (
@@ -93,7 +93,7 @@ is queued or running is not submitted again, and a job that was preempted, timed
         Example("matquant launch experiment=demo cluster=local cluster.workers=2", "the same on this machine"),
     ),
     "`matquant status` with the same overrides shows the progress; `matquant run --help` lists the overrides;\n"
-    "docs/slurm.md takes you from nothing to a running table.",
+    "docs/slurm.md takes you from nothing to a running table, docs/clusters.md has the settings for your cluster.",
 )
 
 SEARCH = Subcommand(
@@ -193,9 +193,16 @@ files to have it drawn again.
     (
         overrides("what to report on, such as experiment=demo"),
         flag("--no-notebook", "leave the notebook out, which takes longest"),
+        Argument(
+            "--pareto",
+            "what Pareto plots have on their vertical axes, joined by commas (default: task_avg,log_pplx): also "
+            "perplexity, kl, kl_median, kl_99, kl_max, same_top_p, rms_dp, right_to_wrong, wrong_to_right",
+            {"default": "", "metavar": "MEASURES"},
+        ),
     ),
     (
         Example("matquant report experiment=demo", "what `matquant run experiment=demo` measured"),
+        Example("matquant report experiment=demo --pareto kl,same_top_p", "Pareto plots of the divergence"),
         Example("matquant report experiment=demo paths.results=/data/r", "results copied from another machine"),
         Example("matquant report experiment=demo readout.limit=200", "the same cells under another protocol"),
         Example("matquant report base=minmax bits=int8", "a single cell"),

@@ -18,6 +18,9 @@ from matquant.config.grammar import RUN, parsed_override
 from matquant.config.value import valued
 from matquant.errors import UserError
 
+OPTIONS = "cluster.sbatch"
+"""The section whose keys are sbatch's own."""
+
 
 def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
@@ -53,6 +56,8 @@ def _understood(text: str, *, swept: bool) -> str:
         raise UserError(f"'{text}' cannot be read: {_not_an_override(key, equals, value)}")
     if key.startswith("hydra.sweeper.params"):
         raise UserError(f"{key} is not read; type what is swept as overrides: {RUN} base.num_steps=10,20")
+    if key.startswith(OPTIONS) and key.removeprefix(OPTIONS)[:1] in ("", "."):
+        sign = "++"  # options are added to those of the file, and take their place
     if is_group(key):
         return chosen(sign, key, value, swept=swept)
     return valued(sign, key, value, swept=swept)

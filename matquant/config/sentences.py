@@ -13,7 +13,7 @@ from matquant.config.keys import is_list
 from matquant.config.overrides import key_of
 
 Compose = Callable[[Sequence[str]], Mapping[str, Any]]
-OPEN = ("weights", "only", "cluster.sbatch")
+OPEN = ("weights", "only")
 """Sections that take names of the user's own."""
 
 
@@ -75,7 +75,7 @@ def _unknown_key(key: str, overrides: Sequence[str], compose: Compose) -> str:
         return f"{axis}=null leaves no {axis} to set {name} of; leave out {_given(key, overrides)}"
     if key.startswith("readout.perplexity.") and "readout.perplexity=null" in overrides:
         return f"perplexity=null leaves no text to set {key} of; leave out {_given(key, overrides)}"
-    if key.startswith(tuple(f"{section}." for section in OPEN)) or key == "cluster.sbatch":
+    if key.startswith(tuple(f"{section}." for section in OPEN)):
         return f"{key} is not among these choices; write it with two pluses to add it: {_given(key, overrides, '++')}"
     values = compose([override for override in overrides if key_of(override) != key])
     if isinstance(values.get(key), Mapping):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from matquant.config import sbatch as options_of_sbatch
 from matquant.config.cell import Cell, DType, Float, Int, Place, Positive, Seed, Spec, TextSpec
 from matquant.config.home import at_home
 from matquant.config.names import require_plan_name
@@ -65,6 +66,9 @@ class Readout(Spec):
     """Measures documents that are longer than the model without their start; else they are refused."""
     perplexity: TextSpec | None = None
     """The held-out text that log perplexity is read on; None: no log perplexity."""
+    divergence: Literal[True, False, "auto"] = "auto"
+    """Compares with the unquantized model wherever log perplexity is measured; true: also where it was measured without
+    that, by an earlier version; false: nowhere."""
     search: SearchSpec = SearchSpec()
     """Settings of the search for widths."""
 
@@ -225,6 +229,8 @@ class SlurmCluster(Spec):
     """Nodes of one base=qat training job; everything else runs on one GPU."""
     gpus_per_node: Annotated[Int, Field(ge=0)] = 1
     """GPUs of a node that one base=qat job takes; every other job takes one."""
+    gpu_type: str | None = None
+    """SLURM's name of a kind of GPU, such as h100; `gpus_per_node: h100:4` sets both."""
     gpu_memory_gb: Annotated[Float, Field(gt=0)] = 80.0
     """The memory of one GPU; a plan warns of cells that are estimated to need more."""
     tflops: Annotated[Float, Field(gt=0)] = 400.0
@@ -241,16 +247,29 @@ class SlurmCluster(Spec):
     """Seconds before the time limit at which a job is told to save its state and requeue itself."""
     array_parallelism: Positive = 64
     """Elements of one array that run at the same time."""
-    max_array_size: Positive = 1000
-    """The most elements of one array; larger ones are divided."""
+    max_array_size: Positive | None = None
+    """The most elements of an array, if that is fewer than the cluster's MaxArraySize, which is found out."""
     max_requeues: Annotated[Int, Field(ge=0)] = 20
     """The most restarts of one job, after preemptions, time limits and lost nodes together."""
     evaluate_jobs: Positive = 1
     """Jobs that the plans of one cell are divided over."""
     setup: tuple[str, ...] = ()
     """Shell lines that every job runs first, such as `module load cuda`."""
-    sbatch: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Other options of sbatch by name, such as {exclude: node7}."""
+    sbatch: dict[str, options_of_sbatch.Option] = Field(default_factory=dict)
+    """Other options of sbatch, which take the place of ours; null and false leave an option out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gpus_have_a_type(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("gpus_per_node"), str):
+            return given
+        kind, count = options_of_sbatch.gpus(given["gpus_per_node"])
+        return {**given, "gpus_per_node": count, **({} if kind is None else {"gpu_type": kind})}
+
+    @field_validator("sbatch", mode="before")
+    @classmethod
+    def _has_one_spelling(cls, given: Any) -> Any:
+        return options_of_sbatch.options(given or {}) if isinstance(given, dict | None) else given
 
     @model_validator(mode="after")
     def _warns_in_time(self) -> SlurmCluster:

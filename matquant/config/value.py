@@ -46,6 +46,10 @@ def _raw(key: str, value: str, *, swept: bool) -> str:
         if not inner.endswith("]"):
             raise UserError(f"'{key}={value}' cannot be read: a list ends with a bracket; write [a,b]")
         return _texts(inner)
+    if inner.startswith("{") and key == "cluster.sbatch":
+        raise UserError(
+            f"'{key}={value}' cannot be read; write a value with brackets alone: 'cluster.sbatch.exclude=node[1-3]'"
+        )
     if inner.startswith("{") and not is_text(key):
         raise UserError(f"'{key}={value}' cannot be read; write a mapping as {shlex.quote('{name: value}')}")
     return _texts(f"[{value}]") if is_list(key) else _quoted(value)

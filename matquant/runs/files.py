@@ -16,7 +16,7 @@ from typing import Any
 
 from matquant.disk import writing
 from matquant.errors import UserError
-from matquant.runs.status import process_started
+from matquant.runs.processes import process_started
 
 HOST = socket.gethostname().partition(".")[0]
 ABANDONED_S = 600.0

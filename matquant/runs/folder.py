@@ -25,6 +25,8 @@ from matquant.runs.files import write_beside
 from matquant.runs.status import Reporter, reporting
 
 log = logging.getLogger(__name__)
+SHARED = 0o666
+"""The permissions of a lock: it holds nothing, and everybody who may write to its folder may wait for it."""
 
 
 class RunDir:
@@ -69,7 +71,7 @@ class RunDir:
     def alone(self, stage: str) -> Iterator[None]:
         """Keeps other processes out of a stage, and waits for one that is in it; a killed process leaves no lock."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / f"{stage}.lock")
+        lock = FileLock(self.path / f"{stage}.lock", mode=SHARED)
         try:
             lock.acquire(blocking=False)
         except Timeout:

@@ -17,17 +17,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-import psutil
-
 from matquant.disk import is_full
 from matquant.errors import UserError
+from matquant.runs.processes import is_hidden, process_started, user_name
 from matquant.runs.stopping import Stopped, interrupts_win
 
 log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "failed", "stopped"]
 Reason = Literal[
-    "out of memory", "non-finite", "time limit", "killed", "cancelled", "bad input", "disk full", "interrupted", "error"
+    "out of memory",
+    "non-finite",
+    "time limit",
+    "killed",
+    "crashed",
+    "cancelled",
+    "preempted",
+    "node lost",
+    "setup failed",
+    "cannot start",
+    "held",
+    "bad input",
+    "disk full",
+    "interrupted",
+    "error",
 ]
 LAUNCH = "MATQUANT_LAUNCH"
 """The environment variable that tells a job which launch it belongs to."""
@@ -49,8 +62,12 @@ class Status:
     reason: Reason | None = None
     message: str | None = None
     launch: str | None = None
+    user: str | None = None
     slurm_job: str | None = None
     """SLURM's number of the job, with its index in an array, where it is one."""
+    slurm_name: str | None = None
+    slurm_cluster: str | None = None
+    """The job's name and cluster: a number alone may be that of somebody else's job."""
     first: int | None = None
     """The part of `total` that was done at this process's first report."""
     since: float | None = None
@@ -61,22 +78,22 @@ class Status:
     def is_alive(self) -> bool:
         """True if the process that wrote this still runs; on another machine, if it has reported lately."""
         if self.host != socket.gethostname():
-            return time.time() - self.at < SILENT_S
-        return process_started(self.pid) == self.process_started
+            return self.is_fresh()
+        if (started := process_started(self.pid)) is not None:
+            return started == self.process_started
+        return is_hidden(self.pid) and self.is_fresh()
+
+    def is_fresh(self, silent_s: float = SILENT_S) -> bool:
+        """True if the process has reported lately."""
+        return time.time() - self.at < silent_s
 
 
-def _slurm_job() -> str | None:
-    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
-
-
-def process_started(pid: int) -> float | None:
-    """The start time of a process of this machine, by which it differs from a later one of its number; None if gone."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
+def _slurm_job() -> tuple[str | None, str | None, str | None]:
+    """The number, the name and the cluster of the SLURM job that this process is part of."""
+    variables = os.environ.get
+    array, index = variables("SLURM_ARRAY_JOB_ID"), variables("SLURM_ARRAY_TASK_ID")
+    number = f"{array}_{index}" if array and index else variables("SLURM_JOB_ID")
+    return number, variables("SLURM_JOB_NAME"), variables("SLURM_CLUSTER_NAME")
 
 
 def read_status(path: Path) -> Status | None:
@@ -110,8 +127,20 @@ class Reporter:
         started = process_started(pid)
         assert started is not None
         self.path = path
-        launch, job = os.environ.get(LAUNCH), _slurm_job()
-        self.status = Status("running", now, now, socket.gethostname(), pid, started, launch=launch, slurm_job=job)
+        job, name, cluster = _slurm_job()
+        self.status = Status(
+            state="running",
+            started=now,
+            at=now,
+            host=socket.gethostname(),
+            pid=pid,
+            process_started=started,
+            launch=os.environ.get(LAUNCH),
+            user=user_name(),
+            slurm_job=job,
+            slurm_name=name,
+            slurm_cluster=cluster,
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
 
@@ -130,9 +159,14 @@ class Reporter:
         self._write()
 
     def _write(self) -> None:
-        """Writes in place, padded to one size: on a full disk there is no room for a file beside it."""
+        """Writes in place, padded to one size: on a full disk there is no room for a file beside it.
+
+        In a folder of several people the file may be another's, who has left it: it is replaced.
+        """
         text = json.dumps(asdict(self.status), indent=1)
         try:
+            if self.path.exists() and not os.access(self.path, os.W_OK):
+                self.path.unlink()
             with self.path.open("r+" if self.path.exists() else "w") as file:
                 file.write(text.ljust(2000) + "\n")
                 file.truncate()

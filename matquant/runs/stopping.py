@@ -20,6 +20,10 @@ class Stopped(BaseException):
     """
 
 
+class Refused(BaseException):
+    """Raised wherever the work is, when it may not start again: a library that catches every Exception lets it pass."""
+
+
 def request() -> None:
     """Asks this process to stop at its next safe point; may be called from a signal handler."""
     global _asked
@@ -93,8 +97,9 @@ def at_safe_points(patience_s: float) -> Iterator[None]:
     """Lets SIGUSR2, by which a scheduler ends a job, wait for the work to reach a safe point and save its state.
 
     At the safe point, or after `patience_s` seconds in any case, the earlier handler is called: submitit's, which
-    requeues the job and exits.  At SIGTERM, which announces that the job will be killed, the work saves and goes on:
-    the scheduler decides whether the job is requeued.  Without an earlier handler nothing changes.
+    requeues the job and exits, or raises an error, which leaves the block unchanged.  At SIGTERM, which announces that
+    the job will be killed, the work saves and goes on: the scheduler decides whether the job is requeued.  Without an
+    earlier handler nothing changes.
     """
     answer = signal.getsignal(signal.SIGUSR2)
     if not callable(answer):
@@ -106,9 +111,15 @@ def at_safe_points(patience_s: float) -> Iterator[None]:
         request()
         signal.setitimer(signal.ITIMER_REAL, patience_s)
 
+    refused: list[Exception] = []
+
     def give_up(*_: object) -> None:
         log.info("no safe point for %.0f s: stopping with the state that was saved last", patience_s)
-        answer(signal.SIGUSR2, None)
+        try:
+            answer(signal.SIGUSR2, None)
+        except Exception as error:  # of any kind: the scheduler's refusal to start the job again
+            refused.append(error)
+            raise Refused(str(error)) from error
 
     handled = (signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in handled}
@@ -120,6 +131,11 @@ def at_safe_points(patience_s: float) -> Iterator[None]:
     except Stopped:
         signal.setitimer(signal.ITIMER_REAL, 0)
         answer(signal.SIGUSR2, None)
+        raise
+    except BaseException as error:
+        # An import that the refusal interrupts makes a ModuleNotFoundError of it.
+        if refused:
+            raise refused[0] from error
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

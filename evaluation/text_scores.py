@@ -1,0 +1,66 @@
+"""The numbers of one model on the held-out text, in one pass: log perplexity, and the divergence from a teacher."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evaluation.divergence import divergences, summarized
+from evaluation.perplexity import log_perplexity, nats_of, read_blocks
+from evaluation.results.metrics import KL, LOG_PPLX
+from evaluation.scoring import Bar, wider
+from evaluation.teacher import Teacher
+from matquant.errors import NotFiniteError
+from matquant.models.divergence import TokenDivergence
+from matquant.models.head import listening
+
+
+class TextScores(NamedTuple):
+    """Metrics with errors over blocks, and the same of each block, as columns."""
+
+    metrics: dict[str, float]
+    blocks: dict[str, list[Any]]
+
+
+def score_text(
+    model: PreTrainedModel,
+    text: Int[Tensor, "blocks tokens"],
+    teacher: Teacher | None,
+    *,
+    batch_size: int,
+    description: str,
+    bar: Bar,
+) -> TextScores:
+    """Reads the text once; `bar` is moved by one for each block."""
+    nats, blocks = [], list[TokenDivergence]()
+    with nullcontext() if teacher is None else listening(model) as listener:
+        for read in read_blocks(model, text, batch_size=batch_size):
+            nats.append(nats_of(read))
+            if teacher is not None and listener is not None and nats[-1].isfinite().all():
+                blocks += divergences(model, listener, teacher, len(blocks), read)
+            bar.update(len(nats[-1]))
+    summary = log_perplexity(torch.cat(nats), text.shape[1] - 1)
+    if not math.isfinite(summary.mean):
+        block = next(index for index, one in enumerate(summary.block_nats) if not math.isfinite(one))
+        raise NotFiniteError(
+            f"the logits of {description} are not finite on held-out text, block {block}; {wider(model.dtype)}"
+        )
+    metrics = {LOG_PPLX: summary.mean, "num_tokens": float(summary.num_tokens)}
+    if math.isfinite(summary.stderr):
+        metrics[f"{LOG_PPLX}_stderr"] = summary.stderr
+    columns = {"doc_id": list(range(len(text))), LOG_PPLX: summary.block_nats}
+    if teacher is None:
+        return TextScores(metrics, columns)
+    measures, of_blocks = summarized(blocks, teacher)
+    if not math.isfinite(measures[KL]):
+        raise NotFiniteError(
+            f"the divergence of {description} from the unquantized model is not finite; {wider(model.dtype)}, or set "
+            "readout.divergence=false"
+        )
+    return TextScores({**metrics, **measures}, {**columns, **of_blocks})
