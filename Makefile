@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+DOCS_READY := $(VENV)/.docs
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install gemma demo study study-report test test-slurm serve-check gpu-check check lint bench lock clean
+.PHONY: help install gemma demo docs docs-links study study-report test test-slurm serve-check gpu-check check lint bench lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +31,18 @@ gemma: $(READY) ## the optional second model, Gemma 3 270M (232 MB, Gemma's term
 
 demo: $(READY) ## one real language model read at five precisions out of one checkpoint: table, Pareto plot, report
 	@$(BIN)/python run.py experiment=demo
+
+docs: $(DOCS_READY) ## the documentation as a site, out/docs/index.html; a dead link or a page that is too long ends it
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -b html -d out/.doctrees docs out/docs
+	@echo "documentation: out/docs/index.html"
+
+docs-links: $(DOCS_READY) ## links of the documentation to other sites, by network
+	@$(BIN)/python -m sphinx -q -b linkcheck -d out/.doctrees docs out/links
+
+$(DOCS_READY): $(READY) requirements-docs.lock
+	@echo "installing requirements-docs.lock into $(VENV), once"
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-docs.lock
+	@touch $@
 
 study: $(READY) ## measure what is missing of studies/smollm2_135m, here: one experiment after the other, hours; may be interrupted
 	@for file in studies/smollm2_135m/conf/experiment/smollm2_135m/*.yaml; do $(BIN)/matquant launch experiment=smollm2_135m/$$(basename $$file .yaml) || exit 1; done
@@ -72,6 +85,9 @@ lock: ## renew requirements.lock from pyproject.toml
 	@echo "torch==2.13.0" > $(VENV)/pin.txt
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --group dev --extra harness --constraint $(VENV)/pin.txt pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' >> requirements.lock.new
 	@mv requirements.lock.new requirements.lock
+	@echo "# What \`make docs\` installs besides requirements.lock; renewed by \`make lock\`." > requirements-docs.lock.new
+	@$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --no-header --no-annotate --group docs --constraint requirements.lock | sed 's, *;.*,,' | grep -vxFf requirements.lock >> requirements-docs.lock.new
+	@mv requirements-docs.lock.new requirements-docs.lock
 
 clean: ## remove checkpoints, results, reports and caches of this checkout; keeps .venv and what is committed
 	rm -rf runs results out .pytest_cache .ruff_cache .hypothesis

@@ -26,9 +26,11 @@ from omegaconf import DictConfig
 from evaluation.objective import as_returned, values_of
 from evaluation.stages import check_agent, run_cell, untimed
 from matquant.command import multirun
+from matquant.command.dispatch import say_where
 from matquant.command.terminal import ended, fail, log_to_stderr, say
 from matquant.config.compose import check_line, sweep_points
 from matquant.config.grammar import is_searched, sweeper_of
+from matquant.config.listing import listing
 from matquant.config.overrides import for_hydra, understood
 from matquant.config.study import Study, load_study
 from matquant.config.sweep import Point, is_of_hydra, joint
@@ -59,6 +61,9 @@ def main() -> None:
 def _run() -> int:
     """Refuses a bad command line in one sentence before anything starts, then hands over to Hydra; the exit status."""
     arguments = sys.argv[1:]
+    if (asked := listing(arguments)) is not None:
+        print(asked)
+        return 0
     flags = {argument for argument in arguments if argument.startswith("-")}
     if not flags <= MULTIRUN:
         sys.argv[1:] = check_line(arguments)
@@ -73,6 +78,7 @@ def _run() -> int:
     if flags and num_ranks() == 1:
         return _sweep(typed, overrides)
     points = [(point, load_study(point)) for point in (sweep_points(overrides) if flags else [overrides])]
+    say_where(points[0][1].setup.paths)
     join(lambda: check([study for _, study in points]))
     _hydra_main()
     if flags and is_main():
@@ -88,6 +94,8 @@ def _sweep(typed: Sequence[str], overrides: Sequence[str]) -> int:
     from slurm.hydra_points import install, raising
 
     leader = multirun.current = lead(overrides)
+    for study, _ in joint(leader.runnable)[:1]:
+        say_where(study.setup.paths)
     if not is_searched(overrides) and not any(word.startswith("hydra/launcher=") for word in overrides):
         _shared = _outlook([study for study, _ in joint(leader.runnable)])
         leader.is_forecast = _shared is not None

@@ -11,9 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from evaluation.results.metrics import KL, headline_metric, is_fraction
+from matquant.runs.bars import bar
 from matquant.runs.status import Beat
 
 WIDTH = 9
+"""The least width of a column; a longer name makes it wider."""
 
 
 def duration(seconds: float) -> str:
@@ -45,7 +47,7 @@ class PlanLine:
 
 
 class Board:
-    """The bars on stderr: one for all plans and, where somebody watches, one for the plan at work.
+    """The bars on stderr, one for all plans and, where somebody watches, one for the plan at work; and the table.
 
     `sizes`: the steps of each plan, in order.  `beat` is told how many of all steps are done.
     """
@@ -55,15 +57,9 @@ class Board:
         self.head: list[str] = []
 
     def __enter__(self) -> Board:
-        # A log file keeps every state of a bar.
         self._watched = sys.stderr.isatty()
-        self._options: dict[str, Any] = {
-            "unit": " answers",
-            "mininterval": 0.2 if self._watched else 30.0,
-            "dynamic_ncols": True,
-        }
-        label = f"evaluate {self.title}"
-        self._overall = tqdm(total=sum(self.sizes.values()), desc=label, position=0, **self._options)
+        self._look: dict[str, Any] = {"unit": "answers", "mininterval": 0.2}
+        self._overall = bar(f"evaluate {self.title}", total=sum(self.sizes.values()), position=0, **self._look)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,15 +69,20 @@ class Board:
     def plan(self, name: str) -> Iterator[PlanLine]:
         """The bar of one plan; its row is written when it is done."""
         start = time.monotonic()
-        options = {"position": 1, "leave": False, "disable": not self._watched, **self._options}
-        with tqdm(total=self.sizes[name], desc=f"  {name}", **options) as bar:
-            line = PlanLine(bar, self._overall, self.beat)
+        look = {"position": 1, "leave": False, "disable": not self._watched, **self._look}
+        with bar(f"  {name}", total=self.sizes[name], **look) as shown:
+            line = PlanLine(shown, self._overall, self.beat)
             yield line
         self._write(name, line.measured, time.monotonic() - start)
 
     def _write(self, name: str, measured: Mapping[str, str], seconds: float) -> None:
         if list(measured) != self.head:
             self.head = list(measured)
-            tqdm.write(f"{'plan':20}" + "".join(f"  {task[:WIDTH]:>{WIDTH}}" for task in self.head), file=sys.stderr)
-        row = "".join(f"  {text:>{WIDTH}}" for text in measured.values())
-        tqdm.write(f"{name:20}{row}  {seconds:6.0f} s", file=sys.stderr)
+            tqdm.write(self._row("plan", {task: task for task in self.head}, "time"), file=sys.stderr)
+        tqdm.write(self._row(name, measured, duration(seconds)), file=sys.stderr)
+
+    def _row(self, name: str, texts: Mapping[str, str], seconds: str) -> str:
+        """A line of the table; every column is as wide as its name, and the first as the longest plan."""
+        plan = max(map(len, ["plan", *self.sizes]))
+        columns = (f"  {text:>{max(WIDTH, len(task))}}" for task, text in texts.items())
+        return f"{name:{plan}}{''.join(columns)}  {seconds:>7}"

@@ -21,6 +21,8 @@ from matquant.command.parsing import parse, parser_of
 from matquant.command.subcommand import Subcommand
 from matquant.command.table import FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.config.compose import choices, compose, sweep_points
+from matquant.config.files import axes
+from matquant.config.listing import listing
 from matquant.errors import FailedCellsError, UserError
 from tests.processes import only_sentence, python, variables
 
@@ -108,6 +110,42 @@ def test_every_module_of_the_table_takes_the_arguments_as_they_were_typed(name):
 def test_there_is_one_way_to_start_a_command(folder):
     programs = [path for path in (PROJECT / folder).rglob("*.py") if 'if __name__ == "' in path.read_text()]
     assert programs == [PROJECT / "matquant" / "__main__.py"] * (folder == "matquant")
+
+
+# --- an axis without a value -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", axes())
+def test_an_axis_without_a_value_lists_its_choices_with_a_line_about_each(axis):
+    shown = listing([f"{axis}="], width=10_000)
+    assert shown is not None
+    for name in choices(axis):
+        assert re.search(rf"^{re.escape(f'{axis}={name}')} +\S.{{5,}}$", shown, re.MULTILINE), name
+
+
+def test_an_experiment_is_listed_with_its_claim_and_a_folder_alone():
+    claims = listing(["experiment="], width=10_000) or ""
+    assert "experiment=table07" in claims
+    assert "about 2.05 effective bits buy 5 to 6 points at int2" in claims
+    folder = listing(["experiment=grids/"], width=60) or ""
+    lines = folder.split("\n\n")[0].splitlines()
+    assert {line.split()[0] for line in lines} == {
+        f"experiment={name}" for name in choices("experiment") if "grids/" in name
+    }
+    assert all(len(line) <= 60 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "words", [["experiment=demo"], ["experiment=nope/"], ["base.num_steps="], ["+x="], []], ids=" ".join
+)
+def test_other_words_ask_for_no_list(words):
+    assert listing(words) is None
+
+
+@pytest.mark.parametrize("command", [["launch"], ["status", "--watch"], ["report"], ["run"]], ids=" ".join)
+def test_every_command_that_takes_overrides_lists_and_succeeds(command, capsys):
+    assert main([*command, "base="]) == 0
+    assert "base=qat_paper" in capsys.readouterr().out
 
 
 # --- how it ends -----------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_an_unknown_experiment_names_the_nearest_few_and_the_way_to_all():
     assert refusal("experiment=table1").startswith("experiment=table1 does not exist; did you mean table01 or ")
     said = refusal("experiment=headline")
     assert "did you mean smollm2_135m/headline or " in said
-    assert said.endswith(f"python run.py --help lists its {len(choices('experiment'))} choices")
+    assert said.endswith(f"python run.py experiment= lists its {len(choices('experiment'))} choices")
     assert len(said) < 250
 
 

@@ -20,6 +20,7 @@ from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, is_f
 from evaluation.results.readouts import grid_of
 from evaluation.results.store import Protocol, ResultStore, protocol_id
 from evaluation.sources.table import SPLITS
+from matquant.checkout import PROJECT, left_in_the_clone
 from matquant.command.parsing import parse
 from matquant.errors import UserError
 
@@ -56,7 +57,9 @@ def measured(name: str, store: ResultStore) -> Measured:
     if not found:
         there = store.readouts()
         hint = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "there are none"
-        raise UserError(f"no results of {name} in {store.folder}; write CELL:PLAN, {hint}")
+        if not there and left_in_the_clone(results=store.folder) is not None:
+            hint = f"there are some in the clone: --results {PROJECT / store.folder}"
+        raise UserError(f"no results of {name} in {store.folder.absolute()}; write CELL:PLAN, {hint}")
     return found
 
 

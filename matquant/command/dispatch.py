@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+from matquant.checkout import PROJECT, left_in_the_clone
 from matquant.command.parsing import lines, parse, parser_of
 from matquant.command.subcommand import Subcommand
 from matquant.command.table import CELL, FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.command.terminal import ended, log_to_stderr
 from matquant.errors import UserError
 
+if TYPE_CHECKING:
+    from matquant.config.setup import Paths
+
+log = logging.getLogger("matquant")
 INSTALL = "pip install --editable '.[harness]'"
 
 
@@ -51,23 +58,49 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
         overrides = getattr(parse(name, arguments), "overrides", None)
     if subcommand.needs_clone:
         require_clone(subcommand)
+    if subcommand.takes_overrides and subcommand.needs_clone:
+        from matquant.config.listing import listing
+
+        if (asked := listing(arguments)) is not None:
+            print(asked)
+            return 0
     log_to_stderr()
     if overrides is not None:  # a mistake is answered before anything heavy is imported
-        _check_overrides(subcommand, overrides)
+        say_where(_checked(subcommand, overrides))
+    elif subcommand.takes_overrides and not subcommand.passes_on:
+        _say_where_of(arguments)
     return import_module(subcommand.module).main(arguments)
 
 
-def _check_overrides(subcommand: Subcommand, overrides: Sequence[str]) -> None:
+def _checked(subcommand: Subcommand, overrides: Sequence[str]) -> Paths:
+    """The folders of a command line that composes; UserError for one that does not."""
     if subcommand.takes_sweeps:
         from matquant.config.sweep import load_joint
 
-        load_joint(overrides)
-        return
+        joints, _ = load_joint(overrides)
+        return joints[0][0].setup.paths
     from matquant.config.study import load_study
 
     study = load_study(overrides)
     if CELL in subcommand.arguments:
         study.one_cell()
+    return study.setup.paths
+
+
+def say_where(paths: Paths) -> None:
+    """Says where runs and results are looked for, if that is not where the clone has them."""
+    if (told := left_in_the_clone(runs=paths.runs, results=paths.results)) is not None:
+        log.info("%s", told)
+
+
+def _say_where_of(arguments: Sequence[str]) -> None:
+    """The same for a subcommand whose words are overrides and others; a mistake among them is its own to name."""
+    from matquant.config.study import load_study
+
+    try:
+        say_where(load_study([word for word in arguments if "=" in word and not word.startswith("-")]).setup.paths)
+    except UserError:
+        return
 
 
 def require_clone(subcommand: Subcommand) -> None:
@@ -85,8 +118,6 @@ def require_clone(subcommand: Subcommand) -> None:
 
 def is_clone() -> bool:
     """True where the repository lies around the package."""
-    from matquant.checkout import PROJECT
-
     return (PROJECT / "run.py").is_file() and (PROJECT / "conf").is_dir()
 
 

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from matquant.disk import in_words
 from matquant.errors import FailedCellsError, UserError
@@ -17,8 +17,31 @@ MISTAKE = 2
 INTERRUPTED = 130
 
 
+class _WithoutBars:
+    """A log file as stderr: it takes every line, and none of the states of a progress bar, whoever draws it.
+
+    A bar goes back to the start of its line before each state; switches of their own are known to a few libraries, and
+    only before they are imported.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._dropped = stream, False
+
+    def write(self, text: str) -> int:
+        if text.startswith("\r") or (self._dropped and text == "\n"):  # a bar that ends leaves its line
+            self._dropped = text != "\n"
+            return len(text)
+        self._dropped = False
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def log_to_stderr() -> None:
-    """Sends the project's messages to stderr, and of everything else only warnings."""
+    """Sends the project's messages to stderr, and of everything else only warnings; no bars into a file."""
+    if not sys.stderr.isatty() and not isinstance(sys.stderr, _WithoutBars):
+        sys.stderr = cast(TextIO, _WithoutBars(sys.stderr))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("matquant", "evaluation", "analysis"):
         logging.getLogger(ours).setLevel(logging.INFO)

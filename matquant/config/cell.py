@@ -93,10 +93,15 @@ class HubModel(Spec):
 
     kind: Literal["hub"]
     name: str
+    """A short name: it begins a cell's id and names a row of tables."""
     repo: str
+    """The repository, OWNER/NAME."""
     revision: str = "main"
+    """A branch, a tag or a commit; the commit that was read is kept with every result."""
     add_bos: Bos = False
+    """Begins every text with the BOS token, as Gemma needs it; `never`: not even where its tokenizer does."""
     dtype: DType = "bfloat16"
+    """The dtype that weights are loaded and trained in; `readout.dtype` is that of evaluation."""
 
 
 class FolderModel(Spec):
@@ -104,9 +109,13 @@ class FolderModel(Spec):
 
     kind: Literal["folder"]
     name: str
+    """A short name: it begins a cell's id and names a row of tables."""
     path: str
+    """The folder that `save_pretrained` wrote."""
     add_bos: Bos = False
+    """Begins every text with the BOS token, as Gemma needs it; `never`: not even where its tokenizer does."""
     dtype: DType = "float32"
+    """The dtype that weights are loaded and trained in; `readout.dtype` is that of evaluation."""
 
 
 class EmbeddedModel(Spec):
@@ -114,15 +123,21 @@ class EmbeddedModel(Spec):
 
     kind: Literal["embedded"]
     name: str
+    """A short name: it begins a cell's id and names a row of tables."""
     package: str
+    """The Python package that carries the file."""
     version: str
+    """The version of that package."""
     file: str
+    """The path of the GGUF file inside the package."""
     parts: tuple[str, ...] = ()
     """The packages that hold the file in parts, in order: FILE.part00, FILE.part01, ...; none: it is whole."""
     sha256: str | None = None
     """The digest of the file, which is checked before it is converted; None: it is not."""
     add_bos: Bos = False
+    """Begins every text with the BOS token, as Gemma needs it; `never`: not even where its tokenizer does."""
     dtype: DType = "float32"
+    """The dtype that weights are loaded and trained in; `readout.dtype` is that of evaluation."""
 
 
 class RandomModel(Spec):
@@ -130,11 +145,17 @@ class RandomModel(Spec):
 
     kind: Literal["random"]
     name: str
+    """A short name: it begins a cell's id and names a row of tables."""
     architecture: str
+    """A model type of transformers, such as `llama`."""
     config: dict[str, Any] = {}
+    """Sizes of the architecture: keys of its configuration in transformers."""
     seed: Seed = 0
+    """Draws the weights."""
     add_bos: Bos = False
+    """Begins every text with the BOS token, as Gemma needs it; `never`: not even where its tokenizer does."""
     dtype: DType = "float32"
+    """The dtype that weights are loaded and trained in; `readout.dtype` is that of evaluation."""
 
 
 class ForeignModel(Spec):
@@ -173,6 +194,7 @@ class Text(Spec):
     num_sequences: Positive | None
     """None, of held-out text alone: as many as the text has."""
     sequence_length: Positive
+    """Tokens of one sequence."""
     tokens_per_document: Positive | None = None
     """The most tokens that one document gives, so that a long one is not most of the text; None: no limit."""
     part: HeldOutPart = "test"
@@ -190,6 +212,7 @@ class FilesText(Text):
 
     kind: Literal["text_files"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    """UTF-8 files; two blank lines separate documents."""
 
 
 class HubText(Text):
@@ -197,11 +220,17 @@ class HubText(Text):
 
     kind: Literal["hub"]
     repo: str
+    """The data set, OWNER/NAME."""
     subset: str | None = None
+    """Its configuration; None: the only one."""
     train_split: str = "train"
+    """The split that calibration text is taken from."""
     heldout_split: str = "validation"
+    """The split that log perplexity is read on."""
     column: str = "text"
+    """The column that holds the text."""
     revision: str = "main"
+    """A branch, a tag or a commit; the commit that was read is kept with every result."""
     separator: str | None = None
     """Joins rows that are pieces of one text in order, such as WikiText's lines; None: every row is a document."""
     convention: Convention = "blocks"
@@ -266,6 +295,7 @@ class SearchBase(Spec):
 
     kind: Literal["search"]
     importance: Importance = "plain"
+    """The weight of an error: `plain`, all alike, or `inputs`, the mean square of the weight's input."""
     clipping_reach: Reach = 1.5
     """The farthest that an end may lie from zero, as a multiple of the extreme weight."""
     batch_size: Positive = 4
@@ -286,8 +316,11 @@ class OmniQuantBase(Spec):
 
     kind: Literal["omniquant"]
     num_steps: Positive
+    """Steps of training for each block."""
     batch_size: Positive
+    """Sequences of one step."""
     clipping_lr: Annotated[Float, Field(gt=0)]
+    """The learning rate of clipping."""
     clipping_init: ClippingInit = 4.0
     """The logit that clipping starts at (sigmoid(4) = 0.982), or the ends with the least error of the weights."""
     clipping_reach: Reach = 1.0
@@ -295,11 +328,13 @@ class OmniQuantBase(Spec):
     importance: Importance = "plain"
     """Of clipping_init=search."""
     slice_clamp: SliceClamp = "bucket"
+    """The weights of a slice that take no gradient: those in a `bucket` it lacks, or those above its top `value`."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rates over the steps of a block: as they are, or down to zero along half a cosine."""
     adam_epsilon: Annotated[Float, Field(gt=0)] = 1e-15
     """The gradient of a mean squared error reaches a group's logit as 1e-8 or less, which AdamW's own 1e-8 drowns."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
     transformation: Literal[True, False, "published"] = False
     """Learns an equivalent transformation too.
 
@@ -307,11 +342,15 @@ class OmniQuantBase(Spec):
     scale without a shift, from SmoothQuant's start, and none for down_proj.
     """
     transformation_lr: Annotated[Float, Field(gt=0)] = 5e-3
+    """The learning rate of the transformation."""
     loss: Literal["l2", "relative_l2"] = "l2"
+    """The error of a block's outputs: mean squared, or that of each token relative to its own size."""
     student_input: Literal["own_slice", "parent"] = "own_slice"
+    """The inputs of the next block: each slice's own outputs, or the parent's for all slices, which is cheaper."""
     max_skipped_steps: Annotated[Int, Field(ge=0)] = 10
     """Steps of one block whose loss or gradient is not finite; one more ends the run."""
     compute_dtype: DType = "float32"
+    """The dtype of the blocks' matrix products; bfloat16 is several times faster on a GPU."""
     activation_dtype: DType = "float32"
     """The dtype of the activations between blocks; `Setup.activations` says where they are kept."""
 
@@ -331,25 +370,39 @@ class QATBase(Spec):
 
     kind: Literal["qat"]
     num_steps: Positive
+    """Steps of training."""
     batch_size: Positive
+    """Sequences of one step."""
     micro_batch_size: Positive | None = None
     """Sequences in memory at once; the gradient is accumulated over the batch."""
     lr: Annotated[Float, Field(gt=0)]
+    """The highest learning rate of the weights; it decays along a cosine."""
     warmup_steps: Annotated[Int, Field(ge=0)]
+    """Steps in which the learning rate rises from zero."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
     max_gradient_norm: Annotated[Float, Field(gt=0)] | None = 1.0
+    """The norm that longer gradients are cut to; None: they are left as they are."""
     train_weights: bool = True
+    """Trains the weights in scope."""
     train_scales: bool = False
+    """Trains the ends of the grids too (learnable clipping)."""
     scale_lr: Annotated[Float, Field(gt=0)] = 1e-3
+    """The learning rate of the ends of the grids."""
     clipping_init: ClippingInit = 4.0
     """The logit that trained clipping starts at; `search`: the ends with the least error, trained or not."""
     clipping_reach: Reach = 1.0
     """Clipping factors are `clipping_reach * sigmoid(logit)`."""
     slice_clamp: SliceClamp = "bucket"
+    """The weights of a slice that take no gradient: those in a `bucket` it lacks, or those above its top `value`."""
     temperature: Annotated[Float, Field(gt=0)] = 1.0
+    """The temperature of co-distillation."""
     activation_checkpointing: bool = False
+    """Computes activations again in the backward pass: less memory, more time."""
     max_skipped_steps: Annotated[Int, Field(ge=0)] = 10
+    """Steps whose loss or gradient is not finite; one more ends the run."""
     compute_dtype: DType = "bfloat16"
+    """The dtype of the forward and backward pass; bfloat16 is several times faster on a GPU."""
 
     @model_validator(mode="after")
     def _trains_something(self) -> QATBase:
@@ -442,12 +495,15 @@ class GridSpec(Spec):
     """Granularity of scales and zeros: one per output channel, or one per `group_size` inputs of a channel."""
 
     group_size: Positive | None = None
+    """Inputs of a channel that share a scale and a zero; None: all of them."""
     symmetric: bool = False
+    """Puts the zero on the middle code, 2^(c-1)."""
     zero: Zero = "real"
     """The zero of a grid, in code units: any number, the nearest code, or a multiple of the step of a slice."""
     headroom: Headroom = "full"
     """The code of the largest weight: the top code, or the top code of a slice, which Eq. 6 does not clamp."""
     scale_dtype: DType = "float32"
+    """The dtype that scales and zeros are stored, trained and evaluated in."""
 
     @model_validator(mode="after")
     def _has_one_zero(self) -> GridSpec:

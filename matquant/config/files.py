@@ -41,7 +41,7 @@ def choices_in_words(group: str) -> str:
         return "leave it out"
     if len(found) <= SHOWN:
         return f"choices: {', '.join(found)}"
-    return f"python run.py --help lists its {len(found)} choices"
+    return f"python run.py {group}= lists its {len(found)} choices"
 
 
 def nearest(typed: str, known: Iterable[str], *, cutoff: float) -> str:

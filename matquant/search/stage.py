@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-from tqdm import tqdm
-
 from matquant.codes.nested import NestedWeight
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
@@ -22,6 +20,7 @@ from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import load_model
 from matquant.models.tokens import search_tokens
 from matquant.notation import Plan
+from matquant.runs.bars import bar
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
@@ -144,13 +143,13 @@ def sensitivities(space: Space, fitness: Fitness, state: Path, beat: Beat = sile
     choices, measured = space.choices, dict(read_json(state)) if state.exists() else {}
     widest = (choices.top,) * len(choices.units)
     jobs = [(unit, level) for unit in range(len(choices.units)) for level in range(choices.top)]
-    with tqdm(desc="loss of each unit at each width", total=len(jobs) + 1, initial=len(measured)) as bar:
+    with bar("loss of each unit at each width", total=len(jobs) + 1, unit="losses", initial=len(measured)) as shown:
 
         def loss(name: str, levels: Levels) -> float:
             if name not in measured:
                 measured[name] = fitness.loss(space.slices(levels))
                 write_json(state, measured)
-                bar.update()
+                shown.update()
                 beat(len(measured), len(jobs) + 1)
                 give_way(f"searching, with {name} measured")
             return measured[name]
@@ -172,9 +171,8 @@ def _evolved(space: Space, fitness: Fitness, search: Search, state: Path, beat: 
         saved = read_json(state)
         start = Evolution(saved["generation"], tuple(saved["parent"]), saved["loss"])
     best = start
-    with tqdm(
-        desc=search.label, total=search.spec.generations, initial=0 if start is None else start.generation
-    ) as bar:
+    first = 0 if start is None else start.generation
+    with bar(search.label, total=search.spec.generations, unit="generations", initial=first) as shown:
         for best in evolve(
             space.choices,
             lambda levels, share: fitness.loss(space.slices(levels), share),
@@ -184,8 +182,8 @@ def _evolved(space: Space, fitness: Fitness, search: Search, state: Path, beat: 
             start=start,
         ):
             write_json(state, asdict(best))
-            bar.update(best.generation - bar.n)
-            bar.set_postfix(loss=f"{best.loss:.5f}")
+            shown.set_postfix(refresh=False, loss=f"{best.loss:.5f}")
+            shown.update(best.generation - shown.n)
             beat(best.generation, search.spec.generations)
             give_way(f"searching for {search.label}, after generation {best.generation}")
     assert best is not None

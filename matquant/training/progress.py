@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from matquant.algorithms.progress import WHOLE_MODEL, Layers
 from matquant.codes.extra_precision import code_histogram, overflow_shares
@@ -19,6 +18,7 @@ from matquant.models.devices import pick_device
 from matquant.parallel.distributed import ALONE, World
 from matquant.parallel.sharding import load_tensors, save_tensors
 from matquant.runs import stopping
+from matquant.runs.bars import bar
 from matquant.runs.checkpoint import load_layers, save_layers
 from matquant.runs.folder import RunDir
 from matquant.runs.status import Beat, silent
@@ -40,7 +40,7 @@ class DiskProgress:
         # Several ranks train a model that leaves their GPUs little room, and their layers only go to the checkpoint.
         self.device = str(pick_device(setup)) if world.size == 1 else "cpu"
         self.save_every_s, self.saved = 60 * setup.save_every_min, time.monotonic()
-        self.bar = tqdm(desc=f"train {cell.id}", dynamic_ncols=True, total=0, disable=not world.is_main)
+        self.bar = bar(f"train {cell.id}", disable=not world.is_main)
 
     piece: str | None = None
 
@@ -120,8 +120,8 @@ class DiskProgress:
 
     def tick(self, done: int, total: int, note: str) -> None:
         self.bar.total = total
+        self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)
-        self.bar.set_postfix_str(note)
         self.beat(done, total)
 
 

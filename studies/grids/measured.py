@@ -1,4 +1,4 @@
-"""The measured table of docs/grids.md: python -m studies.grids.measured [EXPERIMENT ...] [OVERRIDE ...]
+"""The tables of docs/grids_*.md: python -m studies.grids.measured [EXPERIMENT ...] [OVERRIDE ...]
 
 A block for each model and granularity, a row for each method on each grid, a column for each width: mean and standard
 deviation over seeds, and the minutes of training.  Only cells that differ in nothing but their seed are averaged, and
