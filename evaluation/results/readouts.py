@@ -32,11 +32,11 @@ LARGEST_EXPONENT = 700.0
 IN_PERCENT = (SAME_TOP, RMS_DP, MEAN_DP)
 """The measures of held-out text that are shares, or differences of them."""
 PERPLEXITY = "perplexity"
-READOUT_AVG, READOUT_LOG_PPLX = f"{READOUT}task_avg", f"{READOUT}log_pplx"
-"""Names of a plan's point: a line through a run's points is its Pareto curve."""
+READOUT_AVG = f"{READOUT}{TASK_AVG}"
+"""A name of a plan's point: a line through a run's points is its Pareto curve."""
 TUNING = "_tuning"
 """The end of names of what is measured on tuning text, on which defaults are chosen: it never meets test text."""
-LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}{TUNING}", f"{READOUT_LOG_PPLX}{TUNING}"
+LOG_PPLX_TUNING = f"{LOG_PPLX}{TUNING}"
 
 
 def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol]) -> list[dict[str, Any]]:
