@@ -162,7 +162,7 @@ def test_results_with_other_examples_are_named_with_the_option_that_shows_them(o
         ([], ["readout.apply_chat_template=true"], "readout.apply_chat_template=false"),
         (["readout.gen_kwargs={do_sample: true, top_k: 3}"], [], "readout.gen_kwargs='{do_sample:true,top_k:3}'"),
         ([], ["readout.gen_kwargs={top_k: 3}", "readout.system_instruction=x"], "readout.gen_kwargs=null"),
-        (["readout.num_fewshot=null"], ["readout.num_fewshot=1"], "readout.num_fewshot=null"),
+        (["readout.num_fewshot=null"], ["readout.num_fewshot=2"], "readout.num_fewshot=null"),
     ],
 )
 def test_the_option_that_shows_older_prompts_can_be_typed(stored, asked, remedy, own):
