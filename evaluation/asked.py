@@ -32,6 +32,20 @@ class Asked:
     groups: Mapping[str, TaskGroup]
     """Those that have a score."""
 
+    @property
+    def repeated(self) -> frozenset[str]:
+        """The shown names whose documents are those of a shown group: Task Avg, which has the group, is without them.
+
+        `[mmlu, mmlu_stem]` shows both scores, and counts every question once.
+        """
+        groups = (self.groups[name] for name in self.shown if name in self.groups)
+        return frozenset(self.shown) & {name for group in groups for name in group.inside}
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The names that means over tasks are of."""
+        return tuple(name for name in self.shown if name not in self.repeated)
+
 
 class Prompting(NamedTuple):
     """The form of all prompts of a read-out."""
