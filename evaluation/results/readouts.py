@@ -130,9 +130,10 @@ def _name(row: Mapping[str, Any]) -> str:
 def readout_flips(store: ResultStore, cell: Cell, wanted: Mapping[str, Protocol], plan: str) -> dict[str, float]:
     """The flips of a plan in percent, the mean over tasks, where the unquantized model was measured alike.
 
-    Empty for a cell whose weights are not known to be those of the unquantized model's results.
+    Empty for a cell whose weights are not known to be those of the unquantized model's results, as those of a model
+    that somebody else quantized.
     """
-    if cell.base.kind == "none":
+    if cell.base.kind in ("none", "foreign"):
         return {}
     other = Cell(model=cell.model, base=NoBase(kind="none")).id
     found: dict[str, list[float]] = {}
