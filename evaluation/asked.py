@@ -77,6 +77,19 @@ def asked_tasks(readout: Readout) -> Asked:
     return _asked(readout.tasks, readout.include_path, own_index(readout.include_path), everything)
 
 
+def without_unknown(readout: Readout) -> Readout:
+    """The read-out without the names that are no task, for a plan that is made all the same."""
+    return readout.model_copy(update={"tasks": tuple(name for name in readout.tasks if _is_known(name, readout))})
+
+
+def _is_known(name: str, readout: Readout) -> bool:
+    try:
+        asked_tasks(readout.model_copy(update={"tasks": (name,)}))
+    except UserError:
+        return False
+    return True
+
+
 @cache
 def _of_lm_eval(names: tuple[str, ...], everything: bool) -> Asked:
     return _taken_apart(names, None, everything)
