@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evaluation.sources.outline import Leaf, TaskGroup, nearest
 from evaluation.sources.yaml_files import FunctionName
 from matquant.errors import UserError
+from matquant.models.generation import generation_settings
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -55,9 +56,7 @@ def check_features(leaf: Leaf) -> None:
 
 def check_generation(given: Mapping[str, Any]) -> None:
     """Refuses settings of generation that nothing reads, or that another name of the same setting would overrule."""
-    from transformers import GenerationConfig
-
-    known = ("until", LENGTH, *(key for key in GenerationConfig().to_dict() if not key.startswith("_")))
+    known = ("until", LENGTH, *generation_settings())
     for key, value in given.items():
         if key in SAME_LENGTH:
             raise UserError(f"readout.gen_kwargs: {key} is {LENGTH} in lm-eval's yaml files; write {LENGTH}: {value}")
