@@ -83,8 +83,7 @@ def teacher_of(
     Without a fingerprint of the weights nothing is kept: no file could be known again.
     """
     if content is None:
-        read = list(_read(model, text, batch_size))
-        return Teacher(torch.cat([hidden for hidden, _ in read]), torch.cat([nats for _, nats in read]), "the model")
+        return _in_memory(model, text, batch_size)
     facts = facts_of(model, text, content=content, batch_size=batch_size)
     path = path_of(facts, cache)
     if (kept := _opened(path, facts)) is not None:
@@ -92,9 +91,13 @@ def teacher_of(
     remove_leftovers(path.parent)  # of killed processes: they are large
     write_beside(path, lambda beside: _write(beside, model, text, batch_size, facts))
     _remove_oldest(path)
-    written = _opened(path, facts)
-    assert written is not None
-    return written
+    # Another process may have deleted it meanwhile, to make room for its own.
+    return _opened(path, facts) or _in_memory(model, text, batch_size)
+
+
+def _in_memory(model: nn.Module, text: Int[Tensor, "blocks tokens"], batch_size: int) -> Teacher:
+    read = list(_read(model, text, batch_size))
+    return Teacher(torch.cat([hidden for hidden, _ in read]), torch.cat([nats for _, nats in read]), "the model")
 
 
 def path_of(facts: Facts, cache: Path) -> Path:

@@ -206,6 +206,12 @@ def test_without_a_fingerprint_nothing_is_kept(tmp_path):
     assert measured(model_of(), teacher)[0][KL] < 1e-10
 
 
+def test_a_teacher_that_another_process_deletes_at_once_is_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.teacher._remove_oldest", lambda path: path.unlink())
+    teacher = teacher_of(model_of(), TEXT, content="one", batch_size=2, cache=tmp_path)
+    assert measured(model_of(), teacher)[0][KL] < 1e-10
+
+
 def test_the_oldest_teachers_make_room(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.teacher.MOST_BYTES", 1)
     for content in ("one", "two"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from evaluation import faithfulness, preflight
 from evaluation.evaluate import publish
 from evaluation.objective import values_of
 from evaluation.protocol import missing, protocols
-from evaluation.results.store import ResultStore, protocol_id
+from evaluation.results.store import Result, ResultStore, protocol_id
 from matquant.config.study import Study
 from matquant.errors import UserError
 from matquant.notation import Plan
@@ -155,6 +156,28 @@ def test_results_with_other_examples_are_named_with_the_option_that_shows_them(o
     assert "add readout.num_fewshot=2 to show them" in asked.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("stored", "asked", "remedy"),
+    [
+        ([], ["readout.apply_chat_template=true"], "readout.apply_chat_template=false"),
+        (["readout.gen_kwargs={do_sample: true, top_k: 3}"], [], "readout.gen_kwargs='{do_sample:true,top_k:3}'"),
+        ([], ["readout.gen_kwargs={top_k: 3}", "readout.system_instruction=x"], "readout.gen_kwargs=null"),
+        (["readout.num_fewshot=null"], ["readout.num_fewshot=2"], "readout.num_fewshot=null"),
+    ],
+)
+def test_the_option_that_shows_older_prompts_can_be_typed(stored, asked, remedy, own):
+    study, wanted = own("readout.tasks=[mine,sums]", *stored), own("readout.tasks=[mine,sums]", *asked)
+    kept, now = (protocols(one.setup.readout, add_bos=False) for one in (study, wanted))
+    options = []
+    for task in (task for task in ("mine", "sums") if kept[task] != now[task]):
+        result = Result(study.cells[0].id, "full", task, kept[task], {"acc": 0.5}, 1, 16.0)
+        sentence = asked_for([result], wanted.setup.readout, {cell.id: cell for cell in study.cells}).problems[0]
+        options.append(sentence.partition("; add ")[2].removesuffix(" to show them"))
+        again = own("readout.tasks=[mine,sums]", *asked, *shlex.split(options[-1]))
+        assert protocols(again.setup.readout, add_bos=False)[task] == kept[task]
+    assert any(remedy in typed for typed in options)
+
+
 def test_a_task_beside_its_group_is_shown_and_counts_once_in_every_mean(own):
     study = own("readout.tasks=[mine,colors]", "readout.limit=2", "objective=full/task_avg")
     run.run_study(study, [])
@@ -181,6 +204,9 @@ def test_a_task_beside_its_group_is_shown_and_counts_once_in_every_mean(own):
         (["readout.tasks=[my_text]", "readout.num_fewshot=2"], "changes no task.*my_text.*scores whole texts"),
         (["readout.tasks=[my_text]", "readout.system_instruction=x"], "readout.system_instruction changes no task"),
         (["readout.tasks=[colors]", "readout.gen_kwargs={do_sample: true}"], "readout.gen_kwargs changes no task"),
+        (["readout.tasks=[sums]", "readout.gen_kwargs={temprature: 1}"], "no setting 'temprature'; did you mean temp"),
+        (["readout.tasks=[sums]", "readout.gen_kwargs={max_new_tokens: 4}"], "write max_gen_toks: 4"),
+        (["readout.tasks=[sums]", "readout.gen_kwargs={max_gen_toks: 0}"], "max_gen_toks=0 is no number of tokens"),
         (["readout.tasks=[colors]", "readout.apply_chat_template=true"], "has no chat template.*leave readout.apply"),
         (["readout.tasks=[colors]", "readout.num_fewshot=9"], "9 examples.*there are 6 documents.*num_fewshot=6 or"),
         (["readout.tasks=[gone]"], "task gone: there is no file .*nowhere.json"),

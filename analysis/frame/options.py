@@ -54,8 +54,24 @@ def option_of(name: str, stored: Any, asked: Any) -> Option:
         stored, asked = bool(stored), bool(asked)
     if name == "part":  # is left out of protocols of test text
         stored, asked = stored or "test", asked or "test"
+    if name == "apply_chat_template":  # is left out of protocols of plain prompts, as what belongs to chats is
+        stored, asked = bool(stored), bool(asked)
+    if name == "gen_kwargs" or (name == "system_instruction" and stored is None):
+        return Option(f"{name} {_words(stored)} instead of {_words(asked)}", _typed_settings(name, stored))
+    if name == "num_fewshot" and isinstance(stored, list):  # of a group: each task has as many as its yaml says
+        return Option(f"num_fewshot {stored} instead of {asked}", "readout.num_fewshot=null")
     typed = f"{TYPED[name]}={written(stored)}" if name in TYPED else ""
     return Option(f"{name} {_words(stored)} instead of {_words(asked)}", typed)
+
+
+def _typed_settings(name: str, stored: Any) -> str:
+    """The option of settings by name; empty where a value would need quotes of its own."""
+    if stored is None:
+        return f"readout.{name}=null"
+    if not all(isinstance(value, bool | int | float) for value in stored.values()):
+        return ""
+    settings = ",".join(f"{key}:{written(value)}" for key, value in stored.items())
+    return f"readout.{name}='{{{settings}}}'"
 
 
 def option_of_documents(stored: Protocol, asked: Readout, task: str) -> Option:

@@ -110,9 +110,11 @@ class _Differences:
             names = OF_ANY_TEXT
         elif not is_asked:
             yield option_of_documents(stored, self._readout, task)
-        for name in names:
-            if name not in UNSET and stored.get(name) != asked.get(name):
-                yield option_of(name, stored.get(name), asked.get(name))
+        differing = [name for name in names if name not in UNSET and stored.get(name) != asked.get(name)]
+        if len(differing) > 1 and "members" in differing:  # the tasks of a group differ in the same
+            differing.remove("members")
+        for name in differing:
+            yield option_of(name, stored.get(name), asked.get(name))
 
 
 def _other_text(options: Sequence[Option], group: Sequence[Result], *, nothing: bool) -> str:

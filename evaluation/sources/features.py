@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from evaluation.sources.outline import Leaf, TaskGroup, nearest
 from evaluation.sources.yaml_files import FunctionName
 from matquant.errors import UserError
+from matquant.models.generation import generation_settings
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -25,6 +26,8 @@ KEYS = (
 """The fields of lm-eval's `TaskConfig`."""
 STRUCTURE = ("class", "group", "task_list")
 """Keys that lm-eval takes out of a yaml before it builds the task, and the class of a task written in Python."""
+LENGTH, SAME_LENGTH = "max_gen_toks", ("max_new_tokens", "max_tokens", "max_completion_tokens")
+"""The most tokens of an answer: of several names lm-eval reads the first, and its yaml files have that one."""
 RULE_KEYS = ("metric", "filter_list", "aggregation", "weight_by_size")
 """The fields of lm-eval's `AggMetricConfig`."""
 
@@ -49,6 +52,19 @@ def check_features(leaf: Leaf) -> None:
         raise UserError(
             f"{place} scores whole texts, before which lm-eval puts no examples; remove num_fewshot from its yaml"
         )
+
+
+def check_generation(given: Mapping[str, Any]) -> None:
+    """Refuses settings of generation that nothing reads, or that another name of the same setting would overrule."""
+    known = ("until", LENGTH, *generation_settings())
+    for key, value in given.items():
+        if key in SAME_LENGTH:
+            raise UserError(f"readout.gen_kwargs: {key} is {LENGTH} in lm-eval's yaml files; write {LENGTH}: {value}")
+        if key not in known:
+            raise UserError(f"readout.gen_kwargs: generation has no setting '{key}'{nearest(key, known)}; leave it out")
+    length = given.get(LENGTH, 1)
+    if type(length) is not int or length < 1:
+        raise UserError(f"readout.gen_kwargs: {LENGTH}={length} is no number of tokens; write 1 or more")
 
 
 def check_rules(groups: Iterable[TaskGroup]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from evaluation.lm_eval_patches import build_task, keep_processed_documents, no_dataset_bars, quiet_lm_eval, resolved
 from evaluation.sources import own
-from evaluation.sources.features import check_examples, check_features
+from evaluation.sources.features import check_examples, check_features, check_generation
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.gold import check_gold
 from evaluation.sources.hub import HubSource
@@ -76,6 +76,7 @@ def load_task(wanted: Wanted, *, limit: int | None) -> Task:
         task = _load(wanted)
     task.set_config("num_fewshot", wanted.num_fewshot)
     if wanted.gen_kwargs:
+        check_generation(wanted.gen_kwargs)
         task.set_config("generation_kwargs", dict(wanted.gen_kwargs), update=True)
     check_gold(task, limit)
     check_examples(task, wanted.num_fewshot)

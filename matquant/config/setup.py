@@ -114,6 +114,10 @@ class Readout(Spec):
                 "readout.tasks=[] without perplexity measures nothing; choose perplexity=embedded or "
                 "readout.tasks=[piqa]"
             )
+        if "log_pplx" in self.tasks and self.perplexity is None:
+            raise ValueError(
+                "readout.tasks has log_pplx, and perplexity=null measures none; choose perplexity=embedded"
+            )
         return self
 
     @field_validator("system_instruction")

@@ -291,7 +291,10 @@ def _typed(kind: type[Model], facts: Mapping[str, Any]) -> Model:
             context = first.get("ctx", {})
             kinds = f"{place}.kind={context.get('tag')} does not exist; choose one of {context.get('expected_tags')}"
             raise UserError(kinds) from error
-        if first["type"] in SECTION_EXPECTED and place != "" and "cells" not in place:
+        if place.startswith("readout.gen_kwargs"):
+            place = "readout.gen_kwargs"
+            message = "Input should be settings by name; write readout.gen_kwargs='{temperature: 0.7, do_sample: true}'"
+        elif first["type"] in SECTION_EXPECTED and place != "" and "cells" not in place:
             sign = "++" if place in OPEN else ""
             message += f", a section with values of its own; set one of them: {sign}{place}.NAME=VALUE"
         if first["type"] in ("list_type", "tuple_type"):
