@@ -297,6 +297,7 @@ def folder(theirs, tmp_path) -> Path:
         ("grid=group_64", "leave grid out"),
         ("scope=ffn", "leave scope out"),
         ("extra_bit=on", "leave extra_bit out"),
+        ("slicing=floor", "leave slicing out"),
         ("data.num_sequences=4", "leave data.num_sequences out"),
         ("readout.plans=[int3]", "readout.plans names int3, and .* is read at int4; leave it out"),
         ("readout.plans=[int4,int2]", "readout.plans names int2"),

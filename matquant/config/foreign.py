@@ -13,7 +13,7 @@ from matquant.notation import STORED, Plan, Slice
 from matquant.stored.foreign import describe
 
 KIND = "foreign"
-OF_ITS_FILES = ("bits", "weights", "distill", "extra_bit", "scope", "grid", "data", "seed")
+OF_ITS_FILES = ("bits", "weights", "distill", "extra_bit", "slicing", "scope", "grid", "data", "seed")
 """The axes that a foreign model has been quantized with, or without, long ago."""
 
 
