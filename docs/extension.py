@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from docs.from_code.length import MOST_WORDS, TOO_LONG, num_words
+from docs.from_code.length import MOST_WORDS, num_words
 from docs.from_code.pages import generated
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def lead_out(_: Sphinx, docname: str, source: list[str]) -> None:
 def check_length(_: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Warns of a page that is longer than a reader wants, generated parts included."""
     words = num_words(doctree.astext())
-    if words > MOST_WORDS and docname not in TOO_LONG:
+    if words > MOST_WORDS:
         log.warning("%s has %d words, and a page has at most %d; divide it", docname, words, MOST_WORDS)
 
 

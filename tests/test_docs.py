@@ -14,7 +14,7 @@ import yaml
 
 from docs.from_code.commands import commands as pages_of_commands
 from docs.from_code.keys import FIRST, SECTIONS, Key, keys, top_keys
-from docs.from_code.length import MOST_WORDS, TOO_LONG, num_words
+from docs.from_code.length import MOST_OF_THE_README, MOST_WORDS, num_words
 from docs.from_code.markdown import cell
 from docs.from_code.pages import generated
 from docs.pictures.draw import FOLDER, LOOKS, PICTURES, draw
@@ -22,11 +22,13 @@ from matquant.checkout import PROJECT
 from matquant.command import main
 from matquant.command.parsing import parse
 from matquant.command.table import GROUPS, SUBCOMMANDS
-from matquant.config.compose import check_line, choices, compose, sweep_points
+from matquant.config.compose import check_line, choices, compose
 from matquant.config.files import CONF, axes, is_group
 from matquant.config.grammar import is_searched
 from matquant.config.listing import listing
-from matquant.config.overrides import sweeps, understood
+from matquant.config.overrides import for_hydra, sweep_points
+from matquant.config.sweep import is_of_hydra
+from matquant.config.sweeper import sample_points
 from tests.documentation import (
     DOCS,
     FILES,
@@ -66,9 +68,7 @@ def whole(path: Path) -> str:
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_no_page_is_longer_than_a_reader_wants(path):
-    is_long = num_words(whole(path)) > MOST_WORDS
-    listed = str(path.relative_to(DOCS).with_suffix("")) in TOO_LONG
-    assert is_long == listed, "divide it" if is_long else "it is short: take it from the list TOO_LONG"
+    assert num_words(whole(path)) <= MOST_WORDS, "divide it by subject"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
@@ -155,12 +155,9 @@ def type_in(typed: tuple[str, ...]) -> None:
         return
     if "--help" in words or listing(words) is not None:
         return
-    is_multirun = bool({"-m", "--multirun"} & set(words))
-    if (
-        subcommand == "run"
-        and not is_multirun
-        and not (any(map(PLACEHOLDER.search, words)) or CHOSEN_BY_THE_READER & set(words))
-    ):
+    swept = subcommand == "run" and bool({"-m", "--multirun"} & set(words))
+    is_whole = not (any(map(PLACEHOLDER.search, words)) or CHOSEN_BY_THE_READER & set(words))
+    if subcommand == "run" and is_whole and not swept:
         check_line(words)
     given = parse(subcommand, words)
     overrides = [
@@ -169,12 +166,14 @@ def type_in(typed: tuple[str, ...]) -> None:
         for word in getattr(given, place, None) or []
         if isinstance(word, str) and "=" in word and not PLACEHOLDER.search(word) and word not in CHOSEN_BY_THE_READER
     ]
-    if is_searched(overrides):
-        assert understood(overrides, swept=True)
-        return
-    swept = is_multirun or (SUBCOMMANDS[subcommand].takes_sweeps and sweeps(understood(overrides, swept=True)))
-    for point in sweep_points(overrides) if swept else [overrides]:
+    for point in points(overrides) if swept or SUBCOMMANDS[subcommand].takes_sweeps else [overrides]:
         compose([*needed(point), *point])
+
+
+def points(overrides: list[str]) -> list[list[str]]:
+    """The points of a sweep; of a search, some that a sweeper could draw."""
+    drawn = sample_points(overrides) if is_searched(overrides) else sweep_points(for_hydra(overrides))
+    return [[word for word in point if not is_of_hydra(word)] for point in drawn]
 
 
 def needed(point: list[str]) -> list[str]:
@@ -302,6 +301,15 @@ def test_lines_of_the_readme_can_be_pasted_into_any_shell():
     assert lines
     # zsh takes a `#` that is typed for a word.
     assert not [line for line in lines if "#" in line or PLACEHOLDER.search(line)]
+
+
+def test_the_readme_is_a_screen_and_a_half_and_says_what_its_words_mean():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert num_words(text) <= MOST_OF_THE_README, "move it to the documentation"
+    for word in ("parent", "slice", "plan", "nats"):
+        first = re.search(rf"\*?\b{word}\b", text)
+        assert first is not None
+        assert first[0] == f"*{word}", f"say what it is where it is first met: *{word}*"
 
 
 def test_readme_leads_to_the_documentation():

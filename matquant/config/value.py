@@ -91,7 +91,7 @@ def _check_sweep(key: str, value: str, parsed: Override, *, swept: bool, searche
             return
         raise UserError(
             f"{key}={value} is a search space, and a sweep is made of single values; {_single_values(key, parsed)}; "
-            "a sweeper that searches takes it as it is (docs/experiments.md)"
+            "a sweeper that searches takes it as it is (docs/how_to/sweeps.md)"
         )
     if isinstance(parsed.value(), Glob):
         raise UserError(f"{key}={value}: a glob chooses among the files of an axis; write its values: {RUN} {key}=a,b")
