@@ -24,7 +24,7 @@ from analysis.tables.drawing import to_html, to_latex, to_markdown, to_text
 from analysis.tables.papers import by_model, paper_table
 from evaluation.protocol import protocols
 from evaluation.results.readouts import readout_rows
-from matquant.config.cell import Cell
+from matquant.config.cell import Cell, ForeignModel
 from matquant.config.grid_words import COVERED, all_words, ends_words, grid_words
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
 
@@ -195,6 +195,13 @@ def test_headlines_and_run_sets_name_the_grid(mixed):
     assert len(run_sets(rows)) == len(mixed.cells)
 
 
+def test_headlines_are_those_of_the_overflow_bucket_where_nothing_else_was_read(tmp_path):
+    made, _ = made_of(tmp_path, quantized({"int8": 1.0, "int4+ep": 1.0, "int2+ep": 1.0}))
+    rows = numbers_of(made).rows
+    [[sentence]] = headlines(rows[rows["extra_precision"].astype(bool)])
+    assert sentence.startswith("int2+ep read out of MatQuant + Extra Precision")
+
+
 # --- comparisons -----------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +316,7 @@ def test_every_setting_that_the_words_cover_exists():
     fields = {f"base.{name}" for base in (*BASE, "omniquant") for name in _fields(base)} | {
         f"grid.{name}" for name in on({}, quantized(MATQUANT)).model_dump()["grid"]
     }
+    fields |= {f"model.{name}" for name in ForeignModel.model_fields}
     assert set(COVERED) <= fields
 
 
