@@ -32,6 +32,20 @@ class Asked:
     groups: Mapping[str, TaskGroup]
     """Those that have a score."""
 
+    @property
+    def repeated(self) -> frozenset[str]:
+        """The shown names whose documents are those of a shown group: Task Avg, which has the group, is without them.
+
+        `[mmlu, mmlu_stem]` shows both scores, and counts every question once.
+        """
+        groups = (self.groups[name] for name in self.shown if name in self.groups)
+        return frozenset(self.shown) & {name for group in groups for name in group.inside}
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The names that means over tasks are of."""
+        return tuple(name for name in self.shown if name not in self.repeated)
+
 
 class Prompting(NamedTuple):
     """The form of all prompts of a read-out."""
@@ -61,6 +75,19 @@ def asked_tasks(readout: Readout) -> Asked:
     if readout.include_path is None:
         return _of_lm_eval(readout.tasks, everything)
     return _asked(readout.tasks, readout.include_path, own_index(readout.include_path), everything)
+
+
+def without_unknown(readout: Readout) -> Readout:
+    """The read-out without the names that are no task, for a plan that is made all the same."""
+    return readout.model_copy(update={"tasks": tuple(name for name in readout.tasks if _is_known(name, readout))})
+
+
+def _is_known(name: str, readout: Readout) -> bool:
+    try:
+        asked_tasks(readout.model_copy(update={"tasks": (name,)}))
+    except UserError:
+        return False
+    return True
 
 
 @cache

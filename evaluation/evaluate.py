@@ -75,7 +75,7 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
         if (took := RunDir(setup.paths.runs, cell.id).training).exists():
             store.put_training(cell.id, read_json(took))
     known = protocols(setup.readout, add_bos=cell.sets_bos)
-    shown = {task: known[task] for task in _shown(asked, known)}
+    shown, counted = _shown(asked, known), {task: known[task] for task in asked.averaged}
     sizes = {str(plan): bench.size_of(tasks) for plan, tasks in gaps.items()}
     with Board(cell.id, sizes, beat) as board:
         for plan, tasks in gaps.items():
@@ -86,17 +86,17 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
                     give_way(f"evaluating {cell.id} at {plan} after {result.task}")
                 for result in _put_groups(cell.id, plan, asked, known, tasks, store):
                     line.add(result.task, result.metrics)
-            point = readout_point(readout_rows(store, cell.id, shown), str(plan))
-            flips = readout_flips(store, cell, shown, str(plan))
+            point = readout_point(readout_rows(store, cell.id, shown), str(plan), asked.averaged)
+            flips = readout_flips(store, cell, counted, str(plan))
             tracker.log(point | {f"{READOUT}{kind}": share for kind, share in flips.items()})
     if lacking:
         raise _not_found(cell, lacking)
     publish(cell, setup, tracker)
 
 
-def _shown(asked: Asked, known: Iterable[str]) -> list[str]:
-    """The tasks and groups that stand in tables, and log perplexity."""
-    return [task for task in known if task in asked.shown or task == LOG_PPLX]
+def _shown(asked: Asked, known: Mapping[str, Protocol]) -> dict[str, Protocol]:
+    """The protocols of the tasks and groups that stand in tables, and of log perplexity."""
+    return {task: protocol for task, protocol in known.items() if task in asked.shown or task == LOG_PPLX}
 
 
 def _put_groups(
@@ -142,15 +142,13 @@ def _not_found(cell: Cell, plans: Sequence[Plan]) -> UserError:
 def publish(cell: Cell, setup: Setup, tracker: Tracker) -> None:
     """Tells a tracker everything that was measured of a cell, by this process and by others."""
     store, run = ResultStore(setup.paths.results), RunDir(setup.paths.runs, cell.id)
-    known = protocols(setup.readout, add_bos=cell.sets_bos)
-    shown = {task: known[task] for task in _shown(asked_tasks(setup.readout), known)}
-    rows = readout_rows(store, cell.id, shown)
+    asked, known = asked_tasks(setup.readout), protocols(setup.readout, add_bos=cell.sets_bos)
+    rows = readout_rows(store, cell.id, _shown(asked, known))
     plans = dict.fromkeys(row["plan"] for row in rows)
-    flips = {plan: readout_flips(store, cell, shown, plan) for plan in plans}
+    counted = {task: known[task] for task in asked.averaged}
+    flips = {plan: readout_flips(store, cell, counted, plan) for plan in plans}
     tracker.summarize(
-        # Members of groups too; means are over what tables show.
-        summary_of_widths(readout_rows(store, cell.id, known))
-        | summary_of_widths(rows)
+        summary_of_widths(readout_rows(store, cell.id, known), asked.averaged)  # members of groups too
         | {f"{plan}/{kind}": share for plan in plans for kind, share in flips[plan].items()}
     )
     if rows:

@@ -103,6 +103,7 @@ def group_result(
             provenance={
                 **provenance(device=str(some.provenance.get("device")), seconds=time.monotonic() - start),
                 "seconds_of_tasks": seconds,
+                "inside": group.inside,
             },
             sources=some.sources,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from evaluation.asked import asked_tasks
 from evaluation.protocol import protocols
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, higher_is_better, is_fraction
 from evaluation.results.store import Key, Result, ResultStore
@@ -24,6 +25,18 @@ def values_of(study: Study) -> list[float]:
         for goal in study.goals
         if (found := [_value(goal, cell, study) for cell in study.cells])
     ]
+
+
+def check_goals(study: Study) -> None:
+    """Refuses an objective that is a name of several tasks, such as a tag: it has no score of its own."""
+    asked = asked_tasks(study.setup.readout)
+    single = {LOG_PPLX, TASK_AVG, *BITS, *asked.leaves, *asked.groups}
+    for goal in study.goals:
+        if goal.task not in single:
+            raise UserError(
+                f"objective={goal}: {goal.task} is a name of several tasks and has no score of its own; choose "
+                f"{TASK_AVG}, or name one task in readout.tasks and here"
+            )
 
 
 def is_better_high(goal: Goal) -> bool:
@@ -46,7 +59,8 @@ def as_returned(values: Sequence[float]) -> float | list[float] | None:
 def _value(goal: Goal, cell: Cell, study: Study) -> float:
     readout, store = study.setup.readout, ResultStore(study.setup.paths.results)
     plan, wanted = str(goal.plan_of(cell, readout)), protocols(readout, add_bos=cell.sets_bos)
-    tasks = list(wanted) if goal.task in (TASK_AVG, *BITS) else [goal.task]
+    averaged = list(asked_tasks(readout).averaged)
+    tasks = averaged if goal.task == TASK_AVG else list(wanted) if goal.task in BITS else [goal.task]
     results = [_result(store, Key(cell.id, plan, task, wanted[task]), goal) for task in tasks]
     if goal.task == "effective_bits":
         return results[0].effective_bits

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from evaluation.asked import asked_tasks, check_settings, wanted
 from evaluation.identity import identity_refusals, require_same_sources
+from evaluation.objective import check_goals
 from evaluation.protocol import is_complete, missing, task_source
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
@@ -61,6 +62,7 @@ def check(studies: Sequence[Study], searched: Sequence[Plan] = ()) -> None:
     for setup, _ in _by_setup(studies):
         check_folders(setup)
     for study in studies:
+        check_goals(study)
         require_same_sources(study.cells, study.setup)
     unfinished = [study for study in studies if searched or not is_finished(study)]
     groups = _by_setup(unfinished)

@@ -107,6 +107,11 @@ def shown_tasks(readout: Readout) -> tuple[str, ...]:
     return asked_tasks(readout).shown
 
 
+def repeated_tasks(readout: Readout) -> frozenset[str]:
+    """The tasks of tables that Task Avg is without: a group beside them has their documents."""
+    return asked_tasks(readout).repeated
+
+
 def asks_for(readout: Readout, task: str, data: str) -> bool:
     """True if a read-out can mean the documents of a stored result by this revision.
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,15 +42,12 @@ def score_text(
     with nullcontext() if teacher is None else listening(model) as listener:
         for read in read_blocks(model, text, batch_size=batch_size):
             nats.append(nats_of(read))
-            if teacher is not None and listener is not None and nats[-1].isfinite().all():
+            if not nats[-1].isfinite().all():
+                raise _not_finite(torch.cat(nats), description, model.dtype)
+            if teacher is not None and listener is not None:
                 blocks += divergences(model, listener, teacher, len(blocks), read)
             bar.update(len(nats[-1]))
     summary = log_perplexity(torch.cat(nats), text.shape[1] - 1)
-    if not math.isfinite(summary.mean):
-        block = next(index for index, one in enumerate(summary.block_nats) if not math.isfinite(one))
-        raise NotFiniteError(
-            f"the logits of {description} are not finite on held-out text, block {block}; {wider(model.dtype)}"
-        )
     metrics = {LOG_PPLX: summary.mean, "num_tokens": float(summary.num_tokens)}
     if math.isfinite(summary.stderr):
         metrics[f"{LOG_PPLX}_stderr"] = summary.stderr
@@ -64,3 +61,8 @@ def score_text(
             "readout.divergence=false"
         )
     return TextScores({**metrics, **measures}, {**columns, **of_blocks})
+
+
+def _not_finite(nats: Float[Tensor, " blocks"], description: str, dtype: torch.dtype) -> NotFiniteError:
+    block = int(nats.isfinite().logical_not().nonzero()[0])
+    return NotFiniteError(f"the logits of {description} are not finite on held-out text, block {block}; {wider(dtype)}")

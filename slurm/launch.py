@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from filelock import FileLock, Timeout
 
 from evaluation import preflight
+from evaluation.asked import without_unknown
 from matquant.command.parsing import parse
 from matquant.command.terminal import MISTAKE
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster
@@ -120,6 +121,9 @@ def _dry_run(study: Study, options: Options) -> int:
     setup = study.setup
     checks = (preflight.check_folders, preflight.check_tracking, preflight.check_tasks)
     problems = [sentence for check in checks for sentence in _said(partial(check, setup))]
+    if problems:
+        known = setup.model_copy(update={"readout": without_unknown(setup.readout)})
+        study = replace(study, setup=known)
     try:
         sweep = _look_if_possible(study, options)
         plan = show_plan(sweep, options.wants, is_dry=options.dry_run, whole=options.show_all)

@@ -81,7 +81,7 @@ def test_help_names_every_axis_and_its_choices():
     done = python("run.py", "--help")
     assert done.returncode == 0
     for line in (
-        "base: gptq, gptq_paper, gptq_plain, minmax, none, omniquant",
+        "base: foreign, gptq, gptq_paper, gptq_plain, gptq_released, minmax, none, omniquant",
         "python run.py experiment=demo",
         "smollm2_135m",
     ):

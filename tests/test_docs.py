@@ -24,7 +24,9 @@ from matquant.command.parsing import parse
 from matquant.command.table import GROUPS, SUBCOMMANDS
 from matquant.config.compose import check_line, choices, compose, sweep_points
 from matquant.config.files import CONF, axes, is_group
+from matquant.config.grammar import is_searched
 from matquant.config.listing import listing
+from matquant.config.overrides import sweeps, understood
 from tests.documentation import (
     DOCS,
     FILES,
@@ -153,7 +155,12 @@ def type_in(typed: tuple[str, ...]) -> None:
         return
     if "--help" in words or listing(words) is not None:
         return
-    if subcommand == "run" and not (any(map(PLACEHOLDER.search, words)) or CHOSEN_BY_THE_READER & set(words)):
+    is_multirun = bool({"-m", "--multirun"} & set(words))
+    if (
+        subcommand == "run"
+        and not is_multirun
+        and not (any(map(PLACEHOLDER.search, words)) or CHOSEN_BY_THE_READER & set(words))
+    ):
         check_line(words)
     given = parse(subcommand, words)
     overrides = [
@@ -162,7 +169,10 @@ def type_in(typed: tuple[str, ...]) -> None:
         for word in getattr(given, place, None) or []
         if isinstance(word, str) and "=" in word and not PLACEHOLDER.search(word) and word not in CHOSEN_BY_THE_READER
     ]
-    swept = subcommand == "run" and (given.m or given.multirun)
+    if is_searched(overrides):
+        assert understood(overrides, swept=True)
+        return
+    swept = is_multirun or (SUBCOMMANDS[subcommand].takes_sweeps and sweeps(understood(overrides, swept=True)))
     for point in sweep_points(overrides) if swept else [overrides]:
         compose([*needed(point), *point])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,14 +64,15 @@ def _figures_are_drawn_once():
     figures: dict[tuple[str, str], Figure] = {}
     files: dict[tuple[int, str], bytes] = {}
 
-    def plots_once(study: Study, loaded: LoadedResults, rows: pd.DataFrame) -> list[Plot]:
+    def plots_once(study: Study, loaded: LoadedResults, rows: pd.DataFrame, measures: Sequence[str]) -> list[Plot]:
         same = repr(sorted(cell.id for cell in study.cells)) + rows.to_csv()
 
         def drawn(plot: Plot, width: float) -> Figure:
             return figures.get((same, plot.name)) or figures.setdefault((same, plot.name), plot.draw(width))
 
         return [
-            replace(plot, widths=(max(plot.widths),), draw=partial(drawn, plot)) for plot in plots(study, loaded, rows)
+            replace(plot, widths=(max(plot.widths),), draw=partial(drawn, plot))
+            for plot in plots(study, loaded, rows, measures)
         ]
 
     def saved_once(figure: Figure, path: Path, form: str) -> None:

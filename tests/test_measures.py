@@ -207,7 +207,7 @@ def test_a_tracker_is_told_every_measure_under_its_name(tmp_path):
     assert point["readout/perplexity"] == pytest.approx(math.exp(point["readout/log_pplx"]))
     assert point["readout/task_avg"] == pytest.approx(100 * 0.52)
     flips = readout_flips(store, cell, wanted, "int2")
-    assert flips == {"readout/right_to_wrong": pytest.approx(14), "readout/wrong_to_right": 0}
+    assert flips == {"right_to_wrong": pytest.approx(14), "wrong_to_right": 0}
     assert readout_flips(store, made.cells[0], wanted, "full") == {}
 
 

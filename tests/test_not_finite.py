@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,18 +68,25 @@ def test_generated_and_rolled_text_are_not_made_of_nan(kind):
         scores(model, byte_tokenizer(sets_bos=False), {kind: task})
 
 
-def test_perplexity_names_the_plan_and_the_block(tiny_study, monkeypatch):
-    study = tiny_study("base=minmax", "bits=int8", "readout.plans=[int8,int2]", "readout.tasks=[]")
+@pytest.mark.parametrize("batch", [0, 1])
+def test_perplexity_names_the_plan_and_the_block(batch, tiny_study, monkeypatch):
+    study = tiny_study("base=minmax", "bits=int8", "readout.plans=[int2]", "readout.tasks=[]", "readout.batch_size=1")
     write = evaluate_module.materialize
 
     def spoiled(model, layers, plan):
         write(model, layers, plan)
-        if str(plan) == "int2":
-            model.model.norm.weight.data[0] = NAN
+        passes = count()
+
+        def spoil(_: object, __: object, given: Any, output: Any) -> None:
+            # Of one batch of text alone.
+            if given["input_ids"].shape[1] > 1 and next(passes) == batch:
+                output.logits[:] = NAN
+
+        model.register_forward_hook(spoil, with_kwargs=True)
 
     monkeypatch.setattr(evaluate_module, "materialize", spoiled)
     with pytest.raises(
-        UserError, match=r"^the logits of tiny-minmax-\S+ at int2 are not finite on held-out text, block 0"
+        UserError, match=rf"^the logits of tiny-minmax-\S+ at int2 are not finite on held-out text, block {batch}"
     ):
         run_cell(study.cells[0], study.setup)
 

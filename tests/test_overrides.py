@@ -113,7 +113,7 @@ def test_the_words_mean_the_same_in_the_cells_of_an_experiment():
             ["base={kind: none}"],
             "base holds values of its own; type single ones as base.NAME=VALUE, and choose base by name",
         ),
-        (["readout.search=quick"], "choose search=..., choices: evopress, quick"),
+        (["readout.search=quick"], "choose search=..., choices: evopress, matgptq, quick"),
         (["paths=/data"], "paths=/data: Input should be a valid dictionary, a section with values of its own"),
         (["bits"], "'bits' cannot be read: it has no value; write bits=CHOICE, choices: int2, "),
         (["=3"], "'=3' cannot be read: write KEY=VALUE"),

@@ -12,10 +12,12 @@ import run
 from analysis.frame.load import load_frame
 from analysis.frame.protocols import asked_for
 from analysis.frame.summary import summary
+from analysis.report.compare import counted_once, measured
 from analysis.tables.drawing import to_text
 from analysis.tables.summary_table import summary_table
 from evaluation import faithfulness, preflight
 from evaluation.evaluate import publish
+from evaluation.objective import values_of
 from evaluation.protocol import missing, protocols
 from evaluation.results.store import ResultStore, protocol_id
 from matquant.config.study import Study
@@ -153,13 +155,23 @@ def test_results_with_other_examples_are_named_with_the_option_that_shows_them(o
     assert "add readout.num_fewshot=2 to show them" in asked.problems[0]
 
 
-def test_a_tracker_is_told_groups_and_averages_the_shown_tasks(own, monkeypatch):
-    study = own("readout.tasks=[mine]", "readout.limit=2")
+def test_a_task_beside_its_group_is_shown_and_counts_once_in_every_mean(own):
+    study = own("readout.tasks=[mine,colors]", "readout.limit=2", "objective=full/task_avg")
     run.run_study(study, [])
-    told = Recorder()
-    publish(study.cells[0], study.setup.readout, ResultStore(study.setup.paths.results), told)
-    assert {"eval/full/mine/acc", "eval/full/colors/acc"} <= told.summary.keys()
-    assert [row["task"] for row in told.logged[-1]["results"]] == ["mine"]
+    told, (cell,), store = Recorder(), study.cells, ResultStore(study.setup.paths.results)
+    publish(study.cells[0], study.setup, told)
+    assert {"full/mine/acc", "full/colors/acc"} <= told.summary.keys()
+    assert {row["task"] for row in told.logged[-1]["results"]} == {"mine", "colors"}
+    mean = results_of(study)["mine"].metrics["acc_norm"]
+    assert told.summary["full/task_avg"] == pytest.approx(100 * mean)
+    assert values_of(study) == [pytest.approx(mean)]
+    loaded = load_frame(study.cells, study.setup, store)
+    assert (loaded.tasks, loaded.averaged) == (("mine", "colors"), ("mine",))
+    assert summary(loaded)["task_avg"].item() == pytest.approx(mean)
+    # Two read-outs are compared without a configuration: a result says which tasks a group has.
+    found = {task: one for (task, _), one in measured(f"{cell.id}:full", store).items()}
+    assert found["mine::inner"].inside == ("piqa",)
+    assert sorted(counted_once(found)) == ["colors", "mine::inner", "seas"]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +187,7 @@ def test_a_tracker_is_told_groups_and_averages_the_shown_tasks(own, monkeypatch)
         (["readout.tasks=[none]"], "task none: dataset_path: json needs its files"),
         (["readout.tasks=[wrong]"], r"task wrong \(.*wrong.yaml\) cannot be built: .*'colour' is undefined"),
         (["readout.tasks=[colors,again]"], "asks for 'colors' twice, with other settings"),
+        (["readout.tasks=[short]", "objective=full/short"], "full/short: short is a name of several tasks"),
         (["readout.tasks=[colors]", "readout.include_path=nowhere"], "readout.include_path=nowhere is not a folder"),
     ],
 )

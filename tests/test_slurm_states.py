@@ -39,6 +39,12 @@ MINE = {"launch": "launch"}
 ALLOCATED = {"slurm_job": "7", "slurm_name": "mine", "slurm_cluster": "home"}
 
 
+@pytest.fixture(autouse=True)
+def _a_clock_that_shows_the_time_of_the_reports(monkeypatch):
+    started, clock = time.monotonic(), time.monotonic
+    monkeypatch.setattr(time, "time", lambda: NOW + clock() - started)
+
+
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Iterator[StandIns]:
     made = StandIns(tmp_path / "slurm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import datasets
@@ -10,6 +11,7 @@ import pytest
 from analysis.frame.load import load_frame
 from analysis.frame.summary import summary
 from analysis.report.compare import difference_lines, measured
+from analysis.report.wandb_report import as_json, build
 from analysis.tables.summary_table import summary_table
 from evaluation.preflight import refusals
 from evaluation.protocol import protocols
@@ -154,6 +156,15 @@ def test_a_tracker_gets_numbers_of_tuning_text_under_a_name_of_their_own(tmp_pat
         rows = readout_rows(store, study.cells[-1].id, wanted)
         assert f"readout/{name}" in readout_point(rows, "int2")
         assert f"readout/{other}" not in readout_point(rows, "int2")
+
+
+def test_a_report_of_tuning_text_draws_its_numbers_under_their_own_name(tmp_path):
+    test, tuned = both_parts(tmp_path)
+    store = made_results.measure(tuned)
+    for study, name, other in ((test, "log_pplx", "log_pplx_tuning"), (tuned, "log_pplx_tuning", "log_pplx")):
+        text = json.dumps(as_json(build(study, load_frame(study.cells, study.setup, store))))
+        assert f'"readout/{name}"' in text
+        assert f'"readout/{other}"' not in text
 
 
 def test_a_comparison_says_which_part_a_text_is(tmp_path):

@@ -97,10 +97,12 @@ def test_every_metric_of_every_width_is_a_point_of_a_curve_and_a_final_number(to
         point = points[result.effective_bits]
         for metric, value in result.metrics.items():
             name = metric if result.task == "log_pplx" else f"{result.task}/{metric}"
+            is_percent = metric.removesuffix("_stderr") in ("same_top_p", "rms_dp", "mean_dp")
+            shown = pytest.approx(100 * value if is_percent else value)
             if is_metric(metric):
-                assert point[f"readout/{name}"] == summary[f"{result.plan}/{name}"] == pytest.approx(value)
+                assert point[f"readout/{name}"] == summary[f"{result.plan}/{name}"] == shown
             elif metric.endswith("_stderr"):
-                assert summary[f"{result.plan}/{name}"] == pytest.approx(value)
+                assert summary[f"{result.plan}/{name}"] == shown
     for width in WIDTHS:
         assert summary[f"{width}/effective_bits"] == int(width[3:])
         assert summary[f"{width}/task_avg"] == pytest.approx(100 * summary[f"{width}/piqa/acc_norm"])

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.frame.measures import diverging, unquantized_of, with_sound_teachers
 from analysis.frame.names import IDENTITY_COLUMNS, Read, identities, reads_of
-from analysis.frame.protocols import asked_for, mixed_checkpoints, shown_tasks
+from analysis.frame.protocols import asked_for, mixed_checkpoints, repeated_tasks, shown_tasks
 from analysis.frame.sources import mixed_sources
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_error, is_fraction
 from evaluation.results.store import BLOCK_SHARE, Result, ResultStore, protocol_id
@@ -68,6 +68,8 @@ class LoadedResults:
     """The cell of the unquantized model, measured alike on the same weights, by cell id and task."""
     diverging: frozenset[tuple[str, str]] = frozenset()
     """The read-outs, by cell id and plan, whose divergence from the unquantized model was measured."""
+    repeated: frozenset[str] = frozenset()
+    """The tasks whose documents a group beside them has: Task Avg counts these once."""
 
     def documents(self, cell_id: str, plan: str, task: str) -> dict[str, list[Any]]:
         """The outcome of every document, as columns; empty if it is not stored."""
@@ -95,7 +97,8 @@ class LoadedResults:
     @property
     def averaged(self) -> tuple[str, ...]:
         """The tasks that Task Avg is the mean of: those whose metric is a share of right answers, or not known yet."""
-        return tuple(task for task in self.tasks if is_fraction(self.metrics.get(task, TASK_AVG)))
+        counted = (task for task in self.tasks if task not in self.repeated)
+        return tuple(task for task in counted if is_fraction(self.metrics.get(task, TASK_AVG)))
 
     @property
     def missing(self) -> pd.DataFrame:
@@ -154,6 +157,7 @@ def frame_of_reads(
         by_older_count=by_older_count,
         unquantized=unquantized_of(kept, cells),
         diverging=diverging(kept),
+        repeated=repeated_tasks(readout),
     )
 
 

@@ -31,9 +31,11 @@ class MeasuredTask(NamedTuple):
     values: np.ndarray
     metric: str
     protocol: Protocol
+    inside: tuple[str, ...] = ()
+    """The tasks of a group."""
 
 
-OF_A_TASK = ("task", "data")
+OF_A_TASK = ("task", "data", "yaml", "members")
 """The facts of a protocol that each task has for itself."""
 
 Measured = Mapping[tuple[str, str], MeasuredTask]
@@ -49,7 +51,8 @@ def measured(name: str, store: ResultStore) -> Measured:
         if result.plan == plan and metric is not None:
             values = document_values(store.documents(result.key), metric)
             if values is not None:
-                found[result.task, protocol_id(result.protocol)] = MeasuredTask(values, metric, result.protocol)
+                inside = tuple(result.provenance.get("inside", ()))
+                found[result.task, protocol_id(result.protocol)] = MeasuredTask(values, metric, result.protocol, inside)
             for measure in TESTED_MEASURES if result.task == LOG_PPLX else ():
                 values = document_values(store.documents(result.key), measure)
                 if values is not None:
@@ -118,7 +121,7 @@ def _facts(protocol: Protocol) -> dict[str, object]:
 
 
 def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask]) -> Iterator[str]:
-    averaged = [task for task, found in ours.items() if is_fraction(found.metric) and task not in TESTED_MEASURES]
+    averaged = counted_once(ours)
     found = differences(
         {task: of_task.values for task, of_task in ours.items()},
         {task: of_task.values for task, of_task in theirs.items()},
@@ -129,6 +132,13 @@ def _lines(ours: Mapping[str, MeasuredTask], theirs: Mapping[str, MeasuredTask])
         means = [float(np.mean([side[one].values.mean() for one in of_line])) for side in (ours, theirs)]
         metric = TASK_AVG if task == TASK_AVG else ours[task].metric
         yield _line(task, metric, means, difference) + _flips(ours.get(task), theirs.get(task))
+
+
+def counted_once(of_task: Mapping[str, MeasuredTask]) -> list[str]:
+    """The tasks of Task Avg: shares of right answers, without the tasks of a group that is there, too."""
+    repeated = {task for found in of_task.values() for task in found.inside}
+    shares = (task for task, found in of_task.items() if is_fraction(found.metric) and task not in TESTED_MEASURES)
+    return [task for task in shares if task not in repeated]
 
 
 def _flips(ours: MeasuredTask | None, theirs: MeasuredTask | None) -> str:

@@ -22,7 +22,7 @@ from analysis.tables.drawing import to_markdown
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from evaluation.results.metrics import KL, LOG_PPLX, MEASURES, SAME_TOP, higher_is_better, is_metric
-from evaluation.results.readouts import READOUT_AVG, READOUT_LOG_PPLX
+from evaluation.results.readouts import READOUT_AVG, TUNING
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
 from matquant.errors import UserError
@@ -68,7 +68,7 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         *([wr.UnorderedList([*others])] if others else []),
         wr.P(measured_text(loaded)),
         wr.H2("Quality against effective bits"),
-        wr.PanelGrid(runsets=runsets, panels=_pareto_panels(_titles(loaded))),
+        wr.PanelGrid(runsets=runsets, panels=_pareto_panels(_titles(loaded, study))),
         *(block for title, text in tables for block in (wr.H2(title), wr.MarkdownBlock(text))),
         wr.H2("Training, slice by slice"),
         wr.PanelGrid(runsets=runsets, panels=_curve_panels()),
@@ -92,19 +92,25 @@ def run_sets(rows: pd.DataFrame) -> dict[str, list[str]]:
     return {name: list(ids) for name, ids in found.items()}
 
 
-def _titles(loaded: LoadedResults) -> dict[str, str]:
+def _titles(loaded: LoadedResults, study: Study) -> dict[str, str]:
     """The titles of the Pareto panels by the metric that each draws: what was measured on held-out text.
 
-    Of the measures that compare with the unquantized model two are drawn; the others are in the runs.
+    Of the measures that compare with the unquantized model two are drawn; the others are in the runs.  A run has
+    numbers of tuning text under names of their own.
     """
     of_text = loaded.frame.loc[loaded.frame["task"] == LOG_PPLX, "metric"].unique()
     left_out = {LOG_PPLX, *MEASURES} - {KL, SAME_TOP}
     others = [metric for metric in of_text if is_metric(metric) and metric not in left_out]
-    better = {metric: "higher" if higher_is_better(metric) else "lower" for metric in others}
+    better = {metric: "higher" if higher_is_better(metric) else "lower" for metric in (LOG_PPLX, *others)}
+    words = {LOG_PPLX: "log perplexity"}
+    text = study.setup.readout.perplexity
+    end, of_part = (TUNING, " of tuning text") if text is not None and text.part == "tuning" else ("", "")
     return {
         READOUT_AVG: "Task Avg (%), higher is better",
-        READOUT_LOG_PPLX: "log perplexity, lower is better",
-        **{f"{READOUT}{metric}": f"{metric}, {better[metric]} is better" for metric in others},
+        **{
+            f"{READOUT}{metric}{end}": f"{words.get(metric, metric)}{of_part}, {better[metric]} is better"
+            for metric in better
+        },
     }
 
 
@@ -118,7 +124,7 @@ def _pareto_panels(titles: Mapping[str, str]) -> list[Any]:
             x=EFFECTIVE_BITS,
             y=[name],
             log_x=True,
-            log_y=name in (READOUT_LOG_PPLX, f"readout/{KL}"),
+            log_y=name.removesuffix(TUNING) in (f"{READOUT}{LOG_PPLX}", f"{READOUT}{KL}"),
             title_x="effective bits per quantized weight",
             layout=wr.Layout(x=12 * (place % 2), y=10 * (place // 2), w=12, h=10),
         )

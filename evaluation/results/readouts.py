@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evaluation.results.flips import flips_of
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_fraction, is_metric
+from evaluation.results.metrics import (
+    LOG_PPLX,
+    MEAN_DP,
+    RMS_DP,
+    SAME_TOP,
+    TASK_AVG,
+    error_name,
+    headline_metric,
+    is_fraction,
+    is_metric,
+)
 from evaluation.results.store import BLOCK_SHARE, Key, Protocol, Result, ResultStore
 from evaluation.results.stored_bits import recounted_by_label
 from matquant.config.cell import Cell, NoBase
@@ -19,12 +29,14 @@ from matquant.config.grid_words import all_words
 from matquant.runs.tracked.labels import EFFECTIVE_BITS, READOUT
 
 LARGEST_EXPONENT = 700.0
+IN_PERCENT = (SAME_TOP, RMS_DP, MEAN_DP)
+"""The measures of held-out text that are shares, or differences of them."""
 PERPLEXITY = "perplexity"
-READOUT_AVG, READOUT_LOG_PPLX = f"{READOUT}task_avg", f"{READOUT}log_pplx"
-"""Names of a plan's point: a line through a run's points is its Pareto curve."""
+READOUT_AVG = f"{READOUT}{TASK_AVG}"
+"""A name of a plan's point: a line through a run's points is its Pareto curve."""
 TUNING = "_tuning"
 """The end of names of what is measured on tuning text, on which defaults are chosen: it never meets test text."""
-LOG_PPLX_TUNING, READOUT_LOG_PPLX_TUNING = f"{LOG_PPLX}{TUNING}", f"{READOUT_LOG_PPLX}{TUNING}"
+LOG_PPLX_TUNING = f"{LOG_PPLX}{TUNING}"
 
 
 def readout_rows(store: ResultStore, cell_id: str, wanted: Mapping[str, Protocol]) -> list[dict[str, Any]]:
@@ -70,14 +82,18 @@ def _row(result: Result, metric: str, grid: str) -> dict[str, Any]:
     }
 
 
-def readout_point(rows: Sequence[Mapping[str, Any]], plan: str) -> dict[str, float]:
-    """The point of a plan, as far as measured: its bits, and everything that was read at it."""
-    return {
-        f"{READOUT}{name}": value for name, value in _measures([row for row in rows if row["plan"] == plan]).items()
-    }
+def readout_point(
+    rows: Sequence[Mapping[str, Any]], plan: str, averaged: Collection[str] | None = None
+) -> dict[str, float]:
+    """The point of a plan, as far as measured: its bits, and everything that was read at it.
+
+    `averaged`: the tasks of Task Avg, if not all are.
+    """
+    of_plan = [row for row in rows if row["plan"] == plan]
+    return {f"{READOUT}{name}": value for name, value in _measures(of_plan, averaged).items()}
 
 
-def summary_of_widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def summary_of_widths(rows: Sequence[Mapping[str, Any]], averaged: Collection[str] | None = None) -> dict[str, float]:
     """Everything that was read at every plan, such as `int2/log_pplx`, with standard errors and a model's bits."""
     found = {}
     for plan in dict.fromkeys(row["plan"] for row in rows):
@@ -87,21 +103,22 @@ def summary_of_widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             for row in of_plan
             if row["stderr"] is not None
         }
-        numbers = {**_measures(of_plan), **errors}
+        numbers = {**_measures(of_plan, averaged), **errors}
         if (model_bits := of_plan[0]["model_bits"]) is not None:
             numbers["model_bits"] = model_bits
         found |= {f"{plan}/{name}": value for name, value in numbers.items()}
     return found
 
 
-def _measures(of_plan: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _measures(of_plan: Sequence[Mapping[str, Any]], averaged: Collection[str] | None) -> dict[str, float]:
     """All metrics of a plan by their names, with its bits and the mean of its tasks' accuracies.
 
     That mean and shares of held-out text are in percent, as tables have them; a task's metrics are lm-eval's own.
     """
     if not of_plan:
         return {}
-    accuracies = [row["value"] for row in of_plan if row["is_headline"] and is_fraction(row["metric"])]
+    counted = [row for row in of_plan if averaged is None or row["task"] in averaged]
+    accuracies = [row["value"] for row in counted if row["is_headline"] and is_fraction(row["metric"])]
     return {
         EFFECTIVE_BITS.removeprefix(READOUT): of_plan[0]["effective_bits"],
         **({TASK_AVG: 100 * sum(accuracies) / len(accuracies)} if accuracies else {}),
@@ -115,7 +132,7 @@ def _measures(of_plan: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _as_printed(row: Mapping[str, Any]) -> float:
-    is_share = row["task"] in (LOG_PPLX, LOG_PPLX_TUNING) and is_fraction(row["metric"])
+    is_share = row["task"] in (LOG_PPLX, LOG_PPLX_TUNING) and row["metric"] in IN_PERCENT
     return 100 * row["value"] if is_share else row["value"]
 
 
@@ -128,24 +145,25 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def readout_flips(store: ResultStore, cell: Cell, wanted: Mapping[str, Protocol], plan: str) -> dict[str, float]:
-    """The flips of a plan in percent, the mean over tasks, where the unquantized model was measured alike.
+    """The flips of a plan in percent, the mean over tasks, where the unquantized model was measured alike on all.
 
-    Empty for a cell whose weights are not known to be those of the unquantized model's results, as those of a model
-    that somebody else quantized.
+    `wanted`: the tasks of Task Avg.  Empty for a cell whose weights are not known to be those of the unquantized
+    model's results, and for a model that somebody else quantized.
     """
-    if cell.base.kind in ("none", "foreign"):
+    if cell.objective is None:
         return {}
     other = Cell(model=cell.model, base=NoBase(kind="none")).id
-    found: dict[str, list[float]] = {}
+    found: list[Mapping[str, float]] = []
     for task, protocol in wanted.items():
-        ours, theirs = (
-            _outcomes(store, Key(cell_id, of_plan, task, protocol))
-            for cell_id, of_plan in ((cell.id, plan), (other, "full"))
-        )
-        flips = flips_of(ours.values, theirs.values) if ours and theirs and ours.model == theirs.model else None
-        for kind, share in flips.shares.items() if flips else ():
-            found.setdefault(kind, []).append(100 * share)
-    return {kind: sum(shares) / len(shares) for kind, shares in found.items()}
+        ours = _outcomes(store, Key(cell.id, plan, task, protocol))
+        if ours is None:
+            continue  # no share of right answers, or not measured: Task Avg is without it, too
+        theirs = _outcomes(store, Key(other, "full", task, protocol))
+        flips = flips_of(ours.values, theirs.values) if theirs is not None and ours.model == theirs.model else None
+        if flips is None:
+            return {}
+        found.append(flips.shares)
+    return {kind: 100 * sum(shares[kind] for shares in found) / len(found) for kind in found[0]} if found else {}
 
 
 class _Outcomes(NamedTuple):
@@ -155,10 +173,12 @@ class _Outcomes(NamedTuple):
 
 
 def _outcomes(store: ResultStore, key: Key) -> _Outcomes | None:
-    """The documents of a result by its headline metric; None if there is none, or it is not sound."""
+    """The documents of a result by its share of right answers; None if it has none, or there is no sound result."""
     try:
         result = store.read(store.path(key))
         metric = headline_metric(result.metrics)
-        return _Outcomes(store.documents(key).get(metric or "", ()), result.sources.get("model"))
+        if metric is None or not is_fraction(metric):
+            return None
+        return _Outcomes(store.documents(key).get(metric, ()), result.sources.get("model"))
     except (OSError, ValueError):
         return None

@@ -97,6 +97,11 @@ class TaskGroup:
         yield self
 
     @property
+    def inside(self) -> list[str]:
+        """The names of its tasks, and of the groups in it."""
+        return [*(leaf.name for leaf in self.leaves), *(group.name for group in self.groups if group is not self)]
+
+    @property
     def shown(self) -> Iterator[str]:
         """The names that stand for it in a table: its own, or those of its members if it has no score."""
         if self.rules:
