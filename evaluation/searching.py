@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     remember_interrupts()
     study = load_study([choice for choice in choices if not isinstance(choice, Plan)])
     cell, setup = study.one_cell(), study.setup
-    wanted = [setup.readout.searched(plan) for plan in plans]
+    wanted = [setup.readout.plan_of(cell, plan) for plan in plans]
     require_text(cell)
     run = RunDir(setup.paths.runs, cell.id)
     if lacking := [plan for plan in wanted if found_plan(run, setup.readout, plan) is None]:

@@ -169,9 +169,15 @@ class Objective:
 
     def method(self, read: Slice) -> str:
         """The name of the paper's row for this objective read at a slice; rules other than Eq. 6 are named."""
+        return f"{self._method(read)}{self.rules(read.rule if read.bits < self.parent_bits else self.rule)}"
+
+    def rules(self, read: Rule) -> str:
+        """The end of a row's name: the rule that its slices were trained with, and the one that they are read by.
+
+        Nothing is said of Eq. 6 where both are that.
+        """
         trained = "" if self.rule == EQ_6 else f" by {self.rule}"
-        other = read.bits < self.parent_bits and read.rule != self.rule
-        return f"{self._method(read)}{trained}{f', read by {read.rule}' if other else ''}"
+        return trained if read == self.rule else f"{trained}, read by {read}"
 
     def _method(self, read: Slice) -> str:
         if not self.is_nested:
@@ -346,7 +352,12 @@ class Plan:
         return Plan._plain(Slice(self.default.bits, extra_precision=True))
 
     def by(self, rule: Rule, parent_bits: int) -> Plan:
-        """The same plan with every narrower layer read by a rule; a plan that names a rule or the bucket keeps it."""
+        """The same plan with every narrower layer read by a rule; a plan that names a rule or the bucket keeps it.
+
+        No rule changes the whole parent: int8_floor of an int8 parent is int8.
+        """
+        if self.default is not None and self.default.bits >= parent_bits:
+            return self if self.default.rule == EQ_6 else Plan._plain(replace(self.default, rule=EQ_6))
         if rule == EQ_6 or self.rule != EQ_6 or self.extra_precision:
             return self
         if self.layers is not None:
@@ -354,9 +365,7 @@ class Plan:
             return Plan._of_layers(self.label.rpartition("-")[0], slices)
         if self.budget is not None:
             return Plan._mixed(self.strategy or self.layout or "", self.budget, rule=rule)
-        if self.default is None or self.default.bits >= parent_bits:
-            return self
-        return Plan._plain(replace(self.default, rule=rule))
+        return self if self.default is None else Plan._plain(replace(self.default, rule=rule))
 
     def __str__(self) -> str:
         return self.label

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from matquant.errors import UserError
+from matquant.notation import Plan
 from matquant.runs.files import HOST
-from matquant.serving.export import FORMATS, format_named, main
+from matquant.serving.export import FORMATS, Trained, format_named, main
 from matquant.serving.formats import Format
 from matquant.serving.whole_folder import require_free, whole
 from tests.exports import REAL, trained
@@ -78,6 +79,15 @@ def test_a_run_may_lie_in_a_folder_of_any_name(cell, tmp_path):
 def test_a_plan_that_the_parent_has_not_is_refused(cell, tmp_path, plan, says):
     assert says in refused(["hqq", str(cell.run.cell.parent), plan, str(tmp_path / "served")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("plan", ["int2", "int4_floor", "pyramid@3", "evolution@3", None])
+def test_slices_that_were_trained_by_another_rule_are_not_exported_by_eq_6(plan, tiny_study):
+    study = tiny_study("base=gptq", "bits=matquant", "slicing=floor")
+    trained_by_floor = Trained(study.one_cell(), study.setup)
+    with pytest.raises(UserError, match=r"were trained by floor, .*; export int8 in a format of one width"):
+        trained_by_floor.require_eq_6(None if plan is None else Plan.parse(plan))
+    trained_by_floor.require_eq_6(Plan.parse("int8"))
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,7 @@ def test_rows_meet_at_equal_stored_bits():
         ("gptq", "ours", "int4", 4.4, 3.3),
         ("gptq", "ours", "int3", 3.4, 3.9),
         ("gptq", "ours", "int8", 8.4, 3.1),
+        ("gptq", "ours", "int4_floor", 4.4, 3.6),
         ("foreign", "planes", "int4", 4.6, 3.25),
         ("foreign", "planes", "int3", 3.6, 3.5),
     ]
@@ -261,6 +262,7 @@ def test_rows_meet_at_equal_stored_bits():
     assert set(chosen[["config_id", "plan", "budget"]].itertuples(index=False, name=None)) == {
         ("file", "int4", 4.5),
         ("ours", "int4", 4.5),
+        ("ours", "int4_floor", 4.5),
         ("planes", "int3", 4.5),
     }
     table = equal_stored_table(rows)
@@ -330,6 +332,12 @@ def test_settings_for_the_other_cells_of_a_study_are_left_out(folder, tmp_path):
         ({"quantization_config": {"quant_method": "awq", "version": "gemv"}}, "the gemv layout of awq"),
         ({"quantization_config": {"quant_method": "gptq", "checkpoint_format": "marlin"}}, "the marlin layout of gptq"),
         ({"quantization_config": {"quant_method": "hqq"}}, "says hqq in its configuration, and none of its tensors"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 8}}, "configuration says 8 bits, and its shapes 4"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "group_size": 128}},
+            "configuration says groups of 128, and its shapes groups of 16",
+        ),
+        ({"quantization_config": {"quant_method": "gptq", "group_size": -1}}, "says groups of -1, and its shapes"),
     ],
 )
 def test_a_configuration_of_another_format_is_refused(facts, says, folder, tmp_path):

@@ -27,6 +27,28 @@ def test_codes_that_were_trained_with_the_overflow_bucket_are_meant_with_it(tiny
 
 
 @pytest.mark.parametrize(
+    ("slicing", "read_by", "plan", "meant"),
+    [
+        ("floor", "null", "int2", "int2_floor"),
+        ("floor", "half_up", "int2", "int2"),
+        ("half_up", "centre", "int2", "int2_centre"),
+        ("floor", "null", "pyramid@3", "pyramid@3_floor"),
+        ("floor", "null", "int8_floor", "int8"),
+    ],
+)
+def test_an_objective_is_read_by_the_rule_that_its_cell_is_read_by(slicing, read_by, plan, meant, tiny_study):
+    words = ["base=omniquant", "bits=matquant", f"slicing={slicing}", f"readout.slicing={read_by}"]
+    study = tiny_study(*words, f"readout.plans=[{plan}]", f"objective={plan}/log_pplx")
+    assert [str(one) for one in study.setup.readout.plans_of(study.cells[0])] == [meant]
+    assert str(study.goals[0].plan_of(study.cells[0], study.setup.readout)) == meant
+
+
+def test_a_rule_that_is_named_is_kept_where_the_overflow_bucket_was_trained(tiny_study):
+    study = tiny_study("extra_bit=on", "readout.plans=[int8,int4,int2_floor]")
+    assert [str(plan) for plan in study.setup.readout.plans_of(study.cells[0])] == ["int8", "int4+ep", "int2_floor"]
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["objective=int2"], "objective=int2 is not PLAN/METRIC; write a plan and a metric: objective=int2/log_pplx"),

@@ -195,6 +195,13 @@ def test_headlines_and_run_sets_name_the_grid(mixed):
     assert len(run_sets(rows)) == len(mixed.cells)
 
 
+def test_headlines_are_those_of_the_overflow_bucket_where_nothing_else_was_read(tmp_path):
+    made, _ = made_of(tmp_path, quantized({"int8": 1.0, "int4+ep": 1.0, "int2+ep": 1.0}))
+    rows = numbers_of(made).rows
+    [[sentence]] = headlines(rows[rows["extra_precision"].astype(bool)])
+    assert sentence.startswith("int2+ep read out of MatQuant + Extra Precision")
+
+
 # --- comparisons -----------------------------------------------------------------------------------------------------
 
 

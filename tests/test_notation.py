@@ -39,7 +39,8 @@ def test_a_rule_of_slicing_is_a_part_of_every_name(rule):
     for text in (f"int2_{rule}", f"pyramid@3_{rule}", f"evolution@3_{rule}"):
         assert str(Plan.parse(text)) == text
         assert Plan.parse(text.removesuffix(f"_{rule}")).by(rule, 8) == Plan.parse(text)
-    assert str(Plan.parse("int8").by(rule, 8)) == "int8"
+    assert str(Plan.parse("int8").by(rule, 8)) == str(Plan.parse(f"int8_{rule}").by("half_up", 8)) == "int8"
+    assert str(Plan.parse(f"int2_{rule}").by("half_up", 8)) == f"int2_{rule}"
     with pytest.raises(ValueError, match="overflow bucket"):
         Slice(2, extra_precision=True, rule=rule)
     with pytest.raises(ValueError, match="leave out"):

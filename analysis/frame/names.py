@@ -147,9 +147,9 @@ def method_name(cell: Cell, plan: Plan, readout: Readout) -> str:
     if cell.objective is None:
         return readout.dtype
     if plan.layout is not None:
-        return f"Mix'n'Match {plan.layout.replace('_', ' ')}"
+        return f"Mix'n'Match {plan.layout.replace('_', ' ')}{cell.objective.rules(plan.rule)}"
     if plan.strategy is not None:
-        return f"Mix'n'Match {plan.strategy.replace('_', ' ')}"
+        return f"Mix'n'Match {plan.strategy.replace('_', ' ')}{cell.objective.rules(plan.rule)}"
     if plan.layers is not None:
         return f"Searched {plan.label}"
     assert plan.default is not None

@@ -102,7 +102,9 @@ def headlines(rows: pd.DataFrame) -> list[list[str]]:
 
 
 def _headline(rows: pd.DataFrame, prefix: str) -> list[str]:
-    full, reads = rows[rows["base"] == "none"], rows[(rows["base"] != "none") & ~rows["extra_precision"].astype(bool)]
+    full, quantized = rows[rows["base"] == "none"], rows[rows["base"] != "none"]
+    plain = quantized[~quantized["extra_precision"].astype(bool)]
+    reads = plain if len(plain) else quantized
     nested = reads[reads["method"].str.startswith("MatQuant")]
     candidates = nested if len(nested) else reads if len(reads) else full
     # Of several the plain MatQuant, which has the shortest name: a variant adds to it.

@@ -45,7 +45,8 @@ def _found(measured: pd.DataFrame) -> Iterator[tuple[object, float]]:
         budgets = {float(f"{one['model_bits'].iloc[0]:.4g}") for _, one in configs if len(one) == 1}
         for budget in sorted(budgets, reverse=True):
             fitting = of_model[of_model["model_bits"] <= budget * (1 + TOLERANCE)]
-            for index in fitting.groupby("config_id", sort=False)["model_bits"].idxmax():
+            widest = fitting.groupby("config_id", sort=False)["model_bits"].transform("max")
+            for index in fitting.index[fitting["model_bits"] == widest]:  # several where they are read by several rules
                 yield index, budget
 
 

@@ -33,10 +33,7 @@ class Goal:
 
     def plan_of(self, cell: Cell, readout: Readout) -> Plan:
         """The plan of a cell that is meant: codes that were trained with the overflow bucket are read with it."""
-        plan = self.plan
-        if cell.objective is not None and cell.objective.uses_extra_precision:
-            plan = plan.with_extra_precision(cell.objective.parent_bits)
-        return readout.searched(plan)
+        return readout.plan_of(cell, self.plan)
 
 
 def goals_of(typed: str | Sequence[str] | None, cells: Sequence[Cell], readout: Readout) -> tuple[Goal, ...]:

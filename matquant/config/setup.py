@@ -153,13 +153,17 @@ class Readout(Spec):
         parent = Slice(cell.objective.parent_bits)
         if not cell.objective.is_nested and parent.bits not in self.sliced_parents:
             return (Plan.parse(str(parent)),)
-        plans = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
-        if cell.objective.uses_extra_precision:
-            plans = [plan.with_extra_precision(parent.bits) for plan in plans]
-        else:
-            rule = self.slicing or cell.objective.rule
-            plans = [plan.by(rule, parent.bits) for plan in plans]
-        return tuple(dict.fromkeys(self.searched(plan) for plan in plans))
+        listed = [plan for plan in map(Plan.parse, self.plans) if _contains(cell.objective, plan)]
+        return tuple(dict.fromkeys(self.plan_of(cell, plan) for plan in listed))
+
+    def plan_of(self, cell: Cell, plan: Plan) -> Plan:
+        """The read-out of a cell that a plan means as it is typed: `int2` of codes with the bucket is int2+ep."""
+        if cell.objective is None:
+            return plan
+        parent_bits = cell.objective.parent_bits
+        if plan.rule == EQ_6 and cell.objective.uses_extra_precision:
+            return self.searched(plan.with_extra_precision(parent_bits))
+        return self.searched(plan.by(self.slicing or cell.objective.rule, parent_bits))
 
     def _plans_of_foreign(self, model: ForeignModel) -> tuple[Plan, ...]:
         """A file of one width is read at that width, whatever is listed; one of several at those that are listed."""

@@ -19,7 +19,7 @@ from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.loading import load_model
 from matquant.models.tokens import search_tokens
-from matquant.notation import Plan
+from matquant.notation import EQ_6, Plan
 from matquant.runs.bars import bar
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.files import read_json, write_json
@@ -64,7 +64,7 @@ def search(cell: Cell, setup: Setup, plans: Sequence[Plan], beat: Beat = silent)
 
 def find_plan(cell: Cell, setup: Setup, plan: Plan) -> Plan:
     """A plan with its widths, which are searched for first where it names a search."""
-    plan = setup.readout.searched(plan)
+    plan = setup.readout.plan_of(cell, plan)
     return plan if plan.strategy is None else plan.found(read_json(search(cell, setup, [plan])[plan])["layers"])
 
 
@@ -82,7 +82,7 @@ def _spaces(
                 layers,
                 budget=asked.budget,
                 granularity=asked.granularity,
-                extra_precision=cell.objective.uses_extra_precision,
+                extra_precision=cell.objective.uses_extra_precision and plan.rule == EQ_6,
                 rule=plan.rule,
             )
         except UserError as error:

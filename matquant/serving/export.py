@@ -72,6 +72,17 @@ class Trained:
         require_same(self.cell, self.setup)
         return load_checkpoint(self.run.checkpoint, self.cell)
 
+    def require_eq_6(self, plan: Plan | None) -> None:
+        """Refuses narrower slices of codes that were trained for another rule; `plan`: None for every width."""
+        objective = self.cell.objective
+        assert objective is not None
+        is_whole = plan is not None and plan.default is not None and plan.default.bits >= objective.parent_bits
+        if objective.rule != EQ_6 and not is_whole:
+            raise UserError(
+                f"the slices of {self.cell.id} were trained by {objective.rule}, and exports hold slices by Eq. 6 "
+                f"alone; export int{objective.parent_bits} in a format of one width, or a cell of slicing={EQ_6}"
+            )
+
     def dtype(self) -> str:
         """The dtype that the model was published in."""
         own = config_of(self.cell.model, cache=self.setup.paths.cache).dtype
@@ -145,6 +156,7 @@ def export_nested(trained: Trained, folder: Path, *, dtype: str | None = None) -
     """Writes the folder that holds every width."""
     require_free(folder)
     checkpoint = trained.checkpoint()
+    trained.require_eq_6(None)
     cell, cache = trained.cell, trained.setup.paths.cache
     assert cell.grid is not None
     model, tokenizer = load_model(cell.model, cache=cache, dtype=dtype or trained.dtype(), device=torch.device("cpu"))
@@ -227,6 +239,7 @@ def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan
     """A plan with its widths; UserError for one that the checkpoint cannot be read at."""
     if str(plan) == FULL:
         raise UserError("full is the model before it was quantized; choose a width such as int4")
+    trained.require_eq_6(plan)
     if plan.strategy is not None:
         asked = trained.setup.readout.searched(plan)
         found = found_plan(trained.run, trained.setup.readout, asked)

@@ -41,6 +41,8 @@ def export_matgptq(trained: Trained, folder: Path, *, dtype: str | None) -> Reco
             f"matgptq serves slices of {MASTER_BITS}-bit codes, and those of {cell.id} have "
             f"{cell.objective.parent_bits} bits; export a cell of bits=matquant"
         )
+    if cell.objective is not None:
+        trained.require_eq_6(None)
     if stored not in ("float16", "bfloat16"):
         raise UserError(
             f"matgptq computes in float16 or bfloat16, and {cell.model.name} is in {stored}; add --dtype bfloat16"

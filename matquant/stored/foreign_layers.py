@@ -111,6 +111,21 @@ def _of_one_width(shape: tuple[int, int], width: int, parts: Parts) -> StoredLay
     return StoredLayer(shape, {width: _all(parts)})
 
 
+def _require_as_configured(facts: Mapping[str, Any], *, columns: int, groups: int, width: int | None = None) -> None:
+    """Refuses a width or a size of groups that is another one in a configuration than in the file.
+
+    GPTQModel's `dynamic` and the like give layers settings of their own, of which the shapes alone tell.
+    """
+    if facts.get("dynamic") or facts.get("mixed_precision"):
+        return
+    bits, size = facts.get("bits", facts.get("w_bit")), facts.get("group_size", facts.get("q_group_size"))
+    if width is not None and isinstance(bits, int) and bits != width:
+        raise ValueError(f"its configuration says {bits} bits, and its shapes {width}")
+    if isinstance(size, int) and size != 0 and groups != (-(-columns // size) if size > 0 else 1):
+        whole = f"groups of {columns // groups}" if groups > 1 else "one group"
+        raise ValueError(f"its configuration says groups of {size}, and its shapes {whole}")
+
+
 # --- formats of one width --------------------------------------------------------------------------------------------
 
 
@@ -125,13 +140,15 @@ def _gptq(name: str, parts: Parts, files: ForeignFiles) -> StoredLayer:
         columns = _whole(words / width)
     if zeros != -(-out * width // 32):
         raise ValueError(f"its qweight has {width} bits, and its qzeros {32 * zeros / out:g}")
+    _require_as_configured(files.quantization, columns=columns, groups=parts["scales"].shape[0], width=width)
     return _of_one_width((out, columns), width, parts)
 
 
 def _awq(name: str, parts: Parts, files: ForeignFiles) -> StoredLayer:
     out = parts["scales"].shape[1]
-    width = _whole(32 * parts["qweight"].shape[1] / out)
-    return _of_one_width((out, parts["qweight"].shape[0]), width, parts)
+    width, columns = _whole(32 * parts["qweight"].shape[1] / out), parts["qweight"].shape[0]
+    _require_as_configured(files.quantization, columns=columns, groups=parts["scales"].shape[0], width=width)
+    return _of_one_width((out, columns), width, parts)
 
 
 def _hqq(name: str, parts: Parts, files: ForeignFiles) -> StoredLayer:
