@@ -56,7 +56,7 @@ class Prompting(NamedTuple):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What differs from the plain form, which older results have and do not name."""
+        """The settings that differ from the plain form, which older results have and do not name."""
         return {name: value for name, value in self._asdict().items() if value not in (False, None)}
 
 

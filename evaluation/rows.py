@@ -138,7 +138,7 @@ class Reach(NamedTuple):
     """The length of the chunks that a text is cut into; a token reaches those before it in its own (Llama-4)."""
 
     def limit(self, visible: Tensor, own: Tensor, other: Tensor) -> Tensor:
-        """What is visible, as far as positions reach."""
+        """The visible tokens, as far as positions reach."""
         if self.window is not None:
             visible = visible & (own - other < self.window)
         if self.chunk is not None:

@@ -110,7 +110,7 @@ Trace = tuple[Submission | None, Status | None]
 
 @dataclass(frozen=True)
 class _Found:
-    """What is on disk of one cell: its items, done or missing, and evaluations under another `evaluate_jobs`."""
+    """The traces on disk of one cell: its items, done or missing, and evaluations under another `evaluate_jobs`."""
 
     run: RunDir
     items: tuple[Item, ...]

@@ -1,4 +1,4 @@
-"""What SLURM says of a job, asked by stand-ins of its commands: alive is alive, and every end has its own remedy."""
+"""States out of SLURM's words about a job, by stand-ins: alive is alive, and every end has its own remedy."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ WIDTHS = ("int8", "int4", "int2")
 
 
 class Told(NamedTuple):
-    """What the server was told of a cell that was trained, measured and exported by three processes' worth of work."""
+    """Everything that a server was told of a cell that three processes' worth of work trained, measured, exported."""
 
     server: StandIn
     cell: Cell

@@ -1,4 +1,4 @@
-"""What a task's yaml may ask for: everything of lm-eval is done as lm-eval does it, or refused in one sentence."""
+"""Features of a task's yaml: each of lm-eval's is done as lm-eval does it, or refused in one sentence."""
 
 from __future__ import annotations
 

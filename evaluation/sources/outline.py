@@ -159,7 +159,7 @@ class _Outliner:
         return self.own.entries.get(name) or paper_index().get(name) or whole_index().get(name)
 
     def entry(self, name: str) -> Entry:
-        """What a typed name stands for; UserError, with the nearest names, if it is nothing that can be measured."""
+        """The task or group that a name stands for; UserError, with the nearest names, if it is none to measure."""
         found = self.own.entries.get(name) or (paper_index() if name in PAPER_TASKS else {}).get(name)
         if found is None and self.everything:
             found = whole_index().get(name)

@@ -30,7 +30,7 @@ COMPRESSED = ("pack-quantized", "int-quantized", "naive-quantized", "float-quant
 
 
 class Foreign(NamedTuple):
-    """What is in the files of a foreign model."""
+    """The contents of the files of a foreign model."""
 
     format: str
     tool: str

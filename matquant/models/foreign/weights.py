@@ -100,7 +100,7 @@ class ForeignTensors:
         return [name for name in self._places if name not in of_layers and not name.endswith(UNUSED)]
 
     def others(self) -> Iterator[tuple[str, Tensor]]:
-        """What is not quantized."""
+        """The tensors that are not quantized."""
         for name in self.names():
             yield name, self._places[name]()
 
