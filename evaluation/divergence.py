@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evaluation.perplexity import Read
@@ -56,6 +56,14 @@ def divergences(
         found = TokenDivergence(*(torch.cat(parts).cpu() for parts in zip(*pieces, strict=True)))
         _require_alike(teacher, block, found, model)
         yield found
+
+
+def room_for(text: Int[Tensor, "blocks tokens"]) -> list[TokenDivergence]:
+    """A place for the tokens of each block, in memory of all blocks together."""
+    blocks, tokens = len(text), text.shape[1] - 1
+    kl, log_p, log_q = torch.empty(3, blocks, tokens)
+    same_top = torch.empty(blocks, tokens, dtype=torch.bool)
+    return [TokenDivergence(*parts) for parts in zip(kl, same_top, log_p, log_q, strict=True)]
 
 
 def _require_alike(teacher: Teacher, block: int, found: TokenDivergence, model: nn.Module) -> None:
