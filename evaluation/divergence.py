@@ -48,9 +48,9 @@ def divergences(
     """The tokens of each block of a batch that a model has just read; `first` is the number of its first block."""
     for block, (logits, targets) in enumerate(zip(read.logits, read.targets, strict=True), start=first):
         hidden = teacher.hidden[block : block + 1][0].to(logits.device)
-        pieces = []
-        for some in torch.arange(len(targets)).split(max(1, LOGITS // logits.shape[-1])):
-            part = slice(int(some[0]), int(some[-1]) + 1)
+        pieces, at_once = [], max(1, LOGITS // logits.shape[-1])
+        for start in range(0, len(targets), at_once):
+            part = slice(start, start + at_once)
             expected = logits_of(model, hidden[part], listener.output_type)
             pieces.append(compare(expected, logits[part], targets[part]))
         found = TokenDivergence(*(torch.cat(parts).cpu() for parts in zip(*pieces, strict=True)))
