@@ -62,7 +62,8 @@ def test_a_read_out_costs_as_much_as_its_documents(tiny_study):
 def test_a_divergence_makes_a_text_nearly_half_as_long_again_and_the_unquantized_model_reads_it_once(tiny_study):
     def hours(number: int, divergence: str) -> float:
         words = ("readout.tasks=[]", "perplexity=embedded", f"readout.divergence={divergence}", "base=minmax")
-        study = tiny_study(*GEMMA_9B, *words, "readout.perplexity.num_sequences=2000")
+        text = ("readout.perplexity.num_sequences=200", "readout.perplexity.sequence_length=2048")
+        study = tiny_study(*GEMMA_9B, *words, *text, "readout.batch_size=16")
         return cost_of(Job(study.cells[0], study.setup, EVALUATE), [Plan.parse("int4")] * number).gpu_hours
 
     text, compared = (hours(2, divergence) - hours(1, divergence) for divergence in ("false", "auto"))

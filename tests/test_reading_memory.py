@@ -57,7 +57,12 @@ class Bar:
 
 def model() -> Any:
     torch.manual_seed(0)
-    shape = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    shape: dict[str, Any] = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     return AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=VOCABULARY, **shape)).eval()
 
 
@@ -69,10 +74,10 @@ def read(blocks: int, folder: Path, *, compared: bool) -> tuple[Live, list[int]]
     """One read-out, after another that has made what models make once."""
     read_out, held_out = model(), text(blocks)
     teacher = teacher_of(model(), held_out, content="one", batch_size=BATCH, cache=folder) if compared else None
-    for _ in range(2):
-        with Live() as live:
-            bar = Bar(live)
-            score_text(read_out, held_out, teacher, batch_size=BATCH, description="it", bar=bar)
+    score_text(read_out, held_out, teacher, batch_size=BATCH, description="it", bar=Bar(Live()))
+    with Live() as live:
+        bar = Bar(live)
+        score_text(read_out, held_out, teacher, batch_size=BATCH, description="it", bar=bar)
     return live, bar.numbers
 
 

@@ -125,7 +125,6 @@ FITS: Mapping[str, Fit] = {
     "gptq, in order of activations": Fit(_gptq(act_order=True, true_sequential=True), Bounds(0.05, 0.05)),
     "omniquant, int8 teaches int2 with its extra bucket": Fit(_omniquant(), Bounds(0.05, 0.05), TAUGHT),
     "qat, int8 teaches int2 with its extra bucket": Fit(_qat(), Bounds(0.1, 0.1), TAUGHT),
-    "omniquant, slices by floor": Fit(_omniquant(), Bounds(0.05, 0.05), FLOOR),
     "gptq, slices by floor": Fit(_gptq(), Bounds(0.05, 0.05), FLOOR),
 }
 

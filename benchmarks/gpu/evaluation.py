@@ -199,7 +199,7 @@ def behind_examples(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scale: Scale, work: Work
 ) -> Iterator[Line]:
     """Documents a second that all begin alike, as a task with examples does, beside lm-eval's."""
-    batch_size, number = work.batch_sizes[0], max(4, work.documents // 4)
+    batch_size, number = work.batch_sizes[0], max(4, work.documents // 8)
     ours, theirs, half = models_of_lm_eval(model, tokenizer, batch_size)
     requests = questions(work, number, examples=work.examples, seed=3)
     for lm in (ours, theirs):

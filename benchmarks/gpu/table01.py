@@ -130,8 +130,8 @@ def of_model(cell: Cell, spec: ModelSpec, *, small: bool) -> Cell:
 
 def spec_of(model: str) -> ModelSpec:
     """A folder's model, or random weights of the shape that a model of conf/model has."""
-    if Path(model).expanduser().is_dir():
-        words = ("model=folder", f"model.path={Path(model).expanduser().absolute()}", "model.dtype=bfloat16")
+    if (folder := Path(model).expanduser().absolute()).is_dir():
+        words = ("model=folder", f"model.path='{folder}'", f"model.name='{folder.name}'", "model.dtype=bfloat16")
         return load_study([*words, "base=none"]).one_cell().model
     spec = load_study([f"model={model}", "base=none"]).one_cell().model
     shape = stand_in(spec)
