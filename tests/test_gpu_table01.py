@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.gpu import table01
 from benchmarks.gpu.table01 import largest, main, spec_of
-from matquant.config.cell import FolderModel, RandomModel
+from matquant.config.cell import EmbeddedModel, FolderModel, RandomModel
 from tests.foreign import plain_folder
 
 
@@ -43,7 +43,8 @@ def test_random_weights_have_the_shape_that_a_name_says(tmp_path):
     assert spec.config["vocab_size"] == 256_000
 
 
-def test_a_folder_is_that_model(tmp_path):
+def test_a_folder_is_that_model_and_so_is_one_that_needs_no_hub(tmp_path):
+    assert isinstance(spec_of("smollm2_135m"), EmbeddedModel)
     folder = plain_folder(tmp_path / "model")
     spec = spec_of(str(folder))
     assert isinstance(spec, FolderModel)

@@ -37,7 +37,7 @@ from evaluation.stages import EVALUATE, TRAIN, Kind, run_cell
 from evaluation.work import size_of
 from matquant.checkout import PROJECT
 from matquant.command.terminal import log_to_stderr
-from matquant.config.cell import Cell, ModelSpec, OmniQuantBase, RandomModel
+from matquant.config.cell import Cell, HubModel, ModelSpec, OmniQuantBase, RandomModel
 from matquant.config.setup import Setup
 from matquant.config.study import load_study
 from matquant.errors import UserError
@@ -129,11 +129,13 @@ def of_model(cell: Cell, spec: ModelSpec, *, small: bool) -> Cell:
 
 
 def spec_of(model: str) -> ModelSpec:
-    """A folder's model, or random weights of the shape that a model of conf/model has."""
+    """A folder's model, one of conf/model that needs no hub, or random weights of the shape of one that does."""
     if (folder := Path(model).expanduser().absolute()).is_dir():
         words = ("model=folder", f"model.path='{folder}'", f"model.name='{folder.name}'", "model.dtype=bfloat16")
         return load_study([*words, "base=none"]).one_cell().model
     spec = load_study([f"model={model}", "base=none"]).one_cell().model
+    if not isinstance(spec, HubModel):
+        return spec  # it lies on this disk, or has random weights anyway
     shape = stand_in(spec)
     if shape is None:
         raise UserError(f"no shape is known of {model}; choose {' or '.join(MODELS)}, or the folder of a model")
