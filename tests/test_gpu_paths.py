@@ -44,8 +44,8 @@ from tests.nested_folders import quantized, written
 from tests.test_gpu_without_a_card import prepared
 
 CPU = torch.device("cpu")
-CODES = 256
-"""Tables of all codes of a parent are made on the CPU, once for a layer."""
+CODES = 4 * 256
+"""The numbers of a small table: those of all codes of a parent are made on the CPU, once for a layer."""
 OPTIONS = {
     "omniquant": [
         ("scope=ffn_attention", "distill=8to2", "extra_bit=on"),
@@ -55,15 +55,15 @@ OPTIONS = {
     ],
     "qat": [
         ("scope=ffn_attention", "distill=8to2", "extra_bit=on"),
-        ("slicing=floor", "base.clipping_init=search", "base.clipping_reach=1.5", "base.train_scales=true"),
+        ("slicing=floor", "base.train_scales=true"),
         ("slicing=centre", "base.slice_clamp=value", "distill=only_8to2", "base.temperature=2"),
     ],
     "gptq": [
         ("scope=ffn_attention", "extra_bit=on"),
-        ("slicing=floor", "base.clipping=search"),
+        ("slicing=floor",),
         ("base.act_order=true", "base.true_sequential=true", "scope=ffn_attention", "base.student_input=int4"),
     ],
-    "search": [("slicing=centre", "base.importance=inputs"), ("extra_bit=on", "grid=group_32")],
+    "search": [("slicing=centre", "base.importance=inputs")],
     "minmax": [("scope=ffn_attention", "grid=group_32"), ("grid.zero=aligned_int2", "grid.headroom=int4")],
 }
 CASES = [(base, options) for base, of_base in OPTIONS.items() for options in of_base]
