@@ -196,8 +196,9 @@ class SharedContextLM(_HFLM):
         where = torch.tensor(
             [(row, place) for _, row, places in spans for place in places], device=self.device, dtype=torch.long
         )
-        targets = torch.tensor([token for number, *_ in spans for token in requests[number].targets])
-        scores, greedy = self._log_probabilities(hidden[where[:, 0], where[:, 1]], targets.to(self.device))
+        wanted = [token for number, *_ in spans for token in requests[number].targets]
+        targets = torch.tensor(wanted, device=self.device)
+        scores, greedy = self._log_probabilities(hidden[where[:, 0], where[:, 1]], targets)
         lengths = [len(places) for *_, places in spans]
         return {
             # Summed in the dtype of the logits, as lm-eval does.
