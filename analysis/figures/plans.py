@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 
-from analysis.figures.style import PAPER, QUIET, RC, TEXT, new_figure, say, slice_style
+from analysis.figures.style import PAPER, QUIET, RC, TEXT, ink_on, new_figure, say, slice_style
 from matquant.codes.layouts import slices_of
 
 if TYPE_CHECKING:
@@ -68,8 +68,15 @@ def _draw(axes: Axes, kinds: Sequence[str], bits: np.ndarray, *, with_numbers: b
     axes.pcolormesh(bits, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=0.8)
     for (row, column), width in np.ndenumerate(bits):
         if np.isfinite(width) and with_numbers:
-            ink = "#ffffff" if width >= 4 else "#202020"  # the same on a dark page, which keeps the shades
-            axes.text(column + 0.5, row + 0.5, f"{width:.0f}", ha="center", va="center", fontsize=5.5, color=ink)
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{width:.0f}",
+                ha="center",
+                va="center",
+                fontsize=5.5,
+                color=ink_on(int(width)),
+            )
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)
     num_blocks = bits.shape[1]

@@ -83,14 +83,14 @@ class Style:
 
 
 METHODS = {
-    "Sliced": Style("Sliced", "#D55E00", "v"),
+    "Sliced": Style("Sliced", "#C8480A", "v"),
     "Baseline": Style("Baseline", "#0072B2", "s"),
-    "Single Precision": Style("Single Precision", "#B8860B", "D"),
-    "Single Precision + Extra Precision": Style("Single Precision + Extra Precision", "#8F6B1E", "X"),
+    "Single Precision": Style("Single Precision", "#E69815", "D"),
+    "Single Precision + Extra Precision": Style("Single Precision + Extra Precision", "#9A6A14", "X"),
     "MatQuant": Style("MatQuant", "#009E73", "o"),
-    "MatQuant + Extra Precision": Style("MatQuant + Extra Precision", "#2E93CC", "P"),
-    "MatQuant [": Style("MatQuant, co-distilled", "#CC5FA0", "h"),
-    "MatQuant [ + Extra Precision": Style("MatQuant, co-distilled + Extra Precision", "#A8447F", "H"),
+    "MatQuant + Extra Precision": Style("MatQuant + Extra Precision", "#4DA6FF", "P"),
+    "MatQuant [": Style("MatQuant, co-distilled", "#A0508C", "h"),
+    "MatQuant [ + Extra Precision": Style("MatQuant, co-distilled + Extra Precision", "#C06A9E", "H"),
     "Mix'n'Match pyramid": Style("Mix'n'Match pyramid", "#8C564B", "^"),
     "Mix'n'Match reverse pyramid": Style("Mix'n'Match reverse pyramid", "#5B7FA6", "v"),
     "Mix'n'Match increasing": Style("Mix'n'Match increasing", "#7D8B1A", ">"),
@@ -208,6 +208,11 @@ def slice_style(bits: int) -> Style:
     """The style of a width; one between those of the paper takes the next narrower one's colour."""
     own = SLICES.get(bits) or SLICES[max((width for width in SLICES if width <= bits), default=2)]
     return replace(own, name=f"int{bits}")
+
+
+def ink_on(bits: int) -> str:
+    """The colour of a number on the shade of a width; the same on a dark page, which keeps the shades."""
+    return "#ffffff" if bits >= 4 else "#202020"
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
