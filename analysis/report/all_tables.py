@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.frame.best import with_best
 from analysis.frame.load import load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
@@ -41,7 +42,7 @@ NUMBER = re.compile(r"(?:table)?0*([0-9]+)")
 def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, LoadedResults]:
     """Table `number` with the results of a study: as text, as numbers, and the results themselves."""
     loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
-    rows = summary(loaded)
+    rows = with_best(summary(loaded), loaded)
     comparisons = against_reference(rows, loaded)
     entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
     return kind_of(entries)(number, entries), entries, loaded

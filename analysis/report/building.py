@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from analysis.figures.gallery import plots
 from analysis.figures.style import save_figure
+from analysis.frame.best import with_best
 from analysis.frame.load import LoadedResults, load_frame
 from analysis.frame.measures import with_flips
 from analysis.frame.significance import against_reference
@@ -50,7 +51,7 @@ def load(study: Study) -> LoadedResults:
 
 def numbers_of(study: Study) -> Numbers:
     loaded = load(study)
-    rows = with_flips(summary(loaded), loaded)
+    rows = with_best(with_flips(summary(loaded), loaded), loaded)
     comparisons = against_reference(rows, loaded)
     return Numbers(loaded, rows, comparisons, summary_table(rows, loaded.tasks, comparisons, loaded.metrics))
 

@@ -56,6 +56,6 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def csv_of(numbers: pd.DataFrame) -> str:
-    """Numbers as CSV; the notes of a row, if it has some, as one text."""
-    notes = {"notes": numbers["notes"].map("; ".join)} if len(numbers) and "notes" in numbers else {}
-    return numbers.assign(**notes).to_csv(index=False)
+    """Numbers as CSV; the notes of a row, and the names of its best numbers, as one text."""
+    lists = [name for name in ("notes", "best") if len(numbers) and name in numbers and numbers[name].dtype == object]
+    return numbers.assign(**{name: numbers[name].map("; ".join) for name in lists}).to_csv(index=False)

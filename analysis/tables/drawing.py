@@ -87,7 +87,7 @@ def _flat_heads(table: Table) -> list[str]:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table, the best value of each data type in bold, the notes as a list below."""
+    """A GitHub table, with what is significantly the best in bold, the notes as a list below."""
     return "\n".join([markdown_rows(table), "", *(f"- {note}" for note in table.all_notes), ""])
 
 
