@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.patches import Patch
 
 from analysis.figures.style import (
@@ -22,6 +23,7 @@ from analysis.figures.style import (
     new_figure,
     say,
 )
+from analysis.figures.told import tell
 from analysis.frame.code_counts import bucket_shares
 from matquant.notation import Slice
 
@@ -94,6 +96,13 @@ def _draw_codes(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, st
     axes.set_xticks([0, *(step * edge for edge in range(1, 1 << to.bits)), widest - 1])
     axes.set_xlabel(f"int{(widest - 1).bit_length()} code (dashed: mean)")
     axes.set_ylabel("% of weights")
+    for name, codes in cells.items():
+        shares = 100 * codes.shares
+        facts = pd.DataFrame(
+            {"row": name, "width": f"int{(widest - 1).bit_length()}", "code": range(len(shares)), "percent": shares}
+        )
+        words = [f"{name}\ncode {code}: {share:.3g} % of weights" for code, share in enumerate(shares)]
+        tell(axes, facts["code"], np.minimum(shares, 1.18 * inner), facts, words)
 
 
 def _draw_buckets(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, str], to: Slice) -> None:
@@ -122,6 +131,11 @@ def _draw_buckets(axes: Axes, cells: Mapping[str, Codes], colours: Mapping[str, 
                 fontsize=6 if len(cells) < 3 else 5.5,
                 color=INK,
             )
+        facts = pd.DataFrame({"row": name, "width": str(to), "code": range(len(heights)), "percent": heights})
+        facts["clamped"] = [0.0] * (len(heights) - 1) + [overflow]
+        words = [f"{name}\nbucket {bucket}: {height:.3g} % of weights" for bucket, height in enumerate(heights)]
+        words[-1] += f",\n{overflow:.3g} % clamped into it"
+        tell(axes, places, heights, facts, words)
     axes.margins(y=0.12)
     axes.set_xticks(range(1 << to.bits))
     axes.set_xlabel(f"{to} bucket")

@@ -9,7 +9,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from analysis.figures.pareto import PANELS, Panel
+from analysis.figures.pareto import PANELS, SIZES, Panel
 from analysis.figures.style import (
     FULL_LINE,
     INK,
@@ -24,6 +24,7 @@ from analysis.figures.style import (
     new_figure,
     value_axis,
 )
+from analysis.figures.told_reads import tell_full, tell_reads
 from analysis.frame import grids
 from analysis.frame.names import BASE_NAMES, model_name
 from evaluation.results.metrics import LOG_PPLX
@@ -86,6 +87,8 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: Panel) -> None:
         _line(axes, reads[reads["method"] == f"Mix'n'Match {layout}"], panel, style)
     bits_axis(axes, reads["effective_bits"])
     value_axis(axes, rows[panel.value].dropna() * panel.scale, nats=panel.value == LOG_PPLX)
+    tell_reads(axes, reads.assign(size=reads["effective_bits"]), panel.value, SIZES["effective"])
+    tell_full(axes, rows[rows["base"] == "none"], panel.value)
 
 
 def _line(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style) -> None:

@@ -32,6 +32,7 @@ from analysis.figures.style import (
     new_figure,
     value_axis,
 )
+from analysis.figures.told_reads import tell_full, tell_reads
 from analysis.frame.axes import SHOWN, better_is_more
 from analysis.frame.names import model_name
 from analysis.frame.summary import CHANCE, method_rank
@@ -188,6 +189,8 @@ def _draw_panel(
         case _:
             assert_never(size)
     value_axis(axes, rows[panel.value].dropna() * panel.scale, nats=SHOWN[panel.value].is_log)
+    tell_reads(axes, measured, panel.value, SIZES[size])
+    tell_full(axes, full, panel.value)
 
 
 def _megabyte_axis(axes: Axes, sizes: pd.Series) -> None:
