@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +36,8 @@ def answers(made: Study, *, shift: dict[int, float], documents: bool = True) -> 
                 if result.task == LOG_PPLX:
                     noise = 0.01 * np.sin(np.arange(result.num_documents) * (number + 1))
                     found[LOG_PPLX] = (np.asarray(found[LOG_PPLX]) + shift.get(number, 0.0) + noise).tolist()
-                    result.metrics[LOG_PPLX] = float(np.mean(found[LOG_PPLX]))
+                    metrics = {**result.metrics, LOG_PPLX: float(np.mean(found[LOG_PPLX]))}
+                    result = replace(result, metrics=metrics)
                 store.put(result, found if documents else {"doc_id": found["doc_id"]})
 
 
