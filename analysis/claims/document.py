@@ -19,7 +19,7 @@ from analysis.frame import grids
 from analysis.frame.load import COLUMNS, LoadedResults
 from analysis.frame.names import BASE_NAMES
 from analysis.frame.summary import CHANCE, task_name
-from analysis.report.contents import gap_texts, provenance_rows
+from analysis.page.contents import gap_texts, provenance_rows
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import markdown_rows, to_markdown
 from analysis.tables.papers import DOUBLE_DAGGER, by_model
