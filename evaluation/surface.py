@@ -76,7 +76,9 @@ TOUCHED = (
         HYDRA, "hydra._internal.core_plugins.basic_launcher:BasicLauncher.launch", "slurm/hydra_points.py", _LAUNCHED
     ),
     Touched(HYDRA, "hydra.core.plugins:Plugins.__init__", "slurm/hydra_points.py", says="self.class_name_to_class"),
-    Touched(HYDRA, "hydra.core.plugins:Plugins._instantiate", "slurm/hydra_points.py", says="class_name_to_class"),
+    Touched(
+        HYDRA, "hydra.core.plugins:Plugins._instantiate", "slurm/hydra_points.py", says="is_in_toplevel_plugins_module"
+    ),
     Touched(HYDRA, "hydra.core.singleton:Singleton.get_state", "slurm/hydra_points.py"),
     Touched(HYDRA, "hydra.core.utils:JobReturn", "slurm/hydra_points.py", ("_return_value", "status")),
     Touched(LAUNCHER, f"{_SUBMITIT}.config:BaseQueueConf", "slurm/hydra_points.py", ("submitit_folder",)),
