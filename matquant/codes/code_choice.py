@@ -31,7 +31,6 @@ from torch import Tensor
 from matquant.codes.slicing import slice_codes
 from matquant.notation import EQ_6, Objective, Slice, Term
 
-
 Shared = Literal["mean", "weighted"]
 """The error that all slices carry on together: `base.residual`, but for `dual`."""
 

@@ -169,7 +169,7 @@ def _solve_columns(
     spec: GridSpec,
     base: GPTQBase,
 ) -> Solution:
-    num_outputs, num_inputs = weight.shape
+    num_inputs = weight.shape[1]
     group_size = spec.group_size or num_inputs
     of_group = spec.model_copy(update={"group_size": None})
     # Columns solved out of order meet their groups in pieces, so all grids are set beforehand ("static groups"): codes

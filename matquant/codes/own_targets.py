@@ -62,23 +62,27 @@ class OwnTargets:
     def place(self, position: Float[Tensor, " stacked"], out: Shaped[Tensor, " weights"]) -> Tensor:
         """The best code of every weight, from its position on the grid in each target."""
         positions = position.view(self.num_targets, -1)
+        inside = positions.clamp(0, self.read.shape[1])
         cost = position.new_zeros(len(self.first), positions.shape[1])
-        for number, (weight, target) in enumerate(zip(self.lambdas, positions, strict=True)):
+        for number, (weight, target) in enumerate(zip(self.lambdas, inside, strict=True)):
             value = self._nearest(target) if number == self.parent else self.narrow[number, :, None]
-            cost += (target - value).square_().mul_(weight)
+            left = target - value
+            # (u - S)^2 less the same for all codes, so that a far position leaves the small differences: with u = t + d
+            # and t inside it is (t - S) (t - S + 2 d).
+            cost += left.mul_(left + 2 * (positions[number] - target)).mul_(weight)
         run = cost.argmin(0)
-        # Half down: of two codes that are equally near, the smaller.
-        nearest = (positions[self.widest] - 0.5).ceil_()
-        return out.copy_(nearest.clamp_(self.first[run], self.last[run]))
+        nearest = _half_down(positions[self.widest])
+        nearest.clamp_(self.first.index_select(0, run), self.last.index_select(0, run))
+        return out.copy_(nearest).clamp_(0, self.read.shape[1] - 1)  # NaN gets a wrong place; `solve` refuses it
 
     def _nearest(self, target: Float[Tensor, " weights"]) -> Float[Tensor, "runs weights"]:
-        return (target - 0.5).ceil_().clamp(self.first[:, None], self.last[:, None])
+        return _half_down(target).clamp(self.first[:, None], self.last[:, None])
 
     def value(self, place: Shaped[Tensor, " weights"]) -> Float[Tensor, " stacked"]:
         """The value that each slice reads of the best code, stacked as positions are."""
         return self.read.index_select(1, place).flatten()
 
-    def codes(self, place: Shaped[Tensor, "*shape"], position: Float[Tensor, "..."]) -> UInt8[Tensor, "*shape"]:
+    def codes(self, place: Shaped[Tensor, "*shape"], position: Tensor) -> UInt8[Tensor, "*shape"]:
         """The codes of some places, which they are."""
         return place.to(torch.uint8)
 
@@ -89,6 +93,11 @@ class OwnTargets:
     def to(self, device: torch.device) -> OwnTargets:
         names = ("lambdas", "first", "last", "narrow", "read")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def _half_down(position: Float[Tensor, " weights"]) -> Float[Tensor, " weights"]:
+    """The nearest whole number; of two that are equally near, the smaller."""
+    return (position - 0.5).ceil_()
 
 
 @cache
