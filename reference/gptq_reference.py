@@ -215,7 +215,8 @@ def brute_force_of_targets(
             scales.append((high - low) / top)
             zeros.append(torch.full_like(high, (top + 1) / 2) if symmetric else -low / scales[-1])
         read = scales[-1][:, None, None] * (table - zeros[-1][:, None, None])  # [out, terms, codes]
-        cost = sum(lambdas[r] * (target[:, j, None] - read[:, r]).square() for r, target in enumerate(targets))
+        costs = [lambdas[r] * (target[:, j, None] - read[:, r]).square() for r, target in enumerate(targets)]
+        cost = torch.stack(costs).sum(0)
         codes[:, j] = cost.argmin(1)
         for r, target in enumerate(targets):
             chosen = read[:, r].gather(1, codes[:, [j]].long()).squeeze(1)
