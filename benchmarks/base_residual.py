@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     study = load_study(["experiment=base_residual", *arguments])
     store = ResultStore(study.setup.paths.results)
     rows = summary(load_frame(study.cells, study.setup, store))
-    print(f"{'log pplx: row':72} {str(BASE):>16} {'parent':>16}")
+    print(f"{'log pplx: row':72} {BASE!s:>16} {'parent':>16}")
     for name, of_cell in rows[rows["base"] != "none"].groupby("cell_id", sort=False):
         at = {row["plan"]: with_error(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], ".3f") for _, row in of_cell.iterrows()}
         print(f"{of_cell['label'].iloc[-1]:72} {at.get(str(BASE), ''):>16} {at.get('int8', ''):>16}")
