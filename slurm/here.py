@@ -32,6 +32,8 @@ from slurm.records import Submission, new_launch, write_submission
 
 log = logging.getLogger("matquant")
 POLL_S = 0.3
+PAUSES = 20
+"""Pauses, in looks at all cells, while no job ends: looking takes a twentieth of a core at most."""
 Observe = Callable[[], Sweep]
 Choose = Callable[[Sweep], Sequence[Item]]
 Key = tuple[str, str]
@@ -84,6 +86,13 @@ class Workers:
                 del self.at_work[number]
                 yield item, time.monotonic() - start
 
+    def rest(self, seconds: float) -> None:
+        """Waits for the end of a job, for so long at most: whoever looks at hundreds of cells must not take a core."""
+        end = time.monotonic() + seconds
+        time.sleep(POLL_S)
+        while time.monotonic() < end and not any(job.done() for _, job, _ in self.at_work.values()):
+            time.sleep(POLL_S)
+
     def stop(self) -> None:
         """Interrupts what is at work, as Ctrl-C does, and waits for it."""
         everyone: list[psutil.Process] = []
@@ -132,7 +141,7 @@ def run_local(observe: Observe, choose: Choose, code: Path) -> None:
                     return
                 by_others = f", {others} by others" if others > 0 else ""
                 bar.set_postfix_str(f"{len(workers.at_work)} at work{by_others}", refresh=False)
-                time.sleep(max(POLL_S, time.monotonic() - start))
+                workers.rest(PAUSES * (time.monotonic() - start))
         except KeyboardInterrupt:
             workers.stop()
             raise

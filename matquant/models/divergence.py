@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+AT_ONCE = 2**18
+"""The most logits that are compared at once: what is computed from them then stays in a processor's cache."""
 FAR = 60.0
 """The largest |t| that is computed in float32; e^t is in float64 beyond it, where models collapse."""
 
@@ -36,6 +38,14 @@ def compare(
     targets: Int[Tensor, " positions"],
 ) -> TokenDivergence:
     """The divergence of the distribution of some logits from the expected one; `targets` are the right tokens."""
+    rows = max(1, AT_ONCE // expected.shape[-1]) if expected.device.type == "cpu" else len(expected)
+    pieces = zip(expected.split(rows), given.split(rows), targets.split(rows), strict=True)
+    found = [_compare(*piece) for piece in pieces]
+    return TokenDivergence(*map(torch.cat, zip(*found, strict=True)))
+
+
+def _compare(expected: Tensor, given: Tensor, targets: Tensor) -> TokenDivergence:
+    """The same for as many positions as fit into a cache; every row is computed by itself, whatever their number."""
     expected, given, right = expected.float(), given.float(), targets.unsqueeze(-1)
     top = expected.amax(-1, keepdim=True)
     p = (expected - top).exp_()
