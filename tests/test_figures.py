@@ -17,9 +17,9 @@ from analysis.figures.every_width import points, printed_points, widths_figure
 from analysis.figures.gallery import plots
 from analysis.figures.histograms import histogram_figure
 from analysis.figures.mixed_widths import mixnmatch_figure
-from analysis.figures.pareto import SIZES, pareto_figure, sizes
+from analysis.figures.pareto import FAINT, SIZES, pareto_figure, sizes
 from analysis.figures.plans import grid_of, plan_figure
-from analysis.figures.style import COLUMN, METHOD_STYLES, OTHER_STYLES, TEXT, save_figure
+from analysis.figures.style import COLUMN, METHODS, TEXT, save_figure
 from analysis.frame.code_counts import Codes, bucket_shares, codes_of, load_codes, num_parameters
 from analysis.frame.load import load_frame
 from analysis.frame.summary import summary
@@ -100,11 +100,6 @@ def test_gaps_are_drawn_as_words(tmp_path):
         assert any(text.get_text().startswith("no ") for axes in figure.axes for text in axes.texts)
 
 
-def test_colours_and_markers_are_told_apart():
-    styles = [*METHOD_STYLES.values(), *OTHER_STYLES]
-    assert len({style.colour for style in styles}) == len(styles) == len({style.marker for style in styles})
-
-
 # --- Pareto: what the axis shows --------------------------------------------------------------------------------------
 
 
@@ -126,9 +121,9 @@ def test_dominated_points_are_faint_and_those_of_the_front_are_not(made):
     rows = rows_of(made).query("method == 'Baseline' or method == 'MatQuant'").reset_index(drop=True)
     rows["task_avg"] = [0.9 if method == "Baseline" else 0.1 for method in rows["method"]]
     axes = pareto_figure(rows, []).axes[0]
-    drawn = [line for line in axes.lines if line.get_marker() == METHOD_STYLES["MatQuant"].marker]
-    assert {line.get_alpha() for line in drawn if len(np.atleast_1d(line.get_xdata()))} == {0.4}
-    drawn = [line for line in axes.lines if line.get_marker() == METHOD_STYLES["Baseline"].marker]
+    drawn = [line for line in axes.lines if line.get_marker() == METHODS["MatQuant"].marker]
+    assert {line.get_alpha() for line in drawn if len(np.atleast_1d(line.get_xdata()))} == {FAINT}
+    drawn = [line for line in axes.lines if line.get_marker() == METHODS["Baseline"].marker]
     assert 1.0 in {line.get_alpha() for line in drawn if len(np.atleast_1d(line.get_xdata()))}
 
 
@@ -218,7 +213,7 @@ def test_checkpoints_that_are_read_mixed_have_panels_of_their_own(tmp_path):
     titles = [axes.get_title(loc="left").splitlines()[0] for axes in figure.axes]
     assert len(titles) == 4
     assert titles[0] == titles[1] != titles[2] == titles[3]
-    assert "GPTQ {int8: 0.1, int4: 0.1, int2: 1}" in titles[2]
+    assert "GPTQ, gemma2 λ" in titles[2]
 
 
 # --- curves and plans -------------------------------------------------------------------------------------------------

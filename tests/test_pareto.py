@@ -16,7 +16,8 @@ from analysis.figures.pareto import (
     non_dominated,
     pareto_figure,
 )
-from analysis.figures.style import readable_ticks, save_figure
+from analysis.figures.scales import readable_ticks
+from analysis.figures.style import save_figure
 from analysis.frame.load import load_frame
 from analysis.frame.summary import CHANCE, summary
 from evaluation.results.store import ResultStore

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import QUIET, RC, TEXT, Style, marker, new_figure, say
+from analysis.figures import legends
+from analysis.figures.style import RC, TEXT, marker, new_figure, say, slice_style
+from analysis.figures.told import tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,13 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SLICE_STYLES = {
-    8: Style("#0072B2", "o"),
-    6: Style("#56B4E9", "P"),
-    4: Style("#009E73", "s"),
-    3: Style("#E69F00", "D"),
-    2: Style("#D55E00", "v"),
-}
+MOST_TOLD = 60
+"""The steps of a curve that can be pointed at; all are in its data."""
 TERM = re.compile(r"(?:int(\d)(?:\+ep)?|\d(?:\+ep)?->(\d)(?:\+ep)?)")
 """The name of a term's loss in train.jsonl: `int2`, `int2+ep`, `8->2`."""
 
@@ -63,14 +60,13 @@ def curves_figure(logs: Mapping[str, pd.DataFrame], *, width: float = TEXT) -> F
         if not logs:
             say(grid[0, 0], "no training log")
         for (axes,), (name, log) in zip(grid, logs.items(), strict=False):
-            axes.set_title(name)
+            axes.set_title(legends.fitting(name, width))
             if terms_of(log):
                 _draw(axes, log)
             else:
                 say(axes, "no training log")
         handles = _legend(dict.fromkeys(term for log in logs.values() for term in terms_of(log)))
-        if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+        legends.legend_below(figure, handles)
     return figure
 
 
@@ -80,7 +76,7 @@ def _draw(axes: Axes, log: pd.DataFrame) -> None:
     place = log["block"] + log["step"] / lengths if by_block else log["step"]
     ends = log.groupby("block")["step"].idxmax() if by_block else log.index[[]]
     for term in terms_of(log):
-        style = SLICE_STYLES.get(_bits(term), Style(QUIET, "x"))
+        style = slice_style(_bits(term))
         values = log[term].where(log[term] > 0)
         dashes = ":" if "->" in term else "-"
         if by_block:
@@ -93,16 +89,33 @@ def _draw(axes: Axes, log: pd.DataFrame) -> None:
             smooth = values.ewm(span=max(2, len(values) // 40)).mean()
             axes.plot(place, smooth, color=style.colour, linewidth=1.1, linestyle=dashes)
         axes.plot(place[ends], values[ends], **marker(style, size=3))
+        facts = log.reindex(columns=["block", "step"]).dropna(axis=1, how="all").assign(term=term, loss=values)
+        _tell(axes, place, facts.assign(row=axes.get_title(loc="left"))[["row", "term", *facts.columns[:-2], "loss"]])
     axes.set_yscale("log")
     axes.set_xlabel("block (within a block: steps)" if by_block else "step")
     axes.set_ylabel("loss of the slice")
     axes.set_xlim(place.min() - 0.01 * np.ptp(place), place.max() + 0.01 * np.ptp(place) + 1e-9)
 
 
+def _tell(axes: Axes, place: pd.Series, facts: pd.DataFrame) -> None:
+    """Every step as data; words for the last step of each block, or without blocks for a part of the steps."""
+    by_block = "block" in facts
+    every = max(1, len(facts) // MOST_TOLD)
+    shown = facts.groupby("block")["step"].idxmax() if by_block else facts.index[::every]
+    chosen = facts.loc[shown].dropna(subset="loss")
+    words = [
+        f"{row['term']}: loss {row['loss']:.3g}\n"
+        + (f"end of block {row['block']:.0f}" if by_block else f"step {row['step']:.0f}")
+        for row in chosen.to_dict("records")
+    ]
+    tell(axes, place, facts["loss"], facts)
+    tell(axes, place[chosen.index], chosen["loss"], facts.iloc[:0], words)
+
+
 def _legend(terms: Mapping[str, None]) -> list[Line2D]:
     handles = []
     for term in sorted(terms, key=lambda name: (-_bits(name), len(name))):
-        style = SLICE_STYLES.get(_bits(term), Style(QUIET, "x"))
+        style = slice_style(_bits(term))
         look = {**marker(style, size=3), "linestyle": ":" if "->" in term else "-", "linewidth": 1.1}
         handles.append(Line2D([], [], color=style.colour, label=term, **look))
     return handles

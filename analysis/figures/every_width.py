@@ -11,24 +11,36 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis import published
+from analysis.figures import legends
+from analysis.figures.scales import (
+    Points,
+    bits_axis,
+    far_off,
+    limit,
+    moved_right,
+    point_off,
+    side_by_side,
+    value_axis,
+)
 from analysis.figures.style import (
     COLUMN,
     FULL_LINE,
-    METHOD_STYLES,
+    INTERPOLATED,
     QUIET,
     RC,
     Style,
-    bits_axis,
     marker,
     new_figure,
-    value_axis,
+    styles_of,
 )
-from analysis.frame.names import model_name
+from analysis.figures.told import number_text, tell
+from analysis.figures.told_reads import FULL_PLACE
+from analysis.frame.names import BASE_NAMES, model_name
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from matquant.notation import Objective, Slice
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -39,20 +51,22 @@ WIDTHS = {Slice(bits): bits for bits in (8, 6, 4, 3, 2)}
 
 @dataclass(frozen=True)
 class PlottedLine:
-    """A line of the figure: which read-outs are on it, and how it is drawn."""
+    """A line of the figure: which read-outs are on it, by the name in `points`, and how it is drawn."""
 
     name: str
     style: Style
     dashes: str
-    size: float
 
 
-LINES = (
-    PlottedLine("MatQuant", METHOD_STYLES["MatQuant"], "-", 3.8),
-    PlottedLine("Baseline", METHOD_STYLES["Baseline"], "--", 4.6),
-    PlottedLine("Sliced int8", METHOD_STYLES["Sliced"], ":", 5.4),
-    PlottedLine("MinMax", Style("#CC79A7", "^"), "-.", 6.0),
-)
+DASHES = {"MatQuant": "-", "Baseline": "--", "Sliced int8": ":", "MinMax": "-."}
+
+
+def lines_of(base: str) -> list[PlottedLine]:
+    """The lines of an algorithm, each in the style and under the name that its rows have in every other figure."""
+    named = {name: f"{name} ({BASE_NAMES.get(base, base)})" for name in DASHES}
+    named["MinMax"] = f"Sliced int8 ({BASE_NAMES['minmax']})"
+    styles = styles_of(named.values())
+    return [PlottedLine(name, styles[named[name]], dashes) for name, dashes in DASHES.items()]
 
 
 def widths_figure(rows: pd.DataFrame, *, base: str = "omniquant", value: str = TASK_AVG) -> Figure:
@@ -61,18 +75,19 @@ def widths_figure(rows: pd.DataFrame, *, base: str = "omniquant", value: str = T
     A model without results is drawn from what the paper prints, and says so.
     """
     models = list(rows["model"].unique()) or ["gemma2_9b"]
-    figure, grid = new_figure(COLUMN, 2.2 * len(models) + 0.45, len(models))
+    ours = {model: points(rows[rows["model"] == model], base, value) for model in models}
+    paper = {model: printed_points(model, base, value) for model in models}
+    shown = {*pd.concat([*ours.values(), *paper.values()])["line"]}
+    theirs = any(len(ours[model]) and len(paper[model]) for model in models)
+    figure, grid = new_figure(COLUMN, 2.2 * len(models), len(models))
+    handles = _legend(shown, lines_of(base), theirs=theirs)
+    figure.set_figheight(2.0 * len(models) + 0.1 + 0.15 * legends.rows(figure, handles))
     with matplotlib.rc_context(RC):
-        shown: dict[str, None] = {}
-        theirs = False
         for (axes,), model in zip(grid, models, strict=True):
-            ours = points(rows[rows["model"] == model], base, value)
-            paper = printed_points(model, base, value)
-            _draw(axes, ours, paper, value)
-            axes.set_title(model_name(model) + (", the paper's numbers" if ours.empty and len(paper) else ""))
-            shown |= dict.fromkeys([*ours["line"], *paper["line"]])
-            theirs |= bool(len(ours) and len(paper))
-        figure.legend(handles=_legend(shown, theirs=theirs), loc="outside lower center", ncols=3, columnspacing=1.2)
+            _draw(axes, ours[model], paper[model], value, lines_of(base))
+            of_paper = ours[model].empty and len(paper[model])
+            axes.set_title(model_name(model) + (", the paper's numbers" if of_paper else ""))
+        legends.legend_below(figure, handles)
     return figure
 
 
@@ -132,36 +147,67 @@ def printed_points(model: str, base: str, value: str) -> pd.DataFrame:
     return pd.concat([found, parent.assign(line="Sliced int8")], ignore_index=True)
 
 
-def _draw(axes: Axes, ours: pd.DataFrame, paper: pd.DataFrame, value: str) -> None:
-    if len(ours):
-        _lines(axes, paper, faint=True)
-        _lines(axes, ours, faint=False)
-    else:
-        _lines(axes, paper, faint=False)
+def _draw(axes: Axes, ours: pd.DataFrame, paper: pd.DataFrame, value: str, lines: Sequence[PlottedLine]) -> None:
     drawn = pd.concat([ours, paper])
+    off = far_off(drawn["value"]) & (value == LOG_PPLX)
     bits_axis(axes, drawn.loc[drawn["line"] != "full", "bits"].astype(float))
-    value_axis(axes, drawn["value"], nats=value == LOG_PPLX)
+    in_view = drawn[~off]
+    value_axis(axes, in_view["value"], nats=value == LOG_PPLX)
+    errors = in_view["stderr"].fillna(0)
+    limit(axes, [*(in_view["value"] - errors), *(in_view["value"] + errors)], drawn.loc[off, "bits"].tolist())
+    if len(ours):
+        _lines(axes, paper, lines, faint=True)
+        _lines(axes, ours, lines, faint=False)
+    else:
+        _lines(axes, paper, lines, faint=False)
+    styles = {line.name: line.style for line in lines}
+    beyond = (ours if len(ours) else paper)[off[: len(ours)] if len(ours) else off]
+    columns = beyond[["bits", "value", "line"]].itertuples(index=False, name=None)
+    point_off(axes, [(bits, number, styles[line]) for bits, number, line in columns if line in styles])
     axes.set_ylabel(TITLES[value])
+    for source, found in (("ours", ours), ("the paper's", paper)):
+        _tell(axes, found, source, TITLES[value])
 
 
-def _lines(axes: Axes, found: pd.DataFrame, *, faint: bool) -> None:
+def _tell(axes: Axes, found: pd.DataFrame, source: str, title: str) -> None:
+    """Every point of a line; the unquantized model at the right end of its own."""
+    facts = found.assign(source=source, quantity=title)[["source", "quantity", *found]]
+    for is_full, of_kind in facts.groupby(facts["line"] == "full"):
+        words = [_words(row, source, title) for row in of_kind.to_dict("records")]
+        transform = axes.get_yaxis_transform() if is_full else None
+        tell(axes, FULL_PLACE if is_full else of_kind["bits"], of_kind["value"], of_kind, words, transform)
+
+
+def _words(row: Mapping[Any, Any], source: str, title: str) -> str:
+    is_full = row["line"] == "full"
+    place = "" if is_full else f"\n{row['bits']:.4g} bits" + ", interpolated" * bool(row["interpolated"])
+    name = "unquantized" if is_full else row["line"]
+    return f"{name}, {source}\n{title}: {number_text(row['value'], row['stderr'])}{place}"
+
+
+def _lines(axes: Axes, found: pd.DataFrame, lines: Sequence[PlottedLine], *, faint: bool) -> None:
     """Lines with their markers and errors; `faint` for the paper's beside ours, which have no errors."""
     look = {"alpha": 0.35 if faint else 1.0, "zorder": 2 if faint else 4}
     for full in found.loc[found["line"] == "full", "value"]:
         axes.axhline(full, **FULL_LINE, zorder=1)
-    # MatQuant comes last, on top, and with the smallest marker, so that covered markers still show around it.
-    for line in reversed(LINES):
-        on = found[found["line"] == line.name].sort_values("bits")
+    rows = {line.name: found[found["line"] == line.name].sort_values("bits") for line in lines}
+    moved = side_by_side(
+        axes, {name: Points(on["bits"].to_numpy(float), on["value"].to_numpy(float)) for name, on in rows.items()}
+    )
+    for line in reversed(lines):  # MatQuant comes last, on top
+        on = rows[line.name]
         if on.empty:
             continue
+        place = moved_right(axes, moved[line.name])
         bits, values = on["bits"].to_numpy(float), on["value"].to_numpy(float)
-        _join_neighbours(axes, bits, values, {"color": line.style.colour, "linestyle": line.dashes, **look})
+        _join_neighbours(axes, bits, values, {"color": line.style.colour, "linestyle": line.dashes, **look, **place})
         errors = on["stderr"].fillna(0).to_numpy(float)
         if errors.any():
-            axes.errorbar(bits, values, yerr=errors, fmt="none", ecolor=line.style.colour, elinewidth=0.7, alpha=0.5)
+            bars = {"ecolor": line.style.outline, "elinewidth": 0.7, "alpha": 0.5, **place}
+            axes.errorbar(bits, values, yerr=errors, fmt="none", **bars)
         for hollow in (False, True):
             of_kind = on["interpolated"].to_numpy(bool) == hollow
-            axes.plot(bits[of_kind], values[of_kind], **marker(line.style, hollow=hollow, size=line.size), **look)
+            axes.plot(bits[of_kind], values[of_kind], **marker(line.style, hollow=hollow), **look, **place)
 
 
 def _join_neighbours(axes: Axes, bits: np.ndarray, values: np.ndarray, look: Mapping[str, Any]) -> None:
@@ -171,14 +217,14 @@ def _join_neighbours(axes: Axes, bits: np.ndarray, values: np.ndarray, look: Map
     axes.plot(widths, [measured.get(width, np.nan) for width in widths], linewidth=1.1, **look)
 
 
-def _legend(shown: dict[str, None], *, theirs: bool) -> list[Line2D]:
-    handles = [Line2D([], [], color=line.style.colour, label=line.name) for line in LINES if line.name in shown]
-    for handle in handles:
-        line = next(line for line in LINES if line.name == handle.get_label())
-        handle.update({**marker(line.style, size=line.size), "linestyle": line.dashes, "linewidth": 1.1})
+def _legend(shown: Container[str], lines: Sequence[PlottedLine], *, theirs: bool) -> list[Line2D]:
+    handles = []
+    for line in lines:
+        if line.name in shown:
+            look = {**marker(line.style), "linestyle": line.dashes, "linewidth": 1.1}
+            handles.append(Line2D([], [], color=line.style.colour, label=line.style.name, **look))
     if "MatQuant" in shown:
-        hollow = marker(METHOD_STYLES["MatQuant"], hollow=True, size=3.8)
-        handles.insert(1, Line2D([], [], **hollow, label="interpolated"))
+        handles.append(Line2D([], [], **marker(INTERPOLATED, hollow=True), label=INTERPOLATED.name))
     if "full" in shown:
         handles.append(Line2D([], [], **FULL_LINE, label="unquantized"))
     if theirs:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from analysis.figures.curves import curves_figure, read_log, terms_of
 from analysis.figures.every_width import of_one_grid, points, widths_figure
 from analysis.figures.histograms import MAX_CELLS, histogram_figure
+from analysis.figures.legends import short_names
 from analysis.figures.mixed_widths import mixnmatch_figure
-from analysis.figures.pareto import DIVERGENCE_PANELS, PANELS, SIZES, panel_of, pareto_figure, sizes
+from analysis.figures.pareto import DIVERGENCE_PANELS, PANELS, SIZES, method_styles, panel_of, pareto_figure, sizes
 from analysis.figures.plans import plan_figure
 from analysis.figures.style import COLUMN, TEXT
 from analysis.frame import grids
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from analysis.figures.style import Style
     from analysis.frame.code_counts import Codes
     from analysis.frame.load import LoadedResults
     from evaluation.results.store import ResultStore
     from matquant.config.study import Study
     from matquant.notation import Plan
 
+BESIDE = "Markers that would hide each other stand side by side; an arrow has the value of one beyond the edge."
 MAX_PANELS = 6
 """The most panels of curves or plans in a figure; notebooks show the others."""
 
@@ -54,18 +57,25 @@ def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame, measures: Seq
     """
     codes = codes_of(loaded.store, [cell.id for cell in study.cells])
     grid = grids.sentence(rows)
+    styles = method_styles(rows)
+    key = short_names(styles).key
     found = [
-        *_pareto(loaded, rows, codes, measures),
+        *_pareto(loaded, rows, codes, measures, styles, key),
         *_widths(rows),
-        *_mixed(study, loaded.store, rows, codes),
-        *_histograms(rows, codes),
-        *_curves(study, loaded.store, rows),
+        *_mixed(study, loaded.store, rows, codes, styles, key),
+        *_histograms(rows, codes, styles, key),
+        *_curves(study, loaded.store, rows, styles, key),
     ]
-    return [replace(plot, note=" ".join(filter(None, (plot.note, grid)))) for plot in found]
+    return [replace(plot, note=" ".join(filter(None, (plot.note.strip(), grid)))) for plot in found]
 
 
 def _pareto(
-    loaded: LoadedResults, rows: pd.DataFrame, codes: dict[str, Codes], measures: Sequence[str]
+    loaded: LoadedResults,
+    rows: pd.DataFrame,
+    codes: dict[str, Codes],
+    measures: Sequence[str],
+    styles: dict[str, Style],
+    key: str,
 ) -> Iterator[Plot]:
     parameters = num_parameters(rows, codes)
     usual = {panel.value: panel for panel in PANELS}
@@ -76,17 +86,17 @@ def _pareto(
                 "pareto" if size == "effective" else f"pareto_{size}",
                 label,
                 "Bars: one standard error over documents. The pale stairs pass through the read-outs that no other "
-                "one beats at the same or a smaller size; all others are faint.",
+                f"one beats at the same or a smaller size; all others are faint. {BESIDE} {key}".strip(),
                 lambda width, size=size: pareto_figure(
-                    rows, loaded.tasks, size=size, num_parameters=parameters, width=width, panels=panels
+                    rows, loaded.tasks, size=size, num_parameters=parameters, width=width, panels=panels, styles=styles
                 ),
             )
     if rows[KL].notna().any() and KL not in measures:
         yield Plot(
             "pareto_divergence",
             "Distance from the unquantized model",
-            "Bars: one standard error over blocks of text.",
-            lambda width: pareto_figure(rows, loaded.tasks, width=width, panels=DIVERGENCE_PANELS),
+            f"Bars: one standard error over blocks of text. {BESIDE} {key}".strip(),
+            lambda width: pareto_figure(rows, loaded.tasks, width=width, panels=DIVERGENCE_PANELS, styles=styles),
         )
 
 
@@ -103,14 +113,22 @@ def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
         yield Plot(
             name,
             f"Figure 1b: {'Task Avg' if value == TASK_AVG else 'log perplexity'} at every width",
-            "Hollow: interpolated, read at a width that was not trained. A line breaks where a width is not measured."
+            "Hollow: interpolated, read at a width that was not trained. A line breaks where a width is not measured. "
+            + BESIDE
             + chosen,
             lambda _, value=value: widths_figure(rows, base=base, value=value),
             (COLUMN,),
         )
 
 
-def _mixed(study: Study, store: ResultStore | None, rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+def _mixed(
+    study: Study,
+    store: ResultStore | None,
+    rows: pd.DataFrame,
+    codes: dict[str, Codes],
+    styles: dict[str, Style],
+    key: str,
+) -> Iterator[Plot]:
     mixed = rows[rows["method"].str.startswith(("Mix'n'Match", "Searched"))]
     if mixed.empty:
         return
@@ -118,8 +136,8 @@ def _mixed(study: Study, store: ResultStore | None, rows: pd.DataFrame, codes: d
         yield Plot(
             "mixnmatch",
             "Figures 2 and 3: Mix'n'Match",
-            "Layers of 2, 4 and 8 bits out of one checkpoint, beside its uniform widths.",
-            lambda width: mixnmatch_figure(rows, width=width),
+            f"Layers of 2, 4 and 8 bits out of one checkpoint, beside its uniform widths. {BESIDE} {key}".strip(),
+            lambda width: mixnmatch_figure(rows, width=width, styles=styles),
         )
     cell = next((cell for cell in study.cells if cell.id in codes and cell.id in set(mixed["cell_id"])), None)
     if cell is not None and store is not None:
@@ -134,7 +152,7 @@ def _mixed(study: Study, store: ResultStore | None, rows: pd.DataFrame, codes: d
         )
 
 
-def _histograms(rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
+def _histograms(rows: pd.DataFrame, codes: dict[str, Codes], styles: dict[str, Style], key: str) -> Iterator[Plot]:
     """Figures 1c and 4: at the parent's width, the Baseline first."""
     parents = rows[(rows["plan"] == "int8") & rows["cell_id"].isin(list(codes))]
     panels = {
@@ -148,12 +166,15 @@ def _histograms(rows: pd.DataFrame, codes: dict[str, Codes]) -> Iterator[Plot]:
         yield Plot(
             "codes",
             "Figures 1c and 4: what training does to the codes",
-            "Left: the share of every int8 code; grey lines are the borders of the int2 buckets. Right: the buckets.",
-            lambda width: histogram_figure(panels, width=width),
+            "Left: the share of every int8 code; grey lines are the borders of the int2 buckets. Right: the buckets. "
+            + key,
+            lambda width: histogram_figure(panels, width=width, styles=styles),
         )
 
 
-def _curves(study: Study, store: ResultStore | None, rows: pd.DataFrame) -> Iterator[Plot]:
+def _curves(
+    study: Study, store: ResultStore | None, rows: pd.DataFrame, styles: dict[str, Style], key: str
+) -> Iterator[Plot]:
     labels: dict[str, str] = {}
     for cell_ids, label in zip(rows["cell_id"], rows["label"], strict=True):
         for cell_id in cell_ids.split(", "):
@@ -162,7 +183,7 @@ def _curves(study: Study, store: ResultStore | None, rows: pd.DataFrame) -> Iter
             )  # of its widest read-out: an int8 parent is a Baseline before it is sliced
     logs = {cell.id: read_log(_log_of(cell.id, study, store)) for cell in study.cells}
     shown = {
-        f"{model_name(cell.model.name)}, {labels.get(cell.id, cell.id)}": logs[cell.id]
+        f"{model_name(cell.model.name)}, {_name(labels.get(cell.id, cell.id), styles)}": logs[cell.id]
         for cell in study.cells
         if terms_of(logs[cell.id])
     }
@@ -171,9 +192,13 @@ def _curves(study: Study, store: ResultStore | None, rows: pd.DataFrame) -> Iter
         yield Plot(
             "curves",
             "Training: the loss of every slice",
-            "Block by block: a line goes through the steps of a block, a marker stands at its last one.",
+            f"Block by block: a line goes through the steps of a block, a marker stands at its last one. {key}".strip(),
             lambda width: curves_figure(first, width=width),
         )
+
+
+def _name(label: str, styles: dict[str, Style]) -> str:
+    return styles[label].name if label in styles else label
 
 
 def _log_of(cell_id: str, study: Study, store: ResultStore | None) -> str:

@@ -9,29 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, cycle, product
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from itertools import product
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figures import legends
+from analysis.figures.scales import Points, bits_axis, far_off, limit, moved_right, point_off, side_by_side, value_axis
 from analysis.figures.style import (
     CHANCE_LINE,
+    FRONT_LINE,
     FULL_LINE,
-    METHOD_STYLES,
-    OTHER_STYLES,
-    QUIET,
+    INTERPOLATED,
     RC,
     TEXT,
-    Style,
-    bits_axis,
     columns_of,
     marker,
     new_figure,
-    value_axis,
+    styles_of,
 )
+from analysis.figures.told_reads import tell_full, tell_reads
 from analysis.frame.axes import SHOWN, better_is_more
 from analysis.frame.names import model_name
 from analysis.frame.summary import CHANCE, method_rank
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
+    from analysis.figures.style import Style
+
 SizeKind = Literal["effective", "with_grid", "disk"]
 SIZES: Mapping[SizeKind, str] = {
     "effective": "effective bits per quantized weight",
@@ -54,7 +56,7 @@ SIZES: Mapping[SizeKind, str] = {
 """The labels of the horizontal axis: the paper's count, the bits stored for quantized weights, or the whole model."""
 
 PANEL_HEIGHT = 2.2
-FAINT = 0.4
+FAINT = 0.45
 """Opacity of read-outs that another one dominates."""
 
 
@@ -98,7 +100,6 @@ def panel_of(value: str) -> Panel:
 
 
 DIVERGENCE_PANELS = (panel_of(KL), panel_of(SAME_TOP))
-FRONT_LINE = {"color": QUIET, "linewidth": 2.6, "alpha": 0.35, "solid_capstyle": "butt", "solid_joinstyle": "miter"}
 
 
 def sizes(rows: pd.DataFrame, size: SizeKind, num_parameters: Mapping[str, float] | None = None) -> pd.Series:
@@ -129,42 +130,44 @@ def pareto_figure(
     num_parameters: Mapping[str, float] | None = None,
     width: float = TEXT,
     panels: Sequence[Panel] = PANELS,
+    styles: Mapping[str, Style] | None = None,
 ) -> Figure:
-    """Draws the rows of `summary.summary`: a marker a read-out, the unquantized model as a horizontal line."""
+    """Draws the rows of `summary.summary`: a marker a read-out, the unquantized model as a horizontal line.
+
+    Markers that would hide each other stand side by side.  Log perplexities far off are arrows with their value.
+    """
     rows = rows.assign(size=sizes(rows, size, num_parameters))
     models = list(rows["model"].unique()) or [""]
-    styles = method_styles(rows)
+    styles = _in_order(rows, styles or method_styles(rows), [panel.value for panel in panels])
     handles = _legend(rows, styles, tasks)
-    longest = max(len(str(handle.get_label())) for handle in handles)
     across = min(columns_of(width), len(panels))
-    columns = max(1, int((3.05 if longest <= 30 else 2 if longest <= 54 else 1) * width / TEXT))
     number = len(models) * len(panels)
     lines = -(-number // across)
-    height = PANEL_HEIGHT * lines + 0.2 + 0.15 * -(-len(handles) // columns)
-    figure, grid = new_figure(width, height, lines, across)
+    figure, grid = new_figure(width, PANEL_HEIGHT * lines, lines, across)
+    figure.set_figheight(PANEL_HEIGHT * lines + 0.2 + 0.15 * legends.rows(figure, handles))
     with matplotlib.rc_context(RC):
         for axes in list(grid.flat)[number:]:
             axes.set_axis_off()
         for axes, (model, panel) in zip(list(grid.flat)[:number], product(models, panels), strict=True):
             axes.set_title(f"{model_name(model)}\n{panel.title}" if len(models) > 1 else panel.title)
             _draw_panel(axes, rows[rows["model"] == model], panel, styles, tasks, size)
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        legends.legend_below(figure, handles)
     return figure
 
 
 def method_styles(rows: pd.DataFrame) -> dict[str, Style]:
-    """A style for each label: that of its method if no other label has it yet, else the next free one."""
+    """The style of each label of the rows."""
+    return styles_of(rows.loc[rows["base"] != "none", "label"])
+
+
+def _in_order(rows: pd.DataFrame, styles: Mapping[str, Style], shown: Sequence[str]) -> dict[str, Style]:
+    """The styles of rows that have a value, in the order of a legend: methods in the paper's, short names first."""
     reads = rows[rows["base"] != "none"]
     methods: dict[str, str] = dict(zip(reads["label"], reads["method"], strict=True))
     ordered = sorted(methods.items(), key=lambda item: (method_rank(item[1]), len(item[1])))
-    free = dict(METHOD_STYLES)
-    colours = cycle([style.colour for style in METHOD_STYLES.values()])
-    others = chain(OTHER_STYLES, (Style(next(colours), shape) for shape in cycle("<>*hpd")))
-    styles = {}
-    for label, method in ordered:
-        own = next((name for name in free if method.startswith(name)), None)
-        styles[label] = next(others) if own is None else free.pop(own)
-    return styles
+    values = [name for name in shown if name in reads]
+    measured = set(reads.loc[reads[values].notna().any(axis=1), "label"])
+    return {label: styles[label] for label, _ in ordered if label in measured or not measured}
 
 
 def _draw_panel(
@@ -173,13 +176,12 @@ def _draw_panel(
     full, reads = rows[rows["base"] == "none"], rows[rows["base"] != "none"]
     for value in full[panel.value].dropna() * panel.scale:
         axes.axhline(value, **FULL_LINE, zorder=1)
-    if panel.value == TASK_AVG and (chance := chance_in_view(rows, tasks)) is not None:
+    chance = chance_in_view(rows, tasks) if panel.value == TASK_AVG else None
+    if chance is not None:
         axes.axhline(panel.scale * chance, **CHANCE_LINE, zorder=1)
     measured = reads.dropna(subset=[panel.value, "size"])
     measured = measured.assign(kept=non_dominated(measured["size"], panel.sign * measured[panel.value]))
-    _draw_front(axes, measured, panel)
-    for label, style in styles.items():
-        _draw_method(axes, measured[measured["label"] == label].sort_values("size"), panel, style)
+    off = far_off(measured[panel.value]) & (panel.value == LOG_PPLX)
     match size:
         case "disk":
             _megabyte_axis(axes, measured["size"])
@@ -187,7 +189,27 @@ def _draw_panel(
             bits_axis(axes, measured["size"], SIZES[size])
         case _:
             assert_never(size)
-    value_axis(axes, rows[panel.value].dropna() * panel.scale, nats=SHOWN[panel.value].is_log)
+    in_view = rows.drop(measured.index[off]).dropna(subset=[panel.value])
+    values, errors = (panel.scale * in_view[name] for name in (panel.value, f"{panel.value}_stderr"))
+    value_axis(axes, values, nats=SHOWN[panel.value].is_log)
+    ends = [*(values - errors.fillna(0)), *(values + errors.fillna(0)), *([] if chance is None else [100 * chance])]
+    limit(axes, ends, measured.loc[off, "size"].round(1).tolist())
+    _draw_front(axes, measured, panel)
+    near = {label: measured[~off & (measured["label"] == label)] for label in styles}
+    moved = side_by_side(
+        axes,
+        {
+            label: Points(near[label]["size"].to_numpy(float), near[label][panel.value].to_numpy() * panel.scale)
+            for label in sorted(styles, key=lambda label: not _is_joined(label))
+        },
+    )
+    for label, style in styles.items():
+        _draw_method(axes, measured[measured["label"] == label].sort_values("size"), panel, style, moved[label])
+    columns = measured.loc[off, ["size", panel.value, "label"]].itertuples(index=False, name=None)
+    beyond = [(place, panel.scale * value, styles[label]) for place, value, label in columns]
+    point_off(axes, beyond)
+    tell_reads(axes, measured, panel.value, SIZES[size])
+    tell_full(axes, full, panel.value)
 
 
 def _megabyte_axis(axes: Axes, sizes: pd.Series) -> None:
@@ -197,28 +219,33 @@ def _megabyte_axis(axes: Axes, sizes: pd.Series) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
 
 
-def _draw_method(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style) -> None:
+def _draw_method(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style, moved: float) -> None:
     """One method's markers with their errors: hollow where interpolated, faint where dominated.
 
-    MatQuant's read-outs come out of one checkpoint, so a line joins them.
+    MatQuant's read-outs come out of one checkpoint, so a line joins them.  `moved`: points to the right.
     """
     if rows.empty:
         return
     places, values = rows["size"].to_numpy(), rows[panel.value].to_numpy() * panel.scale
     errors = rows[f"{panel.value}_stderr"].fillna(0).to_numpy() * panel.scale
+    place = moved_right(axes, moved)
     kept, hollow = rows["kept"].to_numpy(), rows["interpolated"].to_numpy(dtype=bool)
     if _is_joined(rows["method"].iloc[0]):
-        axes.plot(places, values, color=style.colour, linewidth=1.1, alpha=0.45, zorder=3)
+        axes.plot(places, values, color=style.colour, linewidth=1.1, alpha=0.45, zorder=3, **place)
     for front in (False, True):
         chosen = kept == front
         opacity = 1.0 if front else FAINT
-        bars = {"ecolor": style.colour, "elinewidth": 0.8, "alpha": 0.55 * opacity, "zorder": 2}
+        bars = {"ecolor": style.outline, "elinewidth": 0.8, "alpha": 0.55 * opacity, "zorder": 2, **place}
         axes.errorbar(places[chosen], values[chosen], yerr=errors[chosen], fmt="none", **bars)
         for drawn, is_hollow in ((chosen & ~hollow, False), (chosen & hollow, True)):
-            # Without an edge: where two transparent colours overlap, a ring would look like a hollow marker.
-            edge: dict[str, Any] = {} if front or is_hollow else {"markeredgewidth": 0.0}
-            look = {**marker(style, hollow=is_hollow), **edge}
-            axes.plot(places[drawn], values[drawn], **look, alpha=opacity, zorder=5 if front else 4)
+            axes.plot(
+                places[drawn],
+                values[drawn],
+                **marker(style, hollow=is_hollow),
+                alpha=opacity,
+                zorder=5 if front else 4,
+                **place,
+            )
 
 
 def _is_joined(method: str) -> bool:
@@ -242,18 +269,17 @@ def chance_in_view(rows: pd.DataFrame, tasks: Sequence[str]) -> float | None:
 
 def _legend(rows: pd.DataFrame, styles: Mapping[str, Style], tasks: Sequence[str]) -> list[Line2D]:
     """One entry for everything that is drawn."""
-    joined = set(rows.loc[rows["method"].map(_is_joined).astype(bool), "label"])
-    handles = [_method_handle(label, style, joined=label in joined) for label, style in styles.items()]
+    handles = [_method_handle(style, joined=_is_joined(label)) for label, style in styles.items()]
     if rows["interpolated"].any():
-        handles.append(Line2D([], [], **marker(Style(QUIET, "o"), hollow=True), label="hollow: interpolated width"))
+        handles.append(Line2D([], [], **marker(INTERPOLATED, hollow=True), label=INTERPOLATED.name))
     dtypes = rows.loc[rows["base"] == "none", "method"].unique()
     handles += [Line2D([], [], **FULL_LINE, label=f"{dtype}, unquantized") for dtype in dtypes]
-    handles.append(Line2D([], [], **FRONT_LINE, label="non-dominated; others faint"))
+    handles.append(Line2D([], [], **FRONT_LINE, label="the best for its size; others faint"))
     if any(chance_in_view(of_model, tasks) is not None for _, of_model in rows.groupby("model")):
         handles.append(Line2D([], [], **CHANCE_LINE, label="chance"))
     return handles
 
 
-def _method_handle(label: str, style: Style, *, joined: bool) -> Line2D:
+def _method_handle(style: Style, *, joined: bool) -> Line2D:
     look = {**marker(style), "linestyle": "-" if joined else "none", "linewidth": 1.1}
-    return Line2D([], [], color=style.colour, label=label, **look)
+    return Line2D([], [], color=style.colour, label=style.name, **look)

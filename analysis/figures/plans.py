@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 
-from analysis.figures.style import PAPER, QUIET, RC, TEXT, new_figure, say
+from analysis.figures.style import PAPER, QUIET, RC, TEXT, ink_on, new_figure, say, slice_style
+from analysis.figures.told import tell
 from matquant.codes.layouts import slices_of
 
 if TYPE_CHECKING:
@@ -20,10 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from matquant.notation import Plan
-
-WIDTHS = (2, 3, 4, 6, 8)
-SHADES = ("#fde0c5", "#f2a07b", "#c9667a", "#8a3c86", "#3d1d5c")
-"""Shades from few bits (light) to many (dark): every reader sees that order, in grey print too."""
 
 ROOM_FOR_A_NUMBER = 0.13
 """The inches that a block needs to have its bits written into it."""
@@ -57,28 +55,31 @@ def plan_figure(plans: Mapping[str, Plan], layers: Sequence[str], *, width: floa
         for (axes,), (name, (kinds, bits)) in zip(axes_of, grids.items(), strict=False):
             _draw(axes, kinds, bits, with_numbers=width / bits.shape[1] > ROOM_FOR_A_NUMBER)
             axes.set_title(f"{name}: {np.nanmean(bits):.2f} bits a layer" if np.isfinite(bits).any() else name)
+            _tell(axes, name, kinds, bits)
         axes_of[-1, 0].set_xlabel("block")
         used = {int(width) for _, bits in grids.values() for width in np.unique(bits[np.isfinite(bits)])}
         edge = {"edgecolor": QUIET, "linewidth": 0.4}
-        handles = [Patch(facecolor=_shade(bits), label=f"int{bits}", **edge) for bits in sorted(used)]
+        handles = [Patch(facecolor=slice_style(bits).colour, label=f"int{bits}", **edge) for bits in sorted(used)]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
-def _shade(bits: int) -> str:
-    """The colour of a width; one between those of the paper takes the next narrower one's."""
-    return SHADES[max(0, int(np.searchsorted(WIDTHS, bits, side="right")) - 1)]
-
-
 def _draw(axes: Axes, kinds: Sequence[str], bits: np.ndarray, *, with_numbers: bool) -> None:
-    colours = ListedColormap([_shade(width) for width in range(1, 9)])
+    colours = ListedColormap([slice_style(width).colour for width in range(1, 9)])
     norm = BoundaryNorm(np.arange(0.5, 9.5), colours.N)
     axes.pcolormesh(bits, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=0.8)
     for (row, column), width in np.ndenumerate(bits):
         if np.isfinite(width) and with_numbers:
-            ink = "#ffffff" if width >= 4 else "#202020"  # not the page's ink: a dark theme keeps the shades
-            axes.text(column + 0.5, row + 0.5, f"{width:.0f}", ha="center", va="center", fontsize=5.5, color=ink)
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{width:.0f}",
+                ha="center",
+                va="center",
+                fontsize=5.5,
+                color=ink_on(int(width)),
+            )
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds)
     num_blocks = bits.shape[1]
@@ -87,3 +88,12 @@ def _draw(axes: Axes, kinds: Sequence[str], bits: np.ndarray, *, with_numbers: b
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
+
+
+def _tell(axes: Axes, plan: str, kinds: Sequence[str], bits: np.ndarray) -> None:
+    """The width of every layer of a plan, at the middle of its field."""
+    layers = [(kinds[row], block, width) for (row, block), width in np.ndenumerate(bits) if np.isfinite(width)]
+    facts = pd.DataFrame(layers, columns=["kind", "block", "bits"]).assign(plan=plan)
+    rows, blocks = np.nonzero(np.isfinite(bits))
+    words = [f"{plan}\nblock {block}, {kind}: int{width:.0f}" for kind, block, width in layers]
+    tell(axes, blocks + 0.5, rows + 0.5, facts[["plan", "kind", "block", "bits"]], words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,18 @@ TASK_NAMES = {
     LOG_PPLX: "log pplx",
 }
 
+
+WEIGHTS_NAMES: Mapping[tuple[float, ...], str] = {
+    (0.1, 0.1, 1.0): "gemma2 λ",
+    (0.2, 0.2, 1.0): "lambda_02 λ",
+    (0.3, 0.3, 1.0): "lambda_03 λ",
+    (0.4, 0.4, 1.0): "lambda_04 λ",
+    (0.5, 0.5, 1.0): "lambda_05 λ",
+}
+"""The names of loss weights of int8, int4 and int2: the files of conf/weights, as they are typed."""
+WEIGHTS = re.compile(r"\{(\S+: [^{}:,]+(?:, \S+: [^{}:,]+)*)\}")
+HEAD = re.compile(rf".*? \((?:{'|'.join(BASE_NAMES.values())})\)")
+"""The beginning of a label up to its algorithm; that of a foreign model's ends before the first comma."""
 
 Read = tuple["Cell", "Plan"]
 """A cell, and a plan that it is read at."""
@@ -174,6 +187,36 @@ def model_name(model: str) -> str:
 def objective_text(objective: Objective) -> str:
     """`{int8: 0.1, int4: 0.1, int2: 1}`: the loss terms with their weights, as a configuration writes them."""
     return "{" + ", ".join(f"{term}: {term.weight:g}" for term in objective.terms) + "}"
+
+
+def head_of(label: str) -> str:
+    """A label without the facts that tell it from others: `MatQuant [8, 4, 8->2] (OmniQuant)`."""
+    found = HEAD.match(label)
+    if found is not None:
+        return found[0]
+    depth = 0
+    for place, character in enumerate(label):
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0:
+            return label[:place]
+    return label
+
+
+def named_weights(text: str) -> str:
+    """A label with the names of its loss weights: `gemma2 λ` for `{int8: 0.1, int4: 0.1, int2: 1}`."""
+    return WEIGHTS.sub(lambda found: _weights_name(found[1]), text)
+
+
+def _weights_name(terms: str) -> str:
+    """`gemma2 λ`, `uniform λ of 8, 4, 3`; weights without a name are told by their values, `λ 0.7/1 of 8, 2`."""
+    weights = dict(term.rsplit(": ", 1) for term in terms.split(", "))
+    widths, values = [term.removeprefix("int") for term in weights], tuple(map(float, weights.values()))
+    usual = widths == ["8", "4", "2"]
+    if len(set(values)) == 1:
+        name = "uniform λ"
+    else:
+        name = (WEIGHTS_NAMES.get(values) if usual else None) or f"λ {'/'.join(weights.values())}"
+    return name if usual else f"{name} of ({', '.join(widths)})"
 
 
 def weights_text(objective: Objective) -> str:

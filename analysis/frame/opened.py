@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from analysis.frame.best import with_best
 from analysis.frame.load import LoadedResults, load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
@@ -30,7 +31,7 @@ class OpenStudy:
     @cached_property
     def rows(self) -> pd.DataFrame:
         """A row for each read-out: its numbers."""
-        return summary(self.loaded)
+        return with_best(summary(self.loaded), self.loaded)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:

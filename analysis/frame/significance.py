@@ -44,6 +44,9 @@ COLUMNS = (
     *("model", "plan", "row", "reference", "task", "difference", "stderr", "p_value", "num_documents", "test"),
     *("higher_is_better", "grid", "reference_grid"),
 )
+TESTED_METRICS = {name: name for name in (TASK_AVG, LOG_PPLX, *TESTED_MEASURES)}
+"""What is tested besides single tasks; each is its own metric."""
+
 TESTED = ("stderr", "p_value", "num_documents", "test")
 
 
@@ -224,8 +227,7 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
     import pandas as pd  # imported here: comparing two read-outs needs no table
 
     found = []
-    names = (TASK_AVG, LOG_PPLX, *TESTED_MEASURES)
-    metrics = {**loaded.metrics, **dict(zip(names, names, strict=True))}
+    metrics = {**loaded.metrics, **TESTED_METRICS}
     for _, group in rows[rows["base"] != "none"].groupby(["model", "bits", "plan"], sort=False):
         measured = {
             index: {**outcomes(loaded, row), **measures_of(loaded, row["cell_id"].split(", "), row["plan"])}

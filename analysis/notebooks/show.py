@@ -21,7 +21,7 @@ from analysis.figures.gallery import Plot, plots
 from analysis.figures.style import SCREEN_DPI, TEXT, save_figure
 from analysis.frame.opened import OpenStudy
 from analysis.frame.pairs import pairs_of
-from analysis.report.contents import gap_texts, headlines, provenance_rows
+from analysis.page.contents import gap_texts, headlines, provenance_rows
 from analysis.tables.drawing import to_html, to_text
 from analysis.tables.papers import paper_table
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes

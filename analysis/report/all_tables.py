@@ -9,12 +9,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.frame.best import with_best
 from analysis.frame.load import load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
+from analysis.page.drawing import plain_page
+from analysis.page.parts import ShownTable
 from analysis.published import NUM_TABLES
-from analysis.report.files import csv_of, write_text
-from analysis.report.page import plain_page
+from analysis.report.files import write_text
+from analysis.report.written import written_table
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import document, to_latex, to_markdown
 from analysis.tables.papers import kind_of
@@ -41,18 +44,10 @@ NUMBER = re.compile(r"(?:table)?0*([0-9]+)")
 def table_of(study: Study, number: int) -> tuple[Table, pd.DataFrame, LoadedResults]:
     """Table `number` with the results of a study: as text, as numbers, and the results themselves."""
     loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
-    rows = summary(loaded)
+    rows = with_best(summary(loaded), loaded)
     comparisons = against_reference(rows, loaded)
     entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
     return kind_of(entries)(number, entries), entries, loaded
-
-
-def write_table(table: Table, entries: pd.DataFrame, stem: Path) -> None:
-    """The four forms of a table: markdown, LaTeX, HTML and CSV."""
-    write_text(stem.with_suffix(".md"), to_markdown(table))
-    write_text(stem.with_suffix(".tex"), to_latex(table))
-    write_text(stem.with_suffix(".html"), plain_page(table.caption, [table]))
-    write_text(stem.with_suffix(".csv"), csv_of(entries))
 
 
 def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
@@ -66,16 +61,17 @@ def write_all(numbers: Sequence[int], overrides: Sequence[str]) -> Path:
         folder = study.setup.paths.out / FOLDER
         require_writable(folder, "paths.out")
         table, entries, loaded = table_of(study, number)
-        write_table(table, entries, folder / f"table{number:02}")
-        drawn.append(table)
+        drawn.append(
+            written_table(ShownTable(table.caption, table), entries, folder / f"table{number:02}", is_document=False)
+        )
         measured = int(entries["ours"].notna().sum())
         print(f"{table.caption}: {measured} of {len(entries)} numbers measured")
         for problem in loaded.problems:
             print(f"  problem: {problem}")
         for other in loaded.others:
             print(f"  other protocol: {other}")
-    write_text(folder / "tables.md", "\n".join(map(to_markdown, drawn)))
-    write_text(folder / "tables.tex", document([to_latex(table) for table in drawn]))
+    write_text(folder / "tables.md", "\n".join(to_markdown(shown.table) for shown in drawn))
+    write_text(folder / "tables.tex", document([to_latex(shown.table) for shown in drawn]))
     write_text(folder / "tables.html", plain_page("The tables of MatQuant, ours beside theirs", drawn))
     return folder
 

@@ -239,5 +239,5 @@ def _draw(numbers: CardNumbers, path: Path) -> bool:
     from analysis.figures.style import save_figure
 
     panels = [panel for panel in PANELS if measured[panel.value].notna().any()]
-    save_figure(pareto_figure(rows, numbers.loaded.tasks, panels=panels), path, "png", dpi=160)
+    save_figure(pareto_figure(rows, numbers.loaded.tasks, panels=panels), path, "png")
     return True

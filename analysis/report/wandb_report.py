@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis.figures.pareto import method_styles
+from analysis.figures.style import QUIET
+from analysis.frame.best import with_best
 from analysis.frame.measures import with_flips
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
+from analysis.page.contents import gap_texts, headlines, measured_text, provenance_rows
 from analysis.report.building import load, paper_number
-from analysis.report.contents import gap_texts, headlines, measured_text, provenance_rows
 from analysis.report.files import write_text
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown
@@ -48,14 +51,18 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
     """The report as the library's own blocks; with an `entity`, run sets name its project, which is asked from W&B."""
     import wandb_workspaces.reports.v2.interface as wr
 
-    rows = with_flips(summary(loaded), loaded)
+    rows = with_best(with_flips(summary(loaded), loaded), loaded)
     comparisons = against_reference(rows, loaded)
     project = study.setup.tracking.project
     place: dict[str, Any] = {"entity": entity, "project": project} if entity is not None else {}
-    runsets = [
-        wr.Runset(name=name, filters=f'Metric("ID") in {json.dumps([run_id(id_) for id_ in ids])}', **place)
-        for name, ids in run_sets(rows).items()
-    ]
+    styles = method_styles(rows)
+    runsets = []
+    for label, ids in run_sets(rows).items():
+        runs = [run_id(id_) for id_ in ids]
+        name, colour = (styles[label].name, styles[label].colour) if label in styles else (label, QUIET)
+        settings = {run: wr.RunSettings(color=colour) for run in runs}
+        wanted = f'Metric("ID") in {json.dumps(runs)}'
+        runsets.append(wr.Runset(name=name, filters=wanted, run_settings=settings, **place))
     tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons, loaded.metrics)))]
     if (number := paper_number(study.name)) is not None:
         entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))

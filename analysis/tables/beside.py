@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis import published
 from analysis.frame import grids
+from analysis.frame.best import BEST
 from analysis.published import RUN
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from evaluation.results.store import BLOCK_SHARE
@@ -21,7 +22,7 @@ METRICS = (BITS, *published.TASKS, TASK_AVG, LOG_PPLX)
 
 COLUMNS = (
     *("table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
-    *("ours", "stderr", "spread", "num_seeds", "difference", "mark", "notes", "cell_id", BLOCK_SHARE, "grid"),
+    *("ours", "stderr", "spread", "num_seeds", "difference", "mark", "best", "notes", "cell_id", BLOCK_SHARE, "grid"),
 )
 
 
@@ -91,7 +92,7 @@ def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mappi
     """Our measurement of one printed number; of several runs of one name the first, as the experiment lists them."""
     if not indices or metric not in rows:
         gap = dict.fromkeys(("ours", "stderr", "spread", BLOCK_SHARE), float("nan"))
-        return {**gap, "num_seeds": 0, "mark": "", "notes": (), "cell_id": "", "grid": ""}
+        return {**gap, "num_seeds": 0, "mark": "", "best": False, "notes": (), "cell_id": "", "grid": ""}
     measured = rows.loc[indices[0]]
     rivals = [grids.text_of(rows.loc[index].to_dict()) for index in indices]
     others = list(dict.fromkeys(grid for grid in rivals if grid != rivals[0]))
@@ -104,6 +105,7 @@ def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mappi
         "spread": scale * float(measured.get(f"{metric}_spread", float("nan"))),
         "num_seeds": 0 if missing else int(measured["num_seeds"]),
         "mark": marks.get(indices[0], {}).get(metric, ""),
+        "best": metric in measured.get(BEST, ()),
         "notes": () if missing else (*chosen, *measured["notes"]),
         "cell_id": measured["cell_id"],
         BLOCK_SHARE: measured.get(BLOCK_SHARE, float("nan")),

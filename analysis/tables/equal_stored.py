@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.tables.typeset import Entry, Section, Table, winners, with_errors
+from analysis.frame.names import named_weights
+from analysis.tables.typeset import Entry, Section, Table, with_errors
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HEADS = ("Stored, at most", "Method", "Read at", "Stored", "Task Avg ↑", "log pplx ↓")
-SIGNS = (0, 0, 0, 0, +1, -1)
 TOLERANCE = 1e-3
 """The share of a budget by which a read-out may be larger: the same bits, counted over other codes."""
 NOTE = (
@@ -64,7 +64,7 @@ def _section(model: str, budget: str, rows: pd.DataFrame) -> Section:
     texts = [
         (
             budget,
-            row["name"],
+            named_weights(row["name"]),
             row["plan"],
             f"{row['model_bits']:.4g}",
             with_errors(100 * row[TASK_AVG], 100 * row[f"{TASK_AVG}_stderr"], np.nan, ".1f", named=False),
@@ -72,6 +72,4 @@ def _section(model: str, budget: str, rows: pd.DataFrame) -> Section:
         )
         for row in rows.sort_values(LOG_PPLX, kind="stable").to_dict("records")
     ]
-    best = [winners([text[i] for text in texts], sign) if len(texts) > 1 else set() for i, sign in enumerate(SIGNS)]
-    drawn = (tuple(Entry(text, number in best[i]) for i, text in enumerate(row)) for number, row in enumerate(texts))
-    return Section(model, budget, tuple(drawn))
+    return Section(model, budget, tuple(tuple(map(Entry, text)) for text in texts))

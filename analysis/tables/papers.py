@@ -29,7 +29,7 @@ from analysis.tables.summary_table import (
     row_note_signs,
     row_notes,
 )
-from analysis.tables.typeset import DAGGER, MISSING, Entry, Section, Table, winners, with_errors
+from analysis.tables.typeset import DAGGER, MISSING, Entry, Section, Table, with_errors
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import BLOCK_SHARE
 from matquant.notation import Objective, Slice
@@ -132,9 +132,9 @@ def by_model(number: int, entries: pd.DataFrame) -> Table:
 
 
 def _column(rows: Sequence[NumberRow | None]) -> list[Entry]:
-    """The entries of one model and metric within a data type, the best in bold."""
-    texts = ["" if row is None else _our_text(row) if row["decimals"] < 0 else _paper_text(row) for row in rows]
-    return _entries(texts, _sign(next((row for row in rows if row), None)))
+    """The entries of one model and metric within a data type: of a model that the paper does not have, ours."""
+    ours = [row is not None and row["decimals"] < 0 for row in rows]
+    return [_ours(row) if own else Entry(_paper_text(row)) for row, own in zip(rows, ours, strict=True)]
 
 
 # --- what rows and columns are called --------------------------------------------------------------------------------
@@ -202,29 +202,17 @@ HEADS = {BITS: "Bits", LOG_PPLX: "log pplx ↓", "task_avg": "Task Avg ↑"}
 
 
 def _section(lines: Sequence[tuple[str, str]], numbers: Sequence[Sequence[NumberRow | None]]) -> Section:
-    """The rows of one data type; the best of theirs and the best of ours are both marked."""
-    signs = [_sign(next((line[i] for line in numbers if line[i]), None)) for i in range(len(numbers[0]))]
-    theirs = [_entries([_paper_text(line[i]) for line in numbers], sign) for i, sign in enumerate(signs)]
-    ours = [_entries([_our_text(line[i]) for line in numbers], sign) for i, sign in enumerate(signs)]
+    """The rows of one data type; none of the paper's numbers is bold: nobody can test what it does not print."""
     rows = []
-    for place, (first, second) in enumerate(lines):
-        quiet = [Entry(entry.text, entry.best, quiet=True) for entry in (column[place] for column in theirs)]
-        rows.append((Entry(first), Entry(second), Entry("paper", quiet=True), *quiet))
-        rows.append((Entry(""), Entry(""), Entry("ours"), *(column[place] for column in ours)))
+    for (first, second), line in zip(lines, numbers, strict=True):
+        theirs = (Entry(_paper_text(row), quiet=True) for row in line)
+        rows.append((Entry(first), Entry(second), Entry("paper", quiet=True), *theirs))
+        rows.append((Entry(""), Entry(""), Entry("ours"), *map(_ours, line)))
     return Section("", lines[0][0], tuple(rows))
 
 
-def _sign(row: NumberRow | None) -> int:
-    return (
-        0 if row is None or row["metric"] == BITS or row["width"] == "full" else -1 if row["metric"] == LOG_PPLX else 1
-    )
-
-
-def _entries(texts: Sequence[str], sign: int) -> list[Entry]:
-    # A number that is known to be wrong wins nothing.
-    numbers = [MISSING if text in ("", DASH) or DOUBLE_DAGGER in text else text for text in texts]
-    best = winners(numbers, sign)
-    return [Entry(text, place in best) for place, text in enumerate(texts)]
+def _ours(row: NumberRow | None) -> Entry:
+    return Entry(_our_text(row), best=row is not None and bool(row["best"]))
 
 
 def _paper_text(row: NumberRow | None) -> str:

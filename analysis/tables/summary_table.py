@@ -16,6 +16,8 @@ import pandas as pd
 
 from analysis.frame import grids
 from analysis.frame.axes import PERPLEXITY
+from analysis.frame.best import BEST
+from analysis.frame.names import named_weights
 from analysis.frame.significance import LEVEL
 from analysis.frame.summary import SummaryRow, data_type, task_name
 from analysis.tables.typeset import (
@@ -26,7 +28,6 @@ from analysis.tables.typeset import (
     Entry,
     Section,
     Table,
-    winners,
     with_error,
     with_errors,
 )
@@ -46,11 +47,11 @@ BITS_NOTE = (
 
 @dataclass(frozen=True)
 class Column:
-    """A head, the text of a row's entry, and the sign that makes the larger value the better one (0: no contest)."""
+    """A head, the text of a row's entry, and the number that the entry prints, which may be bold; empty for others."""
 
     head: str
     text: Callable[[SummaryRow], str]
-    sign: int = 0
+    number: str = ""
 
 
 def summary_table(
@@ -82,9 +83,9 @@ def summary_table(
         Column(STORED, _bits("model_bits")),
         *more,
         *(_task_column(task, metrics.get(task)) for task in tasks),
-        Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), +1),
+        Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), TASK_AVG),
         *([Column("Flips", _flips)] if has_flips(rows) else []),
-        Column("log pplx ↓", _number(LOG_PPLX, 1, ".3f", errors=True, named=several), -1),
+        Column("log pplx ↓", _number(LOG_PPLX, 1, ".3f", errors=True, named=several), LOG_PPLX),
         *(_measure_columns(several=several) if rows[KL].notna().any() else []),
     )
     groups: dict[tuple[str, str], list[SummaryRow]] = {}
@@ -98,11 +99,11 @@ def summary_table(
 def _task_column(task: str, metric: str | None) -> Column:
     """A task under its name; a metric other than accuracy stands in the head, in percent if it is a share."""
     if metric is None or metric in ACCURACIES:
-        return Column(task_name(task), _number(task, 100, ".1f"), +1)
+        return Column(task_name(task), _number(task, 100, ".1f"), task)
     better = higher_is_better(metric)
     head = f"{task_name(task)} {metric.replace(',', ', ')} {'↑' if better else '↓'}"
     scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
-    return Column(head, _number(task, scale, form), +1 if better else -1)
+    return Column(head, _number(task, scale, form), task)
 
 
 def has_flips(rows: pd.DataFrame) -> bool:
@@ -126,9 +127,9 @@ def _measure_columns(*, several: bool) -> Sequence[Column]:
         return lambda row: REFERENCE if row["base"] == "none" else number(row)
 
     return (
-        Column("pplx ↓", lambda row: _number(PERPLEXITY, 1, digits(row[PERPLEXITY], 4))(row), -1),
-        Column("KL ↓", lambda row: compared(KL, 1, digits(row[KL], 3))(row), -1),
-        Column("Same top p ↑", compared(SAME_TOP, 100, ".1f"), +1),
+        Column("pplx ↓", lambda row: _number(PERPLEXITY, 1, digits(row[PERPLEXITY], 4))(row)),
+        Column("KL ↓", lambda row: compared(KL, 1, digits(row[KL], 3))(row), KL),
+        Column("Same top p ↑", compared(SAME_TOP, 100, ".1f"), SAME_TOP),
     )
 
 
@@ -201,10 +202,7 @@ def significant_marks(comparisons: pd.DataFrame | None) -> dict[Any, dict[str, s
 
 
 def _section(model: str, name: str, rows: Sequence[SummaryRow], columns: Sequence[Column]) -> Section:
-    texts = [[column.text(row) for column in columns] for row in rows]
-    contest = len(rows) > 1 and all(row["base"] != "none" for row in rows)
-    best = [winners([text[i] for text in texts], column.sign) if contest else set() for i, column in enumerate(columns)]
-    drawn = (tuple(Entry(text, number in best[i]) for i, text in enumerate(row)) for number, row in enumerate(texts))
+    drawn = (tuple(Entry(column.text(row), column.number in row.get(BEST, ())) for column in columns) for row in rows)
     return Section(model, name, tuple(drawn))
 
 
@@ -213,7 +211,7 @@ def _method(*, several: bool) -> Callable[[SummaryRow], str]:
 
     def text(row: SummaryRow) -> str:
         seeds = f", {row['num_seeds']} seed{'s' * (row['num_seeds'] > 1)}" if several and row["base"] != "none" else ""
-        name = "unquantized" if row["base"] == "none" else row["name"]
+        name = "unquantized" if row["base"] == "none" else named_weights(row["name"])
         return name + (f" {DAGGER}" if row["interpolated"] else "") + seeds + row["signs"]
 
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 MISSING = "\u2013"
@@ -10,12 +9,15 @@ MISSING = "\u2013"
 
 DAGGER = "†"
 BETTER, WORSE = "▲", "▼"
-BOLD_NOTE = "Bold: the best value, as printed, among the rows of a data type."
+BOLD_NOTE = (
+    "Bold: significantly better than each other row of its data type, paired over the same documents (p < 0.05, not "
+    "corrected for the number of comparisons)."
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One printed entry; `best` marks the best value of its data type, `quiet` a paper's number."""
+    """One printed entry; `best` marks one that is significantly better than its rivals, `quiet` a paper's number."""
 
     text: str
     best: bool = False
@@ -95,10 +97,3 @@ def with_errors(value: float, stderr: float, spread: float, form: str, *, named:
 def _is_nan(value: float | None) -> bool:
     # Only NaN differs from itself; pandas' own test takes longer than everything else here together.
     return value is None or value != value
-
-
-def winners(texts: Sequence[str], sign: int) -> set[int]:
-    """The rows with the best value as printed, so that two equal entries are both marked or neither."""
-    printed = {row: sign * float(text.split()[0]) for row, text in enumerate(texts) if text != MISSING and sign}
-    best = max(printed.values(), default=0.0)
-    return {row for row, value in printed.items() if value == best} if len(printed) > 1 else set()
