@@ -1,6 +1,6 @@
 """`experiment=table01` of one model on this GPU, as far as the minutes reach; the same command goes on.
 
-    make gpu-table01                                        the largest model of Table 1 that this GPU holds; 8 minutes
+    make gpu-table                                        the largest model of Table 1 that this GPU holds; 8 minutes
     python -m benchmarks.gpu.table01 --model gemma2_2b --minutes 20
     python -m benchmarks.gpu.table01 --model DIR            a model that lies on this disk
     python -m benchmarks.gpu.table01 --small                tiny: that the command itself works
