@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> None:
             "tables are those of the papers, by name; for another experiment type matquant report experiment=..."
         )
     if not tables and not speeds:
-        tables, speeds = [*ALL_TABLES], [*SPEEDS]
+        tables, speeds = [*ALL_TABLES], list(SPEEDS)
     folder = write_all(tables, speeds, overrides)
     print(f"tables: {folder / 'tables.html'}")
 
