@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from functools import reduce
 from importlib import import_module, metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HYDRA, LAUNCHER, LM_EVAL = "hydra-core", "hydra-submitit-launcher", "lm-eval"
 BELOW = {HYDRA: "1.4", LAUNCHER: "1.4", LM_EVAL: "0.5"}
@@ -38,7 +38,7 @@ class Touched(NamedTuple):
     def _gone(self) -> str | None:
         module, _, path = self.name.partition(":")
         try:
-            found = reduce(getattr, path.split("."), import_module(module))
+            found: Any = reduce(getattr, path.split("."), import_module(module))
         except ImportError:
             return f"has no module {module}, and with it no {path}"
         except AttributeError:
