@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install gemma demo docs docs-links study study-report test test-slurm serve-check gpu-check check lint bench lock clean
+.PHONY: help install gemma demo docs docs-links study study-report test test-slurm serve-check gpu-check gpu-table check lint bench lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ serve-check: $(READY) ## exports opened by their engines, each in an environment
 
 gpu-check: $(READY) ## ready for this GPU? estimates beside measurements, under eight minutes; small without a GPU
 	@$(BIN)/python -m benchmarks.gpu.check
+
+gpu-table: $(READY) ## Table 1 of the largest model this GPU holds, random weights, eight minutes; again: it goes on
+	@$(BIN)/python -m benchmarks.gpu.table01
 
 check: lint test ## what CI runs: format, lint, types, import contracts, then the tests
 

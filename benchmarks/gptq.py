@@ -7,6 +7,7 @@
 (b) The column solve for {8, 4, 2} against the published way, all 256 codes tried for every weight
     (reference/gptq_reference.py), with the same read-out error at every width.  Target: at least 3.5x faster.
 (c) The solve's part of a whole fit.  Target: less than everything else (forward passes and second moments).
+(d) The solve for one width against llm-compressor's own, if that is installed (`benchmarks.gptq_peer`).
 
 Hessians are those of the model's own activations on random tokens, or at Gemma-2 9B's shapes of random inputs of very
 different sizes; weights are random, as are the model's.
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.gptq_peer import against_peer
 from benchmarks.timing import NoProgress, median_seconds, print_ratios, smollm2
 from matquant.algorithms import gptq
 from matquant.algorithms.moments import Sum
@@ -163,6 +165,8 @@ def main() -> None:
         whole = median_seconds({"fit": lambda: gptq.fit(model, tokens, settings, NoProgress())}, repeats=1)["fit"]
     fit, part = "whole fit (rival)", solves.seconds / 2  # of the run that counts and of the one before it
     print_ratios({fit: whole, "solve": part, "forward passes and second moments": whole - part}, rival=fit)
+    print("(d) one width against llm-compressor (target: equal codes, in no more time)")
+    against_peer(repeats=arguments.repeats)
 
 
 if __name__ == "__main__":

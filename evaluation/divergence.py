@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evaluation.perplexity import Read
@@ -48,14 +48,22 @@ def divergences(
     """The tokens of each block of a batch that a model has just read; `first` is the number of its first block."""
     for block, (logits, targets) in enumerate(zip(read.logits, read.targets, strict=True), start=first):
         hidden = teacher.hidden[block : block + 1][0].to(logits.device)
-        pieces = []
-        for some in torch.arange(len(targets)).split(max(1, LOGITS // logits.shape[-1])):
-            part = slice(int(some[0]), int(some[-1]) + 1)
+        pieces, at_once = [], max(1, LOGITS // logits.shape[-1])
+        for start in range(0, len(targets), at_once):
+            part = slice(start, start + at_once)
             expected = logits_of(model, hidden[part], listener.output_type)
             pieces.append(compare(expected, logits[part], targets[part]))
         found = TokenDivergence(*(torch.cat(parts).cpu() for parts in zip(*pieces, strict=True)))
         _require_alike(teacher, block, found, model)
         yield found
+
+
+def room_for(text: Int[Tensor, "blocks tokens"]) -> list[TokenDivergence]:
+    """A place for the tokens of each block, in memory of all blocks together."""
+    blocks, tokens = len(text), text.shape[1] - 1
+    kl, log_p, log_q = torch.empty(3, blocks, tokens)
+    same_top = torch.empty(blocks, tokens, dtype=torch.bool)
+    return [TokenDivergence(*parts) for parts in zip(kl, same_top, log_p, log_q, strict=True)]
 
 
 def _require_alike(teacher: Teacher, block: int, found: TokenDivergence, model: nn.Module) -> None:

@@ -10,10 +10,12 @@ from typing import assert_never
 
 from evaluation.board import duration
 from evaluation.protocol import missing
+from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
 from evaluation.stages import Kind, to_search
 from evaluation.work import (
     Size,
+    comparing_operations,
     reading_operations,
     searching_operations,
     size_of,
@@ -116,7 +118,10 @@ def _predicted(study: Study, *, on_cpu: bool) -> Iterator[tuple[Key, float]]:
         speed = _speed(setup.readout.dtype, on_cpu=on_cpu)
         if plans := to_search(cell, setup, gaps):
             yield (cell.id, "search"), START_S + searching_operations(cell, setup.readout, size, plans) / speed
-        yield (cell.id, "evaluate"), START_S + reading_operations(setup.readout, size, num_plans) / speed
+        num_texts = sum(LOG_PPLX in tasks for tasks in gaps.values())
+        reading = reading_operations(setup.readout, size, num_plans)
+        comparing = comparing_operations(cell, setup.readout, size, num_texts) if num_texts else 0.0
+        yield (cell.id, "evaluate"), START_S + (reading + comparing) / speed
 
 
 def _speed(dtype: str, *, on_cpu: bool) -> float:

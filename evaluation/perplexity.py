@@ -36,7 +36,9 @@ def block_nats(
 ) -> Iterator[Float[Tensor, " batch"]]:
     """The mean negative log-likelihood of tokens 2..n of every block given those before it, batch by batch."""
     for read in read_blocks(model, blocks, batch_size=batch_size):
-        yield nats_of(read)
+        nats = nats_of(read)
+        del read  # its logits, before those of the next batch
+        yield nats
 
 
 class Read(NamedTuple):

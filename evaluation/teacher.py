@@ -96,8 +96,14 @@ def teacher_of(
 
 
 def _in_memory(model: nn.Module, text: Int[Tensor, "blocks tokens"], batch_size: int) -> Teacher:
-    read = list(_read(model, text, batch_size))
-    return Teacher(torch.cat([hidden for hidden, _ in read]), torch.cat([nats for _, nats in read]), "the model")
+    # One tensor that is there from the first batch on: many small ones among large ones split the memory.
+    nats, kept, done = torch.empty(len(text), dtype=torch.float64), torch.empty(0), 0
+    for hidden, of_batch in _read(model, text, batch_size):
+        if not done:
+            kept = hidden.new_empty(len(text), *hidden.shape[1:])
+        batch = slice(done, done + len(of_batch))
+        kept[batch], nats[batch], done = hidden, of_batch, batch.stop
+    return Teacher(kept, nats, "the model")
 
 
 def path_of(facts: Facts, cache: Path) -> Path:
@@ -132,23 +138,25 @@ def _read(
                     "the logits of the unquantized model are not finite on held-out text, so that nothing can be "
                     "compared with it; set readout.dtype=float32, or readout.divergence=false"
                 )
+            del read  # its logits, before those of the next batch
             yield listener.hidden[:, :-1].cpu(), nats
             bar.update(len(nats))
 
 
 def _write(path: Path, model: nn.Module, text: Int[Tensor, "blocks tokens"], batch_size: int, facts: Facts) -> None:
     """Writes a safetensors file batch by batch: what is in memory is one batch."""
-    num_blocks, nats = len(text), []
+    nats, done = torch.empty(len(text), dtype=torch.float64), 0
     with path.open("wb") as file:
         start = 0
         for hidden, of_batch in _read(model, text, batch_size):
-            if not nats:
-                start = _write_head(file, (num_blocks, *hidden.shape[1:]), hidden.dtype, facts)
-                file.write(bytes(8 * num_blocks))
+            if not done:
+                start = _write_head(file, (len(text), *hidden.shape[1:]), hidden.dtype, facts)
+                file.write(nats.numpy().tobytes())  # their room
             file.write(hidden.contiguous().view(torch.uint8).numpy().data)
-            nats.append(of_batch)
+            nats[done : done + len(of_batch)] = of_batch
+            done += len(of_batch)
         file.seek(start)
-        file.write(torch.cat(nats).double().numpy().tobytes())
+        file.write(nats.numpy().tobytes())
 
 
 def _write_head(file: BinaryIO, shape: tuple[int, ...], dtype: torch.dtype, facts: Facts) -> int:

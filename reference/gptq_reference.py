@@ -167,3 +167,59 @@ def output_error(weight: Tensor, hessian: Tensor, read: Tensor) -> float:
     """tr((W - W_r) H (W - W_r)^T), in float64."""
     difference = (weight - read).double()
     return ((difference @ hessian.double()) * difference).sum().item()
+
+
+def best_code_of_targets(positions: Sequence[float], objective: Objective) -> int:
+    """Tries all codes for a weight that is at another position for each term (`residual=dual`).
+
+    Of those that cost the same it takes smaller slices, and of equal slices the nearest to the widest term's position.
+    """
+    exact = [Fraction(position) for position in positions]
+    widest = max(range(len(exact)), key=lambda number: objective.terms[number].slice)
+
+    def order(code: int) -> tuple[object, ...]:
+        slices = slices_of(code, objective)
+        return cost_of_targets(code, positions, objective), slices, abs(exact[widest] - code), code
+
+    return min(range(2**objective.parent_bits), key=order)
+
+
+def cost_of_targets(code: int, positions: Sequence[float], objective: Objective) -> Fraction:
+    """sum over terms of lambda_r (u_r - S(q, r))^2, exactly."""
+    slices = slices_of(code, objective)
+    parts = zip(objective.terms, positions, slices, strict=True)
+    return sum((Fraction(term.weight) * (Fraction(u) - value) ** 2 for term, u, value in parts), Fraction(0))
+
+
+def brute_force_of_targets(
+    weight: Tensor, hessian: Tensor, objective: Objective, *, group_size: int | None, symmetric: bool, damping: float
+) -> dict[str, Tensor]:
+    """`residual=dual` word for word, in float64: a copy of the weights for each term, all 2^c codes for every weight.
+
+    As in `textbook` the inverse loses a row after each column, and nothing is put off to the end of a block.
+    """
+    num_inputs, top = weight.shape[1], 2**objective.parent_bits - 1
+    group_size = group_size or num_inputs
+    targets = [weight.double().clone() for _ in objective.terms]
+    lambdas, table = [term.weight for term in objective.terms], slice_table(objective).double()
+    damped = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(num_inputs)
+    inverse = torch.linalg.inv(damped)
+    codes, scales, zeros = torch.empty(weight.shape, dtype=torch.uint8), [], []
+    for j in range(num_inputs):
+        if j % group_size == 0:
+            part = torch.stack(targets).mean(0)[:, j : j + group_size]
+            high, low = part.amax(1), part.amin(1)
+            if symmetric:
+                high = torch.maximum(high.abs(), low.abs())
+                low = -high
+            scales.append((high - low) / top)
+            zeros.append(torch.full_like(high, (top + 1) / 2) if symmetric else -low / scales[-1])
+        read = scales[-1][:, None, None] * (table - zeros[-1][:, None, None])  # [out, terms, codes]
+        costs = [lambdas[r] * (target[:, j, None] - read[:, r]).square() for r, target in enumerate(targets)]
+        cost = torch.stack(costs).sum(0)
+        codes[:, j] = cost.argmin(1)
+        for r, target in enumerate(targets):
+            chosen = read[:, r].gather(1, codes[:, [j]].long()).squeeze(1)
+            target -= ((target[:, j] - chosen) / inverse[j, j])[:, None] * inverse[None, j]
+        inverse = inverse - inverse[:, [j]] @ inverse[[j]] / inverse[j, j]
+    return {"codes": codes, "scale": torch.stack(scales, 1), "zero": torch.stack(zeros, 1)}

@@ -1,7 +1,7 @@
 """Estimates of what a job takes: hours, memory of one GPU, disk.  docs/experiments.md has the arithmetic.
 
 Good to a factor of two: enough to ask for the right partition, and to see that a model does not fit before it fails.
-Constants were measured on an H100 by `make gpu-check`; docs/gpu.md has the measurements.
+Constants were measured on an H100 by `make gpu-check`; docs/gpu_measured.md has the measurements.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from evaluation.divergence import LOGITS as COMPARED_AT_ONCE
+from evaluation.perplexity import LOGITS
+from evaluation.results.metrics import LOG_PPLX
 from evaluation.room import BYTES, room_of
+from evaluation.text_size import sequences_of
 from evaluation.work import (
     Size,
     batches_of_plan,
     calibration_tokens,
+    compares,
+    comparing_operations,
     moment_operations,
     num_slices,
     reading_operations,
     searches_for_ends,
     searching_operations,
     size_of,
+    tokens_of_task,
     training_operations,
 )
 from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
-from matquant.config.setup import Setup
+from matquant.config.setup import Readout, Setup
 from matquant.notation import Plan
 from slurm.jobs import Job
 from slurm.queue import is_slurm
@@ -38,6 +45,8 @@ COLUMN_S = 140e-6  # of one column of GPTQ's solve: some twenty launches, whatev
 FLOAT32_SHARE = 1 / 8  # of a GPU's speed in 16 bits: GPTQ's second moments are products in float32
 LAYER_S = 5e-3  # of a layer and batch of answers: short sequences keep no GPU busy, its launches are what takes time
 TOKENS_AT_ONCE = 150  # of one answer in a batch: what its logits take
+POSITIONS_AT_ONCE = 1024  # at most, of a batch (`evaluation.language_model`)
+COMPARING_BYTES = 140  # of a logit that is compared with the teacher's: some 30 passes in float32; no card has timed it
 GB = 1e9
 
 
@@ -136,9 +145,27 @@ def _search(cell: Cell, setup: Setup, size: Size, plans: Sequence[Plan]) -> Cost
 def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
     readout = setup.readout
     seconds = START_S + _reading_seconds(setup, size, num_plans)
-    logits = readout.batch_size * TOKENS_AT_ONCE * size.vocabulary * 4
+    comparing = comparing_operations(cell, readout, size, num_plans) / _speed(setup) if num_plans else 0.0
+    teacher = 0.0
+    if compares(cell, readout) and num_plans:
+        tokens = tokens_of_task(readout, LOG_PPLX)
+        teacher = tokens * size.hidden * BYTES[readout.dtype]
+        if is_slurm(setup.cluster):
+            comparing += num_plans * tokens * size.vocabulary * COMPARING_BYTES / MEMORY_BYTES_PER_S
+    answers = min(readout.batch_size * TOKENS_AT_ONCE, POSITIONS_AT_ONCE) * size.vocabulary * 4
     codes = 0 if cell.objective is None else 1.2 * size.in_scope
-    return Cost(seconds / 3600, (size.weights * BYTES[readout.dtype] + codes + logits) / GB, 1e-3 * num_plans)
+    memory = size.weights * BYTES[readout.dtype] + codes + max(answers, text_bytes(readout, size))
+    return Cost((seconds + comparing) / 3600, memory / GB, 1e-3 * num_plans + teacher / GB)
+
+
+def text_bytes(readout: Readout, size: Size) -> float:
+    """The memory that logits of held-out text take: of a batch, soft-capped, and of one block in float32, twice."""
+    spec = readout.perplexity
+    if spec is None:
+        return 0.0
+    of_block, narrow = spec.sequence_length * size.vocabulary, BYTES[readout.dtype]
+    batch = of_block * min(readout.batch_size, sequences_of(spec), max(1, LOGITS // of_block))
+    return max(2 * narrow * batch, narrow * batch + max(8 * of_block, 24 * min(of_block, COMPARED_AT_ONCE)))
 
 
 def _reading_seconds(setup: Setup, size: Size, num_plans: int) -> float:

@@ -38,6 +38,8 @@ class Account(TorchDispatchMode):
         self.device = device
         self.waits: Counter[str] = Counter()
         self.elsewhere: Counter[str] = Counter()
+        self.largest: Counter[str] = Counter()
+        """The numbers in the largest tensor that each place has made on another device."""
         self.products: Counter[torch.dtype] = Counter()
         """The operations of matrix products, by the dtype of their factors."""
         self.held = self.peak = 0
@@ -47,6 +49,7 @@ class Account(TorchDispatchMode):
         """Begins anew with what is held now, and returns it."""
         self.waits.clear()
         self.elsewhere.clear()
+        self.largest.clear()
         self.products.clear()
         self.peak = self.held
         return self.held
@@ -81,7 +84,9 @@ class Account(TorchDispatchMode):
     def _hold(self, tensor: Tensor, func: object) -> None:
         if tensor.device.type != self.device:
             if tensor.numel() > 1:
-                self.elsewhere[f"{func} at {_place()}"] += 1
+                place = f"{func} at {_place()}"
+                self.elsewhere[place] += 1
+                self.largest[place] = max(self.largest[place], tensor.numel())
             return
         storage = tensor.untyped_storage()
         key = storage._cdata

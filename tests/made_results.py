@@ -76,7 +76,7 @@ def measure(made: Study, *, limit: int | None = None, accuracy: float = 0.5) -> 
     store = ResultStore(made.setup.paths.results)
     for cell in made.cells:
         for plan in made.setup.readout.plans_of(cell):
-            for result in _results(cell, plan, made.setup.readout, limit, accuracy):
+            for result in results_of(cell, plan, made.setup.readout, limit, accuracy):
                 store.put(result, documents_of(result))
     return store
 
@@ -94,7 +94,9 @@ def documents_of(result: Result) -> dict[str, list[Any]]:
     return {"doc_id": list(numbers), **columns}
 
 
-def _results(cell: Cell, plan: Plan, readout: Readout, limit: int | None, accuracy: float) -> Iterator[Result]:
+def results_of(
+    cell: Cell, plan: Plan, readout: Readout, limit: int | None = None, accuracy: float = 0.5
+) -> Iterator[Result]:
     bits = 16 if plan.default is None else plan.default.bits
     extra = plan.default is not None and plan.default.extra_precision
     overhead = {"grid_bits": 1.25, "overflow_bits": 0.8 * extra, "model_bits": 10.0 + bits / 4}

@@ -12,7 +12,7 @@ from evaluation.stages import EVALUATE, SEARCH
 from evaluation.work import size_of
 from matquant.checkout import PROJECT
 from matquant.notation import Plan
-from slurm.estimate import START_S, cost_of, ranks_of
+from slurm.estimate import START_S, Cost, cost_of, ranks_of
 from slurm.jobs import Job
 
 MODELS = sorted((PROJECT / "conf/model").glob("*.yaml"))
@@ -54,9 +54,40 @@ def test_qat_of_gemma_9b_needs_the_documented_memory(tiny_study, gpus, memory_gb
 def test_a_read_out_costs_as_much_as_its_documents(tiny_study):
     study = tiny_study(*GEMMA_9B, "readout.tasks=[piqa,winogrande]", "readout.limit=1000")
     job, plan = Job(study.cells[0], study.setup, EVALUATE), Plan.parse("int4")
-    start, few, many = (cost_of(job, [plan] * number).gpu_hours for number in (0, 1, 5))
-    assert many - start == pytest.approx(5 * (few - start))
-    assert many > start > 0
+    start, few, more, many = (cost_of(job, [plan] * number).gpu_hours for number in (0, 1, 2, 5))
+    assert many - few == pytest.approx(4 * (more - few))
+    assert many > few > start > 0
+
+
+def test_a_divergence_makes_a_text_nearly_half_as_long_again_and_the_unquantized_model_reads_it_once(tiny_study):
+    def hours(number: int, divergence: str) -> float:
+        words = ("readout.tasks=[]", "perplexity=embedded", f"readout.divergence={divergence}", "base=minmax")
+        text = ("readout.perplexity.num_sequences=200", "readout.perplexity.sequence_length=2048")
+        study = tiny_study(*GEMMA_9B, *words, *text, "readout.batch_size=16")
+        return cost_of(Job(study.cells[0], study.setup, EVALUATE), [Plan.parse("int4")] * number).gpu_hours
+
+    text, compared = (hours(2, divergence) - hours(1, divergence) for divergence in ("false", "auto"))
+    assert 1.2 < compared / text < 1.6
+    once = hours(1, "auto") - hours(1, "false") - (compared - text)
+    assert 0.3 * text < once <= text
+
+
+def test_no_divergence_is_counted_where_there_is_none(tiny_study):
+    def of(*words: str) -> Cost:
+        study = tiny_study(*GEMMA_9B, "readout.tasks=[]", "perplexity=embedded", *words)
+        return cost_of(Job(study.cells[0], study.setup, EVALUATE), [Plan.parse("full")])
+
+    assert of("base=none") == of("base=none", "readout.divergence=false")
+
+
+def test_the_text_of_a_large_vocabulary_takes_memory_by_its_blocks(tiny_study):
+    def gigabytes(*words: str) -> float:
+        study = tiny_study(*GEMMA_9B, "readout.tasks=[]", "perplexity=embedded", "readout.dtype=bfloat16", *words)
+        return cost_of(Job(study.cells[0], study.setup, EVALUATE), [Plan.parse("int4")]).memory_gb
+
+    short, long = gigabytes("base=minmax"), gigabytes("base=minmax", "readout.perplexity.sequence_length=2048")
+    assert long - short == pytest.approx(5.2 - 1.6, abs=1.2)  # a block in 16 bits, and twice in float32
+    assert long < 40
 
 
 def test_a_search_costs_what_it_reads_and_a_dynamic_program_once_for_all_budgets(tiny_study):
@@ -99,7 +130,7 @@ def test_gptq_on_a_gpu_takes_the_time_of_its_columns_and_of_its_moments_in_float
 
     of_a_sequence = (seconds(32) - seconds(16)) / 16
     columns = seconds(16) - 16 * of_a_sequence
-    # An H100: 2.43 s a block for the solves, and 0.33 s a block for 16 sequences (docs/gpu.md).
+    # An H100: 2.43 s a block for the solves, and 0.33 s a block for 16 sequences (docs/gpu_measured.md).
     assert columns / 42 == pytest.approx(2.43, rel=0.1)
     assert 16 * of_a_sequence / 42 == pytest.approx(0.33, rel=0.25)
 

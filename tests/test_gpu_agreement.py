@@ -35,8 +35,14 @@ def test_a_last_place_of_the_weights_moves_a_fit_by_less_than_its_bounds(name):
 
 def test_scores_and_products_agree_with_themselves():
     lines = [*agreement.scores(CPU, 32), *agreement.products(CPU)]
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert not failures(lines)
+
+
+def test_the_place_of_activations_changes_no_number():
+    (line,) = agreement.from_host_memory("gptq", Scale(CPU, small=True))
+    assert not line.failed
+    assert line.note == "ordinary memory"
 
 
 def test_a_fit_is_repeated_with_and_without_deterministic_algorithms():

@@ -53,7 +53,7 @@ def test_a_line_says_its_measurement_what_it_is_held_against_and_the_ratio():
 
 def test_both_files_are_written_after_every_part_and_the_status_says_whether_one_failed(tmp_path, monkeypatch, capsys):
     said = {"fits": Found("fits", [Line("step", 1.0, "s")]), "nested": Found("nested", failed="ended with status 1")}
-    monkeypatch.setattr(check, "run", lambda part, options: said[part])
+    monkeypatch.setattr(check, "run", lambda part, options, limit_s: said[part])
     assert main(["fits", "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert "nothing failed" in capsys.readouterr().out
     assert main(["fits", "nested", "--device", "cpu", "--out", str(tmp_path)]) == 1
@@ -61,6 +61,13 @@ def test_both_files_are_written_after_every_part_and_the_status_says_whether_one
     content = json.loads((tmp_path / "gpu_check.json").read_text())
     assert [part["part"] for part in content["parts"]] == ["fits", "nested"]
     assert (tmp_path / "gpu_check.md").read_text().startswith("# GPU check: CPU\n")
+
+
+def test_a_part_that_the_time_does_not_reach_to_is_said_to_be_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "TOTAL_S", 0.0)
+    monkeypatch.setattr(check, "machine", lambda device: ABOUT)
+    assert main(["fits", "--device", "cuda", "--out", str(tmp_path)]) == 1
+    assert "fits: left out: 0 s were left; name it to run it alone" in capsys.readouterr().out
 
 
 def test_an_unknown_part_is_refused_with_those_that_there_are(capsys):

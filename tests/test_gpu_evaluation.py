@@ -19,6 +19,9 @@ def test_the_part_measures_and_nothing_fails():
     assert lines["documents a second, batch 8"].note == "shared contexts: yes"
     assert lines["log-likelihoods in float32"].against == 1e-3
     assert lines["tokens a second of held-out text"].value
+    assert lines["documents a second behind 60 words of examples, batch 8"].note == "kept beginnings: yes"
+    assert lines["divergence of the model from itself"].value < 1e-9
+    assert lines["text compared with a teacher"].against_what == "estimate"
 
 
 def test_every_document_has_four_answers_to_one_context():

@@ -10,7 +10,7 @@ from benchmarks.gpu.subjects import Estimate, Subject, required
 from benchmarks.timing import NoProgress
 from matquant.algorithms import gptq, omniquant, qat
 from matquant.algorithms.calibration import Shelf
-from matquant.codes.code_choice import code_choice
+from matquant.codes.column_solve import choice_of
 from matquant.codes.nested import _ReadSlices, read_slices
 from matquant.codes.quantizers import LearnableClipping
 from matquant.codes.range_search import best_for_all, search_factors
@@ -90,12 +90,13 @@ def test_the_cpu_waits_as_often_in_a_step_of_qat_however_many_micro_batches_it_h
     assert [sum(found.values()) for found in waits] == [2, 2], waits  # the losses, and the norms of the slices
 
 
-def test_gptq_stays_on_the_gpu_and_no_column_waits():
+@pytest.mark.parametrize("residual", ["mean", "dual"])
+def test_gptq_stays_on_the_gpu_and_no_column_waits(residual):
     waits = []
-    _, job = prepared("cuda", "base=gptq_paper")
+    _, job = prepared("cuda", "base=gptq_paper", f"base.residual={residual}")
     assert isinstance(job.cell.base, GPTQBase)
     objective, _, spec = required(job.cell)
-    code_choice(objective, job.cell.base.residual)  # kept for later calls, which are no place for a fake tensor
+    choice_of(objective, job.cell.base.residual)  # kept for later calls, which are no place for a fake tensor
     for inputs in (128, 256):
         with fake_card("cuda") as account:
             weight, hessian = torch.empty(64, inputs, device="cuda"), torch.empty(inputs, inputs, device="cuda")

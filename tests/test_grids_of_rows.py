@@ -15,9 +15,9 @@ from analysis.figures.every_width import of_one_grid
 from analysis.figures.gallery import plots
 from analysis.frame.opened import OpenStudy
 from analysis.frame.pairs import pairs_of
+from analysis.page.contents import headlines
 from analysis.report.building import numbers_of, text_of
 from analysis.report.compare import main as compare
-from analysis.report.contents import headlines
 from analysis.report.wandb_report import run_sets
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_html, to_latex, to_markdown, to_text

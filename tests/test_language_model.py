@@ -230,6 +230,28 @@ def test_greedy_answers_are_recognized():
     assert greedy == [True, False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equally_likely_tokens_the_first_is_the_greedy_one_as_for_lm_eval(dtype, monkeypatch):
+    model = loaded()
+    lm = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4)
+    logits = torch.randint(0, 3, (64, 257), generator=torch.Generator().manual_seed(0)).to(dtype)
+    monkeypatch.setattr(lm, "_head", lambda _: logits)
+    for targets in (logits.argmax(-1), logits.flip(-1).argmax(-1)):
+        _, greedy = lm._log_probabilities(logits, targets)
+        assert torch.equal(greedy, logits.argmax(-1) == targets)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_in_float32_sharing_contexts_changes_no_answer(architecture):
+    _, ours, theirs = both(loaded(architecture), batch_size=16)
+    chosen = [
+        [max(range(len(ANSWERS)), key=lambda answer: scores[start + answer][0]) for start in range(0, len(scores), 4)]
+        for scores in (ours, theirs)
+    ]
+    assert chosen[0] == chosen[1]
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+
+
 def test_rolling_log_likelihoods_are_lm_evals_own():
     model = loaded()
     texts = [Instance("loglikelihood_rolling", {}, (text * 3,), 0, metadata=("made", 0, 1)) for text in QUESTIONS[:3]]

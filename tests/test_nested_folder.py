@@ -20,7 +20,7 @@ from matquant.codes.nested import NestedWeight, Transform, materialize
 from matquant.config.cell import GridSpec
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
-from matquant.serving import places
+from matquant.serving import places, reading
 from matquant.serving.nested_folder import DESCRIPTION, GRIDS, STAMP, plane_file
 from matquant.serving.packed import PackedLinear
 from matquant.serving.places import nested_folder
@@ -132,6 +132,25 @@ def as_format_1(folder: Path, to: Path) -> Path:
     del description["files"]["nested-unquantized.safetensors"]
     (to / DESCRIPTION).write_text(json.dumps({**description, "format_version": 1}))
     return to
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_model_makes_no_room_for_its_dense_weights(made, monkeypatch, dtype):
+    folder, loaded, layers = made
+    held = dict[bool, int]()
+    read_into = reading.read_into
+
+    def spied(model, *arguments, packed):
+        held[packed] = sum(parameter.numel() for parameter in model.parameters())
+        read_into(model, *arguments, packed=packed)
+
+    monkeypatch.setattr(reading, "read_into", spied)
+    for packed in (False, True):
+        model, _ = matquant.load(folder, "int3", packed=packed, dtype=dtype)
+        assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+        assert model.get_submodule(next(iter(layers))).weight.dtype == dtype
+    dense = sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert held == {False: dense, True: dense - sum(nested.codes.numel() for nested in layers.values())}
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["expanded", "packed"])

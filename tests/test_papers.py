@@ -1,4 +1,4 @@
-"""The thirty tables of the paper: every printed number is there, ours stand beneath it, gaps are visible."""
+"""The tables of the papers: every printed number is there, ours stand beneath it, gaps are visible."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 import subprocess
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -14,10 +15,11 @@ from analysis import published
 from analysis.frame.load import load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
-from analysis.report.all_tables import main, table_of
+from analysis.report.all_tables import ALL_TABLES, main, table_of
 from analysis.tables.beside import runs, side_by_side
 from analysis.tables.drawing import document, to_html, to_latex, to_markdown
 from analysis.tables.papers import DASH, by_base, by_distillation, by_method, by_model, by_weights, kind_of, paper_table
+from analysis.tables.speed import CAPTIONS, speed_table
 from analysis.tables.summary_table import significant_marks, summary_table
 from analysis.tables.typeset import MISSING
 from evaluation.results.store import ResultStore
@@ -237,7 +239,82 @@ def test_the_command_line_writes_four_forms_of_every_table_without_any_result(tm
     assert "0 of 60 numbers measured" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["31"], ["0"], ["1", "paths.nonsense=1"]])
+@pytest.mark.parametrize("number", published.V1_TABLES)
+def test_tables_of_version_1_have_an_experiment_and_all_their_numbers(number, tmp_path):
+    made = load_study([f"experiment=v1_table{number:02}", f"paths.results={tmp_path}"])
+    table, entries, loaded = table_of(made, number, "v1")
+    assert loaded.problems == loaded.others == ()
+    assert f"Table {number}, version 1: " in table.caption
+    assert "what MatQuant v1 prints" in table.notes[0]
+    assert len(entries) == len(published.table(number, "v1"))
+
+
+def test_a_square_root_of_version_1_finds_the_run_of_ours_with_that_weight(tmp_path):
+    root = 2**0.5
+    cells = [
+        gemma({"int8": root, "int4+ep": root, "int2+ep": 1.0}),
+        gemma({"int8": 1.0, "int4+ep": 1.0, "int2+ep": 1.0}),
+    ]
+    made = study(tmp_path, cells, tasks=ALL_TASKS)
+    measure(made)
+    entries = side_by_side(3, rows_of(made)[0], version="v1")
+    found = entries[entries["ours"].notna()]
+    assert set(found["weights"]) == {"sqrt2, sqrt2, 1", "1, 1, 1"}
+    assert set(found["width"]) == {"int8", "int4+ep", "int2+ep"}
+
+
+def test_every_file_of_printed_numbers_is_drawn_with_every_number_in_it():
+    """By `matquant tables` without a word."""
+    drawn = {
+        f"matquant_{one.version}_table{one.number:02}": paper_table(one.number, NO_ROWS, version=one.version)
+        for one in ALL_TABLES
+    }
+    drawn |= {f"matgptq_{name}": speed_table(name) for name in CAPTIONS}
+    files = {path.stem: path for path in published.FOLDER.glob("*.csv")}
+    assert set(files) == {*drawn, published.KNOWN_ERRORS.stem, published.OUR_SPEED.stem}
+    for name, table in drawn.items():
+        values = pd.read_csv(files[name], dtype=str, keep_default_na=False)["value"]
+        texts = (entry.text for section in table.sections for row in section.rows for entry in row)
+        # A number that is known to be wrong has a mark behind it.
+        fields = Counter(text.partition(" ")[0] for text in texts)
+        assert not Counter(value for value in values if value) - fields, name
+
+
+def test_ours_are_drawn_below_them_and_what_nobody_has_measured_here_is_named():
+    kernel, vllm = (speed_table(name) for name in ("kernel", "vllm"))
+    assert kernel.groups == (("", 3), ("speed-up ↑", 7))
+    assert vllm.groups == (("", 3), ("latency, s ↓", 5), ("tokens/s ↑", 5), ("throughput, x ↑", 5))
+    assert vllm.heads[3:] == tuple(f"batch {batch}" for batch in (1, 2, 4, 8, 16)) * 3
+    lines = {tuple(entry.text for entry in row) for section in kernel.sections for row in section.rows}
+    ours = next(row for row in lines if row[:3] == ("linear 4096x4096", "int2", "Humming, NVIDIA H100 80GB HBM3"))
+    assert ours[3:] == ("1.79", MISSING, MISSING, MISSING, "1.69", MISSING, MISSING)
+    assert ("linear 2048x2048", "int2", "ours", *[MISSING] * 7) in lines
+    notes = " ".join(kernel.notes)
+    assert "linear 2048x2048: 35 of 35 numbers: all of them" in notes
+    some = "int2, int3, int4, int8: speed-up at batch 2, 4, 8, 32, 64; int6: every batch."
+    assert f"linear 4096x4096: 27 of 35 numbers: {some}" in notes
+    assert "llama31_8b: 60 of 60 numbers: all of them" in " ".join(vllm.notes)
+    for name in CAPTIONS:
+        drawn = published.our_speed().query("table == @name")
+        texts = Counter(entry.text for section in speed_table(name).sections for row in section.rows for entry in row)
+        assert not Counter(f"{value:.3g}" for value in drawn["value"]) - texts
+
+
+def test_no_number_of_ours_stands_without_its_device_and_how_it_was_measured():
+    ours = published.our_speed()
+    assert (ours[["model", "method", "device", "measured"]] != "").all(axis=None)
+    assert not ours.duplicated(["table", "model", "method", "device", "width", "metric"]).any()
+    assert (ours["value"] > 0).all()
+
+
+def test_the_command_line_draws_matgptq_alone(tmp_path, capsys):
+    main(["kernel", "matgptq_vllm", f"paths.out={tmp_path}"])
+    names = {path.name for path in (tmp_path / "papers").iterdir()}
+    assert {"matgptq_kernel.csv", "matgptq_vllm.html", "tables.html"} <= names
+    assert "not measured here, linear 16384x16384: 35 of 35" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["31"], ["0"], ["v1_4"], ["kernels"], ["1", "paths.nonsense=1"]])
 def test_a_mistyped_command_line_is_refused(arguments):
     with pytest.raises(UserError, match=r"there is no (table|key)"):
         main(arguments)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from analysis.page.contents import commands
 from analysis.report.building import paper_number
-from analysis.report.contents import commands
 from analysis.report.report import FORMS, Report, build_report, main, print_text
 from matquant.checkout import PROJECT
 from matquant.errors import UserError
@@ -27,9 +27,11 @@ FIGURES = ("pareto", "pareto_column", "pareto_with_grid", "pareto_with_grid_colu
 FILES = {
     ".drawn.json",
     "comparisons.csv",
+    "results.csv",
     "report.html",
     *TABLES,
     *(f"{name}.{form}" for name in FIGURES for form in FORMS),
+    *(f"{name}.{form}" for name in FIGURES if not name.endswith("_column") for form in ("csv", "tex")),
 }
 
 

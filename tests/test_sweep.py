@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report.contents import commands
+from analysis.page.contents import commands
 from evaluation.points import lead
 from matquant.command.multirun import Multirun
 from matquant.config.compose import sweep_points

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import jinja2
 import pytest
 from markupsafe import Markup
 
-from analysis.report.page import PAGES, Page, Picture, Record, inline_svg, plain_page, render
+from analysis.page.drawing import PAGES, plain_page, render
+from analysis.page.parts import Download, Drawn, Page, Picture, Record, ShownTable
+from analysis.page.svg import inline_svg
+from analysis.page.won import Lead, Summary, Width
 from analysis.tables.drawing import TABLES, to_html
 from analysis.tables.markup import draw, environment
 from analysis.tables.typeset import Entry, Section, Table
@@ -67,24 +71,35 @@ def places_of(place: str, *, models: int = 1) -> Iterator[str]:
 
 
 def evil_page() -> Page:
-    svg = inline_svg("<svg><path/></svg>", evil("svg label"), {}, "prefix-")
+    svg = Drawn(inline_svg("<svg><path/></svg>", evil("svg label"), {}, "prefix-"), [(1.0, 2.0, 0)])
+    files = [Download(evil("file") + ".csv", b"1,2")]
     return Page(
         name=evil("name"),
+        claim=evil("claim"),
+        asked=[(evil("asked name"), evil("asked value"))],
+        summary=Summary(
+            [Lead(evil("measure"), evil("unit"), [(evil("winner"), evil("margin"))])],
+            [Width(evil("width"), [evil("sentence")])],
+            evil("test"),
+        ),
         headlines=[[evil("headline"), evil("rival")]],
         measured=evil("measured"),
         pictures=[
-            Picture("pareto", evil("pareto"), evil("pareto note"), [svg, svg]),
+            Picture("pareto", evil("pareto"), evil("pareto note"), [svg, svg], [evil("words")], files),
             Picture(evil("picture name"), evil("picture"), evil("picture note"), [svg]),
             Picture("pareto_disk" + EVIL, evil("other pareto"), "", [svg]),
         ],
-        table=table_of("table", models=2),
-        paper=(evil("paper title"), table_of("paper")),
+        tables=[
+            ShownTable(evil("table title"), table_of("table", models=2), files),
+            ShownTable(evil("paper title"), table_of("paper")),
+        ],
         records=[
             Record(
                 evil("anchor"), evil("record"), {evil("fact"): evil("value")}, [evil("column")], [[evil("row")]] * 2
             ),
             Record("empty", evil("empty record"), {}, [], []),
         ],
+        results=files,
         provenance=[(evil("provenance name"), evil("provenance value"))],
         problems=[evil("problem")],
         gaps=[evil("gap")],
@@ -94,7 +109,19 @@ def evil_page() -> Page:
 
 PLACES = (
     *("name", "headline", "rival", "measured", "svg label", "pareto", "pareto note", "picture", "picture note"),
-    *("other pareto", "paper title", "anchor", "record", "fact", "value", "column", "row", "empty record"),
+    *("claim", "asked name", "asked value", "measure", "unit", "winner", "margin", "width", "sentence", "test", "file"),
+    *(
+        "other pareto",
+        "table title",
+        "paper title",
+        "anchor",
+        "record",
+        "fact",
+        "value",
+        "column",
+        "row",
+        "empty record",
+    ),
     *("provenance name", "provenance value", "problem", "gap", "command"),
     *places_of("table", models=2),
     *places_of("paper"),
@@ -105,13 +132,14 @@ def test_a_name_that_looks_like_markup_comes_out_of_every_template_as_text():
     environment.cache_clear()
     drawn = {
         render(evil_page()): PLACES,
-        plain_page(evil("title"), [table_of("plain")]): ("title", *places_of("plain")),
+        plain_page(evil("title"), [ShownTable("", table_of("plain"))]): ("title", *places_of("plain")),
         to_html(table_of("alone", models=2)): tuple(places_of("alone", models=2)),
     }
     for page, places in drawn.items():
         seen = Texts(page)
         assert "img" not in seen.elements
         assert EVIL not in page
+        assert "<img" not in page
         joined = "\0".join(seen.texts)
         assert [place for place in places if evil(place) not in joined] == []
     used = {name for folders in ((PAGES, TABLES), (TABLES,)) for name in loaded(environment(folders))}
@@ -138,17 +166,24 @@ def test_what_is_html_already_goes_in_as_it_is():
     svg = inline_svg('<svg id="a"><use href="#a"/></svg>', 'the "best" one', {}, "first-")
     assert svg == '<svg role="img" aria-label="the &#34;best&#34; one" id="first-a"><use href="#first-a"/></svg>'
     assert isinstance(svg, Markup)
-    assert svg in render(evil_page_with(svg))
+    assert svg in render(page_with(svg))
 
 
-def evil_page_with(svg: Markup) -> Page:
+def test_the_words_of_a_figure_are_data_that_no_word_can_leave():
+    page = render(evil_page())
+    found = re.findall(r'<script type="application/json" class="words">(.*?)</script>', page)
+    assert json.loads(found[0]) == [evil("words")]
+
+
+def page_with(svg: Markup) -> Page:
     """A page of one picture and nothing else."""
-    nothing = Table((), (), ())
-    return Page("name", [["nothing"]], "", [Picture("codes", "Codes", "", [svg])], nothing, None, [], [], [], [], [])
+    picture = Picture("codes", "Codes", "", [Drawn(svg)])
+    summary = Summary([Lead("", "", [("", "nothing")])])
+    return Page("name", "", [], summary, [["nothing"]], "", [picture], [], [], [], [], [], [], [])
 
 
 def test_what_is_not_there_leaves_no_empty_list_section_or_head_behind():
-    page = render(evil_page_with(Markup("<svg></svg>")))
+    page = render(page_with(Markup("<svg></svg>")))
     assert re.findall(r"<ul[^>]*>\s*</ul>|<section[^>]*>\s*<h2>[^<]*</h2>\s*</section>", page) == []
     assert "Quality against size" not in page
 
@@ -162,6 +197,6 @@ def test_tables_name_their_columns_groups_and_rows():
 
 
 def test_a_command_that_draws_nothing_does_not_load_the_template_engine():
-    code = "import run, analysis.report.report, analysis.report.page, sys; print('jinja2' in sys.modules)"
+    code = "import run, analysis.report.report, analysis.page.drawing, sys; print('jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

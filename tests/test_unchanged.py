@@ -121,7 +121,7 @@ def test_it_is_drawn_again_by_other_code_and_other_libraries(made, drawn, monkey
         (tmp_path / room).mkdir(parents=True)
     monkeypatch.setattr(unchanged, "PROJECT", tmp_path)
     Report(made).draw()
-    files = ("report/page.py", "published/table01.csv", "page.html.jinja", "style.css", "script.js")
+    files = ("report/building.py", "published/table01.csv", "page.html.jinja", "style.css", "script.js")
     for name in (*(f"analysis/{name}" for name in files), "evaluation/results/store.py"):
         (tmp_path / name).write_text("code")
         Report(made).draw()

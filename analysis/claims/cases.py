@@ -6,7 +6,7 @@ A case has the read-outs that are compared and the rule (`judges`, `verdicts`) t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from analysis.claims.evidence import (
@@ -20,6 +20,7 @@ from analysis.claims.evidence import (
     noise_of,
     printed,
 )
+from analysis.claims.margins import corrected
 from analysis.frame import grids
 from matquant.config.grid_words import COVERED
 
@@ -66,24 +67,41 @@ class Background:
 
     `seeds`: the experiments in which an algorithm is measured with several seeds, by its name; the first that has been
     measured counts.  `unigram`: nats per token of the held-out text for a unigram model of the training text, one added
-    to each count: a model that is worse has failed.
+    to each count: a model that is worse has failed; by the name of the model, if there are several.  `models`: those
+    over which the noise of training is pooled.  `nested`: the facts of the MatQuant whose seeds count, if there are
+    several.
     """
 
     seeds: Mapping[str, tuple[str, ...]]
-    unigram: float | None = None
+    unigram: float | Mapping[str, float] | None = None
+    models: tuple[str, ...] = ()
+    nested: Mapping[str, str] = field(default_factory=dict)
+
+    def unigram_of(self, read: ReadOut) -> float | None:
+        """The limit of a read-out's model."""
+        return self.unigram.get(read.facts.get("model", "")) if isinstance(self.unigram, Mapping) else self.unigram
 
 
 def find(case: Case, opened: Opened, background: Background) -> Finding:
-    """The measurement of a case, and the verdict on it."""
-    for name, study in ((name, opened[name]) for name in case.experiments if name in opened):
-        ours, *theirs = (_read(study, read, background) for read in (case.ours, *case.theirs))
+    """The measurement of a case, and the verdict on it, as if it were the only one of its claim."""
+    for name in (name for name in case.experiments if name in opened):
+        ours, *theirs = (_read(read, name, opened, background) for read in (case.ours, *case.theirs))
         if ours is None:
             continue
         rivals = [rival for rival in theirs if rival is not None and rival.seeds.keys() & ours.seeds.keys()]
         if len(rivals) == len(theirs):
-            found = case.judge(replace(ours, noise=_noise(case.ours, opened, background)), rivals)
+            found = case.judge(ours, rivals)
             return replace(found, experiment=name, measured=found.measured + _grids_text(ours, rivals))
     return NOT_MEASURED
+
+
+def findings(claim: Claim, opened: Opened, background: Background) -> list[Finding]:
+    """The findings of all cases of a claim; margins are corrected for the number of cases, checks apart."""
+    found = {case.where: find(case, opened, background) for case in claim.cases}
+    for checks in (False, True):
+        names = [case.where for case in claim.cases if case.is_check is checks]
+        found |= dict(zip(names, corrected([found[name] for name in names]), strict=True))
+    return [found[case.where] for case in claim.cases]
 
 
 def _grids_text(ours: MeasuredReadOut, rivals: Sequence[MeasuredReadOut]) -> str:
@@ -92,20 +110,29 @@ def _grids_text(ours: MeasuredReadOut, rivals: Sequence[MeasuredReadOut]) -> str
     return f"; on {ours.grid}, against {' and '.join(theirs)}" if theirs and ours.grid else ""
 
 
-def _read(study: OpenStudy, read: ReadOut, background: Background) -> MeasuredReadOut | None:
-    found = measured(study, read)
-    return None if found is None else replace(found, unigram=background.unigram)
+def _read(read: ReadOut, home: str, opened: Opened, background: Background) -> MeasuredReadOut | None:
+    """A read-out with the noise of its training; None if it is not measured."""
+    study = opened.get(read.experiment or home)
+    found = None if study is None else measured(study, read)
+    if found is None:
+        return None
+    return replace(found, unigram=background.unigram_of(read), noise=_noise(read, opened, background))
 
 
 def _noise(wanted: ReadOut, opened: Opened, background: Background) -> Noise | None:
     """The noise of training at a width, from MatQuant and the Baseline where they have several seeds.
 
-    Of the same grid, where the read-out names it by facts.
+    Of the same grid, where the read-out names it by facts; of all models that the study names.
     """
     plan = wanted.plan.removesuffix("+ep")
     on_grid = {key: value for key, value in wanted.facts.items() if key in (*COVERED, *grids.PARTS)}
+    models = [{"model": model} for model in background.models] or [{}]
     for home in (opened[name] for name in background.seeds.get(wanted.base, ()) if name in opened):
-        reads = (ReadOut(wanted.base, method, plan, on_grid) for method in ("MatQuant", "Baseline"))
+        reads = (
+            ReadOut(wanted.base, method, plan, {**on_grid, **model, **facts})
+            for method, facts in (("MatQuant", background.nested), ("Baseline", {}))
+            for model in models
+        )
         noise = noise_of([found for found in (measured(home, read) for read in reads) if found is not None])
         if noise is not None:
             return noise

@@ -60,26 +60,29 @@ class Headline:
 class StudyDefinition:
     """A study: its parts are experiments, and its claims are held against what was measured in them.
 
-    `introduction` opens the document.  `words`: the files of words/ that stand in it after the experiments, in this
-    order.  `seeds` and `unigram`: see `cases.Background`.  `remarks`: sentences that keep a rule from
-    being misread in this study, by its name in `verdicts.RULES`.  `changes`: the changes to the rules, or to the cases
-    they are applied to, that were made after results had been seen, and their occasions.
+    `introduction` opens the document, after `answers`: files of words/ too.  `words`: those that stand in it after the
+    experiments, in this order.  `seeds`, `unigram`, `models`, `nested`: see `cases.Background`.  `remarks`: sentences
+    that keep a rule from being misread in this study, by its name in `judges.rules_of`.  `changes`: the changes to the
+    rules, or to the cases they are applied to, that were made after results had been seen, and their occasions.
     """
 
     title: str
     parts: tuple[DocumentPart, ...]
     introduction: str = ""
     claims: tuple[Claim, ...] = ()
+    answers: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     seeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unigram: float | None = None
+    unigram: float | Mapping[str, float] | None = None
+    models: tuple[str, ...] = ()
+    nested: Mapping[str, str] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
     headline: Headline | None = None
 
     @property
     def background(self) -> Background:
-        return Background(self.seeds, self.unigram)
+        return Background(self.seeds, self.unigram, self.models, self.nested)
 
     @property
     def cases(self) -> tuple[Case, ...]:

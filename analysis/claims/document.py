@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, assert_never
 import pandas as pd
 
 from analysis.claims.headline import headline_block
+from analysis.claims.judges import rules_of
 from analysis.claims.prose import fill
 from analysis.claims.verdict_tables import claims_table, glance, tally
-from analysis.claims.verdicts import RULES, rule_text
+from analysis.claims.verdicts import rule_text
 from analysis.figures.gallery import plots
 from analysis.frame import grids
 from analysis.frame.load import COLUMNS, LoadedResults
 from analysis.frame.names import BASE_NAMES
 from analysis.frame.summary import CHANCE, task_name
-from analysis.report.contents import gap_texts, provenance_rows
+from analysis.page.contents import gap_texts, provenance_rows
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import markdown_rows, to_markdown
 from analysis.tables.papers import DOUBLE_DAGGER, by_model
@@ -59,6 +60,7 @@ def document(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> Doc
     blocks = [
         f"# {study.title}",
         f"<!-- Written by `{COMMAND} {folder.name}`; edit the words beside it, not this file. -->",
+        *(fill(folder.words(name), opened) for name in study.answers),
         *_introduction(folder.name, study, opened),
         *_claims_section(study, opened),
         "## Experiments",
@@ -209,7 +211,8 @@ def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
     yield "### How a verdict is reached"
     yield "The rules are the same for all claims."
     rules = {
-        name: rule_text(rule, unigram=study.unigram, remark=study.remarks.get(name, "")) for name, rule in RULES.items()
+        name: rule_text(rule, unigram=study.unigram, remark=study.remarks.get(name, ""))
+        for name, rule in rules_of(case.judge for case in study.cases).items()
     }
     yield "\n".join(f"- *{name}.* {text}" for name, text in rules.items())
     if study.changes:

@@ -15,10 +15,11 @@ from analysis import published
 from analysis.claims.verdicts import Gain, PairedGains, Verdict
 from analysis.frame import grids
 from analysis.frame.code_counts import bucket_shares, codes_of
+from analysis.frame.measures import measures_of
 from analysis.frame.names import flatten, model_name
 from analysis.frame.significance import guess_test, outcomes_of, paired_test, quantile
 from analysis.frame.summary import CHANCE
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from evaluation.results.metrics import KL, LOG_PPLX, TASK_AVG
 from matquant.errors import UserError
 from matquant.notation import Slice
 
@@ -29,16 +30,22 @@ if TYPE_CHECKING:
     from matquant.config.cell import Cell
 
 NARROW = Slice(2)
+TEXT = (LOG_PPLX, KL)
+"""The measures of held-out text, which are no tasks."""
 
 
 @dataclass(frozen=True)
 class ReadOut:
-    """A read-out as the tables name it; `facts` tell it from others of that name: `weights`, `base.student_input`."""
+    """A read-out as the tables name it; `facts` tell it from others of that name: `weights`, `base.student_input`.
+
+    `experiment`: that it is read from, if it is not the one of its case.
+    """
 
     base: str
     method: str
     plan: str
     facts: Mapping[str, str] = field(default_factory=dict)
+    experiment: str = ""
 
     @property
     def name(self) -> str:
@@ -52,12 +59,14 @@ class Noise:
     """The noise of training: pooled standard deviations over seeds, with their degrees of freedom.
 
     `codes`: of the mean code and of the share of weights in the highest bucket; zeros if no seed's codes are known.
+    `nats`: of log perplexity and, where it is measured, divergence, by name.
     """
 
     task_avg: float
     log_pplx: float
     freedom: int
     codes: tuple[float, float] = (0.0, 0.0)
+    nats: Mapping[str, float] = field(default_factory=dict)
 
     def reach(self, num_seeds: int) -> float:
         """The standard deviations that two means over so many seeds stay within by training alone, 19 times in 20."""
@@ -84,11 +93,13 @@ class MeasuredReadOut:
 
     def over(self, seeds: Sequence[int]) -> Outcomes:
         """The mean over seeds, document by document."""
-        return {task: np.mean([self.seeds[seed][task] for seed in seeds], axis=0) for task in self.tasks}
+        return {name: np.mean([self.seeds[seed][name] for seed in seeds], axis=0) for name in self.measures}
 
     @property
-    def tasks(self) -> list[str]:
-        return list(next(iter(self.seeds.values())))
+    def measures(self) -> list[str]:
+        """The tasks and the measures of text that every seed has."""
+        first, *others = self.seeds.values()
+        return [name for name in first if all(name in other for other in others)]
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -109,7 +120,9 @@ class MeasuredReadOut:
 
 
 def _task_avg(outcomes: Outcomes) -> float:
-    return float(np.mean([values.mean() for task, values in outcomes.items() if task != LOG_PPLX]))
+    """The mean over tasks; not a number if there are none."""
+    tasks = [values.mean() for task, values in outcomes.items() if task not in TEXT]
+    return float(np.mean(tasks)) if tasks else math.nan
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,8 @@ def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
     for seed, cell_id, plan in cells:
         found = outcomes_of(loaded, [cell_id], plan)
         if found.keys() >= set(wanted):
-            seeds[seed] = {task: found[task] for task in wanted}
+            of_text = measures_of(loaded, [cell_id], plan)
+            seeds[seed] = {task: found[task] for task in wanted} | ({KL: of_text[KL]} if KL in of_text else {})
     if not seeds:
         return None
     _, cell_id, plan = next(line for line in cells if line[0] in seeds)
@@ -183,7 +197,15 @@ def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:
         return None
     task_avg, log_pplx = _deviations(each)
     mean_code, highest = _deviations([[places(codes) for codes in read.codes.values()] for read in several])
-    return Noise(task_avg, log_pplx, freedom, (mean_code, highest))
+    return Noise(task_avg, log_pplx, freedom, (mean_code, highest), _nats(several, log_pplx))
+
+
+def _nats(several: Sequence[MeasuredReadOut], log_pplx: float) -> dict[str, float]:
+    """The deviations of the measures of text; of divergence only where every read-out has it."""
+    if not all(KL in read.measures for read in several):
+        return {LOG_PPLX: log_pplx}
+    means = [[(float(of_seed[KL].mean()), 0.0) for of_seed in read.seeds.values()] for read in several]
+    return {LOG_PPLX: log_pplx, KL: _deviations(means)[0]}
 
 
 def _deviations(each: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
@@ -223,7 +245,7 @@ def paired_gains(ours: MeasuredReadOut, theirs: MeasuredReadOut) -> PairedGains:
 
 
 def _differences(ours: Outcomes, theirs: Outcomes) -> tuple[Difference, Difference]:
-    tasks = [task for task in ours if task != LOG_PPLX]
+    tasks = [task for task in ours if task not in TEXT]
     return (
         paired_test([(ours[task].tolist(), theirs[task].tolist()) for task in tasks]),
         paired_test([(ours[LOG_PPLX].tolist(), theirs[LOG_PPLX].tolist())]),
@@ -232,7 +254,7 @@ def _differences(ours: Outcomes, theirs: Outcomes) -> tuple[Difference, Differen
 
 def _means(ours: Outcomes, theirs: Outcomes) -> tuple[float, float]:
     """The mean differences of Task Avg and log perplexity, without errors."""
-    tasks = [task for task in ours if task != LOG_PPLX]
+    tasks = [task for task in ours if task not in TEXT]
     task_avg = np.mean([ours[task].mean() - theirs[task].mean() for task in tasks])
     return float(task_avg), float(ours[LOG_PPLX].mean() - theirs[LOG_PPLX].mean())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from analysis.claims.evidence import (
     NARROW,
     NOT_MEASURED,
     Finding,
+    Judge,
     MeasuredReadOut,
     below_unigram,
     over_chance,
@@ -18,6 +20,7 @@ from analysis.claims.evidence import (
     places,
     signed,
 )
+from analysis.claims.margins import MARGIN_RULES
 from analysis.claims.verdicts import Gain, PairedGains
 from analysis.frame.code_counts import bucket_shares
 
@@ -140,3 +143,25 @@ def bits(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
     for codes in (codes for read in theirs for codes in read.codes.values()):
         text += f"; the same grid untrained: {NARROW.bits + bucket_shares(codes, NARROW)[-1]:.3f}"
     return Finding(text, verdicts.about_two(ours.effective_bits))
+
+
+RULE_OF: Mapping[Judge, str] = {
+    above: "Above, helps, gains, beats",
+    within: "Within 0.5 points, close to",
+    not_below: "At least as good",
+    between: "Interpolates",
+    collapsed: "Collapses",
+    best_of: "Beats all others",
+    trained: "Trains where its baseline fails",
+    higher_codes: "Codes move to higher buckets",
+    bits: "About 2.05 effective bits",
+}
+"""The name of the rule, in `verdicts.RULES`, that a judge applies."""
+
+
+def rules_of(judges: Iterable[Judge]) -> dict[str, Callable[..., Any]]:
+    """The rules that some judges apply, by name, in the order of `verdicts.RULES` and after them those of margins."""
+    used = set(judges)
+    names = {RULE_OF[judge] for judge in used if judge in RULE_OF}
+    of_margins = {name: rule for name, rule in MARGIN_RULES.items() if rule in used}
+    return {name: rule for name, rule in verdicts.RULES.items() if name in names} | of_margins

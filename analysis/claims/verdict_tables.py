@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from analysis.claims.cases import find, paper_text
+from analysis.claims.cases import findings, paper_text
+from analysis.claims.judges import RULE_OF
+from analysis.claims.margins import MARGIN_RULES
 from analysis.claims.verdicts import Word
 from analysis.frame.names import BASE_NAMES
 from analysis.frame.significance import LEVEL
 from analysis.tables.typeset import Entry, Section, Table
 
 if TYPE_CHECKING:
-    from analysis.claims.cases import Opened
+    from analysis.claims.cases import Claim, Opened
     from analysis.claims.definition import StudyDefinition
 
 WORDS: tuple[Word, ...] = get_args(Word)
@@ -23,7 +25,7 @@ def glance(study: StudyDefinition, opened: Opened) -> Table:
     heads = ("Claim", *(word.capitalize() for word in WORDS), "Checks")
     rows = []
     for claim in study.claims:
-        found = [find(case, opened, study.background).verdict.word for case in claim.cases if not case.is_check]
+        found = words_of(claim, study, opened)
         checks = sum(case.is_check for case in claim.cases)
         texts = (claim.words, *(str(found.count(word) or "") for word in WORDS), str(checks or ""))
         rows.append(tuple(map(Entry, texts)))
@@ -35,8 +37,8 @@ def claims_table(study: StudyDefinition, opened: Opened) -> Table:
     sections = []
     for claim in study.claims:
         rows = []
-        for place, case in enumerate(claim.cases):
-            found = find(case, opened, study.background)
+        found_of = findings(claim, opened, study.background)
+        for place, (case, found) in enumerate(zip(claim.cases, found_of, strict=True)):
             words = (claim.words, claim.source) if place == 0 else ("", "")
             where = f"{case.where} ({found.experiment})" if found.experiment else case.where
             texts = (*words, where, paper_text(case), found.measured, str(found.verdict))
@@ -47,6 +49,21 @@ def claims_table(study: StudyDefinition, opened: Opened) -> Table:
 
 def _notes(study: StudyDefinition) -> tuple[str, ...]:
     """The notes on reading the cases."""
+    judges = {case.judge for case in study.cases}
+    return ((*MARGIN_NOTES,) if judges & set(MARGIN_RULES.values()) else ()) + (
+        _notes_on_tests(study) if judges & set(RULE_OF) else ()
+    )
+
+
+MARGIN_NOTES = (
+    "Differences are ours minus the other's, in nats a token, means over the seeds of each, paired by block; in square "
+    "brackets the 95 % interval, of blocks and of seeds, not corrected for the number of cases. The spread of seeds is "
+    "pooled over Baseline and MatQuant of that algorithm, width and grid.",
+    "Verdicts are corrected for the number of cases of their claim (Holm); checks by themselves.",
+)
+
+
+def _notes_on_tests(study: StudyDefinition) -> tuple[str, ...]:
     with_one_seed = dict.fromkeys(case.ours.base for case in study.cases if case.ours.base not in study.seeds)
     named = f" ({', '.join(BASE_NAMES.get(base, base) for base in with_one_seed)})" if with_one_seed else ""
     return (
@@ -67,5 +84,11 @@ def _notes(study: StudyDefinition) -> tuple[str, ...]:
 
 def tally(study: StudyDefinition, opened: Opened) -> str:
     """`holds: 3; does not hold: 1`: the number of cases with each verdict, without checks."""
-    found = [find(case, opened, study.background).verdict.word for case in study.cases if not case.is_check]
+    found = [word for claim in study.claims for word in words_of(claim, study, opened)]
     return "; ".join(f"{word}: {found.count(word)}" for word in WORDS if word in found)
+
+
+def words_of(claim: Claim, study: StudyDefinition, opened: Opened) -> list[Word]:
+    """The verdicts on the cases of a claim, without checks."""
+    pairs = zip(claim.cases, findings(claim, opened, study.background), strict=True)
+    return [found.verdict.word for case, found in pairs if not case.is_check]

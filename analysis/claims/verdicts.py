@@ -287,8 +287,15 @@ RULES: Mapping[str, Callable[..., Verdict]] = {
 }
 
 
-def rule_text(rule: Callable[..., Any], *, unigram: float | None = None, remark: str = "") -> str:
+def rule_text(rule: Callable[..., Any], *, unigram: float | Mapping[str, float] | None = None, remark: str = "") -> str:
     """The words of a rule, on one line, with the remark of a study."""
     text = " ".join((inspect.getdoc(rule) or "").split())
-    text = text.replace("{unigram}", "token frequencies" if unigram is None else f"{unigram:.2f} nats")
+    text = text.replace("{unigram}", _limit_text(unigram))
     return text.replace(" {remark}", f" {remark}" if remark else "")
+
+
+def _limit_text(unigram: float | Mapping[str, float] | None) -> str:
+    if unigram is None:
+        return "token frequencies"
+    values = unigram.values() if isinstance(unigram, Mapping) else [unigram]
+    return " or ".join(f"{value:.2f}" for value in values) + " nats"

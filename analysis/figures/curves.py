@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from analysis.figures import legends
 from analysis.figures.style import RC, TEXT, marker, new_figure, say, slice_style
+from analysis.figures.told import tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_TOLD = 60
+"""The steps of a curve that can be pointed at; all are in its data."""
 TERM = re.compile(r"(?:int(\d)(?:\+ep)?|\d(?:\+ep)?->(\d)(?:\+ep)?)")
 """The name of a term's loss in train.jsonl: `int2`, `int2+ep`, `8->2`."""
 
@@ -86,10 +89,27 @@ def _draw(axes: Axes, log: pd.DataFrame) -> None:
             smooth = values.ewm(span=max(2, len(values) // 40)).mean()
             axes.plot(place, smooth, color=style.colour, linewidth=1.1, linestyle=dashes)
         axes.plot(place[ends], values[ends], **marker(style, size=3))
+        facts = log.reindex(columns=["block", "step"]).dropna(axis=1, how="all").assign(term=term, loss=values)
+        _tell(axes, place, facts.assign(row=axes.get_title(loc="left"))[["row", "term", *facts.columns[:-2], "loss"]])
     axes.set_yscale("log")
     axes.set_xlabel("block (within a block: steps)" if by_block else "step")
     axes.set_ylabel("loss of the slice")
     axes.set_xlim(place.min() - 0.01 * np.ptp(place), place.max() + 0.01 * np.ptp(place) + 1e-9)
+
+
+def _tell(axes: Axes, place: pd.Series, facts: pd.DataFrame) -> None:
+    """Every step as data; words for the last step of each block, or without blocks for a part of the steps."""
+    by_block = "block" in facts
+    every = max(1, len(facts) // MOST_TOLD)
+    shown = facts.groupby("block")["step"].idxmax() if by_block else facts.index[::every]
+    chosen = facts.loc[shown].dropna(subset="loss")
+    words = [
+        f"{row['term']}: loss {row['loss']:.3g}\n"
+        + (f"end of block {row['block']:.0f}" if by_block else f"step {row['step']:.0f}")
+        for row in chosen.to_dict("records")
+    ]
+    tell(axes, place, facts["loss"], facts)
+    tell(axes, place[chosen.index], chosen["loss"], facts.iloc[:0], words)
 
 
 def _legend(terms: Mapping[str, None]) -> list[Line2D]:

@@ -33,6 +33,8 @@ from analysis.figures.style import (
     new_figure,
     styles_of,
 )
+from analysis.figures.told import number_text, tell
+from analysis.figures.told_reads import FULL_PLACE
 from analysis.frame.names import BASE_NAMES, model_name
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from matquant.notation import Objective, Slice
@@ -164,6 +166,24 @@ def _draw(axes: Axes, ours: pd.DataFrame, paper: pd.DataFrame, value: str, lines
     columns = beyond[["bits", "value", "line"]].itertuples(index=False, name=None)
     point_off(axes, [(bits, number, styles[line]) for bits, number, line in columns if line in styles])
     axes.set_ylabel(TITLES[value])
+    for source, found in (("ours", ours), ("the paper's", paper)):
+        _tell(axes, found, source, TITLES[value])
+
+
+def _tell(axes: Axes, found: pd.DataFrame, source: str, title: str) -> None:
+    """Every point of a line; the unquantized model at the right end of its own."""
+    facts = found.assign(source=source, quantity=title)[["source", "quantity", *found]]
+    for is_full, of_kind in facts.groupby(facts["line"] == "full"):
+        words = [_words(row, source, title) for row in of_kind.to_dict("records")]
+        transform = axes.get_yaxis_transform() if is_full else None
+        tell(axes, FULL_PLACE if is_full else of_kind["bits"], of_kind["value"], of_kind, words, transform)
+
+
+def _words(row: Mapping[Any, Any], source: str, title: str) -> str:
+    is_full = row["line"] == "full"
+    place = "" if is_full else f"\n{row['bits']:.4g} bits" + ", interpolated" * bool(row["interpolated"])
+    name = "unquantized" if is_full else row["line"]
+    return f"{name}, {source}\n{title}: {number_text(row['value'], row['stderr'])}{place}"
 
 
 def _lines(axes: Axes, found: pd.DataFrame, lines: Sequence[PlottedLine], edge: float, *, faint: bool) -> None:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.patches import Patch
 
 from analysis.figures import legends
 from analysis.figures.style import FULL_LINE, INK, PAPER, QUIET, RC, TEXT, columns_of, new_figure, say, styles_of
+from analysis.figures.told import tell
 from analysis.frame.code_counts import bucket_shares
 from matquant.notation import Slice
 
@@ -83,6 +85,13 @@ def _draw_codes(axes: Axes, cells: Mapping[str, Codes], looks: Mapping[str, Styl
     axes.set_xticks([0, *(step * edge for edge in range(1, 1 << to.bits)), widest - 1])
     axes.set_xlabel(f"int{(widest - 1).bit_length()} code (dashed: mean)")
     axes.set_ylabel("% of weights")
+    for name, codes in cells.items():
+        shares = 100 * codes.shares
+        facts = pd.DataFrame(
+            {"row": name, "width": f"int{(widest - 1).bit_length()}", "code": range(len(shares)), "percent": shares}
+        )
+        words = [f"{name}\ncode {code}: {share:.3g} % of weights" for code, share in enumerate(shares)]
+        tell(axes, facts["code"], np.minimum(shares, 1.18 * inner), facts, words)
 
 
 def _draw_buckets(axes: Axes, cells: Mapping[str, Codes], looks: Mapping[str, Style], to: Slice) -> None:
@@ -111,6 +120,11 @@ def _draw_buckets(axes: Axes, cells: Mapping[str, Codes], looks: Mapping[str, St
                 fontsize=6 if len(cells) < 3 else 5.5,
                 color=INK,
             )
+        facts = pd.DataFrame({"row": label, "width": str(to), "code": range(len(heights)), "percent": heights})
+        facts["clamped"] = [0.0] * (len(heights) - 1) + [overflow]
+        words = [f"{label}\nbucket {bucket}: {height:.3g} % of weights" for bucket, height in enumerate(heights)]
+        words[-1] += f",\n{overflow:.3g} % clamped into it"
+        tell(axes, places, heights, facts, words)
     axes.margins(y=0.12)
     axes.set_xticks(range(1 << to.bits))
     axes.set_xlabel(f"{to} bucket")

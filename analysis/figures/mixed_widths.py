@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.figures import legends
-from analysis.figures.pareto import PANELS, Panel, method_styles
+from analysis.figures.pareto import PANELS, SIZES, Panel, method_styles
 from analysis.figures.scales import Points, bits_axis, draw_markers, far_off, limit, point_off, side_by_side, value_axis
 from analysis.figures.style import FULL_LINE, INTERPOLATED, RC, TEXT, Style, columns_of, marker, new_figure
+from analysis.figures.told_reads import tell_full, tell_reads
 from analysis.frame import grids
 from analysis.frame.names import BASE_NAMES, model_name, named_weights
 from evaluation.results.metrics import LOG_PPLX
@@ -91,6 +92,8 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: Panel, styles: Mapping[str, Sty
     columns = reads.loc[off, ["effective_bits", panel.value, "label"]].itertuples(index=False, name=None)
     beyond = [(bits, panel.scale * value, styles[label]) for bits, value, label in columns]
     point_off(axes, beyond)
+    tell_reads(axes, reads.assign(size=reads["effective_bits"]), panel.value, SIZES["effective"])
+    tell_full(axes, rows[rows["base"] == "none"], panel.value)
 
 
 def _in_order(rows: pd.DataFrame) -> list[str]:

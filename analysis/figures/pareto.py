@@ -31,6 +31,7 @@ from analysis.figures.style import (
     new_figure,
     styles_of,
 )
+from analysis.figures.told_reads import tell_full, tell_reads
 from analysis.frame.axes import SHOWN, better_is_more
 from analysis.frame.names import model_name
 from analysis.frame.summary import CHANCE, method_rank
@@ -212,6 +213,8 @@ def _draw_panel(
     columns = measured.loc[off, ["size", panel.value, "label"]].itertuples(index=False, name=None)
     beyond = [(place, panel.scale * value, styles[label]) for place, value, label in columns]
     point_off(axes, beyond)
+    tell_reads(axes, measured, panel.value, SIZES[size])
+    tell_full(axes, full, panel.value)
 
 
 def _megabyte_axis(axes: Axes, sizes: pd.Series) -> None:

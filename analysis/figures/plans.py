@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.patches import Patch
 
 from analysis.figures.style import PAPER, QUIET, RC, TEXT, ink_on, new_figure, say, slice_style
+from analysis.figures.told import tell
 from matquant.codes.layouts import slices_of
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def plan_figure(plans: Mapping[str, Plan], layers: Sequence[str], *, width: floa
         for (axes,), (name, (kinds, bits)) in zip(axes_of, grids.items(), strict=False):
             _draw(axes, kinds, bits, with_numbers=width / bits.shape[1] > ROOM_FOR_A_NUMBER)
             axes.set_title(f"{name}: {np.nanmean(bits):.2f} bits a layer" if np.isfinite(bits).any() else name)
+            _tell(axes, name, kinds, bits)
         axes_of[-1, 0].set_xlabel("block")
         used = {int(width) for _, bits in grids.values() for width in np.unique(bits[np.isfinite(bits)])}
         edge = {"edgecolor": QUIET, "linewidth": 0.4}
@@ -85,3 +88,12 @@ def _draw(axes: Axes, kinds: Sequence[str], bits: np.ndarray, *, with_numbers: b
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
+
+
+def _tell(axes: Axes, plan: str, kinds: Sequence[str], bits: np.ndarray) -> None:
+    """The width of every layer of a plan, at the middle of its field."""
+    layers = [(kinds[row], block, width) for (row, block), width in np.ndenumerate(bits) if np.isfinite(width)]
+    facts = pd.DataFrame(layers, columns=["kind", "block", "bits"]).assign(plan=plan)
+    rows, blocks = np.nonzero(np.isfinite(bits))
+    words = [f"{plan}\nblock {block}, {kind}: int{width:.0f}" for kind, block, width in layers]
+    tell(axes, blocks + 0.5, rows + 0.5, facts[["plan", "kind", "block", "bits"]], words)

@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 
 from analysis.figures.legends import short_names
 from analysis.frame.names import BASE_NAMES, WEIGHTS_NAMES, head_of, named_weights
@@ -248,8 +249,16 @@ def save_figure(figure: Figure, path: Path | IO[bytes], form: str, dpi: int = SC
     """Writes `svg`, `pdf` or `png`, the same bytes for the same figure: no date, no random ids."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     with matplotlib.rc_context(RC):
+        _take_dollars_as_they_are(figure)
         if figure.get_layout_engine() is not None:
             # Laid out once: every further form of the figure takes its places from here, in half the time.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
         figure.savefig(path, format=form, dpi=dpi, metadata=dates[form])
+
+
+def _take_dollars_as_they_are(figure: Figure) -> None:
+    """A name with two dollar signs is a name and no formula; formulas are only in the numbers of a logarithmic axis."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text() and "mathdefault" not in text.get_text():
+            text.set_parse_math(False)

@@ -22,7 +22,7 @@ from analysis.figures.style import SCREEN_DPI, TEXT, save_figure
 from analysis.frame.code_counts import slicing_steps
 from analysis.frame.opened import OpenStudy
 from analysis.frame.pairs import difference_of, pairs_of
-from analysis.report.contents import gap_texts, headlines, provenance_rows
+from analysis.page.contents import gap_texts, headlines, provenance_rows
 from analysis.tables.drawing import to_html, to_text
 from analysis.tables.papers import paper_table
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes

@@ -4,6 +4,7 @@
     analysis/published/matquant_v1_table02.csv, table03.csv       version 1, which sliced without the clamp of Eq. 6
     analysis/published/matgptq_{kernel,vllm}.csv                  MatGPTQ (arXiv:2602.03537): speed, not quality
     analysis/published/known_errors.csv                           errors of the paper itself
+    analysis/published/our_speed.csv                              what was measured here beside MatGPTQ's speed
 
 `value` is as printed: accuracies in percent, log perplexity in nats per token; empty where the paper prints a dash.
 Every row of MatQuant v3 names a run by model, base, scope, method, weights (lambda of int8, int4, int2) and width, so
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
 import pandas as pd
 
@@ -27,6 +29,11 @@ COLUMNS = ("paper", "version", "table", *RUN, "metric", "value")
 TASKS = tuple(PAPER_TASKS)
 TASK_AVG = "task_avg"
 NUM_TABLES = 30
+V1_TABLES = (2, 3)
+OUR_SPEED = FOLDER / "our_speed.csv"
+Version = Literal["v3", "v1"]
+Speed = Literal["kernel", "vllm"]
+SPEEDS: tuple[Speed, ...] = get_args(Speed)
 ROUNDING = 0.01 + 1e-9
 """Half a unit of the average's last digit, and as much again from its six rounded tasks."""
 
@@ -45,10 +52,23 @@ def load() -> pd.DataFrame:
     return frame.assign(error=frame["error"].fillna(""))
 
 
-def table(number: int, version: str = "v3") -> pd.DataFrame:
+def table(number: int, version: Version = "v3") -> pd.DataFrame:
     """The numbers of one table of MatQuant, in the order the paper prints them."""
     frame = load()
     return frame[(frame["paper"] == "MatQuant") & (frame["version"] == version) & (frame["table"] == str(number))]
+
+
+def speed(name: Speed) -> pd.DataFrame:
+    """The numbers of one of MatGPTQ's tables of speed, in the order the paper prints them."""
+    frame = load()
+    return frame[(frame["paper"] == "MatGPTQ") & (frame["table"] == name)]
+
+
+@cache
+def our_speed() -> pd.DataFrame:
+    """What was measured here: table, model, method, width, metric, value, device, and how it was measured."""
+    frame = pd.read_csv(OUR_SPEED, dtype=str, keep_default_na=False)
+    return frame.assign(value=pd.to_numeric(frame["value"]))
 
 
 def averages(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from analysis.figures.gallery import plots
-from analysis.figures.style import save_figure
 from analysis.frame.best import with_best
 from analysis.frame.load import LoadedResults, load_frame
 from analysis.frame.measures import with_flips
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
-from analysis.report.contents import commands, page_of
-from analysis.report.files import ReportPaths, csv_of, write_text
-from analysis.report.page import plain_page, render
+from analysis.page.contents import RESULT_COLUMNS, page_of
+from analysis.page.drawing import render
+from analysis.page.parts import ShownTable
+from analysis.report.files import ReportPaths, downloads_of, write_text
+from analysis.report.written import table_files, written_picture, written_table
 from analysis.tables.beside import side_by_side
-from analysis.tables.drawing import document, to_latex, to_markdown, to_text
+from analysis.tables.drawing import to_text
 from analysis.tables.equal_stored import at_equal_stored, equal_stored_table
 from analysis.tables.papers import kind_of
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from analysis.tables.typeset import Table
 from evaluation.results.store import ResultStore
-from matquant.runs.files import write_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pandas as pd
 
-    from analysis.figures.gallery import Plot
     from matquant.config.study import Study
 
 
@@ -79,51 +77,42 @@ def build(
     measures: Sequence[str],
 ) -> list[Path]:
     """Writes the files of a report and returns them; keywords as in `analysis.report.report.Report`."""
-    loaded, rows, comparisons, table = numbers
-    written = _write_table(table, rows, paths.folder, "table")
-    if (equal := equal_stored_table(rows)) is not None:
-        written += _write_table(equal, at_equal_stored(rows), paths.folder, "equal_stored")
-    written.append(write_text(paths.comparisons, comparisons.to_csv(index=False)))
-    paper = None
+    loaded, rows, comparisons, _ = numbers
+    written = [
+        write_text(paths.comparisons, comparisons.to_csv(index=False)),
+        write_text(paths.results, loaded.frame[list(RESULT_COLUMNS)].to_csv(index=False)),
+    ]
+    tables = []
+    for title, table, entries, stem in _tables(study, numbers):
+        tables.append(written_table(ShownTable(title, table), entries, paths.folder / stem))
+        written += table_files(paths.folder / stem)
+    pictures = []
+    for plot in plots(study, loaded, rows, measures):
+        picture, files = written_picture(plot, paths, forms)
+        pictures.append(picture)
+        written += files
+    page = page_of(
+        *(study, loaded, rows, tables, pictures, downloads_of([paths.results])),
+        overrides=overrides,
+        measures=measures,
+    )
+    written.append(write_text(paths.html, render(page)))
+    return written
+
+
+def _tables(study: Study, numbers: Numbers) -> Iterator[tuple[str, Table, pd.DataFrame, str]]:
+    """Title, table, numbers and name of the files of each table, in the order of the page: the paper's first."""
+    _, rows, comparisons, table = numbers
     if (number := paper_number(study.name)) is not None:
         entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
         paper = kind_of(entries)(number, entries)
-        written += _write_table(paper, entries, paths.folder, "paper")
-    drawn = []
-    for plot in plots(study, loaded, rows, measures):
-        svgs = []
-        for files in _write_plot(plot, paths, forms):
-            svgs.append(files[0].read_text(encoding="utf-8"))
-            written += files
-        drawn.append((plot, svgs))
-    page = page_of(study, loaded, rows, table, (paper, equal), drawn, commands(study.name, overrides, measures))
-    written.append(write_text(paths.html, render(page)))
-    return written
+        yield paper.caption, paper, entries, "paper"
+    yield "Results", table, rows, "table"
+    if (equal := equal_stored_table(rows)) is not None:
+        yield equal.caption, equal, at_equal_stored(rows), "equal_stored"
 
 
 def paper_number(name: str) -> int | None:
     """The number of the paper's table that an experiment is: 1 for `table01` and for `smollm2_table01`."""
     match = re.fullmatch(r"(?:.*[_/])?table(\d\d)", name)
     return int(match[1]) if match else None
-
-
-def _write_table(table: Table, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """The four forms of a table; the LaTeX is a document that compiles on its own."""
-    return [
-        write_text(folder / f"{name}.md", to_markdown(table)),
-        write_text(folder / f"{name}.tex", document([to_latex(table)])),
-        write_text(folder / f"{name}.html", plain_page(table.caption or name, [table])),
-        write_text(folder / f"{name}.csv", csv_of(numbers)),
-    ]
-
-
-def _write_plot(plot: Plot, paths: ReportPaths, forms: Sequence[str]) -> Iterable[list[Path]]:
-    """Every form of a figure, SVG first, at each of its widths, widest first."""
-    for width in plot.widths:
-        figure = plot.draw(width)
-        name = plot.name if width == max(plot.widths) else f"{plot.name}_column"
-        files = []
-        for form in forms:
-            write_beside(paths.figure(name, form), partial(save_figure, figure, form=form))
-            files.append(paths.figure(name, form))
-        yield files

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from analysis.page.parts import Download
 from matquant.runs.files import write_beside
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pandas as pd
@@ -26,6 +28,11 @@ class ReportPaths:
     @property
     def comparisons(self) -> Path:
         return self.folder / "comparisons.csv"
+
+    @property
+    def results(self) -> Path:
+        """Every result with its protocol and where it comes from."""
+        return self.folder / "results.csv"
 
     @property
     def notebook(self) -> Path:
@@ -53,6 +60,11 @@ def write_text(path: Path, text: str) -> Path:
 
     write_beside(path, write)
     return path
+
+
+def downloads_of(files: Iterable[Path]) -> list[Download]:
+    """Files as the downloads of a page."""
+    return [Download(path.name, path.read_bytes()) for path in files]
 
 
 def csv_of(numbers: pd.DataFrame) -> str:

@@ -17,8 +17,8 @@ from analysis.frame.best import with_best
 from analysis.frame.measures import with_flips
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
+from analysis.page.contents import gap_texts, headlines, measured_text, provenance_rows
 from analysis.report.building import load, paper_number
-from analysis.report.contents import gap_texts, headlines, measured_text, provenance_rows
 from analysis.report.files import write_text
 from analysis.tables.beside import side_by_side
 from analysis.tables.drawing import to_markdown

@@ -9,7 +9,7 @@ import pandas as pd
 from analysis import published
 from analysis.frame import grids
 from analysis.frame.best import BEST
-from analysis.published import RUN
+from analysis.published import RUN, Version
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from evaluation.results.store import BLOCK_SHARE
 
@@ -20,20 +20,29 @@ BITS = "effective_bits"
 METRICS = (BITS, *published.TASKS, TASK_AVG, LOG_PPLX)
 """The metrics that a table prints, in the order of its columns."""
 
+ROOT = f"{2**0.5:g}"
+"""The square root of two, which version 1 writes as such, as our rows write a weight."""
+
 COLUMNS = (
-    *("table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
+    *("version", "table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
     *("ours", "stderr", "spread", "num_seeds", "difference", "mark", "best", "notes", "cell_id", BLOCK_SHARE, "grid"),
 )
 
 
-def side_by_side(number: int, rows: pd.DataFrame, marks: Mapping[Any, Mapping[str, str]] | None = None) -> pd.DataFrame:
+def side_by_side(
+    number: int,
+    rows: pd.DataFrame,
+    marks: Mapping[Any, Mapping[str, str]] | None = None,
+    *,
+    version: Version = "v3",
+) -> pd.DataFrame:
     """COLUMNS for every number of Table `number`, in the paper's order; percent and nats, `ours` NaN where missing.
 
     `difference` is ours minus what the paper should read, where it is known to be wrong, else what it prints.
     `rows`: of `summary`; `marks`: of `significant_marks`, by row.  A model of ours that the paper does not have
     gets the same rows without a number of the paper.
     """
-    printed = published.table(number)
+    printed = published.table(number, version)
     printed = pd.concat([printed, *_for_other_models(printed, rows)], ignore_index=True)
     with_weights = varies_weights(printed)
     ours = runs(rows, with_weights=with_weights)
@@ -77,7 +86,8 @@ def runs(rows: pd.DataFrame, *, with_weights: bool) -> dict[tuple[str, ...], lis
 
 
 def _key(row: Mapping[Any, Any], *, with_weights: bool) -> tuple[str, ...]:
-    return tuple(row[name] if with_weights or name != "weights" else "" for name in RUN)
+    facts = {**row, "weights": row["weights"].replace("sqrt2", ROOT) if with_weights else ""}
+    return tuple(facts[name] for name in RUN)
 
 
 def _for_other_models(printed: pd.DataFrame, rows: pd.DataFrame) -> list[pd.DataFrame]:

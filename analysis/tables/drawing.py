@@ -171,11 +171,11 @@ def to_latex(table: Table) -> str:
         lines += [[_latex_entry(entry) for entry in row] for row in section.rows]
         rule = r"\midrule" + "\n" if start else ""
         if table.starts_model(number):
-            rule += rf"\multicolumn{{{len(table.heads)}}}{{l}}{{\textbf{{{_latex(section.model)}}}}} \\" + "\n"
+            rule += rf"\multicolumn{{{len(table.heads)}}}{{l}}{{\textbf{{{latex_text(section.model)}}}}} \\" + "\n"
         if len(lines) > start:
             lines[start][0] = rule + lines[start][0]
-    heads = [_latex(head) for head in table.heads]
-    over = [_latex(name) for name in _over_heads(table)]
+    heads = [latex_text(head) for head in table.heads]
+    over = [latex_text(name) for name in _over_heads(table)]
     columns = pd.MultiIndex.from_arrays([over, heads]) if over else heads
     long = len(lines) > LINES_A_PAGE
     # pandas draws the head and what a longtable needs around one row, and the rows take its place: a Styler with all
@@ -191,8 +191,8 @@ def to_latex(table: Table) -> str:
     tabular = before + "\n".join(rf"{' & '.join(line)} \\" for line in lines) + after[after.index("\n") :]
     fitted = "\n".join([r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", f"{tabular}}}"])
     body = tabular if long else fitted
-    caption = [rf"\textbf{{{_latex(table.caption)}}}\par\smallskip"] if table.caption else []
-    notes = [rf"{_latex(note)}\par" for note in table.all_notes]
+    caption = [rf"\textbf{{{latex_text(table.caption)}}}\par\smallskip"] if table.caption else []
+    notes = [rf"{latex_text(note)}\par" for note in table.all_notes]
     return "\n".join(
         [
             r"{\footnotesize\centering",
@@ -212,14 +212,14 @@ def document(tables: Sequence[str]) -> str:
     return PREAMBLE + "\n\\clearpage\n".join(tables) + "\n\\end{document}\n"
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
     """Text that LaTeX prints as it is, without a character that its fonts may lack."""
     text = text.translate(LATEX)
     return text if text.isascii() else "".join(mark if mark.isascii() else "?" for mark in text)
 
 
 def _latex_entry(entry: Entry) -> str:
-    text = _latex(entry.text)
+    text = latex_text(entry.text)
     if entry.quiet:
         text = rf"\textcolor{{gray}}{{{text}}}"
     return rf"\textbf{{{text}}}" if entry.best else text

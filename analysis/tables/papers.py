@@ -1,9 +1,11 @@
-"""The thirty tables of MatQuant (arXiv:2502.06786v3), ours beside theirs: one function for each kind of table.
+"""The tables of MatQuant (arXiv:2502.06786), ours beside theirs: one function for each kind of table.
 
     by_method        Data type x Method        Tables 1, 2, 6, 7, 9-14, 20, 21, 23, 24, 26-28
     by_base          Base x Method at int2     Tables 5, 22, 25, 30
     by_weights       Data type x lambda        Tables 3, 15-17
     by_distillation  Data type x Config.       Tables 4, 8, 18, 19, 29
+
+Those are the thirty of version 3; version 1's Tables 2 and 3 are of the kinds of version 3's.
 
 The kind of a table, and whether its columns are models or tasks, follows from its entries.
 """
@@ -37,6 +39,8 @@ from matquant.notation import Objective, Slice
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from analysis.published import Version
+
 MATQUANT = Objective.parse(8, {"int8": 1.0, "int4": 1.0, "int2": 1.0})
 EXTRA = " + Extra Precision"
 DOUBLE_DAGGER = "‡"
@@ -50,9 +54,15 @@ NumberRow = Mapping[Any, Any]
 Kind = Callable[[int, pd.DataFrame], Table]
 
 
-def paper_table(number: int, rows: pd.DataFrame, marks: Mapping[Any, Mapping[str, str]] | None = None) -> Table:
+def paper_table(
+    number: int,
+    rows: pd.DataFrame,
+    marks: Mapping[Any, Mapping[str, str]] | None = None,
+    *,
+    version: Version = "v3",
+) -> Table:
     """Table `number` of the paper with the rows of `summary.summary`; `marks` are those of `significant_marks`."""
-    entries = side_by_side(number, rows, marks)
+    entries = side_by_side(number, rows, marks, version=version)
     return kind_of(entries)(number, entries)
 
 
@@ -240,14 +250,17 @@ def _caption(number: int, entries: pd.DataFrame) -> str:
     per_task = ["per task"] if set(entries["metric"]) > {"boolq", "piqa"} else []
     bases = " and ".join(BASE_NAMES[base] for base in runs["base"].unique())
     scope = " and ".join(SCOPES[scope] for scope in runs["scope"].unique())
-    return f"Table {number}: " + ", ".join([*per_task, bases, scope, *map(model_name, entries["model"].unique())])
+    version = "" if set(entries["version"]) <= {"v3"} else ", version 1"
+    return f"Table {number}{version}: " + ", ".join(
+        [*per_task, bases, scope, *map(model_name, entries["model"].unique())]
+    )
 
 
 def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...]:
     texts = {entry.text for section in sections for row in section.rows for entry in row}
     notes = [
-        "Upper line: what MatQuant v3 prints.  Lower line: measured by us, ± standard error over documents, and in "
-        "brackets ours minus theirs.  Accuracies in percent; log pplx in nats per token."
+        f"Upper line: what MatQuant {entries['version'].iloc[0]} prints.  Lower line: measured by us, ± standard error "
+        "over documents, and in brackets ours minus theirs.  Accuracies in percent; log pplx in nats per token."
     ]
     measured = int(entries["ours"].notna().sum())
     notes.append(f"{measured} of {len(entries)} numbers measured.")

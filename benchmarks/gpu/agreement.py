@@ -24,8 +24,13 @@ from benchmarks.gpu.guard import guarded
 from benchmarks.gpu.lines import Line, Scale, holds, run_part
 from benchmarks.timing import NoProgress
 from evaluation.perplexity import block_nats
+from evaluation.results.metrics import KL
 from evaluation.scoring import language_model
+from evaluation.teacher import teacher_of
+from evaluation.text_scores import score_text
 from matquant.algorithms import gptq, minmax, omniquant, qat, range_searched
+from matquant.algorithms.calibration import Shelf
+from matquant.algorithms.pinned import host_memory
 from matquant.algorithms.progress import Layers
 from matquant.codes.nested import materialize
 from matquant.config.cell import GPTQBase, GridSpec, MinMaxBase, OmniQuantBase, QATBase, RandomModel, SearchBase
@@ -36,6 +41,8 @@ from matquant.notation import Objective, Plan, Slice
 CPU = torch.device("cpu")
 GRID = GridSpec(group_size=32)
 MATQUANT = Objective.parse(8, {"int8": 0.1, "int4": 0.1, "int2": 1.0})
+TAUGHT = Objective.parse(8, {"int8": 0.1, "int4": 0.1, "8->int2+ep": 1.0})
+FLOOR = Objective.parse(8, {"int8": 0.1, "int4_floor": 0.1, "int2_floor": 1.0})
 PARTS = tuple(Slice(bits) for bits in (8, 4, 2))
 TINY = {
     "hidden_size": 32,
@@ -68,28 +75,28 @@ class Fit:
 
     base: MinMaxBase | SearchBase | OmniQuantBase | QATBase | GPTQBase
     bounds: Bounds
+    objective: Objective = MATQUANT
 
     @property
     def is_exact(self) -> bool:
         """Nothing in it is a sum."""
         return isinstance(self.base, MinMaxBase)
 
-    def __call__(self, loaded: LoadedModel, tokens: Tensor) -> Layers:
-        model, progress = loaded.model, NoProgress()
+    def __call__(self, loaded: LoadedModel, tokens: Tensor, shelf: Shelf | None = None) -> Layers:
+        model, progress, shelf, objective = loaded.model, NoProgress(), shelf or Shelf(), self.objective
         match self.base:
             case MinMaxBase():
                 return minmax.fit(model, parent_bits=8, scope="ffn_attention", grid=GRID, progress=progress)
             case SearchBase() as base:
-                settings = range_searched.Settings(base, MATQUANT, "ffn_attention", GRID)
+                settings = range_searched.Settings(base, objective, "ffn_attention", GRID)
                 return range_searched.fit(model, tokens, settings, progress)
             case OmniQuantBase() as base:
-                return omniquant.fit(
-                    model, tokens, omniquant.Settings(base, MATQUANT, "ffn_attention", GRID, 0), progress
-                )
+                settings = omniquant.Settings(base, objective, "ffn_attention", GRID, 0, shelf)
+                return omniquant.fit(model, tokens, settings, progress)
             case GPTQBase() as base:
-                return gptq.fit(model, tokens, gptq.Settings(base, MATQUANT, "ffn_attention", GRID), progress)
+                return gptq.fit(model, tokens, gptq.Settings(base, objective, "ffn_attention", GRID, shelf), progress)
             case QATBase() as base:
-                return qat.fit(model, tokens, qat.Settings(base, MATQUANT, "ffn_attention", GRID, 0), progress)
+                return qat.fit(model, tokens, qat.Settings(base, objective, "ffn_attention", GRID, 0), progress)
 
 
 def _omniquant(**facts: Any) -> OmniQuantBase:
@@ -116,6 +123,9 @@ FITS: Mapping[str, Fit] = {
     "qat, trained scales": Fit(_qat(train_scales=True, clipping_init="search", clipping_reach=1.5), Bounds(0.05, 0.05)),
     "gptq": Fit(_gptq(), Bounds(0.05, 0.05)),
     "gptq, in order of activations": Fit(_gptq(act_order=True, true_sequential=True), Bounds(0.05, 0.05)),
+    "omniquant, int8 teaches int2 with its extra bucket": Fit(_omniquant(), Bounds(0.05, 0.05), TAUGHT),
+    "qat, int8 teaches int2 with its extra bucket": Fit(_qat(), Bounds(0.1, 0.1), TAUGHT),
+    "gptq, slices by floor": Fit(_gptq(), Bounds(0.05, 0.05), FLOOR),
 }
 
 
@@ -128,6 +138,8 @@ def agreement(scale: Scale) -> Iterator[Line]:
     yield from guarded("scores", partial(scores, device, length))
     for name, fit in FITS.items():
         yield from guarded(name, partial(compared, name, fit, device, length))
+    for name in ("omniquant", "gptq"):
+        yield from guarded(f"{name} from host memory", partial(from_host_memory, name, scale))
     in_bfloat16 = {
         "qat in bfloat16": _qat(compute_dtype="bfloat16"),
         "omniquant in bfloat16": _omniquant(compute_dtype="bfloat16"),
@@ -192,6 +204,16 @@ def repeated(name: str, fit: Fit, scale: Scale) -> Iterator[Line]:
     yield Line(f"{name}: time of deterministic algorithms", seconds, "s", free, "warnings only", note)
 
 
+def from_host_memory(name: str, scale: Scale) -> Iterator[Line]:
+    """One algorithm with its activations on the device and in host memory, which a GPU copies while it computes."""
+    text_of, device = text(32 if scale.small else 256), scale.device
+    with deterministic(device):
+        here, there = (FITS[name](loaded(device), text_of, Shelf(place=place)) for place in ("device", "host"))
+    pinned = host_memory((1,), torch.float32, device=device).is_pinned()
+    note = f"{'pinned' if pinned else 'ordinary'} memory"
+    yield holds(f"{name}, activations in host memory: numbers that differ", unlike(there, here), 0, note=note)
+
+
 def tensors(layers: Layers) -> Iterator[Tensor]:
     """All that is stored of some layers."""
     for nested in layers.values():
@@ -238,6 +260,9 @@ def scores(device: torch.device, length: int) -> Iterator[Line]:
     largest = max(abs(mine - theirs) for (mine, _), (theirs, _) in zip(answers, expected, strict=True))
     flips = sum(mine != theirs for (_, mine), (_, theirs) in zip(answers, expected, strict=True))
     yield holds("log-likelihoods: largest difference", largest, SCORES, unit="nats", note=f"{flips} greedy flips")
+    kl, expected_kl = (_divergence(on, length) for on in (device, CPU))
+    largest = (kl - expected_kl).abs().max().item()
+    yield holds("divergence from the unquantized model: largest difference", largest, SCORES, unit="nats a token")
     yield holds(
         "held-out text: largest difference", (nats - expected_nats).abs().max().item(), SCORES, unit="nats a token"
     )
@@ -250,6 +275,23 @@ def _scored(device: torch.device, length: int) -> tuple[list[tuple[float, bool]]
     lm = language_model(model, tokenizer, batch_size=8, add_bos=False)
     nats = torch.cat(list(block_nats(model, text(length), batch_size=4)))
     return lm.loglikelihood(requests()), nats
+
+
+def _divergence(device: torch.device, length: int) -> Tensor:
+    """The divergence of one read-out in each block of a text."""
+    model, _ = loaded(device)
+    # Without a fingerprint nothing is kept, and no folder is looked at.
+    teacher = teacher_of(model, text(length), content=None, batch_size=4, cache=Path())
+    materialize(model, {name: nested.to(device) for name, nested in _stored().items()}, Plan.parse("int4"))
+    found = score_text(model, text(length), teacher, batch_size=4, description="the check", bar=Silent())
+    return torch.tensor(found.blocks[KL])
+
+
+class Silent:
+    """A bar that nobody sees."""
+
+    def update(self, n: int = 1, /) -> None:
+        """Nothing."""
 
 
 @cache

@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu.evaluation [--device cuda] [--small]
 
-A model of Llama-3.2-1B's shapes with random weights answers made-up questions: 60 to 150 words, then four answers.  In
+A model of Llama-3.2-1B's shapes with random weights answers made-up questions: 60 to 150 words, then four answers; then
+questions behind the same examples, whose keys and values are kept; then held-out text, compared with a teacher.  In
 bfloat16 a log-likelihood depends in its last digits on what else is in a batch, for lm-eval as for us.  So documents
 that choose another answer are counted beside those of lm-eval's own model class at half the batch size, and the scores
 themselves are compared in float32.
@@ -11,25 +12,31 @@ themselves are compared in float32.
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.gpu.agreement import Silent
 from benchmarks.gpu.guard import guarded
-from benchmarks.gpu.lines import Line, Scale, estimated, holds, run_part, seconds_of
+from benchmarks.gpu.lines import Line, Peak, Scale, estimated, holds, run_part, seconds_of
 from benchmarks.gpu.made import LLAMA_3_2_1B, NUM_WORDS, TINY, model_of, word_tokenizer
+from evaluation.work import size_of
 from matquant.config.setup import SlurmCluster
-from slurm.estimate import LAYER_S
+from matquant.config.study import load_study
+from slurm.estimate import COMPARING_BYTES, GB, LAYER_S, MEMORY_BYTES_PER_S, text_bytes
 
 BATCH_SIZES = (16, 64)
 """The answers in a batch: those of `readout=paper`, and as many as keep a large GPU busier."""
 CHOICES = 4
+Value = TypeVar("Value")
 SCORES_AGREE = 1e-3
 """The difference in float32, in nats of an answer, from sums in another order."""
 
@@ -41,6 +48,8 @@ class Work:
     documents: int
     exact_documents: int
     context: tuple[int, int]
+    examples: int
+    """The words that stand before every question where documents begin alike."""
     blocks: int
     block_tokens: int
     batch_sizes: tuple[int, ...]
@@ -48,8 +57,8 @@ class Work:
     @classmethod
     def of(cls, scale: Scale) -> Work:
         if scale.small:
-            return cls(8, 4, (10, 20), 3, 32, (8,))
-        return cls(384, 32, (60, 150), 32, 2048, BATCH_SIZES)
+            return cls(8, 4, (10, 20), 60, 3, 32, (8,))
+        return cls(384, 32, (60, 150), 600, 32, 2048, BATCH_SIZES)
 
 
 def evaluation(scale: Scale) -> Iterator[Line]:
@@ -62,6 +71,7 @@ def evaluation(scale: Scale) -> Iterator[Line]:
             f"documents a second, batch {batch_size}",
             partial(scoring, model, tokenizer, scale, work, batch_size),
         )
+    yield from guarded("documents behind examples", partial(behind_examples, model, tokenizer, scale, work))
     yield from guarded("held-out text", lambda: held_out(model, scale, work))
     yield from guarded("the same scores in float32", lambda: same_scores(model.float(), tokenizer, work))
 
@@ -69,8 +79,11 @@ def evaluation(scale: Scale) -> Iterator[Line]:
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
-def questions(work: Work, number: int, *, seed: int = 0) -> list[Any]:
-    """The requests of made-up documents: a context, and four answers of one to six words."""
+def questions(work: Work, number: int, *, seed: int = 0, examples: int = 0) -> list[Any]:
+    """The requests of made-up documents: a context, and four answers of one to six words.
+
+    `examples`: words that all contexts begin with.
+    """
     from lm_eval.api.instance import Instance
 
     draw = random.Random(seed)
@@ -78,7 +91,8 @@ def questions(work: Work, number: int, *, seed: int = 0) -> list[Any]:
     def words(low: int, high: int) -> str:
         return " ".join(f"w{draw.randrange(NUM_WORDS)}" for _ in range(draw.randint(low, high)))
 
-    contexts = [words(*work.context) for _ in range(number)]
+    beginning = f"{words(examples, examples)} " if examples else ""
+    contexts = [beginning + words(*work.context) for _ in range(number)]
     return [
         Instance("loglikelihood", {}, (context, f" {words(1, 6)}"), choice, ("made_up", document, 1))
         for document, context in enumerate(contexts)
@@ -123,13 +137,13 @@ def flips(scores: Sequence[float], others: Sequence[float]) -> int:
     return sum(a != b for a, b in zip(chosen(scores), chosen(others), strict=True))
 
 
-def timed(action: Callable[[], list[float]], device: torch.device) -> tuple[list[float], float]:
-    """The scores, and the wall time that they took."""
+def timed(action: Callable[[], Value], device: torch.device) -> tuple[Value, float]:
+    """An answer, and the wall time that it took."""
     wait_for(device)
     start = time.perf_counter()
-    scores = action()
+    value = action()
     wait_for(device)
-    return scores, time.perf_counter() - start
+    return value, time.perf_counter() - start
 
 
 def wait_for(device: torch.device) -> None:
@@ -179,6 +193,35 @@ def scoring(
         note=f"of {work.documents}; HFLM at half the batch size: {theirs_flip}",
     )
     yield from waits(ours, rows, requests, scale)
+
+
+def behind_examples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scale: Scale, work: Work
+) -> Iterator[Line]:
+    """Documents a second that all begin alike, as a task with examples does, beside lm-eval's."""
+    batch_size, number = work.batch_sizes[0], max(4, work.documents // 8)
+    ours, theirs, half = models_of_lm_eval(model, tokenizer, batch_size)
+    requests = questions(work, number, examples=work.examples, seed=3)
+    for lm in (ours, theirs):
+        answers(lm, requests[: 2 * CHOICES])
+    scores, seconds = timed(lambda: answers(ours, requests), scale.device)
+    their_scores, their_seconds = timed(lambda: answers(theirs, requests), scale.device)
+    yield Line(
+        f"documents a second behind {work.examples} words of examples, batch {batch_size}",
+        number / seconds,
+        "/s",
+        number / their_seconds,
+        "lm-eval's HFLM",
+        f"kept beginnings: {'yes' if ours.keeps_beginnings else 'no'}",
+        "" if ours.keeps_beginnings else "the model does not score after a beginning that is kept",
+    )
+    theirs_flip = flips(answers(half, requests), their_scores)
+    yield holds(
+        "documents behind examples that choose another answer than HFLM's",
+        flips(scores, their_scores),
+        2 * theirs_flip + max(2.0, number / 50),
+        note=f"of {number}; HFLM at half the batch size: {theirs_flip}",
+    )
 
 
 def rows_of(lm: Any, requests: Sequence[Any]) -> list[Any]:
@@ -257,10 +300,54 @@ def held_out(model: PreTrainedModel, scale: Scale, work: Work) -> Iterator[Line]
         for _ in block_nats(model, blocks, batch_size=batch_size):
             pass
 
+    peak = Peak(scale.device)
     ours, plain = (seconds_of(action, repeats=1, device=scale.device) for action in (perplexity, forward))
+    most, weights = peak.bytes(), sum(parameter.nbytes for parameter in model.parameters())
     tokens = blocks.numel()
     yield Line("tokens a second of held-out text", tokens / ours, "/s", tokens / plain, "forward pass alone")
     yield speed("speed of held-out text", model, tokens, ours, scale)
+    if most is not None:
+        yield estimated("memory beside the model", (most - weights) / GB, text_gb(model, work), "GB", scale=scale)
+    yield from compared(model, blocks, ours, scale, batch_size=batch_size)
+
+
+def text_gb(model: PreTrainedModel, work: Work) -> float:
+    """The memory that logits of the text are estimated to take."""
+    words = ("model=tiny", "base=none", "perplexity=embedded", "readout.tasks=[]", "readout.dtype=bfloat16")
+    length = (
+        f"readout.perplexity.sequence_length={work.block_tokens}",
+        f"readout.perplexity.num_sequences={work.blocks}",
+    )
+    study = load_study([*words, *length])
+    size = size_of(study.one_cell(), study.setup.paths.cache)
+    return text_bytes(study.setup.readout, replace(size, vocabulary=model.config.get_text_config().vocab_size)) / GB
+
+
+def compared(
+    model: PreTrainedModel, blocks: torch.Tensor, plain: float, scale: Scale, *, batch_size: int
+) -> Iterator[Line]:
+    """Held-out text that is compared with the unquantized model's, here with itself: seconds, and a divergence of 0."""
+    from evaluation.results.metrics import KL
+    from evaluation.teacher import teacher_of
+    from evaluation.text_scores import score_text
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = {"batch_size": batch_size}
+        teacher, made = timed(
+            lambda: teacher_of(model, blocks, content="made on the spot", cache=Path(folder), **words), scale.device
+        )
+        found, seconds = timed(
+            lambda: score_text(model, blocks, teacher, description="the check", bar=Silent(), **words), scale.device
+        )
+    config = model.config.get_text_config()
+    logits = (blocks.numel() - len(blocks)) * config.vocab_size
+    fastest = 1e12 * SlurmCluster.model_fields["tflops"].default
+    more = logits * (COMPARING_BYTES / MEMORY_BYTES_PER_S + 2 * config.hidden_size / fastest)
+    note = f"{seconds / plain:.2f} times log perplexity alone"
+    yield estimated("text compared with a teacher", seconds, plain + more, "s", scale=scale, note=note)
+    yield Line("the teacher reads and writes its file", made, "s", plain, "log perplexity alone")
+    # Its logits are made anew out of 16 bits of its last states by a product of another shape.
+    yield holds("divergence of the model from itself", found.metrics[KL], 1e-4, unit="nats a token")
 
 
 def same_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, work: Work) -> Iterator[Line]:

@@ -28,6 +28,11 @@ def slices(parent_bits: int) -> list[Slice]:
     return plain + [Slice(bits, extra_precision=True) for bits in range(1, parent_bits)]
 
 
+def by_other_rules(parent_bits: int) -> list[Slice]:
+    """Every narrower slice by the rules that are not Eq. 6, which stored codes and training read alike."""
+    return [Slice(bits, rule=rule) for bits in range(1, parent_bits) for rule in ("floor", "centre")]
+
+
 def all_codes(parent_bits: int, *, transformed: bool) -> NestedWeight:
     """A layer that has every code in every group of many odd grids."""
     draw, rows = torch.Generator().manual_seed(parent_bits), 64
@@ -55,6 +60,8 @@ def read_outs(device: torch.device) -> Iterator[Line]:
             for part in slices(parent_bits):
                 number += unlike(there.at(part).weight, here.at(part).weight)
                 number += unlike(sliced(there, part).affine().weight, here.at(part).weight)
+            for part in by_other_rules(parent_bits):
+                number += unlike(there.at(part).weight, here.at(part).weight)
     yield holds("read-outs of all codes at all slices: weights unlike the CPU's", number, 0)
 
 
@@ -78,8 +85,9 @@ def grids(device: torch.device) -> Iterator[Line]:
             here, there = minmax_grid(weight, bits, spec), minmax_grid(weight.to(device), bits, spec)
             of_grid += unlike(there.scale, here.scale) + unlike(there.zero, here.zero)
             same = Grid(here.scale.to(device), here.zero.to(device))
-            read = read_slices(weight.to(device), same, slices(bits), parent_bits=bits)
-            expected = read_slices(weight, here, slices(bits), parent_bits=bits)
+            parts = [*slices(bits), *by_other_rules(bits)]
+            read = read_slices(weight.to(device), same, parts, parent_bits=bits)
+            expected = read_slices(weight, here, parts, parent_bits=bits)
             of_weights += sum(unlike(read[part], expected[part]) for part in expected)
     yield holds("grids of MinMax: scales and zeros unlike the CPU's", of_grid, 0)
     yield holds("what training reads on one grid: weights unlike the CPU's", of_weights, 0)

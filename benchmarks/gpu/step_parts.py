@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from benchmarks.gpu.lines import Line, seconds_of
 from benchmarks.gpu.subjects import Estimate, Said
 from benchmarks.gpu.watched import synchronize
+from matquant.algorithms import pinned
 from matquant.algorithms.calibration import Activations, Chain, Shelf
 from matquant.algorithms.omniquant import BlockFit, LearnableLayer
 from slurm.estimate import MEMORY_BYTES_PER_S, READING_BYTES
@@ -52,8 +54,34 @@ def parts_of_a_step(said: Said, fitting: BlockFit, estimate: Estimate, operation
     yield replace(line, note=f"{traffic / read / 1e12:.3g} TB/s of the estimated traffic")
     rest = max(whole - read, 1e-9)
     yield said.seconds("of it, the rest", rest, operations / estimate.speed, operations=operations)
-    host = seconds(Step(on_host(fitting)))
-    yield Line(f"{said.about}: a step from a shelf in host memory", host, "s", whole, "on the device")
+    yield from host_lines(said, fitting, whole, seconds)
+
+
+def host_lines(
+    said: Said, fitting: BlockFit, on_device: float, seconds: Callable[[Callable[[], object]], float]
+) -> Iterator[Line]:
+    """The step with its activations in host memory: pinned, and ordinary for comparison where there is a GPU."""
+    moved = on_host(fitting)
+    is_pinned = moved.target.states.is_pinned()
+    num_bytes = sum(kept.states[:1].nbytes for kept in _shelved(moved)) * moved.settings.base.batch_size
+
+    def line(what: str, taken: float) -> Line:
+        note = f"{num_bytes / 1e6:.3g} MB a step"
+        if taken > on_device:
+            note += f", {num_bytes / (taken - on_device) / 1e9:.3g} GB/s of the time that it adds"
+        return Line(f"{said.about}: a step from {what}", taken, "s", on_device, "on the device", note)
+
+    yield line(f"{'pinned' if is_pinned else 'ordinary'} host memory", seconds(Step(moved)))
+    if is_pinned:
+        with mock.patch.object(pinned, "SHARE", 0.0):
+            moved = on_host(fitting)
+        yield line("ordinary host memory", seconds(Step(moved)))
+
+
+def _shelved(fitting: BlockFit) -> list[Activations]:
+    """All activations that a step reads: the target, and the input and the attention of each slice."""
+    of_chains = [kept for chain in fitting.chains.values() for kept in chain if kept is not None]
+    return [fitting.target, *of_chains]
 
 
 def on_host(fitting: BlockFit) -> BlockFit:

@@ -22,15 +22,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import groupby, pairwise
-from typing import NamedTuple, assert_never
+from typing import Literal, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Float, Integer, Shaped, UInt8
 from torch import Tensor
 
 from matquant.codes.slicing import slice_codes
-from matquant.config.cell import Residual
 from matquant.notation import EQ_6, Objective, Slice, Term
+
+Shared = Literal["mean", "weighted"]
+"""The error that all slices carry on together: `base.residual`, but for `dual`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class CodeChoice:
     """No two breaks have the same whole part."""
     is_single: bool
     """Every piece is a single code; known beforehand, for a CPU that looked at the tables would wait for a GPU."""
+    num_targets: int = 1
+    """All slices are to read the same weights."""
 
     def places_like(self, position: Float[Tensor, "*shape"]) -> Tensor:
         """An empty tensor for the places of some weights."""
@@ -96,13 +100,17 @@ class CodeChoice:
         # Half down: of two codes that are equally near, the smaller.
         return (position - 0.5).ceil_().clamp_(first, last).to(torch.uint8)
 
+    def joined(self, errors: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+        """One error of each output, where there is one target."""
+        return errors
+
     def to(self, device: torch.device) -> CodeChoice:
         names = ("breaks", "first", "last", "values")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 @cache
-def code_choice(objective: Objective, residual: Residual = "mean") -> CodeChoice:
+def code_choice(objective: Objective, residual: Shared = "mean") -> CodeChoice:
     """The envelope of an objective, found in exact fractions: every float32 position gets an exactly best code."""
     pieces = envelope(_lines(objective))
     ends = [_float32_below(one.meets(other)) for one, other in pairwise(pieces)]
@@ -176,7 +184,7 @@ def _slices(codes: Integer[Tensor, " codes"], part: Slice, parent_bits: int) -> 
     return slice_codes(codes, part, parent_bits=parent_bits).tolist()
 
 
-def _average_of(terms: Sequence[Term], residual: Residual) -> Callable[[Sequence[int]], Fraction]:
+def _average_of(terms: Sequence[Term], residual: Shared) -> Callable[[Sequence[int]], Fraction]:
     """The average of a code's slices: each counts once, or as much as its term weighs."""
     match residual:
         case "mean":

@@ -11,7 +11,8 @@ leaves behind is made up for by the columns right of it:
     e_j = mean over r of (w_j - deq_r(q_j)) / U_jj          w_k <- w_k - e_j U_jk   for k > j
 
 With the one term {c} this is GPTQ.  The published code propagates the plain mean over r whatever the weights are, which
-leaves lambda nearly without effect; `residual=weighted` takes the mean that lambda weighs.
+leaves lambda nearly without effect; `residual=weighted` takes the mean that lambda weighs.  With `residual=dual` each
+width has an error and a target of its own (`own_targets`); targets are solved side by side, stacked along the outputs.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from matquant.codes.code_choice import CodeChoice, code_choice
+from matquant.codes.own_targets import OwnTargets, own_targets
 from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.codes.range_search import best_for_all, searched_grid
-from matquant.config.cell import GPTQBase, GridSpec
+from matquant.config.cell import GPTQBase, GridSpec, Residual
 from matquant.errors import NotFiniteError
 from matquant.notation import Objective
 
@@ -40,7 +42,10 @@ class Solution(NamedTuple):
     codes: UInt8[Tensor, "out in"]
     grid: Grid
     error: Float[Tensor, " out"]
-    """For each output sum over j of e_j^2; with one term exactly (w - w_c) H (w - w_c)^T, damping included."""
+    """For each output sum over j of e_j^2; with one term exactly (w - w_c) H (w - w_c)^T, damping included.
+
+    With targets of their own it is the mean of that over the terms, as they weigh.
+    """
     inverse: Inverse
 
 
@@ -71,7 +76,7 @@ def solve(
     if not weight.isfinite().all():
         raise NotFiniteError("its weights are not finite; mend the model's weights")
     inverse = invert(hessian, base)
-    choice = code_choice(objective, base.residual).to(weight.device)
+    choice = choice_of(objective, base.residual).to(weight.device)
     # A dead input has no say in any output; zero keeps it from widening the grid (as in GPTQ's own code).
     weight = weight.detach().float().masked_fill(inverse.dead, 0.0)
     ends = _Ends(hessian.diagonal(), objective, base)
@@ -79,6 +84,13 @@ def solve(
     if not solution.error.isfinite().all():
         raise NotFiniteError("its errors outgrow float32; raise base.damping, or take grid.scale_dtype=float32")
     return solution
+
+
+def choice_of(objective: Objective, residual: Residual) -> CodeChoice | OwnTargets:
+    """The best codes of an objective; with one term a target of its own is the only one."""
+    if residual == "dual":
+        return own_targets(objective) if len(objective.terms) > 1 else code_choice(objective)
+    return code_choice(objective, residual)
 
 
 def invert(hessian: Float[Tensor, "in in"], base: GPTQBase) -> Inverse:
@@ -151,13 +163,13 @@ class _Ends:
 def _solve_columns(
     weight: Float[Tensor, "out in"],
     inverse: Inverse,
-    choice: CodeChoice,
+    choice: CodeChoice | OwnTargets,
     ends: _Ends,
     *,
     spec: GridSpec,
     base: GPTQBase,
 ) -> Solution:
-    num_outputs, num_inputs = weight.shape
+    num_inputs = weight.shape[1]
     group_size = spec.group_size or num_inputs
     of_group = spec.model_copy(update={"group_size": None})
     # Columns solved out of order meet their groups in pieces, so all grids are set beforehand ("static groups"): codes
@@ -168,10 +180,11 @@ def _solve_columns(
     zeros: dict[int, Float[Tensor, " out"]] = {}
     if static is not None:
         scales, zeros = (dict(enumerate(part.T.contiguous())) for part in static)
+    stacked: dict[int, Grid] = {}
     # Transposed, so that the values of one step lie side by side in memory.
-    columns = weight.T[inverse.order].contiguous()
+    columns = weight.T[inverse.order].repeat(1, choice.num_targets)
     positions, places = torch.empty_like(columns), choice.places_like(columns)
-    error = weight.new_zeros(num_outputs)
+    error = weight.new_zeros(columns.shape[1])
     diagonal = inverse.upper.diagonal().tolist()
     for start, stop in cuts(num_inputs, group_size=group_size, block_size=base.block_size):
         block, factor = columns[start:stop], inverse.upper[start:stop, start:stop]
@@ -180,20 +193,24 @@ def _solve_columns(
             column = start + row
             group = group_of[column]
             if group not in scales:
-                grid = ends.grid(columns[column : column + group_size].T, column, of_group)
+                # One grid for all targets: that of their mean, which is the one target of `residual=mean`.
+                now = columns[column : column + group_size].unflatten(1, (choice.num_targets, -1))
+                grid = ends.grid(now.mean(1).T, column, of_group)
                 scales[group], zeros[group] = grid.scale.squeeze(1), grid.zero.squeeze(1)
-            scale, zero = scales[group], zeros[group]
+            if group not in stacked:
+                stacked[group] = Grid(*(part[group].repeat(choice.num_targets) for part in (scales, zeros)))
+            scale, zero = stacked[group]
             position = torch.div(block[row], scale, out=positions[column]).add_(zero)
             value = choice.value(choice.place(position, out=places[column]))
             torch.sub(position, value, out=errors[row]).mul_(scale).div_(diagonal[column])
             block[row + 1 :].addr_(factor[row, row + 1 :], errors[row], alpha=-1)
         columns[stop:].addmm_(inverse.upper[start:stop, stop:].T, errors, alpha=-1)
         error += errors.square().sum(0)
-    codes = torch.empty_like(columns, dtype=torch.uint8)
+    codes = torch.empty_like(places, dtype=torch.uint8)
     codes[inverse.order] = choice.codes(places, positions)
     numbers = range(num_inputs // group_size)
     grid = Grid(*(torch.stack([parts[number] for number in numbers], 1) for parts in (scales, zeros)))
-    return Solution(codes.T.contiguous(), grid, error, inverse)
+    return Solution(codes.T.contiguous(), grid, choice.joined(error), inverse)
 
 
 def cuts(num_inputs: int, *, group_size: int, block_size: int) -> Iterator[tuple[int, int]]:

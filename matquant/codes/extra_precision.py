@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from matquant.codes.layouts import slices_of
 from matquant.codes.nested import NestedWeight
@@ -14,12 +16,20 @@ from matquant.codes.slicing import slice_codes
 from matquant.notation import FULL_BITS, Plan, Slice
 
 
+def code_counts(nested: NestedWeight) -> Int[Tensor, " codes"]:
+    """The number of weights with each parent code."""
+    return torch.bincount(nested.codes.flatten(), minlength=2**nested.parent_bits)
+
+
 def num_overflow(nested: NestedWeight, to: Slice) -> int:
     """The number of weights in the overflow bucket 2^r that only an extra-precision slice has (Eq. 8)."""
-    if not to.extra_precision:
-        return 0
-    top = 1 << nested.parent_bits
-    return int((slice_codes(nested.codes, to, parent_bits=nested.parent_bits) == top).sum())
+    return _in_overflow(code_counts(nested), to, parent_bits=nested.parent_bits) if to.extra_precision else 0
+
+
+def _in_overflow(counts: Int[Tensor, " codes"], to: Slice, *, parent_bits: int) -> int:
+    """The weights in the overflow bucket: each code is sliced once, however many weights have it."""
+    codes = torch.arange(len(counts), device=counts.device)
+    return int(counts[slice_codes(codes, to, parent_bits=parent_bits) == 1 << parent_bits].sum())
 
 
 def overflow_share(nested: NestedWeight, to: Slice) -> float:
@@ -92,19 +102,22 @@ def code_statistics(layers: Mapping[str, NestedWeight]) -> dict[str, Any]:
     """
     return {
         "histogram": code_histogram(layers),
-        "layers": {
-            name: {
-                "num_weights": nested.codes.numel(),
-                "effective_bits": {
-                    str(part): part.bits + overflow_share(nested, part) for part in _with_overflow(nested.parent_bits)
-                },
-                "overflow": {
-                    f"int{bits}": num_overflow(nested, Slice(bits, extra_precision=True))
-                    for bits in range(1, nested.parent_bits)
-                },
-            }
-            for name, nested in layers.items()
+        "layers": {name: _layer_statistics(nested) for name, nested in layers.items()},
+    }
+
+
+def _layer_statistics(nested: NestedWeight) -> dict[str, Any]:
+    counts, size = code_counts(nested), nested.codes.numel()
+    overflow = {
+        bits: _in_overflow(counts, Slice(bits, extra_precision=True), parent_bits=nested.parent_bits)
+        for bits in range(1, nested.parent_bits)
+    }
+    return {
+        "num_weights": size,
+        "effective_bits": {
+            str(part): part.bits + overflow[part.bits] / size for part in _with_overflow(nested.parent_bits)
         },
+        "overflow": {f"int{bits}": number for bits, number in overflow.items()},
     }
 
 

@@ -218,22 +218,25 @@ files to have it drawn again.
 TABLES = Subcommand(
     "tables",
     "analysis.report.all_tables",
-    "the thirty tables of the paper, ours beside theirs",
+    "all tables of the papers, ours beside theirs",
     """
-Draws the thirty tables of MatQuant (arXiv:2502.06786v3), ours beside theirs, from results on disk, into out/papers/.
+Draws the tables of MatQuant (arXiv:2502.06786) and of MatGPTQ's speed (arXiv:2602.03537), ours beside theirs, into
+out/papers/.
 
-Table 1 is that of the cells of `experiment=table01`, and so on; what has not been measured is a visible gap.
+Table 1 is that of the cells of `experiment=table01`, and so on to 30; v1_2 and v1_3 are Tables 2 and 3 of MatQuant's
+first version; kernel and vllm are MatGPTQ's, with what was measured here.  What has not been measured is a visible gap.
 """,
     (
         Argument(
             "choices",
             "tables (default: all), and overrides of `matquant run`",
-            {"nargs": "*", "metavar": "NUMBER or KEY=VALUE"},
+            {"nargs": "*", "metavar": "TABLE or KEY=VALUE"},
         ),
     ),
     (
         Example("matquant tables", "all of them"),
         Example("matquant tables 1 30 paths.results=/data/results", "two of them, from results copied there"),
+        Example("matquant tables kernel vllm", "MatGPTQ's speed, and what was measured here"),
     ),
 )
 

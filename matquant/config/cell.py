@@ -25,7 +25,7 @@ from matquant.notation import Objective, Slice
 
 DType = Literal["float32", "bfloat16", "float16"]
 Place = Literal["device", "host", "disk"]
-Residual = Literal["mean", "weighted"]
+Residual = Literal["mean", "weighted", "dual"]
 Scope = Literal["ffn", "ffn_attention"]
 Zero = Literal["real", "rounded", "aligned_int4", "aligned_int3", "aligned_int2"]
 Headroom = Literal["full", "int4", "int3", "int2"]
@@ -448,7 +448,10 @@ class GPTQBase(Spec):
     clipping_reach: Reach = 1.5
     """Of clipping=search: the farthest that an end may lie from zero, as a multiple of the extreme weight."""
     residual: Residual = "mean"
-    """The error that later columns receive: the mean over slices, plain or weighted as their terms are."""
+    """The error that later columns receive: the mean over slices, plain or weighted as their terms are.
+
+    With `dual` each slice carries its own error to a target of its own, and one code serves all targets.
+    """
     block_size: Positive = 128
     """Columns whose errors are carried on together; changes rounding errors and time only."""
     student_input: str = "parent"

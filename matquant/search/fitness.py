@@ -59,11 +59,12 @@ class Fitness:
         """The mean divergence per token, on the first `share` of the sequences."""
         self.switch(slices)
         number = max(1, math.ceil(share * len(self.text)))
-        total = 0.0
+        sums: list[Tensor] = []  # read once, at the end: no batch waits for the one before it
         for start in range(0, number, self.batch_size):
             part = slice(start, min(start + self.batch_size, number))
             teacher = TopTokens(*(kept[part] for kept in self.teacher))
-            total += bucketed(teacher, self._logits(self.text[part])).sum().item()
+            sums.append(bucketed(teacher, self._logits(self.text[part])).sum())
+        total = sum(torch.stack(sums).tolist())
         if not math.isfinite(total):
             raise NotFiniteError("the logits that a search compares are not finite; set readout.dtype=float32")
         return total / self.text[:number].numel()

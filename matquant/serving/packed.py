@@ -17,6 +17,31 @@ from matquant.codes.sliced import SlicedWeight
 from matquant.notation import Slice
 
 
+class AwaitedLinear(nn.Linear):
+    """A linear layer whose weight is never made: a packed layer takes its place before it is called."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        # The shape and the dtype alone, and no parameter: for that, loaders would make room.
+        self.__dict__["weight"] = torch.empty_like(linear.weight, device="meta")
+        kept: Any = self
+        kept._is_hf_initialized = self.weight._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def await_codes(model: nn.Module, layer: str) -> None:
+    """Lets a plain linear layer of a model that is being loaded take no memory; other kinds are left alone.
+
+    Layers that are stored transposed, or many in one, have to be loaded before they can be told apart.
+    """
+    try:
+        linear = model.get_submodule(layer)
+    except AttributeError:
+        return
+    if type(linear) is nn.Linear:
+        model.set_submodule(layer, AwaitedLinear(linear))
+
+
 class PackedLinear(nn.Module):
     """A linear layer in r bits a weight (r + 1 with extra precision), beside its scales and zeros.
 

@@ -88,6 +88,7 @@ class MatQuantHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from matquant.models.stored_layers import parameter_of
+        from matquant.serving.packed import await_codes
         from matquant.serving.unquantized import require_same
 
         checkpoint_files = kwargs.get("checkpoint_files") or []
@@ -108,6 +109,9 @@ class MatQuantHfQuantizer(HfQuantizer):
             module, _, parameter = name.rpartition(".")
             holder: Any = model.get_submodule(module)
             holder._is_hf_initialized = holder.get_parameter(parameter)._is_hf_initialized = True
+        if self.quantization_config.packed:
+            for layer in self.folder.layers:
+                await_codes(model, layer)
         known: Any = getattr(model, "_keys_to_ignore_on_load_missing", None) or []
         mine: Any = [*known, *(f"^{re.escape(name)}$" for name in sorted(names))]
         model._keys_to_ignore_on_load_missing = mine

@@ -1,67 +1,58 @@
-"""The content of a report's page: headlines, the record of each number, the gaps and the commands that fill them."""
+"""The content of a report's page: its question and answer, the record of each number, the gaps and their commands."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.figures.style import INK, PAPER, QUIET
 from analysis.frame.axes import USUAL_AXES
 from analysis.frame.names import flatten, objective_text
 from analysis.frame.summary import SummaryRow, data_type, headline_results, task_name
-from analysis.report.page import Page, Picture, Record, inline_svg
+from analysis.page.asked import asked_of, claim_of
+from analysis.page.parts import Download, Page, Picture, Record, ShownTable
+from analysis.page.won import summary_of
 from analysis.tables.typeset import MISSING, with_error, with_errors
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 from matquant.config.overrides import sweeps
 from matquant.config.study import DEFAULT_NAME
 
 if TYPE_CHECKING:
-    from analysis.figures.gallery import Plot
     from analysis.frame.load import LoadedResults
-    from analysis.tables.typeset import Table
     from matquant.config.cell import Cell
     from matquant.config.study import Study
-
-THEME = {INK: "ink", PAPER: "paper", QUIET: "quiet"}
 
 
 def page_of(
     study: Study,
     loaded: LoadedResults,
     rows: pd.DataFrame,
-    table: Table,
-    others: tuple[Table | None, Table | None],
-    drawn: Sequence[tuple[Plot, Sequence[str]]],
-    again: Sequence[str],
+    tables: Sequence[ShownTable],
+    pictures: Sequence[Picture],
+    results: Sequence[Download],
+    *,
+    overrides: Sequence[str] | None,
+    measures: Sequence[str] = USUAL_AXES,
 ) -> Page:
-    """The page; `drawn`: figures with their SVGs, widest first.
-
-    `others`: the paper's table, if the study is one, and rows at equal stored bits, if it has somebody else's model.
-    """
-    paper, equal = others
+    """The page; `results`: all results as files.  Keywords as in `analysis.report.report.Report`."""
     return Page(
         name=study.name,
+        claim=claim_of(overrides),
+        asked=asked_of(loaded, study.setup.readout),
+        summary=summary_of(rows, loaded),
         headlines=headlines(rows),
         measured=measured_text(loaded),
-        pictures=[_picture(plot, svgs) for plot, svgs in drawn],
-        table=table,
-        paper=None if paper is None else (paper.caption, replace(paper, caption="")),
+        pictures=pictures,
+        tables=tables,
         records=[_record(cell, loaded) for cell in study.cells],
+        results=results,
         provenance=provenance_rows(loaded),
         problems=[*loaded.problems, *loaded.others],
         gaps=gap_texts(loaded),
-        commands=again,
-        equal=equal,
+        commands=commands(study.name, overrides, measures),
     )
-
-
-def _picture(plot: Plot, svgs: Sequence[str]) -> Picture:
-    drawn = [inline_svg(svg, plot.title, THEME, f"{plot.name}{place}-") for place, svg in enumerate(svgs)]
-    return Picture(plot.name, plot.title, plot.note, drawn)
 
 
 def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
@@ -137,6 +128,11 @@ def measured_text(loaded: LoadedResults) -> str:
     return f"{total - missing} of {total} results measured, {period}, by commit {commits}."
 
 
+RESULT_COLUMNS = (
+    *("cell_id", "model", "label", "plan", "task", "metric", "value", "stderr", "num_documents", "limit", "batch_size"),
+    *("dtype", "data", "lm_eval", "protocol_id", "checkpoint", "device", "seconds", "finished", "commit"),
+)
+"""The columns of a result in the file of all results; fractions and nats."""
 RECORD_COLUMNS = {
     "plan": "plan",
     "task": "task",

@@ -1,0 +1,37 @@
+"""The study of two small models: the parts of its document, and what holds for all its claims; design.md says why."""
+
+from __future__ import annotations
+
+from analysis.claims.definition import DocumentPart, StudyDefinition
+from studies.two_models.claims import ALGORITHMS, CLAIMS, MODELS, PLAIN
+
+PARTS = (
+    DocumentPart("untrained", "Without training", (), ("widths_log_pplx",)),
+    DocumentPart("suited", "Without training, on the grid that suits slices"),
+    DocumentPart("omniquant", "OmniQuant, groups of 64", (), ("widths_log_pplx",)),
+    DocumentPart(
+        "gptq", "GPTQ and MatGPTQ, groups of 64", (), ("widths_log_pplx",), nested="{int8: 1, int4: 1, int3: 1}"
+    ),
+    DocumentPart("qat", "QAT, groups of 64", (), ("widths_log_pplx",)),
+    DocumentPart("per_channel", "One scale a channel"),
+    DocumentPart("sliced", "int8 of each algorithm, read narrower"),
+    DocumentPart("objectives", "Single Precision and Extra Precision"),
+    DocumentPart("distill", "Co-distillation"),
+    DocumentPart("mixnmatch", "Mix'n'Match", (), ("plans",)),
+    DocumentPart("attention", "Feed-forward layers and attention"),
+)
+
+UNIGRAM = {"smollm2_135m": 7.557, "gemma3_270m": 7.636}
+"""Log perplexity of the test text for a unigram model of the training text, one added to each count, by model."""
+
+STUDY = StudyDefinition(
+    title="Two small models, fair grids, three seeds",
+    introduction="The claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537), tested on SmolLM2-135M "
+    "and Gemma 3 270M as [the design](design.md) lays down, which was written before anything was measured.",
+    parts=PARTS,
+    claims=CLAIMS,
+    seeds={base: (base, "per_channel") for base in ALGORITHMS},
+    models=tuple(MODELS),
+    nested=PLAIN,
+    unigram=UNIGRAM,
+)
