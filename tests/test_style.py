@@ -259,4 +259,5 @@ def test_rows_of_markers_stand_side_by_side_only_where_they_meet():
     axes.set_ylim(0, 10)
     first, second = Points(np.array([2.0, 8]), np.array([5.0, 5])), Points(np.array([2.0]), np.array([5.0]))
     apart = Points(np.array([5.0]), np.array([5.0]))
-    assert side_by_side(axes, {"a": first, "b": second, "c": apart}) == {"a": 0, "b": -STEP, "c": 0}
+    moved = side_by_side(axes, {"a": first, "b": second, "c": apart})
+    assert {name: points.tolist() for name, points in moved.items()} == {"a": [0, 0], "b": [-STEP], "c": [0]}

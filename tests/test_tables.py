@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from analysis.frame.best import with_best
 from analysis.frame.load import COLUMNS, LoadedResults, load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import stderr_of_mean, summary
-from analysis.tables.drawing import to_html, to_markdown, to_text
+from analysis.tables.drawing import to_html, to_latex, to_markdown, to_text
 from analysis.tables.summary_table import summary_table
 from analysis.tables.typeset import MISSING
 from evaluation.results.metrics import error_name, headline_metric, higher_is_better, is_fraction
@@ -124,23 +125,27 @@ def test_interpolated_read_outs_are_marked_and_the_mark_is_explained(made):
     assert "interpolated" in marked[1]
 
 
-def test_only_the_best_value_as_printed_is_bold_and_never_an_unquantized_one(made):
+def test_what_cannot_be_told_apart_is_not_bold(made):
     measure(made)
-    table = to_markdown(summary_table(summary(load(made)), made.setup.readout.tasks))
-    full, *rows = [line for line in table.splitlines() if line.startswith("|")][2:]
-    assert "**" not in full
-    # All methods were given the same values: equal entries are all bold.
-    assert all("**52.0**" in row for row in rows if row.startswith("| int2"))
+    loaded = load(made)
+    assert "**" not in to_markdown(summary_table(with_best(summary(loaded), loaded), loaded.tasks))
+    assert "Bold" not in to_markdown(summary_table(summary(loaded), loaded.tasks))
 
 
-def test_the_lower_log_perplexity_is_the_better_one(made):
+def test_only_what_is_significantly_better_than_each_rival_is_bold(made):
     store = measure(made)
     path = next((store.folder / made.cells[2].id / "int2").glob("log_pplx-*.json"))
     result = store.read(path)
-    store.put(dataclasses.replace(result, metrics={**result.metrics, "log_pplx": 1.25}), documents_of(result))
-    table = to_markdown(summary_table(summary(load(made)), made.setup.readout.tasks))
-    best = next(line for line in table.splitlines() if "**1.250 ± 0.020**" in line)
-    assert best.startswith("| int2 | Baseline")
+    better = dataclasses.replace(result, metrics={**result.metrics, "log_pplx": 1.25})
+    store.put(better, documents_of(better))
+    loaded = load(made)
+    table = to_markdown(summary_table(with_best(summary(loaded), loaded), loaded.tasks))
+    (bold,) = [line for line in table.splitlines() if line.startswith("|") and "**" in line]
+    assert bold.startswith("| int2 | Baseline")
+    assert bold.count("**") == 2
+    assert "**1.250 ± 0.020 ▲**" in bold or "**1.250 ± 0.020**" in bold
+    assert "Bold: significantly better than each other row of its data type, paired over the same documents" in table
+    assert r"\textbf{1.250" in to_latex(summary_table(with_best(summary(loaded), loaded), loaded.tasks))
 
 
 def test_a_terminal_of_130_columns_holds_the_table_of_six_tasks(tmp_path):

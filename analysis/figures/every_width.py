@@ -15,9 +15,9 @@ from analysis.figures import legends
 from analysis.figures.scales import (
     Points,
     bits_axis,
+    draw_markers,
     far_off,
     limit,
-    moved_right,
     point_off,
     side_by_side,
     value_axis,
@@ -155,11 +155,12 @@ def _draw(axes: Axes, ours: pd.DataFrame, paper: pd.DataFrame, value: str, lines
     value_axis(axes, in_view["value"], nats=value == LOG_PPLX)
     errors = in_view["stderr"].fillna(0)
     limit(axes, [*(in_view["value"] - errors), *(in_view["value"] + errors)], drawn.loc[off, "bits"].tolist())
+    edge = float(drawn.loc[off, "value"].min()) if off.any() else np.inf
     if len(ours):
-        _lines(axes, paper, lines, faint=True)
-        _lines(axes, ours, lines, faint=False)
+        _lines(axes, paper, lines, edge, faint=True)
+        _lines(axes, ours, lines, edge, faint=False)
     else:
-        _lines(axes, paper, lines, faint=False)
+        _lines(axes, paper, lines, edge, faint=False)
     styles = {line.name: line.style for line in lines}
     beyond = (ours if len(ours) else paper)[off[: len(ours)] if len(ours) else off]
     columns = beyond[["bits", "value", "line"]].itertuples(index=False, name=None)
@@ -185,29 +186,29 @@ def _words(row: Mapping[Any, Any], source: str, title: str) -> str:
     return f"{name}, {source}\n{title}: {number_text(row['value'], row['stderr'])}{place}"
 
 
-def _lines(axes: Axes, found: pd.DataFrame, lines: Sequence[PlottedLine], *, faint: bool) -> None:
-    """Lines with their markers and errors; `faint` for the paper's beside ours, which have no errors."""
+def _lines(axes: Axes, found: pd.DataFrame, lines: Sequence[PlottedLine], edge: float, *, faint: bool) -> None:
+    """Lines with their markers and errors up to an edge; `faint` for the paper's beside ours, which have no errors."""
     look = {"alpha": 0.35 if faint else 1.0, "zorder": 2 if faint else 4}
     for full in found.loc[found["line"] == "full", "value"]:
         axes.axhline(full, **FULL_LINE, zorder=1)
     rows = {line.name: found[found["line"] == line.name].sort_values("bits") for line in lines}
-    moved = side_by_side(
-        axes, {name: Points(on["bits"].to_numpy(float), on["value"].to_numpy(float)) for name, on in rows.items()}
-    )
+    near = {name: on[on["value"] < edge] for name, on in rows.items()}
+    places = {name: Points(on["bits"].to_numpy(float), on["value"].to_numpy(float)) for name, on in near.items()}
+    moved = side_by_side(axes, places)
     for line in reversed(lines):  # MatQuant comes last, on top
-        on = rows[line.name]
-        if on.empty:
+        on, points = near[line.name], places[line.name]
+        whole = rows[line.name]
+        if whole.empty:
             continue
-        place = moved_right(axes, moved[line.name])
-        bits, values = on["bits"].to_numpy(float), on["value"].to_numpy(float)
-        _join_neighbours(axes, bits, values, {"color": line.style.colour, "linestyle": line.dashes, **look, **place})
-        errors = on["stderr"].fillna(0).to_numpy(float)
-        if errors.any():
-            bars = {"ecolor": line.style.outline, "elinewidth": 0.7, "alpha": 0.5, **place}
-            axes.errorbar(bits, values, yerr=errors, fmt="none", **bars)
+        stroke = {"color": line.style.colour, "linestyle": line.dashes, **look}
+        _join_neighbours(axes, whole["bits"].to_numpy(float), whole["value"].to_numpy(float), stroke)
+        errors, interpolated = on["stderr"].fillna(0).to_numpy(float), on["interpolated"].to_numpy(bool)
+        bars = {"ecolor": line.style.outline, "elinewidth": 0.7, "alpha": 0.5}
         for hollow in (False, True):
-            of_kind = on["interpolated"].to_numpy(bool) == hollow
-            axes.plot(bits[of_kind], values[of_kind], **marker(line.style, hollow=hollow), **look, **place)
+            here = interpolated == hollow
+            shape = {**marker(line.style, hollow=hollow), **look}
+            kept = Points(points.x[here], points.y[here])
+            draw_markers(axes, kept, moved[line.name][here], errors[here], shape, bars)
 
 
 def _join_neighbours(axes: Axes, bits: np.ndarray, values: np.ndarray, look: Mapping[str, Any]) -> None:

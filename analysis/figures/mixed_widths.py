@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis.figures import legends
 from analysis.figures.pareto import PANELS, SIZES, Panel, method_styles
-from analysis.figures.scales import Points, bits_axis, far_off, limit, moved_right, point_off, side_by_side, value_axis
+from analysis.figures.scales import Points, bits_axis, draw_markers, far_off, limit, point_off, side_by_side, value_axis
 from analysis.figures.style import FULL_LINE, INTERPOLATED, RC, TEXT, Style, columns_of, marker, new_figure
 from analysis.figures.told_reads import tell_full, tell_reads
 from analysis.frame import grids
@@ -21,6 +21,7 @@ from evaluation.results.metrics import LOG_PPLX
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -78,15 +79,16 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: Panel, styles: Mapping[str, Sty
         reads.loc[off, "effective_bits"].round(1).tolist(),
     )
     lines = {label: reads[reads["label"] == label].sort_values("effective_bits") for label in _in_order(reads)}
-    moved = side_by_side(
-        axes,
-        {
-            label: Points(line["effective_bits"].to_numpy(float), panel.scale * line[panel.value].to_numpy(float))
-            for label, line in lines.items()
-        },
-    )
+    near = {label: line[~off[reads.index.get_indexer(line.index)]] for label, line in lines.items()}
+    places = {
+        label: Points(line["effective_bits"].to_numpy(float), panel.scale * line[panel.value].to_numpy(float))
+        for label, line in near.items()
+    }
+    moved = side_by_side(axes, places)
     for label, line in lines.items():
-        _line(axes, line, panel, styles[label], moved[label])
+        look = {"color": styles[label].colour, "linewidth": 1.1, "zorder": 3}
+        axes.plot(line["effective_bits"], panel.scale * line[panel.value], **look)
+        _markers(axes, near[label], places[label], panel, styles[label], moved[label])
     columns = reads.loc[off, ["effective_bits", panel.value, "label"]].itertuples(index=False, name=None)
     beyond = [(bits, panel.scale * value, styles[label]) for bits, value, label in columns]
     point_off(axes, beyond)
@@ -99,16 +101,13 @@ def _in_order(rows: pd.DataFrame) -> list[str]:
     return sorted(rows["label"].unique(), key=lambda label: not label.startswith(UNIFORM))
 
 
-def _line(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style, moved: float) -> None:
-    place = moved_right(axes, moved)
-    bits, values = rows["effective_bits"].to_numpy(float), rows[panel.value].to_numpy(float) * panel.scale
+def _markers(axes: Axes, rows: pd.DataFrame, points: Points, panel: Panel, style: Style, moved: np.ndarray) -> None:
     errors = rows[f"{panel.value}_stderr"].fillna(0).to_numpy(float) * panel.scale
-    axes.plot(bits, values, color=style.colour, linewidth=1.1, zorder=3, **place)
-    bars = {"ecolor": style.outline, "elinewidth": 0.7, "alpha": 0.4, "zorder": 2, **place}
-    axes.errorbar(bits, values, yerr=errors, fmt="none", **bars)
+    bars = {"ecolor": style.outline, "elinewidth": 0.7, "alpha": 0.4, "zorder": 2}
     for hollow in (False, True):
-        drawn = rows["interpolated"].to_numpy(bool) == hollow
-        axes.plot(bits[drawn], values[drawn], **marker(style, hollow=hollow), zorder=4, **place)
+        here = rows["interpolated"].to_numpy(bool) == hollow
+        look = {**marker(style, hollow=hollow), "zorder": 4}
+        draw_markers(axes, Points(points.x[here], points.y[here]), moved[here], errors[here], look, bars)
 
 
 def _legend(rows: pd.DataFrame, styles: Mapping[str, Style]) -> list[Line2D]:

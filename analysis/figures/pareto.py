@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import legends
-from analysis.figures.scales import Points, bits_axis, far_off, limit, moved_right, point_off, side_by_side, value_axis
+from analysis.figures.scales import Points, bits_axis, draw_markers, far_off, limit, point_off, side_by_side, value_axis
 from analysis.figures.style import (
     CHANCE_LINE,
     FRONT_LINE,
@@ -195,16 +195,21 @@ def _draw_panel(
     ends = [*(values - errors.fillna(0)), *(values + errors.fillna(0)), *([] if chance is None else [100 * chance])]
     limit(axes, ends, measured.loc[off, "size"].round(1).tolist())
     _draw_front(axes, measured, panel)
-    near = {label: measured[~off & (measured["label"] == label)] for label in styles}
+    in_view = {label: measured[~off & (measured["label"] == label)].sort_values("size") for label in styles}
+    places = {
+        label: Points(rows["size"].to_numpy(float), panel.scale * rows[panel.value].to_numpy(float))
+        for label, rows in in_view.items()
+    }
+    # Markers on a line keep their places before others do.
     moved = side_by_side(
-        axes,
-        {
-            label: Points(near[label]["size"].to_numpy(float), near[label][panel.value].to_numpy() * panel.scale)
-            for label in sorted(styles, key=lambda label: not _is_joined(label))
-        },
+        axes, {label: places[label] for label in sorted(styles, key=lambda label: not _is_joined(label))}
     )
     for label, style in styles.items():
-        _draw_method(axes, measured[measured["label"] == label].sort_values("size"), panel, style, moved[label])
+        if _is_joined(label):
+            line = measured[measured["label"] == label].sort_values("size")
+            look = {"color": style.colour, "linewidth": 1.1, "alpha": 0.45, "zorder": 3}
+            axes.plot(line["size"], panel.scale * line[panel.value], **look)
+        _draw_method(axes, in_view[label], panel, style, moved[label])
     columns = measured.loc[off, ["size", panel.value, "label"]].itertuples(index=False, name=None)
     beyond = [(place, panel.scale * value, styles[label]) for place, value, label in columns]
     point_off(axes, beyond)
@@ -219,36 +224,21 @@ def _megabyte_axis(axes: Axes, sizes: pd.Series) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
 
 
-def _draw_method(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style, moved: float) -> None:
-    """One method's markers with their errors: hollow where interpolated, faint where dominated.
-
-    MatQuant's read-outs come out of one checkpoint, so a line joins them.  `moved`: points to the right.
-    """
-    if rows.empty:
-        return
-    places, values = rows["size"].to_numpy(), rows[panel.value].to_numpy() * panel.scale
-    errors = rows[f"{panel.value}_stderr"].fillna(0).to_numpy() * panel.scale
-    place = moved_right(axes, moved)
-    kept, hollow = rows["kept"].to_numpy(), rows["interpolated"].to_numpy(dtype=bool)
-    if _is_joined(rows["method"].iloc[0]):
-        axes.plot(places, values, color=style.colour, linewidth=1.1, alpha=0.45, zorder=3, **place)
-    for front in (False, True):
-        chosen = kept == front
+def _draw_method(axes: Axes, rows: pd.DataFrame, panel: Panel, style: Style, moved: np.ndarray) -> None:
+    """One method's markers with their errors: hollow where interpolated, faint where dominated."""
+    points = Points(rows["size"].to_numpy(float), panel.scale * rows[panel.value].to_numpy(float))
+    errors = panel.scale * rows[f"{panel.value}_stderr"].fillna(0).to_numpy(float)
+    kept, interpolated = rows["kept"].to_numpy(bool), rows["interpolated"].to_numpy(bool)
+    for front, hollow in product((False, True), repeat=2):
+        here = (kept == front) & (interpolated == hollow)
         opacity = 1.0 if front else FAINT
-        bars = {"ecolor": style.outline, "elinewidth": 0.8, "alpha": 0.55 * opacity, "zorder": 2, **place}
-        axes.errorbar(places[chosen], values[chosen], yerr=errors[chosen], fmt="none", **bars)
-        for drawn, is_hollow in ((chosen & ~hollow, False), (chosen & hollow, True)):
-            axes.plot(
-                places[drawn],
-                values[drawn],
-                **marker(style, hollow=is_hollow),
-                alpha=opacity,
-                zorder=5 if front else 4,
-                **place,
-            )
+        bars = {"ecolor": style.outline, "elinewidth": 0.8, "alpha": 0.55 * opacity, "zorder": 2}
+        look = {**marker(style, hollow=hollow), "alpha": opacity, "zorder": 5 if front else 4}
+        draw_markers(axes, Points(points.x[here], points.y[here]), moved[here], errors[here], look, bars)
 
 
 def _is_joined(method: str) -> bool:
+    """True for MatQuant: its read-outs come out of one checkpoint, so a line joins them."""
     return method.startswith("MatQuant")
 
 

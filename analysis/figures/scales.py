@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
     from analysis.figures.style import Style
@@ -28,6 +29,9 @@ ROOM = 1.19
 
 STEP = 4.4
 """The points between markers that stand side by side."""
+
+LOWER = 0.75
+"""The height of a panel, of what it has before its legend is laid out."""
 
 MOST = 8
 """The steps that a row of markers may go to each side of its place."""
@@ -129,36 +133,41 @@ def point_off(axes: Axes, off: Sequence[tuple[float, float, Style]]) -> None:
 # --- markers that would hide each other -------------------------------------------------------------------------------
 
 
-def side_by_side(axes: Axes, rows: Mapping[str, Points]) -> dict[str, float]:
-    """The points to the right that each row of markers is moved by, so that none hides one of another row.
+def side_by_side(axes: Axes, rows: Mapping[str, Points]) -> dict[str, np.ndarray]:
+    """The points to the right that each marker is moved by, by row, so that none hides another.
 
-    The limits of the axes have to be set; a row that is in nobody's way stays at its place.
+    The limits of the axes have to be set; a marker that is in nobody's way stays at its place.
     """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    dpi = figure.dpi
-    placed: list[np.ndarray] = []
+    dpi = _figure(axes).dpi
+    placed = np.zeros((0, 2))
     moved = {}
+    steps = STEP * np.array(sorted(range(-MOST, MOST + 1), key=abs))
     for name, points in rows.items():
         places = axes.transData.transform(np.column_stack([points.x, points.y])) * 72 / dpi
-        steps = sorted(range(-MOST, MOST + 1), key=abs)
-        free = {step: _nearest(places + np.array([step * STEP, 0]), placed) for step in steps}
-        step = next((step for step in steps if free[step] >= 1), max(steps, key=lambda step: free[step]))
-        placed.append(places + np.array([step * STEP, 0]))
-        moved[name] = step * STEP
+        places[:, 1] *= LOWER
+        moved[name] = np.zeros(len(places))
+        for number, place in enumerate(places):
+            tried = place + np.column_stack([steps, np.zeros(len(steps))])
+            nearest = np.abs(tried[:, None] - placed[None]).max(axis=2).min(axis=1, initial=np.inf)
+            chosen = int(np.argmax(nearest > 0.999 * STEP)) if (nearest > 0.999 * STEP).any() else int(nearest.argmax())
+            moved[name][number] = steps[chosen]
+            placed = np.vstack([placed, tried[chosen]])
     return moved
 
 
-def _nearest(places: np.ndarray, placed: Sequence[np.ndarray]) -> float:
-    """The distance to the nearest marker that is there, in steps."""
-    if not placed or not len(places):
-        return float("inf")
-    others = np.concatenate(placed)
-    return float((np.abs(places[:, None, :] - others[None, :, :]).max(axis=2) / STEP).min(initial=np.inf)) + 1e-6
+def draw_markers(
+    axes: Axes, points: Points, moved: np.ndarray, errors: np.ndarray, look: Mapping[str, Any], bars: Mapping[str, Any]
+) -> None:
+    """Markers with their errors, each moved to the right by so many points; its data stay what they are."""
+    shift = _figure(axes).dpi_scale_trans
+    for points_right in np.unique(moved):
+        here = moved == points_right
+        place: dict[str, Any] = {"transform": axes.transData + ScaledTranslation(points_right / 72, 0, shift)}
+        axes.errorbar(points.x[here], points.y[here], yerr=errors[here], fmt="none", **bars, **place)
+        axes.plot(points.x[here], points.y[here], **look, **place)
 
 
-def moved_right(axes: Axes, points: float) -> dict[str, Any]:
-    """Keywords of what is drawn so many points to the right of its place in the data."""
+def _figure(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True)
     assert figure is not None
-    return {"transform": axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)}
+    return figure

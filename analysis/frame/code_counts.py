@@ -56,9 +56,29 @@ def bucket_shares(codes: Codes, to: Slice) -> np.ndarray:
     A slice without the extra bit clamps the last share into the bucket before it.
     """
     step = codes.parent_bits - to.bits
-    values = np.arange(len(codes.histogram))
-    buckets = values if step == 0 else (values + (1 << (step - 1))) >> step
+    buckets = rounded(np.arange(len(codes.histogram)), step)
     return np.bincount(buckets, weights=codes.shares, minlength=(1 << to.bits) + 1)
+
+
+def rounded(codes: np.ndarray, step: int) -> np.ndarray:
+    """floor(q / 2^step + 1/2): what is left of codes without their last `step` bits."""
+    return codes if step == 0 else (codes + (1 << (step - 1))) >> step
+
+
+def slicing_steps(codes: Iterable[int], to: Slice, parent_bits: int = 8) -> pd.DataFrame:
+    """Eq. 6 step by step, a row for each code: divided, rounded, clipped, and back on the parent's scale."""
+    import pandas as pd
+
+    parents, step = np.asarray(list(codes)), parent_bits - to.bits
+    inside = np.clip(rounded(parents, step), 0, (1 << to.bits) - 1)
+    columns = {
+        "code q": parents,
+        f"q / 2^{step}": parents / (1 << step),
+        "rounded half up": rounded(parents, step),
+        f"clipped to 0..{(1 << to.bits) - 1}": inside,
+        "back on the parent's scale": inside << step,
+    }
+    return pd.DataFrame(columns).set_index("code q")
 
 
 def num_parameters(rows: pd.DataFrame, codes: Mapping[str, Codes]) -> dict[str, float]:

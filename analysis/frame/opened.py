@@ -11,6 +11,7 @@ from analysis.frame.load import LoadedResults, load_frame
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from evaluation.results.store import ResultStore
+from matquant.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,16 @@ class OpenStudy:
     def rows(self) -> pd.DataFrame:
         """A row for each read-out: its numbers."""
         return with_best(summary(self.loaded), self.loaded)
+
+    def only(self, *names: str) -> OpenStudy:
+        """The same results, of the unquantized model and of rows whose names begin with one of these."""
+        rows = self.rows[(self.rows["base"] == "none") | self.rows["label"].str.startswith(names)]
+        if (rows["base"] == "none").all():
+            known = ", ".join(dict.fromkeys(self.rows.loc[self.rows["base"] != "none", "label"]))
+            raise UserError(f"no row's name begins with {' or '.join(map(repr, names))}; there are {known}")
+        chosen = OpenStudy(self.study)
+        vars(chosen).update(loaded=self.loaded, rows=rows.reset_index(drop=True))
+        return chosen
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:

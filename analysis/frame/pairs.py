@@ -10,6 +10,7 @@ from analysis.frame import grids
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import differences, outcomes
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from matquant.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,33 @@ def pairs_of(ours: OpenStudy, theirs: OpenStudy, *, first: str, second: str) -> 
                     )
     columns = ["plan", "first", "second", "what", "difference", "stderr", "p_value", "documents"]
     return pd.DataFrame(found, columns=columns)
+
+
+def difference_of(study: OpenStudy, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
+    """Two read-outs of one study, each named by its label and plan: a row for every task that both have.
+
+    Percent points, and nats for log perplexity; positive where the first has more.
+    """
+    ours, theirs = (_row(study, *one) for one in (first, second))
+    compared = _compared(study, study, ours, theirs)
+    scales = {task: 1 if task == LOG_PPLX else 100 for task in compared}
+    columns = {
+        "difference": [scales[task] * found.mean for task, found in compared.items()],
+        "stderr": [scales[task] * found.stderr for task, found in compared.items()],
+        "p_value": [found.p_value for found in compared.values()],
+        "documents": [found.num_documents for found in compared.values()],
+        "test": [found.test for found in compared.values()],
+    }
+    return pd.DataFrame(columns, index=[TASK_NAMES.get(task, task) for task in compared])
+
+
+def _row(study: OpenStudy, label: str, plan: str) -> pd.Series:
+    of_study = study.rows[study.rows["base"] != "none"]
+    found = of_study[(of_study["label"] == label) & (of_study["plan"] == plan)]
+    if found.empty:
+        pairs = ", ".join(f"{label!r} at {plan}" for label, plan in of_study[["label", "plan"]].itertuples(index=False))
+        raise UserError(f"no row {label!r} at {plan!r}; there are {pairs}")
+    return found.iloc[0]
 
 
 def _names(our: pd.Series, their: pd.Series) -> tuple[str, str]:

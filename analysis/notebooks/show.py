@@ -19,13 +19,15 @@ import pandas as pd
 from analysis import published
 from analysis.figures.gallery import Plot, plots
 from analysis.figures.style import SCREEN_DPI, TEXT, save_figure
+from analysis.frame.code_counts import slicing_steps
 from analysis.frame.opened import OpenStudy
-from analysis.frame.pairs import pairs_of
+from analysis.frame.pairs import difference_of, pairs_of
 from analysis.page.contents import gap_texts, headlines, provenance_rows
 from analysis.tables.drawing import to_html, to_text
 from analysis.tables.papers import paper_table
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
 from matquant.errors import UserError
+from matquant.notation import Slice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +103,14 @@ class ShownStudy:
         rows, comparisons = self.opened.rows, self.opened.comparisons
         return ShownTable(paper_table(number, with_reference_notes(rows, comparisons), significant_marks(comparisons)))
 
+    def only(self, *names: str) -> ShownStudy:
+        """The rows whose names begin with one of these: `MatQuant`, `Baseline (OmniQuant)`."""
+        return ShownStudy(self.opened.only(*names))
+
+    def difference(self, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
+        """Two read-outs, each its name and its plan, on the documents that both were measured on."""
+        return difference_of(self.opened, first, second)
+
     @cached_property
     def plots(self) -> dict[str, Plot]:
         opened = self.opened
@@ -137,6 +147,11 @@ def open_study(*overrides: str) -> ShownStudy:
 def compare(ours: ShownStudy, theirs: ShownStudy, *, first: str, second: str) -> pd.DataFrame:
     """Rows of one study against those of another, by their names (`MatQuant`), on the documents that both have."""
     return pairs_of(ours.opened, theirs.opened, first=first, second=second)
+
+
+def slicing(codes: Sequence[int], to: str) -> pd.DataFrame:
+    """Eq. 6 for int8 codes, step by step: `slicing([37, 200], to="int2")`."""
+    return slicing_steps(codes, Slice.parse(to))
 
 
 def check_published() -> ShownText:

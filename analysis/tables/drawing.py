@@ -15,8 +15,8 @@ from matquant.checkout import PROJECT
 
 TABLES = PROJECT / "analysis" / "tables" / "templates"
 NOTE_WIDTH = 130
-METHOD_WIDTH = 30
-"""The characters of a method's name, or its grid's, in a line; a longer one is wrapped, so that a table fits into 137
+METHOD_WIDTH = 29
+"""The characters of a method's name, or its grid's, in a line; a longer one is wrapped, so that a table fits into 135
 columns."""
 ROWS = "rows of the table"
 LINES_A_PAGE = 60
