@@ -13,8 +13,13 @@ MODELS = {"smollm2_135m": "SmolLM2", "gemma3_270m": "Gemma"}
 GRIDS = {"64": "groups of 64", "None": "per channel"}
 ALGORITHMS = ("omniquant", "gptq", "qat")
 ON_TRAINED_CODES = ("omniquant", "gptq")
-SUITED: Mapping[str, Mapping[str, str]] = {}
-"""The grid that suits slices of an untrained int8, by model: chosen on tuning text (experiment=two_models/choice)."""
+SUITED: Mapping[tuple[str, str], Mapping[str, str]] = {
+    ("smollm2_135m", "64"): {"grid__zero": "aligned_int2", "grid__headroom": "full"},
+    ("smollm2_135m", "None"): {"grid__zero": "aligned_int2", "grid__headroom": "full"},
+    ("gemma3_270m", "64"): {"grid__zero": "aligned_int4", "grid__headroom": "int4"},
+    ("gemma3_270m", "None"): {"grid__zero": "real", "grid__headroom": "int3"},
+}
+"""The grid that suits slices of an untrained int8, by model and group: chosen on tuning text (two_models/choice)."""
 PLAIN = {"objective": "{int8: 1, int4: 1, int2: 1}", "weights": "1, 1, 1"}
 MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
 LAYOUTS = ("reverse_pyramid", "increasing", "decreasing")
@@ -60,7 +65,7 @@ def _untrained() -> Iterator[Case]:
     for model in MODELS:
         for group in GRIDS:
             for plan in ("int4", "int3", "int2"):
-                ours = read("minmax", "Sliced int8", plan, model, group, "suited", **SUITED.get(model, {}))
+                ours = read("minmax", "Sliced int8", plan, model, group, "suited", **SUITED[model, group])
                 theirs = read("omniquant", "MatQuant", plan, model, group)
                 where = f"{MODELS[model]}, {plan}, {GRIDS[group]}, against OmniQuant"
                 yield Case(where, (home("omniquant", group),), margins.as_good, ours, (theirs,))
@@ -71,7 +76,7 @@ def _collapse() -> Iterator[Case]:
         for group in GRIDS:
             plain = read("minmax", "Sliced int8", "int2", model, group, grid__zero="real", grid__headroom="full")
             yield Case(f"{MODELS[model]}, MinMax, {GRIDS[group]}", ("untrained",), margins.fails, plain)
-            suited = read("minmax", "Sliced int8", "int2", model, group, **SUITED.get(model, {}))
+            suited = read("minmax", "Sliced int8", "int2", model, group, **SUITED[model, group])
             yield Case(f"{MODELS[model]}, suited, {GRIDS[group]}", ("suited",), margins.does_not_fail, suited)
 
 
