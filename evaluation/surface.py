@@ -122,7 +122,3 @@ TOUCHED = (
 def lost() -> list[str]:
     """A sentence for each part that the installed versions lack."""
     return [gone for touched in TOUCHED if (gone := touched.lost()) is not None]
-
-
-if __name__ == "__main__":
-    print("\n".join(lost()) or f"all {len(TOUCHED)} are there")

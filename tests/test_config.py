@@ -21,6 +21,7 @@ NEEDS = {
     ("model", "hub"): ["model.repo=a/b", "model.name=b"],
     ("model", "folder"): ["model.path=.", "model.name=x"],
     ("base", "foreign"): ["model=folder", f"model.path={Path(renew.__file__).parent / 'foreign'}", "model.name=x"],
+    ("weights", "base_first"): ["bits=matquant_84"],
     ("data", "hub"): ["data.repo=a/b"],
     ("data", "text_files"): ["data.paths=[a.txt]"],
     ("perplexity", "text_files"): ["readout.perplexity.paths=[a.txt]"],

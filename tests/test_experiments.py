@@ -83,7 +83,7 @@ def _figures_are_drawn_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{DRAWING}.plots", plots_once)
-        patch.setattr(f"{DRAWING}.save_figure", saved_once)
+        patch.setattr("analysis.report.written.save_figure", saved_once)
         patch.setattr("analysis.report.report.FORMS", ("svg",))  # the other forms have tests of their own
         yield
 

@@ -10,6 +10,7 @@ import run
 from evaluation import forecast as module
 from evaluation.board import duration
 from evaluation.forecast import REPORT_S, START_S, Forecast, forecast
+from evaluation.work import comparing_operations, reading_operations, size_of
 from matquant.notation import Plan
 from matquant.runs.stopping import Stopped
 from matquant.runs.tracking import NoTracker
@@ -79,9 +80,14 @@ def test_only_what_is_missing_is_counted(study):
     none, omniquant = study.cells
     first = forecast(study).predicted
     assert set(first) == {(none.id, "evaluate"), (omniquant.id, "train"), (omniquant.id, "evaluate")}
-    # One plan of the one, three of the other, each of them the same work.
+    # One plan of the one, three of the other, each of them the same work, and compared with the unquantized model.
     reading = {cell_id: seconds - START_S for (cell_id, stage), seconds in first.items() if stage == "evaluate"}
-    assert reading[omniquant.id] == pytest.approx(3 * reading[none.id])
+    readout, size = study.setup.readout, size_of(omniquant, study.setup.paths.cache)
+    one, three = (
+        num + comparing_operations(omniquant, readout, size, num) / reading_operations(readout, size, 1)
+        for num in (1, 3)
+    )
+    assert reading[omniquant.id] == pytest.approx(three * reading[none.id])
 
     run.run_cell(none, study.setup)
     assert set(forecast(study).predicted) == {(omniquant.id, "train"), (omniquant.id, "evaluate")}
@@ -90,7 +96,7 @@ def test_only_what_is_missing_is_counted(study):
     for path in study.setup.paths.results.glob(f"{omniquant.id}/int2/*"):
         path.unlink()
     left = forecast(study).predicted
-    assert left[omniquant.id, "evaluate"] - START_S == pytest.approx(reading[none.id])
+    assert left[omniquant.id, "evaluate"] - START_S == pytest.approx(one * reading[none.id])
     shutil.rmtree(study.setup.paths.runs / omniquant.id / "checkpoint")
     assert (omniquant.id, "train") in forecast(study).predicted
 

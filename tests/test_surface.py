@@ -23,7 +23,7 @@ def test_the_installed_version_has_what_is_used_of_it(touched):
 def test_the_installed_version_is_one_that_was_read(library):
     installed = Version(metadata.version(library))
     assert installed < Version(f"{BELOW[library]}.dev0"), (
-        f"{library} {installed} was not tried; see docs/reference/libraries.md, run `python -m evaluation.surface`, "
+        f"{library} {installed} was not tried; do what docs/reference/libraries.md says, "
         "mend what it names, then raise BELOW in evaluation/surface.py and the bound in pyproject.toml"
     )
 

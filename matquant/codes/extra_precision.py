@@ -29,7 +29,7 @@ def num_overflow(nested: NestedWeight, to: Slice) -> int:
 def _in_overflow(counts: Int[Tensor, " codes"], to: Slice, *, parent_bits: int) -> int:
     """The weights in the overflow bucket: each code is sliced once, however many weights have it."""
     codes = torch.arange(len(counts), device=counts.device)
-    return int(counts[slice_codes(codes, to, parent_bits=parent_bits) == 1 << parent_bits].sum())
+    return int((counts * (slice_codes(codes, to, parent_bits=parent_bits) == 1 << parent_bits)).sum())
 
 
 def overflow_share(nested: NestedWeight, to: Slice) -> float:
