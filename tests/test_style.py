@@ -6,8 +6,10 @@ import itertools
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from omegaconf import OmegaConf
 
@@ -26,6 +28,7 @@ from analysis.figures.style import (
     new_figure,
     styles_of,
 )
+from analysis.figures.told import SVG_DPI, points_of, tell
 from analysis.frame.names import WEIGHTS_NAMES, head_of, named_weights
 from analysis.frame.opened import OpenStudy
 from matquant.checkout import PROJECT
@@ -261,3 +264,14 @@ def test_rows_of_markers_stand_side_by_side_only_where_they_meet():
     apart = Points(np.array([5.0]), np.array([5.0]))
     moved = side_by_side(axes, {"a": first, "b": second, "c": apart})
     assert {name: points.tolist() for name, points in moved.items()} == {"a": [0, 0], "b": [-STEP], "c": [0]}
+
+
+def test_a_marker_that_stepped_aside_is_pointed_at_where_it_is_drawn():
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    facts = pd.DataFrame({"row": ["one", "other"]})
+    tell(axes, [0.5, 0.5], [0.5, 0.5], facts, ["one", "other"], aside=[0.0, 9.0])
+    one, other = points_of(figure)
+    assert other.x - one.x == pytest.approx(9 * SVG_DPI / 72)
+    assert other.y == one.y

@@ -92,7 +92,8 @@ def _draw(axes: Axes, rows: pd.DataFrame, panel: Panel, styles: Mapping[str, Sty
     columns = reads.loc[off, ["effective_bits", panel.value, "label"]].itertuples(index=False, name=None)
     beyond = [(bits, panel.scale * value, styles[label]) for bits, value, label in columns]
     point_off(axes, beyond)
-    tell_reads(axes, reads.assign(size=reads["effective_bits"]), panel.value, SIZES["effective"])
+    aside = [(near[label].index, moved[label]) for label in lines]
+    tell_reads(axes, reads.assign(size=reads["effective_bits"]), panel.value, SIZES["effective"], aside)
     tell_full(axes, rows[rows["base"] == "none"], panel.value)
 
 

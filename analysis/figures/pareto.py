@@ -213,7 +213,7 @@ def _draw_panel(
     columns = measured.loc[off, ["size", panel.value, "label"]].itertuples(index=False, name=None)
     beyond = [(place, panel.scale * value, styles[label]) for place, value, label in columns]
     point_off(axes, beyond)
-    tell_reads(axes, measured, panel.value, SIZES[size])
+    tell_reads(axes, measured, panel.value, SIZES[size], [(in_view[label].index, moved[label]) for label in styles])
     tell_full(axes, full, panel.value)
 
 

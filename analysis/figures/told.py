@@ -27,9 +27,9 @@ MARGIN = 3
 class Told(Artist):
     """The facts of points, where they are drawn, and words for those that can be pointed at; draws nothing."""
 
-    def __init__(self, x: Any, y: Any, facts: pd.DataFrame, words: Sequence[str]) -> None:
+    def __init__(self, x: Any, y: Any, facts: pd.DataFrame, words: Sequence[str], aside: Any = 0.0) -> None:
         super().__init__()
-        self.facts, self.words = facts, words
+        self.facts, self.words, self.aside = facts, words, np.asarray(aside, dtype=float)
         self.x, self.y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
         self.set_in_layout(False)
 
@@ -46,13 +46,21 @@ class Point(NamedTuple):
 
 
 def tell(
-    axes: Axes, x: Any, y: Any, facts: pd.DataFrame, words: Sequence[str] = (), transform: Transform | None = None
+    axes: Axes,
+    x: Any,
+    y: Any,
+    facts: pd.DataFrame,
+    words: Sequence[str] = (),
+    transform: Transform | None = None,
+    *,
+    aside: Any = 0.0,
 ) -> None:
     """Adds the facts of points at (x, y) to the data of a figure.
 
-    `words`: a text for each point, if it can be pointed at; lines are divided by newlines.
+    `words`: a text for each point, if it can be pointed at; lines are divided by newlines.  `aside`: the points (of an
+    inch) to the right by which markers were moved, so that none hides another; they are pointed at where they are.
     """
-    told = Told(x, y, facts, words)
+    told = Told(x, y, facts, words, aside)
     if transform is not None:
         told.set_transform(transform)
     axes.add_artist(told)
@@ -74,6 +82,7 @@ def points_of(figure: Figure) -> list[Point]:
         assert told.axes is not None
         scale = SVG_DPI / figure.dpi
         places = scale * told.get_transform().transform(np.column_stack([told.x, told.y]))
+        places[:, 0] += told.aside * SVG_DPI / 72
         box = scale * told.axes.bbox.get_points()
         seen = ((places >= box[0] - MARGIN) & (places <= box[1] + MARGIN)).all(axis=1)
         for (x, y), words, is_seen in zip(places, told.words, seen, strict=True):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from analysis.figures.told import number_text, tell
 from analysis.frame.axes import SHOWN
 from analysis.frame.names import model_name
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Iterable
+
+    import numpy as np
     from matplotlib.axes import Axes
 
     from analysis.frame.summary import SummaryRow
@@ -18,13 +22,25 @@ FULL_PLACE = 0.985
 """The place of the unquantized model's line, as a share of the axes' width, where it can be pointed at."""
 
 
-def tell_reads(axes: Axes, reads: pd.DataFrame, value: str, unit: str) -> None:
-    """A point for each read-out, at its `size` in a unit; `kept` are those that no other one dominates."""
+def tell_reads(
+    axes: Axes,
+    reads: pd.DataFrame,
+    value: str,
+    unit: str,
+    moved: Iterable[tuple[pd.Index, np.ndarray]] = (),
+) -> None:
+    """A point for each read-out, at its `size` in a unit; `kept` are those that no other one dominates.
+
+    `moved`: how far the markers of some rows were moved aside, in points.
+    """
     facts = _facts(reads, value).assign(size=reads["size"], size_unit=unit)
     if "kept" in reads:
         facts["non_dominated"] = reads["kept"]
     words = [_words(row, value, unit) for row in reads.to_dict("records")]
-    tell(axes, reads["size"], facts["value"], facts, words)
+    aside = pd.Series(0.0, index=reads.index)
+    for rows, points in moved:
+        aside[rows] = points
+    tell(axes, reads["size"], facts["value"], facts, words, aside=aside)
 
 
 def tell_full(axes: Axes, full: pd.DataFrame, value: str) -> None:
