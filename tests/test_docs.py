@@ -292,7 +292,7 @@ def test_the_pages_of_commands_name_every_option_and_example():
 
 
 def test_the_page_of_experiments_names_every_experiment():
-    shown = whole(DOCS / "reference" / "experiments.md")
+    shown = "".join(whole(DOCS / "reference" / name) for name in ("experiments.md", "study_experiments.md"))
     assert not [one for one in choices("experiment") if f"| `{one}` |" not in shown]
 
 
