@@ -108,7 +108,9 @@ def test_the_pooled_spread_of_seeds_counts_where_it_is_known():
     ours, theirs = (replace(read_out(5.0, 5.1, 5.2, cell=cell), noise=noise) for cell in "ab")
     found = shift(ours, theirs, LOG_PPLX)
     assert found.stderr == pytest.approx(math.sqrt(2 * 0.2**2 / 3))
-    assert found.freedom == pytest.approx(16)
+    assert found.freedom == pytest.approx(8), "one estimate, which both rows share"
+    other = replace(theirs, noise=replace(noise, nats={LOG_PPLX: 0.1}))
+    assert shift(ours, other, LOG_PPLX).stderr == pytest.approx(math.sqrt((0.2**2 + 0.1**2) / 3))
 
 
 def test_the_margin_is_wider_below_four_bits():

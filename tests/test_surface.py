@@ -1,4 +1,4 @@
-"""What is used of Hydra and lm-eval though neither promises it: all there, and a sentence where it is gone."""
+"""The parts of Hydra and lm-eval that are used without a promise: all there, and a sentence where one is gone."""
 
 from __future__ import annotations
 

@@ -97,11 +97,12 @@ def find(case: Case, opened: Opened, background: Background) -> Finding:
 
 def findings(claim: Claim, opened: Opened, background: Background) -> list[Finding]:
     """The findings of all cases of a claim; margins are corrected for the number of cases, checks apart."""
-    found = {case.where: find(case, opened, background) for case in claim.cases}
+    found = [find(case, opened, background) for case in claim.cases]
     for checks in (False, True):
-        names = [case.where for case in claim.cases if case.is_check is checks]
-        found |= dict(zip(names, corrected([found[name] for name in names]), strict=True))
-    return [found[case.where] for case in claim.cases]
+        places = [place for place, case in enumerate(claim.cases) if case.is_check is checks]
+        for place, one in zip(places, corrected([found[place] for place in places]), strict=True):
+            found[place] = one
+    return found
 
 
 def _grids_text(ours: MeasuredReadOut, rivals: Sequence[MeasuredReadOut]) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from analysis.claims.evidence import NOT_MEASURED, Finding, Judge, MeasuredReadOut, signed
 from analysis.claims.verdicts import BOTH_FAILED, Verdict
+from analysis.frame.contests import holm
 from analysis.frame.significance import LEVEL, quantile
 from evaluation.results.metrics import KL, LOG_PPLX
 
@@ -118,26 +119,24 @@ class Asked(Finding):
 def corrected(found: Sequence[Finding]) -> list[Finding]:
     """The findings of one claim, with verdicts by Holm's step-down rule; those without a question stay as they are.
 
-    The k-th smallest of m p-values is held against 0.05 / (m - k + 1); from the first above it on, none is significant.
+    Cases of which nothing can be told by themselves count too: their number was chosen before anything was measured.
     """
-    places = [place for place, one in enumerate(found) if isinstance(one, Asked)]
-    questions = {place: one.question for place, one in enumerate(found) if isinstance(one, Asked)}
-    verdicts: dict[int, Verdict] = {}
-    level = LEVEL / max(1, len(places))
-    for rank, place in enumerate(sorted(places, key=lambda place: questions[place].p_value)):
-        step = LEVEL / (len(places) - rank)
-        # A level that nothing further can reach, once one has failed.
-        level = step if level and questions[place].p_value <= step else 0.0
-        verdicts[place] = _at(questions[place], level)
-    return [replace(one, verdict=verdicts[place]) if place in verdicts else one for place, one in enumerate(found)]
+    p_values = [one.question.p_value for one in found if isinstance(one, Asked)]
+    adjusted = iter(holm(p_values))
+    return [
+        replace(one, verdict=_at(one.question, next(adjusted), len(p_values))) if isinstance(one, Asked) else one
+        for one in found
+    ]
 
 
-def _at(question: Question, level: float) -> Verdict:
-    found = question.verdict(level)
+def _at(question: Question, adjusted: float, number: int) -> Verdict:
+    """The verdict on a case whose p-value is so large among so many."""
     alone = question.verdict()
-    if level == 0.0 and alone.word != UNTOLD:
+    if adjusted > LEVEL and alone.word != UNTOLD:
         return Verdict(UNTOLD, f"{alone.word} by itself, but not among so many cases")
-    return found if level else alone
+    # Its other answers have to be as significant as that for which it was chosen.
+    factor = adjusted / question.p_value if question.p_value else number
+    return alone if adjusted > LEVEL else question.verdict(LEVEL / factor)
 
 
 # --- measurement -----------------------------------------------------------------------------------------------------
@@ -147,23 +146,38 @@ def shift(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> Shift
     """The difference of two rows in a measure: means over the seeds of each, paired by block."""
     sides = [np.mean([of_seed[measure] for of_seed in read.seeds.values()], axis=0) for read in (ours, theirs)]
     blocks = sides[0] - sides[1]
-    parts = [(float(blocks.var(ddof=1)) / len(blocks), len(blocks) - 1.0)]
-    # Two read-outs of one checkpoint do not differ by training.
-    trained = [read for read in (ours, theirs) if len(read.seeds) > 1 and not ours.cells & theirs.cells]
-    for read in trained:
-        variance, freedom = _of_seeds(read, measure)
-        parts.append((variance / len(read.seeds), freedom))
+    parts = [(float(blocks.var(ddof=1)) / len(blocks), len(blocks) - 1.0), *_of_training(ours, theirs, measure)]
     total = sum(square for square, _ in parts)
     squares = sum(square**2 / freedom for square, freedom in parts)
     return Shift(float(blocks.mean()), math.sqrt(total), total**2 / squares if squares else math.inf)
 
 
-def _of_seeds(read: MeasuredReadOut, measure: str) -> tuple[float, float]:
-    """The variance of a row's mean over seeds, and its freedom: pooled over rows like it where those are known."""
+class Spread(NamedTuple):
+    """The variance of a row's mean from seed to seed, and its freedom; `pooled`: estimated from rows like it too."""
+
+    variance: float
+    freedom: float
+    pooled: bool
+
+
+def _of_training(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> list[tuple[float, float]]:
+    """The variances that training adds to a difference, each with its freedom."""
+    if ours.cells & theirs.cells:  # two read-outs of one checkpoint do not differ by training
+        return []
+    trained = [read for read in (ours, theirs) if len(read.seeds) > 1]
+    spreads, shares = [_spread(read, measure) for read in trained], [1 / len(read.seeds) for read in trained]
+    if len(spreads) == 2 and spreads[0].pooled and spreads[0] == spreads[1]:
+        # One estimate, whose freedom counts once.
+        spreads, shares = spreads[:1], [sum(shares)]
+    return [(share * one.variance, one.freedom) for one, share in zip(spreads, shares, strict=True)]
+
+
+def _spread(read: MeasuredReadOut, measure: str) -> Spread:
+    """The spread of a row: pooled over rows like it where those are known."""
     if read.noise is not None and measure in read.noise.nats:
-        return read.noise.nats[measure] ** 2, float(read.noise.freedom)
+        return Spread(read.noise.nats[measure] ** 2, float(read.noise.freedom), pooled=True)
     means = [of_seed[measure].mean() for of_seed in read.seeds.values()]
-    return float(np.var(means, ddof=1)), len(means) - 1.0
+    return Spread(float(np.var(means, ddof=1)), len(means) - 1.0, pooled=False)
 
 
 def better(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from analysis.frame.contests import holm
 from analysis.frame.measures import measures_of
 from analysis.frame.significance import LEVEL, TESTED_METRICS, differences, outcomes
 from evaluation.results.metrics import higher_is_better
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import pandas as pd
 
@@ -24,7 +25,8 @@ def with_best(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame:
     """The rows of `summary.summary`, with the column BEST.
 
     A number is the best if the row differs significantly from each of the others, paired over the same documents, and
-    for the better; a row that nobody else's stands beside has none.
+    for the better, by p-values that are corrected for the number of the others (`contests`); a row that nobody else's
+    stands beside has none.
     """
     import pandas as pd
 
@@ -49,10 +51,7 @@ def _of_group(group: pd.DataFrame, loaded: LoadedResults) -> Iterator[tuple[Any,
         if len(values) > 1:
             first = values.idxmax() if higher_is_better(metrics[name]) else values.idxmin()
             others = [index for index in values.index if index != first]
-            if all(_differs(name, measured[first], measured[other], loaded) for other in others):
+            found = [differences(measured[first], measured[other], loaded.averaged).get(name) for other in others]
+            p_values = holm([1.0 if one is None else one.p_value for one in found])
+            if max(p_values) < LEVEL:
                 yield first, name
-
-
-def _differs(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], loaded: LoadedResults) -> bool:
-    found = differences(ours, theirs, loaded.averaged).get(name)
-    return found is not None and found.p_value < LEVEL

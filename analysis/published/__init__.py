@@ -66,7 +66,7 @@ def speed(name: Speed) -> pd.DataFrame:
 
 @cache
 def our_speed() -> pd.DataFrame:
-    """What was measured here: table, model, method, width, metric, value, device, and how it was measured."""
+    """Our own measurements: table, model, method, width, metric, value, device, and how it was measured."""
     frame = pd.read_csv(OUR_SPEED, dtype=str, keep_default_na=False)
     return frame.assign(value=pd.to_numeric(frame["value"]))
 

@@ -97,7 +97,7 @@ def _notes(name: Speed, entries: pd.DataFrame) -> Iterator[str]:
 
 
 def missing(name: Speed, entries: pd.DataFrame) -> Iterator[str]:
-    """What the paper prints and we have no number for, in a sentence for each layer or model."""
+    """The numbers that the paper prints and we have none for, in a sentence for each layer or model."""
     theirs, ours = entries[entries["line"] == PAPER], entries[entries["line"] != PAPER]
     for model, printed in theirs.groupby("model", sort=False):
         measured = ours[ours["model"] == model]

@@ -10,8 +10,8 @@ MISSING = "\u2013"
 DAGGER = "†"
 BETTER, WORSE = "▲", "▼"
 BOLD_NOTE = (
-    "Bold: significantly better than each other row of its data type, paired over the same documents (p < 0.05, not "
-    "corrected for the number of comparisons)."
+    "Bold: significantly better than each other row of its data type, paired over the same documents (p < 0.05, "
+    "corrected for the number of these rows by Holm's rule)."
 )
 
 

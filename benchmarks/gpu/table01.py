@@ -192,7 +192,7 @@ def recorded(table: Table, cell: Cell, stage: Kind, records: list[Record]) -> It
 
 
 def page(table: Table, records: Sequence[Record], about: dict[str, str], failed: Sequence[str]) -> str:
-    """What was done in all calls, with estimates of the same work."""
+    """The work of all calls, with estimates of the same work."""
     lines = [f"# Table 1 on {about['device']}: {table.cells[0].model.name}", ""]
     lines += [", ".join(f"{name} {value}" for name, value in about.items() if name != "device" and value), ""]
     lines += ["| cell | stage | done | seconds | estimate | GB at most | estimate |", "|---|---|--:|--:|--:|--:|--:|"]
