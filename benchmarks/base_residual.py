@@ -10,6 +10,7 @@ checkpoints.  `matquant.codes.base_residual` has the arithmetic.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +21,9 @@ from analysis.tables.typeset import with_error
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
 from matquant.codes.base_residual import StoredBits, stored_bits
+from matquant.command.terminal import ended
 from matquant.config.study import load_study
+from matquant.errors import UserError
 from matquant.notation import Slice
 
 BASE = Slice(4)
@@ -32,6 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     study = load_study(["experiment=base_residual", *arguments])
     store = ResultStore(study.setup.paths.results)
     rows = summary(load_frame(study.cells, study.setup, store))
+    if rows[LOG_PPLX].isna().all():
+        words = " ".join(map(shlex.quote, ["experiment=base_residual", *arguments]))
+        raise UserError(f"nothing of it is measured in {study.setup.paths.results}; run: matquant launch {words}")
     print(f"{'log pplx: row':72} {BASE!s:>16} {'parent':>16}")
     for name, of_cell in rows[rows["base"] != "none"].groupby("cell_id", sort=False):
         at = {row["plan"]: with_error(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], ".3f") for _, row in of_cell.iterrows()}
@@ -53,4 +59,4 @@ def bits_of(store: ResultStore, cell_id: str) -> StoredBits | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(ended(lambda: main(sys.argv[1:])))

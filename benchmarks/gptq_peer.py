@@ -27,7 +27,6 @@ from benchmarks.timing import median_seconds, print_ratios
 from matquant.codes.column_solve import solve
 from matquant.codes.quantizers import Grid, grouped, minmax_grid
 from matquant.config.cell import GPTQBase, GridSpec
-from matquant.errors import UserError
 from matquant.notation import Objective
 from reference.gptq_reference import brute_force, output_error, textbook
 
@@ -146,7 +145,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="solves of each kind; the median counts")
     options = parser.parse_args()
     if options.inputs % options.group_size:
-        raise UserError(
+        parser.error(
             f"--inputs={options.inputs} are not whole groups of {options.group_size}; "
             f"choose --inputs={options.inputs // options.group_size * options.group_size or options.group_size}"
         )

@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
     ]
     speeds: list[Speed] = [_speed(found[1]) for found in map(SPEED.fullmatch, choices) if found]
     if unknown := [one for one in tables if not one.is_there]:
-        name = unknown[0].name.replace("table", "")
+        name = f"{'v1_' if unknown[0].version == 'v1' else ''}{unknown[0].number}"
         raise UserError(f"there is no table {name}; choose from 1 to {NUM_TABLES}, v1_2, v1_3, kernel and vllm")
     overrides = [choice for choice in choices if not NUMBER.fullmatch(choice) and not SPEED.fullmatch(choice)]
     for word in overrides:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,7 @@ from evaluation.results.store import ResultStore
 from evaluation.stages import EVALUATE, TRAIN, Kind, run_cell
 from evaluation.work import size_of
 from matquant.checkout import PROJECT
-from matquant.command.terminal import log_to_stderr
+from matquant.command.terminal import ended, log_to_stderr
 from matquant.config.cell import Cell, HubModel, ModelSpec, OmniQuantBase, RandomModel
 from matquant.config.setup import Setup
 from matquant.config.study import load_study
@@ -248,11 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=PROJECT / "out", help="folder of all files (default: out)")
     options = parser.parse_args(arguments)
     log_to_stderr()
-    try:
-        return _main(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return ended(lambda: _main(options))
 
 
 def _main(options: argparse.Namespace) -> int:
