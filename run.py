@@ -29,11 +29,11 @@ from matquant.command import multirun
 from matquant.command.dispatch import say_where
 from matquant.command.terminal import ended, fail, log_to_stderr, say
 from matquant.config.compose import check_line, sweep_points
-from matquant.config.grammar import is_searched, sweeper_of
-from matquant.config.listing import listing
-from matquant.config.overrides import for_hydra, understood
 from matquant.config.study import Study, load_study
 from matquant.config.sweep import Point, is_of_hydra, joint
+from matquant.config.syntax.grammar import is_searched, sweeper_of
+from matquant.config.syntax.listing import listing
+from matquant.config.syntax.overrides import for_hydra, understood
 from matquant.disk import in_words
 from matquant.errors import FailedCellsError, UserError
 from matquant.parallel.ranks import num_ranks
@@ -42,7 +42,7 @@ from matquant.runs.stage_runner import is_main
 from matquant.runs.stopping import at_safe_points, interrupts_win, remember_interrupts
 
 if TYPE_CHECKING:
-    from evaluation.forecast import Forecast
+    from evaluation.planning.forecast import Forecast
 
 log = logging.getLogger("matquant")
 PATIENCE_S = 100.0
@@ -90,7 +90,7 @@ def _run() -> int:
 def _sweep(typed: Sequence[str], overrides: Sequence[str]) -> int:
     """Runs the points of a multirun, here or as jobs, and ends in a joint report; the exit status."""
     global _shared
-    from evaluation.points import lead
+    from evaluation.planning.points import lead
     from slurm.hydra_points import install, raising
 
     leader = multirun.current = lead(overrides)
@@ -151,7 +151,7 @@ def part() -> None:
 
 def check(studies: Sequence[Study]) -> None:
     """Refuses studies that cannot be run, before the first cell of the first of them starts."""
-    from evaluation import preflight
+    from evaluation.planning import preflight
 
     preflight.check(studies)
     if num_ranks() == 1:
@@ -243,11 +243,11 @@ def _report_jointly(points: Sequence[tuple[Point, Study]], typed: Sequence[str] 
 
 def _outlook(studies: Sequence[Study]) -> Forecast | None:
     """The forecast of the time of some studies; None if nothing is missing, or if there are several ranks."""
-    from evaluation.preflight import is_finished
+    from evaluation.planning.preflight import is_finished
 
     if num_ranks() > 1 or all(map(is_finished, studies)):
         return None
-    from evaluation.forecast import forecast  # imports torch, which a finished study does not need
+    from evaluation.planning.forecast import forecast  # imports torch, which a finished study does not need
 
     try:
         return forecast(*studies)

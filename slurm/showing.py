@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evaluation import preflight
 from evaluation.identity import identity_refusals
+from evaluation.planning import preflight
 from matquant.config.setup import SlurmCluster
 from matquant.errors import UserError
 from slurm import queue, wording

@@ -21,8 +21,8 @@ from matquant.command.parsing import parse, parser_of
 from matquant.command.subcommand import Subcommand
 from matquant.command.table import FIRST_STEPS, GROUPS, SUBCOMMANDS
 from matquant.config.compose import choices, compose, sweep_points
-from matquant.config.files import axes
-from matquant.config.listing import listing
+from matquant.config.syntax.files import axes
+from matquant.config.syntax.listing import listing
 from matquant.errors import FailedCellsError, UserError
 from tests.processes import only_sentence, python, variables
 

@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 
-from evaluation import preflight
-from evaluation.contexts import cut_documents
+from evaluation.planning import preflight
 from evaluation.protocol import protocols
-from evaluation.rows import Request
-from evaluation.scoring import language_model, prepare
 from evaluation.sources.loading import load_tasks
 from evaluation.sources.wheel import WheelSource
 from evaluation.stages import run_cell
+from evaluation.tasks.contexts import cut_documents
+from evaluation.tasks.rows import Request
+from evaluation.tasks.scoring import language_model, prepare
 from matquant.errors import UserError
 from matquant.models.loading import load_model
 from tests.test_scoring import other_task

@@ -12,7 +12,7 @@ from analysis.frame.summary import summary
 from analysis.tables.papers import paper_table
 from analysis.tables.summary_table import PARTIAL_NOTE, summary_table
 from evaluation.evaluate import evaluate
-from evaluation.preflight import refusals
+from evaluation.planning.preflight import refusals
 from evaluation.protocol import protocols
 from evaluation.results.readouts import readout_rows
 from evaluation.results.store import ResultStore

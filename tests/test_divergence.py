@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.divergence import divergences, summarized
-from evaluation.perplexity import block_nats, read_blocks
 from evaluation.protocol import missing, survey
 from evaluation.results.metrics import BASE_LOG_PPLX, KL, LOG_PPLX, MEASURES, RMS_DP, SAME_TOP
 from evaluation.results.store import Result, ResultStore
 from evaluation.stages import run_cell
-from evaluation.teacher import facts_of, path_of, teacher_of
+from evaluation.text.divergence import divergences, summarized
+from evaluation.text.perplexity import block_nats, read_blocks
+from evaluation.text.teacher import facts_of, path_of, teacher_of
 from matquant.errors import UserError
 from matquant.models.divergence import FAR, bucketed, compare, most_likely
 from matquant.models.head import listening
@@ -207,13 +207,13 @@ def test_without_a_fingerprint_nothing_is_kept(tmp_path):
 
 
 def test_a_teacher_that_another_process_deletes_at_once_is_kept_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.teacher._remove_oldest", lambda path: path.unlink())
+    monkeypatch.setattr("evaluation.text.teacher._remove_oldest", lambda path: path.unlink())
     teacher = teacher_of(model_of(), TEXT, content="one", batch_size=2, cache=tmp_path)
     assert measured(model_of(), teacher)[0][KL] < 1e-10
 
 
 def test_the_oldest_teachers_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.teacher.MOST_BYTES", 1)
+    monkeypatch.setattr("evaluation.text.teacher.MOST_BYTES", 1)
     for content in ("one", "two"):
         teacher_of(model_of(), TEXT, content=content, batch_size=2, cache=tmp_path)
     (path,) = (tmp_path / "teachers").iterdir()

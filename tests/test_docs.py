@@ -23,12 +23,12 @@ from matquant.command import main
 from matquant.command.parsing import parse
 from matquant.command.table import GROUPS, SUBCOMMANDS
 from matquant.config.compose import check_line, choices, compose
-from matquant.config.files import CONF, axes, is_group
-from matquant.config.grammar import is_searched
-from matquant.config.listing import listing
-from matquant.config.overrides import for_hydra, sweep_points
 from matquant.config.sweep import is_of_hydra
 from matquant.config.sweeper import sample_points
+from matquant.config.syntax.files import CONF, axes, is_group
+from matquant.config.syntax.grammar import is_searched
+from matquant.config.syntax.listing import listing
+from matquant.config.syntax.overrides import for_hydra, sweep_points
 from tests.documentation import (
     DOCS,
     FILES,

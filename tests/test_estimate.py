@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.known_models import SHAPES
+from evaluation.planning.known_models import SHAPES
+from evaluation.planning.work import size_of
 from evaluation.stages import EVALUATE, SEARCH
-from evaluation.work import size_of
 from matquant.checkout import PROJECT
 from matquant.notation import Plan
 from slurm.estimate import START_S, Cost, cost_of, ranks_of

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import run
 from evaluation.export import export
+from evaluation.planning.work import size_of
 from evaluation.results.store import ResultStore
-from evaluation.work import size_of
 from matquant.algorithms import gptq
 from matquant.codes.nested import materialize, nest
 from matquant.codes.quantizers import minmax_grid

@@ -13,9 +13,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
 from evaluation.export import export, require_places
-from evaluation.language_model import SharedContextLM
-from evaluation.preflight import refusals
-from evaluation.work import size_of
+from evaluation.planning.preflight import refusals
+from evaluation.planning.work import size_of
+from evaluation.tasks.language_model import SharedContextLM
 from matquant.algorithms.block_wise import require_block_wise
 from matquant.algorithms.calibration import Shelf, attend, block_outputs, capture, run_chain, suited_to
 from matquant.codes.nested import NestedWeight, materialize

@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 import run
-from evaluation import forecast as module
 from evaluation.board import duration
-from evaluation.forecast import REPORT_S, START_S, Forecast, forecast
-from evaluation.work import comparing_operations, reading_operations, size_of
+from evaluation.planning import forecast as module
+from evaluation.planning.forecast import REPORT_S, START_S, Forecast, forecast
+from evaluation.planning.work import comparing_operations, reading_operations, size_of
 from matquant.notation import Plan
 from matquant.runs.stopping import Stopped
 from matquant.runs.tracking import NoTracker

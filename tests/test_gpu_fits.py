@@ -7,7 +7,7 @@ import torch
 from benchmarks.gpu import fits
 from benchmarks.gpu.lines import Line, Scale
 from benchmarks.gpu.subjects import SHAPES, Subject
-from evaluation.work import size_of
+from evaluation.planning.work import size_of
 
 SMALL = Scale(torch.device("cpu"), small=True)
 

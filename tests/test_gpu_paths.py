@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM
 from benchmarks.gpu.agreement import TINY, loaded
 from benchmarks.gpu.subjects import Estimate, Subject, required
 from benchmarks.timing import NoProgress
-from evaluation import divergence, text_scores
-from evaluation.language_model import SharedContextLM
-from evaluation.prefixes import families, strips
-from evaluation.rows import Request, pack
-from evaluation.teacher import teacher_of
-from evaluation.text_scores import score_text
+from evaluation.tasks.language_model import SharedContextLM
+from evaluation.tasks.prefixes import families, strips
+from evaluation.tasks.rows import Request, pack
+from evaluation.text import divergence
+from evaluation.text import scores as text_scores
+from evaluation.text.scores import score_text
+from evaluation.text.teacher import teacher_of
 from matquant.algorithms import gptq, minmax, omniquant, qat, range_searched
 from matquant.algorithms.progress import Layers
 from matquant.codes.code_choice import code_choice

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from evaluation import preflight
 from evaluation.export import export
+from evaluation.planning import preflight
 from evaluation.results.pack import pack
 from evaluation.results.store import ResultStore
 from evaluation.stages import run_cell

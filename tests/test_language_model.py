@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from evaluation.language_model import SharedContextLM
-from evaluation.rows import LONGEST_ROW, PADDING, Reach, Request, attention_mask, batches_of, pack, shared_length
+from evaluation.tasks.language_model import SharedContextLM
+from evaluation.tasks.rows import LONGEST_ROW, PADDING, Reach, Request, attention_mask, batches_of, pack, shared_length
 from matquant.config.cell import RandomModel
 from matquant.errors import UserError
 from matquant.models.loading import load_model

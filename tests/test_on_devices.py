@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu import agreement, exact
-from evaluation.perplexity import block_nats
-from evaluation.rows import Reach, attention_mask
+from evaluation.tasks.rows import Reach, attention_mask
+from evaluation.text.perplexity import block_nats
 from matquant.codes.nested import NestedWeight, Transform, materialize, nest, read_slices, write_layer
 from matquant.codes.planes import sliced_planes, to_planes
 from matquant.codes.quantizers import Grid, LearnableClipping, minmax_grid, weight_range

@@ -12,10 +12,10 @@ from pydantic import ValidationError, create_model
 
 from matquant.config.cell import Checked, FilesText, FolderModel
 from matquant.config.compose import check_line, choices, compose, sweep_points
-from matquant.config.files import nearest
-from matquant.config.keys import leaves
-from matquant.config.overrides import key_of, understood
 from matquant.config.study import load_study
+from matquant.config.syntax.files import nearest
+from matquant.config.syntax.keys import leaves
+from matquant.config.syntax.overrides import key_of, understood
 from matquant.errors import UserError
 
 FOLDER = ("model=folder", "model.name=x", "base=minmax")

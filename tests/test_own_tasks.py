@@ -16,9 +16,10 @@ from analysis.frame.summary import summary
 from analysis.report.compare import counted_once, measured
 from analysis.tables.drawing import to_text
 from analysis.tables.summary_table import summary_table
-from evaluation import faithfulness, preflight
+from evaluation import faithfulness
 from evaluation.evaluate import publish
 from evaluation.objective import values_of
+from evaluation.planning import preflight
 from evaluation.protocol import missing, protocols
 from evaluation.results.store import Result, ResultStore, protocol_id
 from matquant.config.study import Study

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.perplexity import block_nats, blocks_at_once, log_perplexity
+from evaluation.text.perplexity import block_nats, blocks_at_once, log_perplexity
 from matquant.models.loading import load_model
 from tests.test_models import tiny
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from evaluation import prefixes
-from evaluation.language_model import SharedContextLM
-from evaluation.prefixes import families, strip_mask, strips
-from evaluation.rows import Reach, Request, pack
+from evaluation.tasks import prefixes
+from evaluation.tasks.language_model import SharedContextLM
+from evaluation.tasks.prefixes import families, strip_mask, strips
+from evaluation.tasks.rows import Reach, Request, pack
 from tests.test_language_model import ARCHITECTURES, loaded
 
 BEGINNINGS = st.sampled_from([(), (1,) * 4, (1, 1, 2, 2, 3), (1, 1, 2, 2, 3, 0, 1)])

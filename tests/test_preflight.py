@@ -17,9 +17,10 @@ import pytest
 from huggingface_hub import constants
 
 import run
-from evaluation import preflight, searching
-from evaluation.room import Room, room_of
-from evaluation.work import size_of
+from evaluation import searching
+from evaluation.planning import preflight
+from evaluation.planning.room import Room, room_of
+from evaluation.planning.work import size_of
 from matquant.command.terminal import ended
 from matquant.config.study import Study
 from matquant.errors import UserError

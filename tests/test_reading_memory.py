@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from evaluation.teacher import teacher_of
-from evaluation.text_scores import score_text
+from evaluation.text.scores import score_text
+from evaluation.text.teacher import teacher_of
 
 VOCABULARY, TOKENS, BATCH = 5000, 8, 4
 LOGITS = BATCH * TOKENS * VOCABULARY

@@ -22,9 +22,16 @@ from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evaluation.scoring import TaskScore, document_columns, language_model, num_answers, scalar_metrics, score_tasks
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.loading import load_tasks
+from evaluation.tasks.scoring import (
+    TaskScore,
+    document_columns,
+    language_model,
+    num_answers,
+    scalar_metrics,
+    score_tasks,
+)
 
 NAMES = ("arc_easy", "boolq", "piqa", "winogrande")
 LIMIT = 16

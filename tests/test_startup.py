@@ -12,7 +12,7 @@ import pytest
 
 from analysis.report.report import Report
 from benchmarks.startup import HEAVY, commands, finished_study
-from evaluation import preflight
+from evaluation.planning import preflight
 from matquant.checkout import PROJECT
 from matquant.config.study import load_study
 from matquant.errors import UserError

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from analysis.page.contents import commands
-from evaluation.points import lead
+from evaluation.planning.points import lead
 from matquant.command.multirun import Multirun
 from matquant.config.compose import sweep_points
-from matquant.config.overrides import for_hydra
 from matquant.config.study import load_study
 from matquant.config.sweep import joint, load_joint, load_points
 from matquant.config.sweeper import Sweeper, sample_points, whole_numbers
+from matquant.config.syntax.overrides import for_hydra
 from matquant.errors import FailedCellsError, UserError
 from tests.processes import fork
 from tests.tiny import tiny_overrides

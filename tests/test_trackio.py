@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from evaluation import preflight
+from evaluation.planning import preflight
 from matquant.errors import UserError
 from matquant.runs import trackio_run
 from matquant.runs.tracked.artifacts import Artifact

@@ -13,7 +13,7 @@ from analysis.frame.summary import summary
 from analysis.report.compare import difference_lines, measured
 from analysis.report.wandb_report import as_json, build
 from analysis.tables.summary_table import summary_table
-from evaluation.preflight import refusals
+from evaluation.planning.preflight import refusals
 from evaluation.protocol import protocols
 from evaluation.results.readouts import readout_point, readout_rows
 from evaluation.results.store import ResultStore, protocol_id

@@ -20,11 +20,11 @@ from analysis.frame.load import load_frame
 from analysis.frame.summary import summary
 from analysis.report.card_words import protocol_lines
 from analysis.tables.summary_table import summary_table
-from evaluation.perplexity import block_nats, log_perplexity
-from evaluation.preflight import refusals
+from evaluation.planning.preflight import refusals
+from evaluation.planning.text_size import sequences_of
 from evaluation.protocol import protocols
 from evaluation.results.store import ResultStore
-from evaluation.text_size import sequences_of
+from evaluation.text.perplexity import block_nats, log_perplexity
 from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.config.study import load_study
 from matquant.errors import UserError

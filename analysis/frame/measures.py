@@ -1,7 +1,7 @@
 """Measures that tell quantized models apart: perplexity, divergence from the unquantized model, and flips.
 
-Divergence is stored beside log perplexity (`evaluation.divergence`), flips are counted here from documents.  Both are
-gaps for results that were measured without what they need, and both are left out where the teacher is in doubt.
+Divergence is stored beside log perplexity (`evaluation.text.divergence`), flips are counted here from documents.  Both
+are gaps for results that were measured without what they need, and both are left out where the teacher is in doubt.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from analysis.frame.names import model_name
 from analysis.frame.summary import task_name
 from evaluation.results.metrics import LOG_PPLX
-from matquant.config import listing
+from matquant.config.syntax import listing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

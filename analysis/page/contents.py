@@ -16,8 +16,8 @@ from analysis.page.parts import Download, Page, Picture, Record, ShownTable
 from analysis.page.won import summary_of
 from analysis.tables.typeset import MISSING, with_error, with_errors
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG
-from matquant.config.overrides import sweeps
 from matquant.config.study import DEFAULT_NAME
+from matquant.config.syntax.overrides import sweeps
 
 if TYPE_CHECKING:
     from analysis.frame.load import LoadedResults

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.engines.cells import trained_cell
 from benchmarks.engines.environment import Environment, skipped
 from benchmarks.engines.gguf_families import FAMILIES, write_family
-from evaluation.perplexity import block_nats
+from evaluation.text.perplexity import block_nats
 from matquant.codes.layouts import slices_of
 from matquant.codes.sliced import sliced
 from matquant.config.cell import EmbeddedModel

@@ -23,11 +23,11 @@ from benchmarks.gpu import exact
 from benchmarks.gpu.guard import guarded
 from benchmarks.gpu.lines import Line, Scale, holds, run_part
 from benchmarks.timing import NoProgress
-from evaluation.perplexity import block_nats
 from evaluation.results.metrics import KL
-from evaluation.scoring import language_model
-from evaluation.teacher import teacher_of
-from evaluation.text_scores import score_text
+from evaluation.tasks.scoring import language_model
+from evaluation.text.perplexity import block_nats
+from evaluation.text.scores import score_text
+from evaluation.text.teacher import teacher_of
 from matquant.algorithms import gptq, minmax, omniquant, qat, range_searched
 from matquant.algorithms.calibration import Shelf
 from matquant.algorithms.pinned import host_memory

@@ -28,7 +28,7 @@ from benchmarks.gpu.agreement import Silent
 from benchmarks.gpu.guard import guarded
 from benchmarks.gpu.lines import Line, Peak, Scale, estimated, holds, run_part, seconds_of
 from benchmarks.gpu.made import LLAMA_3_2_1B, NUM_WORDS, TINY, model_of, word_tokenizer
-from evaluation.work import size_of
+from evaluation.planning.work import size_of
 from matquant.config.setup import SlurmCluster
 from matquant.config.study import load_study
 from slurm.estimate import COMPARING_BYTES, GB, LAYER_S, MEMORY_BYTES_PER_S, text_bytes
@@ -107,7 +107,7 @@ def models_of_lm_eval(
     from lm_eval.models.huggingface import HFLM
 
     from evaluation.lm_eval_patches import quiet_lm_eval
-    from evaluation.scoring import language_model
+    from evaluation.tasks.scoring import language_model
 
     ours = language_model(model, tokenizer, batch_size=batch_size, add_bos=False)
     with quiet_lm_eval():
@@ -226,14 +226,14 @@ def behind_examples(
 
 def rows_of(lm: Any, requests: Sequence[Any]) -> list[Any]:
     """The rows in which our model scores requests."""
-    from evaluation.rows import pack
+    from evaluation.tasks.rows import pack
 
     return pack(encoded(lm, requests), [request.doc_id for request in requests])
 
 
 def encoded(lm: Any, requests: Sequence[Any]) -> list[Any]:
     """The tokens of requests."""
-    from evaluation.rows import Request
+    from evaluation.tasks.rows import Request
 
     pairs = (lm._encode_pair(*request.args) for request in requests)
     return [Request.of(context, continuation, max_length=lm.max_length) for context, continuation in pairs]
@@ -241,7 +241,7 @@ def encoded(lm: Any, requests: Sequence[Any]) -> list[Any]:
 
 def waits(lm: Any, rows: Sequence[Any], requests: Sequence[Any], scale: Scale) -> Iterator[Line]:
     """The times that the program waits for the GPU in one batch: inputs that go there, scores that come back."""
-    from evaluation.rows import batches_of
+    from evaluation.tasks.rows import batches_of
 
     if scale.device.type != "cuda":
         return
@@ -285,7 +285,7 @@ def operations(model: PreTrainedModel, tokens: int) -> float:
 
 def held_out(model: PreTrainedModel, scale: Scale, work: Work) -> Iterator[Line]:
     """Tokens a second of the perplexity pass, beside a plain forward pass of the same blocks."""
-    from evaluation.perplexity import block_nats
+    from evaluation.text.perplexity import block_nats
 
     draw = torch.Generator().manual_seed(0)
     blocks = torch.randint(1, NUM_WORDS, (work.blocks, work.block_tokens), generator=draw)
@@ -328,8 +328,8 @@ def compared(
 ) -> Iterator[Line]:
     """Held-out text that is compared with the unquantized model's, here with itself: seconds, and a divergence of 0."""
     from evaluation.results.metrics import KL
-    from evaluation.teacher import teacher_of
-    from evaluation.text_scores import score_text
+    from evaluation.text.scores import score_text
+    from evaluation.text.teacher import teacher_of
 
     with tempfile.TemporaryDirectory() as folder:
         words = {"batch_size": batch_size}

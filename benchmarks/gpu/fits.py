@@ -24,7 +24,7 @@ from benchmarks.gpu.lines import Line, Scale, run_part, seconds_of
 from benchmarks.gpu.step_parts import compiled_lines, parts_of_a_step
 from benchmarks.gpu.subjects import BLOCKS, SHAPES, Estimate, Said, Subject, required
 from benchmarks.gpu.watched import Steps, Watched
-from evaluation.work import SEARCH_OF_A_WEIGHT
+from evaluation.planning.work import SEARCH_OF_A_WEIGHT
 from matquant.algorithms import gptq, omniquant, qat
 from matquant.algorithms.calibration import Shelf
 from matquant.codes.column_solve import solve

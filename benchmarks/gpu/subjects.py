@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.gpu.lines import Line, Scale, estimated
 from benchmarks.gpu.watched import Watched
-from evaluation.room import BYTES
-from evaluation.work import Size, size_of, training_operations
+from evaluation.planning.room import BYTES
+from evaluation.planning.work import Size, size_of, training_operations
 from matquant.config.cell import Cell, GridSpec, OmniQuantBase, QATBase, RandomModel, Scope
 from matquant.config.setup import SlurmCluster
 from matquant.config.study import load_study

@@ -29,11 +29,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.check import machine, number
-from evaluation.known_models import stand_in
+from evaluation.planning.known_models import stand_in
+from evaluation.planning.work import size_of
 from evaluation.protocol import missing
 from evaluation.results.store import ResultStore
 from evaluation.stages import EVALUATE, TRAIN, Kind, run_cell
-from evaluation.work import size_of
 from matquant.checkout import PROJECT
 from matquant.command.terminal import ended, log_to_stderr
 from matquant.config.cell import Cell, HubModel, ModelSpec, OmniQuantBase, RandomModel

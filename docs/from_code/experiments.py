@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from docs.from_code.markdown import code, table
-from matquant.config.listing import described
+from matquant.config.syntax.listing import described
 
 
 def experiments(folder: str) -> str:

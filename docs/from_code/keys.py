@@ -20,11 +20,11 @@ from pydantic import BaseModel
 
 from docs.from_code.markdown import code, table
 from matquant.config.compose import compose
-from matquant.config.files import CONF
-from matquant.config.grammar import as_typed
-from matquant.config.keys import PLACES, leaves
-from matquant.config.listing import described, file_of
 from matquant.config.setup import Setup
+from matquant.config.syntax.files import CONF
+from matquant.config.syntax.grammar import as_typed
+from matquant.config.syntax.keys import PLACES, leaves
+from matquant.config.syntax.listing import described, file_of
 
 SECTIONS = {"perplexity": "readout.perplexity", "search": "readout.search"}
 """Axes whose keys stand below another key."""

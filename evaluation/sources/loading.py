@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
-from evaluation.lm_eval_patches import build_task, keep_processed_documents, no_dataset_bars, quiet_lm_eval, resolved
+from evaluation.lm_eval_patches import (
+    build_task,
+    keep_processed_documents,
+    no_dataset_bars,
+    quiet_lm_eval,
+    resolved,
+)
 from evaluation.sources import own
 from evaluation.sources.features import check_examples, check_features, check_generation
 from evaluation.sources.folder import FolderSource

@@ -59,7 +59,7 @@ def call(name: str, arguments: Sequence[str]) -> int | None:
     if subcommand.needs_clone:
         require_clone(subcommand)
     if subcommand.takes_overrides and subcommand.needs_clone:
-        from matquant.config.listing import listing
+        from matquant.config.syntax.listing import listing
 
         if (asked := listing(arguments)) is not None:
             print(asked)

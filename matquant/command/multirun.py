@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from matquant.command.terminal import status_of
-from matquant.config.overrides import key_of
 from matquant.config.study import Study
 from matquant.config.sweep import Point, is_of_hydra
+from matquant.config.syntax.overrides import key_of
 from matquant.errors import FailedCellsError, UserError
 
 log = logging.getLogger(__name__)

@@ -24,12 +24,12 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from matquant.config.files import CONF, config_folders, is_group
-from matquant.config.files import choices as choices
-from matquant.config.grammar import as_typed
-from matquant.config.overrides import key_of, understood
-from matquant.config.overrides import sweep_points as sweep_points
-from matquant.config.sentences import in_one_line
+from matquant.config.syntax.files import CONF, config_folders, is_group
+from matquant.config.syntax.files import choices as choices
+from matquant.config.syntax.grammar import as_typed
+from matquant.config.syntax.overrides import key_of, understood
+from matquant.config.syntax.overrides import sweep_points as sweep_points
+from matquant.config.syntax.sentences import in_one_line
 from matquant.errors import UserError
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matquant.config.cell import Cell
-from matquant.config.files import nearest
 from matquant.config.setup import Readout
+from matquant.config.syntax.files import nearest
 from matquant.errors import UserError
 from matquant.notation import Plan
 

@@ -18,11 +18,11 @@ from matquant.config.compose import choices_of, compose, compose_points, points_
 from matquant.config.foreign import KIND as FOREIGN
 from matquant.config.foreign import check_foreign, foreign_model
 from matquant.config.goal import Goal, goals_of
-from matquant.config.grammar import as_typed
 from matquant.config.names import require_name, require_wandb_name
-from matquant.config.overrides import key_of, understood
-from matquant.config.sentences import OPEN
 from matquant.config.setup import Paths, Setup
+from matquant.config.syntax.grammar import as_typed
+from matquant.config.syntax.overrides import key_of, understood
+from matquant.config.syntax.sentences import OPEN
 from matquant.errors import UserError
 from matquant.notation import EQ_6, Rule, Slice, Term
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from matquant.config.overrides import key_of, sweep_points, sweeps, understood
 from matquant.config.study import DEFAULT_NAME, SETUP, Study, load_study
+from matquant.config.syntax.overrides import key_of, sweep_points, sweeps, understood
 from matquant.errors import UserError
 
 NAME = "sweep"

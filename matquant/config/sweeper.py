@@ -15,10 +15,10 @@ from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
 
 from matquant.config.compose import compose_hydra
-from matquant.config.grammar import parsed_override, sweeper_of
-from matquant.config.overrides import understood
 from matquant.config.study import load_study
 from matquant.config.sweep import is_of_hydra
+from matquant.config.syntax.grammar import parsed_override, sweeper_of
+from matquant.config.syntax.overrides import understood
 from matquant.errors import UserError
 
 INSIDE = 0.3719

@@ -8,7 +8,7 @@ The windows do not overlap, the rest of the text is left out, and no window begi
     exp(sum over windows of (loss * length) / (n * length))
 
 where `loss` is the mean negative log-likelihood of tokens 2 to `length` of a window.  `length` cancels: the number is
-exp of the mean over windows of their losses, which is what `evaluation.perplexity` takes the logarithm of.
+exp of the mean over windows of their losses, which is what `evaluation.text.perplexity` takes the logarithm of.
 
 Sources, both of github.com/IST-DASLab/gptq: `llama_eval` of llama.py for the loss; datautils.py for the text.  Of
 WikiText-2 it is all rows of the test split, joined by two line ends (`get_wikitext2`).  Of C4 it is the first 1100

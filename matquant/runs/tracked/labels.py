@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from matquant.config.cell import Cell, GridSpec
-from matquant.config.files import choices, config_folders
 from matquant.config.grid_words import all_words, grid_words
 from matquant.config.setup import Readout, Setup
+from matquant.config.syntax.files import choices, config_folders
 from matquant.notation import Objective
 
 JobType = Literal["train", "evaluate", "cell", "export"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from evaluation import preflight
 from evaluation.objective import is_better_high
+from evaluation.planning import preflight
 from matquant.command.multirun import Multirun
 from matquant.config.goal import Goal
-from matquant.config.grammar import is_searched, parsed_override
-from matquant.config.overrides import for_hydra, key_of, sweep_points
 from matquant.config.study import Study, load_study
 from matquant.config.sweep import Point, Points, is_of_hydra, load_points, varied
 from matquant.config.sweeper import load_sweeper, sample_points, whole_numbers
+from matquant.config.syntax.grammar import is_searched, parsed_override
+from matquant.config.syntax.overrides import for_hydra, key_of, sweep_points
 from matquant.errors import UserError
 
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from evaluation.perplexity import Read
 from evaluation.results.metrics import (
     BASE_LOG_PPLX,
     KL,
@@ -28,7 +27,8 @@ from evaluation.results.metrics import (
     SAME_TOP,
     error_name,
 )
-from evaluation.teacher import Teacher
+from evaluation.text.perplexity import Read
+from evaluation.text.teacher import Teacher
 from matquant.errors import UserError
 from matquant.models.divergence import TokenDivergence, compare
 from matquant.models.head import Listener, logits_of

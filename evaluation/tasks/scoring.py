@@ -18,8 +18,8 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
 
 from evaluation.asked import PLAIN
-from evaluation.language_model import LogitsNotFiniteError, SharedContextLM
 from evaluation.lm_eval_patches import build_requests_once, no_bars, quiet_lm_eval
+from evaluation.tasks.language_model import LogitsNotFiniteError, SharedContextLM
 from matquant.errors import NotFiniteError, UserError
 from matquant.models.checks import longest_text
 from matquant.runs.stopping import interrupts_win

@@ -18,12 +18,12 @@ from typing import Literal, get_args
 from evaluation.asked import asked_tasks, check_settings, wanted
 from evaluation.identity import identity_refusals, require_same_sources
 from evaluation.objective import check_goals
+from evaluation.planning.text_parts import check_apart, other_parts
 from evaluation.protocol import is_complete, missing, task_source
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import ResultStore
 from evaluation.sources.features import check_features, check_rules
 from evaluation.sources.loading import loaded_task, revision_of
-from evaluation.text_parts import check_apart, other_parts
 from matquant.config.cell import Cell, HubText
 from matquant.config.setup import Setup
 from matquant.config.study import Study
@@ -125,7 +125,7 @@ def check_room(cells: Iterable[tuple[Cell, Setup]]) -> None:
             continue
         at.setdefault(setup.paths.runs.absolute(), {})[cell.id] = (cell, setup)
     for folder, of_folder in at.items():
-        from evaluation.room import require_room  # torch takes seconds to import
+        from evaluation.planning.room import require_room  # torch takes seconds to import
 
         require_room(folder, list(of_folder.values()))
 
@@ -183,7 +183,7 @@ def _looks(cell: Cell, setup: Setup, owed: Set[str], searched: Sequence[Plan]) -
     if not owed and not searched:
         return
     yield Look("folder", cell.id, partial(_check_folders_of, cell, setup))
-    from evaluation.contexts import check_contexts  # torch takes seconds to import
+    from evaluation.tasks.contexts import check_contexts  # torch takes seconds to import
     from matquant.algorithms.block_wise import require_block_wise
     from matquant.models.loading import check_model
 

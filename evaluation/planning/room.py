@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from evaluation.work import Size, calibration_tokens, size_of
+from evaluation.planning.work import Size, calibration_tokens, size_of
 from matquant.config.cell import (
     Cell,
     DType,

@@ -1,6 +1,6 @@
 """The estimated work of a stage, in floating point operations.  The arithmetic of docs/experiments.md.
 
-Good to a factor of two on a machine that nobody has measured, and to a third on one that has (`evaluation.forecast`).
+Good to a factor of two on a machine that nobody has measured, and to a third on one that has (`forecast`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import assert_never
 
 from evaluation.asked import asked_tasks, num_fewshot
-from evaluation.known_models import stand_in
+from evaluation.planning.known_models import stand_in
+from evaluation.planning.text_size import sequences_of
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import PAPER_TASKS
-from evaluation.text_size import sequences_of
 from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, SearchSpec
 from matquant.errors import UserError

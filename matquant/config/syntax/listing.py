@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from matquant.config.files import choices, config_folders, is_group
-from matquant.config.grammar import RUN
+from matquant.config.syntax.files import choices, config_folders, is_group
+from matquant.config.syntax.grammar import RUN
 
 
 class Choice(NamedTuple):

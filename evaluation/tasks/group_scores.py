@@ -15,8 +15,8 @@ from evaluation.lm_eval_patches import GROUPS, quiet_lm_eval
 from evaluation.results.metrics import is_error, is_metric
 from evaluation.results.store import Documents, Result
 from evaluation.results.store import Protocol as Facts
-from evaluation.scoring import scalar_metrics
 from evaluation.sources.outline import TaskGroup
+from evaluation.tasks.scoring import scalar_metrics
 from matquant.errors import UserError
 from matquant.runs.provenance import provenance
 

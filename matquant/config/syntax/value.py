@@ -9,9 +9,9 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 
-from matquant.config.files import choices_in_words
-from matquant.config.grammar import RUN, parsed_override
-from matquant.config.keys import is_list, is_list_of_text, is_text
+from matquant.config.syntax.files import choices_in_words
+from matquant.config.syntax.grammar import RUN, parsed_override
+from matquant.config.syntax.keys import is_list, is_list_of_text, is_text
 from matquant.errors import UserError
 
 SECTIONS = ("readout.perplexity", "readout.search")

@@ -23,8 +23,8 @@ from transformers import DynamicCache
 from transformers.utils.generic import ModelOutput
 
 from evaluation.lm_eval_patches import SHARED_CONTEXTS
-from evaluation.prefixes import Family, Strip, families, strip_mask, strips
-from evaluation.rows import PADDING, PackedRow, Reach, Request, attention_mask, batches_of, pack
+from evaluation.tasks.prefixes import Family, Strip, families, strip_mask, strips
+from evaluation.tasks.rows import PADDING, PackedRow, Reach, Request, attention_mask, batches_of, pack
 from matquant.errors import UserError
 from matquant.models.families import backbone, shares_contexts
 from matquant.models.head import logits_of

@@ -12,10 +12,10 @@ from functools import cache
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from matquant.config.axis import chosen
-from matquant.config.files import choices_in_words, is_group
-from matquant.config.grammar import RUN, is_searched, parsed_override
-from matquant.config.value import valued
+from matquant.config.syntax.axis import chosen
+from matquant.config.syntax.files import choices_in_words, is_group
+from matquant.config.syntax.grammar import RUN, is_searched, parsed_override
+from matquant.config.syntax.value import valued
 from matquant.errors import UserError
 
 OPTIONS = "cluster.sbatch"

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evaluation.divergence import divergences, room_for, summarized
-from evaluation.perplexity import log_perplexity, nats_of, read_blocks
 from evaluation.results.metrics import KL, LOG_PPLX
-from evaluation.scoring import Bar, wider
-from evaluation.teacher import Teacher
+from evaluation.tasks.scoring import Bar, wider
+from evaluation.text.divergence import divergences, room_for, summarized
+from evaluation.text.perplexity import log_perplexity, nats_of, read_blocks
+from evaluation.text.teacher import Teacher
 from matquant.errors import NotFiniteError
 from matquant.models.head import listening
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evaluation.rows import LONGEST_ROW, PackedRow, Reach, shared_length
+from evaluation.tasks.rows import LONGEST_ROW, PackedRow, Reach, shared_length
 
 SHORTEST = 32
 """The fewest tokens that are worth being kept."""

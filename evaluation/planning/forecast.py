@@ -9,11 +9,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from evaluation.board import duration
-from evaluation.protocol import missing
-from evaluation.results.metrics import LOG_PPLX
-from evaluation.results.store import ResultStore
-from evaluation.stages import Kind, to_search
-from evaluation.work import (
+from evaluation.planning.work import (
     Size,
     comparing_operations,
     reading_operations,
@@ -23,6 +19,10 @@ from evaluation.work import (
     tokens_of_task,
     training_operations,
 )
+from evaluation.protocol import missing
+from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.store import ResultStore
+from evaluation.stages import Kind, to_search
 from matquant.config.cell import (
     Cell,
     DType,

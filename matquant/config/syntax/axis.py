@@ -13,8 +13,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 
-from matquant.config.files import choices, choices_in_words, nearest
-from matquant.config.grammar import RUN, as_typed, parsed_override
+from matquant.config.syntax.files import choices, choices_in_words, nearest
+from matquant.config.syntax.grammar import RUN, as_typed, parsed_override
 from matquant.errors import UserError
 
 NOTHING = {"null", "none", "false", "off"}

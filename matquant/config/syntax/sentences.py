@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from matquant.config.files import axes, choices, choices_in_words, nearest
-from matquant.config.grammar import RUN, as_typed, parsed_override
-from matquant.config.keys import is_list
-from matquant.config.overrides import key_of
+from matquant.config.syntax.files import axes, choices, choices_in_words, nearest
+from matquant.config.syntax.grammar import RUN, as_typed, parsed_override
+from matquant.config.syntax.keys import is_list
+from matquant.config.syntax.overrides import key_of
 
 Compose = Callable[[Sequence[str]], Mapping[str, Any]]
 OPEN = ("weights", "only")

@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evaluation.perplexity import nats_of, read_blocks
+from evaluation.text.perplexity import nats_of, read_blocks
 from matquant.config.home import at_home
 from matquant.errors import NotFiniteError
 from matquant.models.head import listening
