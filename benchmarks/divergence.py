@@ -23,9 +23,9 @@ from matquant.algorithms import minmax
 from matquant.codes.nested import materialize
 from matquant.config.study import load_study
 from matquant.models.divergence import TokenDivergence, TopTokens, bucketed, most_likely
-from matquant.models.head import listening
+from matquant.models.layers.head import listening
 from matquant.models.loading import load_model
-from matquant.models.tokens import heldout_tokens
+from matquant.models.text.tokens import heldout_tokens
 from matquant.notation import Plan
 
 BLOCKS, BATCH = 8, 4

@@ -33,7 +33,7 @@ from matquant.codes.column_solve import Solution, solve
 from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import Grid
 from matquant.config.cell import GPTQBase, GridSpec
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from matquant.notation import Objective, Slice
 from reference.gptq_reference import brute_force, output_error
 

@@ -15,7 +15,7 @@ from benchmarks.timing import SMOLLM2, median_seconds, print_ratios
 from matquant.codes.nested import materialize, nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.notation import Plan
 
 

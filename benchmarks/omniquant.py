@@ -21,7 +21,7 @@ from matquant.algorithms import omniquant
 from matquant.algorithms.calibration import Activations, attend, block_outputs, capture, run_block
 from matquant.codes.nested import GradientMeter
 from matquant.config.cell import GridSpec, OmniQuantBase
-from matquant.models.families import blocks
+from matquant.models.layers.families import blocks
 from matquant.notation import Objective
 from reference.nested_reference import read_slice
 

@@ -71,7 +71,7 @@ def measure(served: Served, *, threads: int, decode: int) -> Numbers:
     from transformers import AutoModelForCausalLM
 
     import matquant
-    from matquant.serving.packed import PackedLinear
+    from matquant.serving.nested.packed import PackedLinear
 
     torch.set_num_threads(threads)
     _warm_up(AutoModelForCausalLM)

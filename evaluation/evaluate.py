@@ -36,11 +36,11 @@ from matquant.config.cell import Cell, ForeignModel
 from matquant.config.setup import Readout, Setup
 from matquant.errors import UserError
 from matquant.models.checks import title
-from matquant.models.coverage import check_layers, coverage
 from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.foreign.loading import foreign_bits, read_foreign
+from matquant.models.layers.coverage import check_layers, coverage
 from matquant.models.loading import LoadedModel, load_model
-from matquant.models.tokens import heldout_tokens
+from matquant.models.text.tokens import heldout_tokens
 from matquant.notation import FULL_BITS, Plan
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.files import read_json

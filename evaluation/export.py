@@ -28,11 +28,11 @@ from matquant.config.cell import Cell, OmniQuantBase
 from matquant.config.setup import Readout, Setup
 from matquant.disk import writing
 from matquant.errors import UserError
-from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device
-from matquant.models.experts import together
-from matquant.models.families import block_name, blocks, linears
-from matquant.models.linear_layers import as_stored
+from matquant.models.layers.coverage import check_layers
+from matquant.models.layers.experts import together
+from matquant.models.layers.families import block_name, blocks, linears
+from matquant.models.layers.linear_layers import as_stored
 from matquant.models.loading import LoadedModel, load_model, skeleton
 from matquant.notation import FULL, Plan
 from matquant.runs.checkpoint import load_checkpoint

@@ -14,7 +14,7 @@ from matquant.config.cell import Cell, HubText
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.models.fingerprint import is_told_by_its_id, short, text_fingerprint
-from matquant.models.text import revision
+from matquant.models.text.documents import revision
 from matquant.runs.folder import RunDir
 from matquant.runs.sources import (
     Sources,

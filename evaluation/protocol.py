@@ -21,7 +21,6 @@ from evaluation.sources.own import digest
 from evaluation.sources.wheel import WheelSource
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout
-from matquant.models import text
 from matquant.notation import Plan
 
 
@@ -69,7 +68,7 @@ def protocols(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
         task: {**set_by_readout[task], "data": data[task], "lm_eval": version} for task in data
     }
     if readout.perplexity is not None:
-        found[LOG_PPLX] = {**set_by_readout[LOG_PPLX], "data": text.revision(readout.perplexity)}
+        found[LOG_PPLX] = {**set_by_readout[LOG_PPLX], "data": documents.revision(readout.perplexity)}
     return found
 
 
@@ -91,7 +90,7 @@ def settings(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
     if readout.perplexity is not None:
         held_out = readout.perplexity
         shape = {"num_sequences": held_out.num_sequences, "sequence_length": held_out.sequence_length}
-        if text.is_of_windows(held_out):
+        if documents.is_of_windows(held_out):
             windows = {name: getattr(held_out, name) for name in WINDOWS}
             found[LOG_PPLX] = {"task": LOG_PPLX, **shape, **windows, **common, "add_bos": False}
             return found
@@ -118,7 +117,7 @@ def asks_for(readout: Readout, task: str, data: str) -> bool:
     Nothing is asked of the hub: any commit of a data set that is named by its branch can be meant.
     """
     if task == LOG_PPLX:
-        return readout.perplexity is not None and text.can_be(readout.perplexity, data)
+        return readout.perplexity is not None and documents.can_be(readout.perplexity, data)
     asked, source = asked_tasks(readout), task_source(readout)
     if (leaf := asked.leaves.get(task)) is not None:
         return can_be_of(leaf, source, data)

@@ -1,4 +1,4 @@
-"""A slow, obvious twin of `matquant.models.experts`: token by token and expert by expert, in float64."""
+"""A slow, obvious twin of `matquant.models.layers.experts`: token by token and expert by expert, in float64."""
 
 from __future__ import annotations
 

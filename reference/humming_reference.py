@@ -1,4 +1,4 @@
-"""Slow, obvious twin of `matquant.serving.humming_layout`: reads what was written, one code after the other."""
+"""Slow, obvious twin of `matquant.serving.engines.humming_layout`: reads what was written, one code after the other."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from pathlib import Path
 import pytest
 
 from matquant.config.study import Study
-from matquant.models import text
+from matquant.models.text import documents
 from slurm import queue
 from tests.processes import MARK, left_behind
 from tests.sbatch_standin import Cluster
@@ -94,9 +94,9 @@ def _text_is_read_once() -> Iterator[None]:
     """Reads the embedded corpus and its split once for all cells, since either takes half a second for every cell."""
     corpus = cache(lambda read: tuple(read()))
     with pytest.MonkeyPatch.context() as patch:
-        read, digest = text._embedded_documents, text._digest
-        patch.setattr(text, "_embedded_documents", lambda: iter(corpus(read)))
-        patch.setattr(text, "_digest", cache(digest))
+        read, digest = documents._embedded_documents, documents._digest
+        patch.setattr(documents, "_embedded_documents", lambda: iter(corpus(read)))
+        patch.setattr(documents, "_digest", cache(digest))
         yield
 
 

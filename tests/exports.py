@@ -14,13 +14,13 @@ from matquant.codes.quantizers import minmax_grid
 from matquant.codes.sliced import sliced
 from matquant.config.cell import GridSpec
 from matquant.config.study import load_study
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import Plan
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.tracking import NoTracker
+from matquant.serving.engines.formats import Source
 from matquant.serving.export import Trained, shapes_of
-from matquant.serving.formats import Source
 from matquant.training.train import train
 from tests.tiny import tiny_overrides
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from matquant.config.cell import RandomModel
-from matquant.models.families import FAMILIES
+from matquant.models.layers.families import FAMILIES
 from matquant.models.loading import LoadedModel, load_model
 
 LLAMA = {

@@ -17,8 +17,8 @@ from matquant.codes.sliced import SlicedWeight
 from matquant.config.cell import GridSpec, RandomModel
 from matquant.models.random_model import byte_tokenizer, random_model
 from matquant.notation import Slice
-from matquant.serving.compressed_tensors import packed_words
-from matquant.serving.hqq import layer_state
+from matquant.serving.engines.compressed_tensors import packed_words
+from matquant.serving.engines.hqq import layer_state
 
 TINY = {
     "hidden_size": 32,

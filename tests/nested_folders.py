@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from matquant.codes.nested import NestedWeight, nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec, Scope
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.models.loading import LoadedModel
-from matquant.serving.nested_writer import write_nested
+from matquant.serving.nested.writer import write_nested
 
 TOKENS = 1 + torch.arange(48).reshape(2, 24) % 31
 

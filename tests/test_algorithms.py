@@ -15,9 +15,9 @@ from matquant.algorithms.progress import Layers
 from matquant.codes.nested import nest, undo
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec, OmniQuantBase
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.text.tokens import token_blocks
 from matquant.notation import Objective, Slice
 
 GRID = GridSpec(group_size=32)

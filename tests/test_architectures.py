@@ -15,7 +15,7 @@ from matquant.algorithms.calibration import suited_to
 from matquant.codes.nested import NestedWeight, materialize
 from matquant.codes.quantizers import DTYPES
 from matquant.config.study import Study
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import Plan
 from matquant.runs.checkpoint import load_checkpoint

@@ -21,7 +21,7 @@ from matquant.algorithms.calibration import (
 )
 from matquant.algorithms.pinned import rows_of
 from matquant.config.cell import RandomModel
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from matquant.models.loading import load_model
 
 SIZES = {

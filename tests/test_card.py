@@ -17,7 +17,7 @@ from evaluation.results.store import ResultStore
 from matquant.codes.nested import NestedWeight, nest
 from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.errors import UserError
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.models.loading import load_model
 from matquant.notation import Plan, Slice
 from matquant.runs.checkpoint import NestedCheckpoint
@@ -27,8 +27,8 @@ from matquant.runs.tracking import NoTracker
 from matquant.serving import export as export_module
 from matquant.serving.export import Trained, export_nested, readable, searched_plans
 from matquant.serving.export import without_folders as without_folders_of
-from matquant.serving.nested_writer import write_nested
-from matquant.serving.places import nested_folder
+from matquant.serving.nested.places import nested_folder
+from matquant.serving.nested.writer import write_nested
 from matquant.training.train import train
 from tests.made_results import measure, paper_cells, quantized, study
 

@@ -16,7 +16,7 @@ from matquant.codes.nested import Transform, materialize
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
 from matquant.runs.checkpoint import load_checkpoint
-from matquant.serving.compressed_tensors import CompressedTensors, packed_words
+from matquant.serving.engines.compressed_tensors import CompressedTensors, packed_words
 from matquant.serving.export import export_readout
 from tests import families, mixtures
 from tests.exports import (

@@ -18,9 +18,9 @@ from evaluation.results.readouts import readout_rows
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.errors import UserError
-from matquant.models import experts
-from matquant.models.coverage import check_coverage, coverage, matrices
-from matquant.models.families import blocks, linears
+from matquant.models.layers import experts
+from matquant.models.layers.coverage import check_coverage, coverage, matrices
+from matquant.models.layers.families import blocks, linears
 from matquant.notation import share_text
 from matquant.runs.tracking import NoTracker
 from matquant.training.train import train

@@ -9,8 +9,8 @@ import torch
 from matquant.config.cell import EmbeddedText, FilesText, HubText
 from matquant.errors import UserError
 from matquant.models.random_model import byte_tokenizer
-from matquant.models.text import documents, is_heldout, revision
-from matquant.models.tokens import token_blocks
+from matquant.models.text.documents import documents, is_heldout, revision
+from matquant.models.text.tokens import token_blocks
 
 EMBEDDED = EmbeddedText(kind="embedded", num_sequences=3, sequence_length=16)
 

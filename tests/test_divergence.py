@@ -22,7 +22,7 @@ from evaluation.text.perplexity import block_nats, read_blocks
 from evaluation.text.teacher import facts_of, path_of, teacher_of
 from matquant.errors import UserError
 from matquant.models.divergence import FAR, bucketed, compare, most_likely
-from matquant.models.head import listening
+from matquant.models.layers.head import listening
 from matquant.models.loading import load_model
 from reference.divergence_reference import measures
 from tests.families import MODELS, loaded

@@ -16,7 +16,7 @@ from matquant.config.cell import EmbeddedModel
 from matquant.errors import UserError
 from matquant.models import embedded, wheels
 from matquant.models.embedded import converted, embedded_files, wheels_of
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from matquant.models.loading import skeleton, tokenizer_of
 
 PARTS = (b"GG", b"UF and", b" weights")

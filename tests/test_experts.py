@@ -18,8 +18,8 @@ from matquant.codes.nested import materialize, nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import Cell, GPTQBase
 from matquant.errors import UserError
-from matquant.models.experts import SeparateExperts, of_all_experts, separate_experts, together
-from matquant.models.families import blocks, forward_replaced, linears
+from matquant.models.layers.experts import SeparateExperts, of_all_experts, separate_experts, together
+from matquant.models.layers.families import blocks, forward_replaced, linears
 from matquant.models.loading import check_model, load_model
 from matquant.models.random_model import random_config
 from matquant.notation import Objective, Plan

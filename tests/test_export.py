@@ -14,8 +14,8 @@ import pytest
 from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.files import HOST
+from matquant.serving.engines.formats import Format
 from matquant.serving.export import FORMATS, Trained, format_named, main
-from matquant.serving.formats import Format
 from matquant.serving.whole_folder import require_free, whole
 from tests.exports import REAL, trained
 from tests.tiny import tiny_overrides

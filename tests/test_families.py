@@ -23,7 +23,7 @@ from matquant.codes.quantizers import DTYPES
 from matquant.config.cell import Cell, FolderModel, Scope
 from matquant.config.setup import Setup
 from matquant.errors import UserError
-from matquant.models.families import FAMILIES, blocks, linears
+from matquant.models.layers.families import FAMILIES, blocks, linears
 from matquant.models.loading import load_model
 from matquant.notation import Objective, Plan, Slice
 from matquant.runs.checkpoint import load_checkpoint

@@ -23,17 +23,17 @@ from matquant.codes.sliced import sliced
 from matquant.command import main as command
 from matquant.config.cell import EmbeddedModel, GridSpec
 from matquant.errors import UserError
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.models.random_model import byte_tokenizer
 from matquant.notation import Plan, Slice
 from matquant.runs.tracking import NoTracker
-from matquant.serving import gguf_file
+from matquant.serving.engines.formats import Exactness, LayerShape, Source
 from matquant.serving.export import shapes_of
-from matquant.serving.formats import Exactness, LayerShape, Source
-from matquant.serving.gguf_architecture import facts_of, row_order, tensors_of
-from matquant.serving.gguf_blocks import KINDS, held_in, kind_of, pack
-from matquant.serving.gguf_file import FILE, Gguf
-from matquant.serving.gguf_tokenizer import SPLITS, tokens_of
+from matquant.serving.gguf import file as gguf_file
+from matquant.serving.gguf.architecture import facts_of, row_order, tensors_of
+from matquant.serving.gguf.blocks import KINDS, held_in, kind_of, pack
+from matquant.serving.gguf.file import FILE, Gguf
+from matquant.serving.gguf.tokenizer import SPLITS, tokens_of
 from matquant.training.train import train
 from tests.tiny import tiny_overrides
 

@@ -14,9 +14,9 @@ from matquant.codes.nested import materialize, nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GPTQBase
 from matquant.errors import UserError
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.text.tokens import token_blocks
 from matquant.notation import Objective, Plan
 from reference.gptq_reference import output_error
 from tests.test_algorithms import GRID, NESTED, SHELF, Memory, equal

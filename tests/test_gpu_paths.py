@@ -36,9 +36,9 @@ from matquant.models.random_model import random_config
 from matquant.notation import Plan, Slice
 from matquant.search.fitness import Fitness
 from matquant.serving.load import reread
-from matquant.serving.nested_folder import NestedFolder
-from matquant.serving.places import nested_folder
-from matquant.serving.reading import read_into
+from matquant.serving.nested.folder import NestedFolder
+from matquant.serving.nested.places import nested_folder
+from matquant.serving.nested.reading import read_into
 from slurm.estimate import text_bytes
 from slurm.jobs import Job
 from tests.fake_card import Account, fake_card

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from matquant.disk import number_of
 from matquant.errors import UserError
 from matquant.notation import Plan
+from matquant.serving.engines.hqq import HQQ, PACKINGS, packed_rows
 from matquant.serving.export import export_readout
-from matquant.serving.hqq import HQQ, PACKINGS, packed_rows
 from tests import families
 from tests.exports import ALL_LINEAR, CHANNELS, REAL, TOKENS, mixed, nested_layers, ours, source, trained
 

@@ -18,10 +18,10 @@ from matquant.config.cell import GridSpec
 from matquant.errors import UserError
 from matquant.models.loading import LoadedModel, load_model
 from matquant.notation import Plan, Slice
+from matquant.serving.engines.formats import Exactness, Source
+from matquant.serving.engines.humming import Humming, configuration, pattern
+from matquant.serving.engines.humming_layout import pack, schema_of, tensors_of
 from matquant.serving.export import shapes_of
-from matquant.serving.formats import Exactness, Source
-from matquant.serving.humming import Humming, configuration, pattern
-from matquant.serving.humming_layout import pack, schema_of, tensors_of
 from reference import humming_reference
 from tests.nested_folders import quantized
 

@@ -20,10 +20,10 @@ from evaluation.results.store import ResultStore
 from evaluation.stages import run_cell
 from matquant.config.study import Study
 from matquant.errors import UserError
-from matquant.models import text
 from matquant.models.fingerprint import model_fingerprint
 from matquant.models.loading import load_model
 from matquant.models.random_model import byte_tokenizer, random_config
+from matquant.models.text import documents
 from matquant.notation import Plan
 from matquant.runs import stopping
 from matquant.runs.files import read_json, write_json
@@ -320,7 +320,7 @@ def test_held_out_text_of_a_branch_that_has_moved_is_refused(tiny_study, tmp_pat
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(text, "_stream", lambda *_: [{"text": "some held-out text " * 100}] * 3)
+    monkeypatch.setattr(documents, "_stream", lambda *_: [{"text": "some held-out text " * 100}] * 3)
     main = tmp_path / "hub/datasets--wiki--text/refs/main"
     main.parent.mkdir(parents=True)
     main.write_text("a" * 40)

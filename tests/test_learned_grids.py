@@ -25,7 +25,7 @@ from matquant.codes.range_search import best_for_all, search_factors, searched_g
 from matquant.codes.slicing import slice_codes
 from matquant.config.cell import Cell, GPTQBase, GridSpec, OmniQuantBase
 from matquant.errors import UserError
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from matquant.notation import Objective, Slice
 from reference.gptq_reference import best_factors, brute_force, output_error
 from reference.nested_reference import read_slice

@@ -21,8 +21,8 @@ from matquant.models.loading import load_model
 from matquant.notation import Plan, Slice
 from matquant.runs.checkpoint import load_layers
 from matquant.runs.tracking import NoTracker
-from matquant.serving.formats import LayerShape, Source
-from matquant.serving.matgptq_export import MatGPTQ
+from matquant.serving.engines.formats import LayerShape, Source
+from matquant.serving.engines.matgptq_export import MatGPTQ
 from matquant.training.train import train
 from reference.matgptq_reference import KERNEL_WIDTHS, kernel_weight
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from matquant.config.cell import EmbeddedModel, FolderModel, HubModel, RandomModel
 from matquant.errors import UserError
 from matquant.models.embedded import embedded_files
-from matquant.models.families import blocks, forward_replaced, linears
+from matquant.models.layers.families import blocks, forward_replaced, linears
 from matquant.models.loading import check_model, load_model, skeleton
 from matquant.models.random_model import byte_tokenizer
 from matquant.models.wheels import MODEL

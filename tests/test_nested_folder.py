@@ -20,12 +20,12 @@ from matquant.codes.nested import NestedWeight, Transform, materialize
 from matquant.config.cell import GridSpec
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
-from matquant.serving import places, reading
-from matquant.serving.nested_folder import DESCRIPTION, GRIDS, STAMP, plane_file
-from matquant.serving.packed import PackedLinear
-from matquant.serving.places import nested_folder
-from matquant.serving.reading import reading_of
-from matquant.serving.unquantized import REMEDY
+from matquant.serving.nested import places, reading
+from matquant.serving.nested.folder import DESCRIPTION, GRIDS, STAMP, plane_file
+from matquant.serving.nested.packed import PackedLinear
+from matquant.serving.nested.places import nested_folder
+from matquant.serving.nested.reading import reading_of
+from matquant.serving.nested.unquantized import REMEDY
 from tests import families, mixtures
 from tests.nested_folders import TOKENS, quantized, written
 

@@ -19,9 +19,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import matquant
 from matquant.errors import UserError
-from matquant.serving import places
-from matquant.serving.nested_folder import DESCRIPTION, GRIDS, STAMP, plane_file
-from matquant.serving.places import nested_folder
+from matquant.serving.nested import places
+from matquant.serving.nested.folder import DESCRIPTION, GRIDS, STAMP, plane_file
+from matquant.serving.nested.places import nested_folder
 from tests import families
 from tests.nested_folders import TOKENS, quantized, written
 

@@ -19,7 +19,7 @@ from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.config.cell import GridSpec
 from matquant.errors import NotFiniteError, UserError
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.text.tokens import token_blocks
 from matquant.notation import Slice
 from matquant.runs.checkpoint import has_checkpoint, load_layers, save_checkpoint, save_layers
 from matquant.runs.folder import RunDir

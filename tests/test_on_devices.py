@@ -17,8 +17,8 @@ from matquant.codes.quantizers import Grid, LearnableClipping, minmax_grid, weig
 from matquant.codes.sliced import sliced
 from matquant.config.cell import GridSpec
 from matquant.notation import Plan, Slice
-from matquant.serving.humming_layout import pack
-from matquant.serving.packed import PackedLinear
+from matquant.serving.engines.humming_layout import pack
+from matquant.serving.nested.packed import PackedLinear
 from tests.fake_card import fake_card
 
 SPECS = [

@@ -15,7 +15,7 @@ from matquant.algorithms.objective import nested_loss
 from matquant.codes.nested import materialize, read_at, read_slices
 from matquant.config.cell import GridSpec, QATBase
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.text.tokens import token_blocks
 from matquant.notation import Objective, Plan, Slice
 from tests.test_algorithms import GRID, Memory, equal
 

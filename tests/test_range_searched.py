@@ -13,10 +13,10 @@ from matquant.codes.range_search import searched_grid
 from matquant.config.cell import SearchBase
 from matquant.config.study import load_study
 from matquant.errors import NotFiniteError, UserError
-from matquant.models.experts import is_of_expert
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.experts import is_of_expert
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.text.tokens import token_blocks
 from matquant.notation import Objective, Slice
 from matquant.runs import stopping
 from matquant.runs.folder import RunDir

@@ -26,7 +26,7 @@ from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.errors import UserError
 from matquant.models.loading import load_model
-from matquant.models.tokens import token_blocks
+from matquant.models.text.tokens import token_blocks
 from matquant.notation import Plan, Slice
 from matquant.runs import stopping
 from matquant.runs.checkpoint import load_checkpoint

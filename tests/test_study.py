@@ -42,8 +42,8 @@ from matquant.config.setup import Paths
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.loading import tokenizer_of
-from matquant.models.text import documents
-from matquant.models.tokens import token_blocks
+from matquant.models.text.documents import documents
+from matquant.models.text.tokens import token_blocks
 from matquant.notation import Slice
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study
 

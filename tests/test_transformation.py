@@ -13,7 +13,7 @@ from matquant.algorithms.transformation import LEAST_SCALE, PublishedTransform, 
 from matquant.codes.nested import NestedWeight, nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec, OmniQuantBase
-from matquant.models.families import blocks, is_attention, linears
+from matquant.models.layers.families import blocks, is_attention, linears
 from matquant.notation import Plan, Slice
 from matquant.runs.checkpoint import load_layers, save_layers
 from matquant.runs.tracking import NoTracker

@@ -21,8 +21,8 @@ from matquant.config.cell import Cell, EmbeddedText, FilesText, HubText, TextSpe
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.random_model import byte_tokenizer
-from matquant.models.text import documents, tuning_half
-from matquant.models.tokens import blocks_before, heldout_tokens
+from matquant.models.text.documents import documents, tuning_half
+from matquant.models.text.tokens import blocks_before, heldout_tokens
 from tests import made_results
 
 EMBEDDED = EmbeddedText(kind="embedded", num_sequences=48, sequence_length=256, tokens_per_document=256)

@@ -29,8 +29,8 @@ from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from matquant.models.random_model import byte_tokenizer
-from matquant.models.text import documents
-from matquant.models.tokens import heldout_tokens
+from matquant.models.text.documents import documents
+from matquant.models.text.tokens import heldout_tokens
 from reference.windows_reference import perplexity
 from tests import made_results
 from tests.test_identity import run, write_model

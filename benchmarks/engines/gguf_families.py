@@ -15,11 +15,11 @@ from matquant.codes.nested import nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.codes.sliced import sliced
 from matquant.config.cell import GridSpec
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.notation import Plan, Slice
+from matquant.serving.engines.formats import Source
 from matquant.serving.export import shapes_of
-from matquant.serving.formats import Source
-from matquant.serving.gguf_file import Gguf
+from matquant.serving.gguf.file import Gguf
 
 SIZES = {
     "hidden_size": 128,

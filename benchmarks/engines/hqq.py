@@ -25,8 +25,8 @@ from benchmarks.engines.environment import TORCH_CPU, Environment, skipped
 from matquant.codes.nested import materialize
 from matquant.models.loading import load_model
 from matquant.notation import Plan
+from matquant.serving.engines.hqq import HQQ, WEIGHTS
 from matquant.serving.export import Trained, export_readout
-from matquant.serving.hqq import HQQ, WEIGHTS
 
 ENGINE = Environment(
     "hqq",

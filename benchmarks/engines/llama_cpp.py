@@ -34,11 +34,11 @@ from matquant.config.cell import EmbeddedModel
 from matquant.errors import UserError
 from matquant.models.embedded import whole_file
 from matquant.models.loading import load_model
-from matquant.models.text import documents
-from matquant.models.tokens import HELDOUT_SEED, heldout_tokens
+from matquant.models.text.documents import documents
+from matquant.models.text.tokens import HELDOUT_SEED, heldout_tokens
 from matquant.notation import Plan
 from matquant.serving.export import Trained, export_readout
-from matquant.serving.gguf_file import FILE, Gguf
+from matquant.serving.gguf.file import FILE, Gguf
 
 LLAMA_CPP = Environment("llama_cpp", ("xllamacpp==2026.10.11549", "numpy"))
 PROGRAM = Path(__file__).with_name("in_llama_cpp.py")

@@ -32,10 +32,10 @@ from matquant.codes.nested import nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec
 from matquant.config.study import load_study
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.models.loading import load_model
 from matquant.serving.load import load
-from matquant.serving.nested_writer import write_nested
+from matquant.serving.nested.writer import write_nested
 
 NEEDS = ("jaxtyping>=0.3", "pydantic>=2.11", "filelock>=3.16", "psutil>=6")
 """The libraries that the wheel imports.  It is installed without its own list: vLLM pins an older transformers."""

@@ -14,8 +14,8 @@ from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.codes.sliced import sliced
 from matquant.config.cell import GridSpec, Zero
 from matquant.notation import Slice
-from matquant.serving.humming_layout import pack
-from matquant.serving.packed import PackedLinear
+from matquant.serving.engines.humming_layout import pack
+from matquant.serving.nested.packed import PackedLinear
 
 CPU = torch.device("cpu")
 PARENTS = (8, 4, 2)

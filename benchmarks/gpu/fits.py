@@ -30,7 +30,7 @@ from matquant.algorithms.calibration import Shelf
 from matquant.codes.column_solve import solve
 from matquant.codes.range_search import search_factors
 from matquant.config.cell import GPTQBase, OmniQuantBase, QATBase
-from matquant.models.families import blocks, linears
+from matquant.models.layers.families import blocks, linears
 from slurm.estimate import COLUMN_S, FLOAT32_SHARE, GB, MEMORY_BYTES_PER_S, SEARCHING_BYTES
 from slurm.jobs import Job
 

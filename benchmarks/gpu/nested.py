@@ -28,12 +28,12 @@ from benchmarks.gpu.made import LLAMA_3_1_8B, TINY, model_of, word_tokenizer
 from matquant.codes.nested import NestedWeight, materialize, nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.notation import Plan
-from matquant.serving.nested_folder import GRIDS
-from matquant.serving.nested_writer import write_nested
-from matquant.serving.packed import PackedLinear
-from matquant.serving.reading import reading_of
+from matquant.serving.nested.folder import GRIDS
+from matquant.serving.nested.packed import PackedLinear
+from matquant.serving.nested.reading import reading_of
+from matquant.serving.nested.writer import write_nested
 
 PLANS = ("int8", "int6", "int4", "int3", "int2", "int2+ep")
 FEW = ("int8", "int3", "int2")

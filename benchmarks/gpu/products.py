@@ -35,8 +35,8 @@ from matquant.codes.quantizers import Grid, minmax_grid
 from matquant.codes.sliced import SlicedWeight, sliced
 from matquant.config.cell import GridSpec
 from matquant.notation import Slice
-from matquant.serving.humming_layout import schema_of, tensors_of
-from matquant.serving.packed import PackedLinear
+from matquant.serving.engines.humming_layout import schema_of, tensors_of
+from matquant.serving.nested.packed import PackedLinear
 
 WIDTHS = (8, 4, 3, 2)
 GROUP_SIZE = 64

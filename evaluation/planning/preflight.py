@@ -29,7 +29,6 @@ from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.disk import FOLDERS, in_words
 from matquant.errors import UserError
-from matquant.models import text
 from matquant.notation import Plan
 from matquant.runs.files import require_writable
 from matquant.runs.folder import RunDir
@@ -114,7 +113,7 @@ def check_tasks(setup: Setup) -> None:
         if leaf.kind == "own":
             revision_of(leaf, source)  # its files are there
     if setup.readout.perplexity is not None:
-        text.check_files(setup.readout.perplexity, "heldout")
+        documents.check_files(setup.readout.perplexity, "heldout")
 
 
 def check_room(cells: Iterable[tuple[Cell, Setup]]) -> None:
@@ -237,7 +236,7 @@ def _is_to_train(cell: Cell, setup: Setup) -> bool:
 def _check_plan(plan: Plan, cell: Cell, setup: Setup) -> None:
     """Refuses a plan file whose layers are not those of the cell's model."""
     from matquant.codes.layouts import slices_of
-    from matquant.models.families import block_name, blocks, linears
+    from matquant.models.layers.families import block_name, blocks, linears
     from matquant.models.loading import skeleton
 
     assert cell.scope is not None
@@ -254,37 +253,37 @@ def _check_plan(plan: Plan, cell: Cell, setup: Setup) -> None:
 
 def _check_training_text(cell: Cell, setup: Setup) -> None:
     from matquant.models.loading import tokenizer_of
-    from matquant.models.tokens import training_tokens
+    from matquant.models.text.tokens import training_tokens
 
     assert cell.data is not None
     if isinstance(cell.data, HubText):
-        text.check_hub(cell.data, "train")
+        documents.check_hub(cell.data, "train")
         return
-    text.check_files(cell.data, "train")  # before the tokenizer, which takes longer
+    documents.check_files(cell.data, "train")  # before the tokenizer, which takes longer
     training_tokens(cell, tokenizer_of(cell.model, cache=setup.paths.cache))
 
 
 def _check_search_text(cell: Cell, setup: Setup) -> None:
     from matquant.models.loading import tokenizer_of
-    from matquant.models.tokens import search_tokens
+    from matquant.models.text.tokens import search_tokens
 
     assert cell.data is not None
     if isinstance(cell.data, HubText):
-        text.check_hub(cell.data, "train")
+        documents.check_hub(cell.data, "train")
         return
-    text.check_files(cell.data, "train")
+    documents.check_files(cell.data, "train")
     search_tokens(cell, setup.readout.search, tokenizer_of(cell.model, cache=setup.paths.cache))
 
 
 def _check_heldout_text(cell: Cell, setup: Setup) -> None:
     from matquant.models.loading import tokenizer_of
-    from matquant.models.tokens import heldout_tokens
+    from matquant.models.text.tokens import heldout_tokens
 
     held_out = setup.readout.perplexity
     assert held_out is not None
     if isinstance(held_out, HubText):
-        text.check_hub(held_out, "heldout")
-        if not text.is_of_windows(held_out):  # blocks are read as they come: all of a data set would be downloaded
+        documents.check_hub(held_out, "heldout")
+        if not documents.is_of_windows(held_out):  # blocks are read as they come: all of a data set would be downloaded
             return
     tokenizer = tokenizer_of(cell.model, cache=setup.paths.cache)
     heldout_tokens(held_out, tokenizer, add_bos=cell.sets_bos)

@@ -17,7 +17,7 @@ from evaluation.results.readouts import is_of_tuning_text
 from evaluation.results.store import Protocol, ResultStore
 from matquant.config.cell import HubText, ModelSpec, TextSpec
 from matquant.errors import UserError
-from matquant.models.text import can_be, is_of_windows
+from matquant.models.text.documents import can_be, is_of_windows
 
 SIZES = ("num_sequences", "sequence_length", "tokens_per_document")
 
@@ -50,7 +50,7 @@ def _windows(held_out: TextSpec, protocol: Protocol) -> dict[str, Any]:
 def check_apart(held_out: TextSpec, other: TextSpec, model: ModelSpec, *, results: Path, cache: Path) -> None:
     """Refuses a text that takes documents which the other part of it has taken."""
     from matquant.models.loading import tokenizer_of  # transformers takes seconds to import
-    from matquant.models.tokens import blocks_before
+    from matquant.models.text.tokens import blocks_before
 
     tokenizer = tokenizer_of(model, cache=cache)
     number = blocks_before(held_out, other, tokenizer, add_bos=model.add_bos is True)

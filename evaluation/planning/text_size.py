@@ -9,7 +9,7 @@ from typing import NamedTuple, assert_never
 
 from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.config.home import at_home
-from matquant.models.text import HELDOUT_SHARE
+from matquant.models.text.documents import HELDOUT_SHARE
 
 CHARACTERS_OF_A_TOKEN = 4.2
 """Of English prose and a vocabulary of 50,000."""

@@ -18,8 +18,8 @@ from evaluation.sources.table import PAPER_TASKS
 from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
 from matquant.config.setup import Readout, SearchSpec
 from matquant.errors import UserError
-from matquant.models.experts import active_weights, is_of_expert
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.experts import active_weights, is_of_expert
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.models.loading import skeleton
 from matquant.notation import Plan
 from matquant.search.request import Granularity, Search

@@ -26,8 +26,8 @@ from evaluation.lm_eval_patches import SHARED_CONTEXTS
 from evaluation.tasks.prefixes import Family, Strip, families, strip_mask, strips
 from evaluation.tasks.rows import PADDING, PackedRow, Reach, Request, attention_mask, batches_of, pack
 from matquant.errors import UserError
-from matquant.models.families import backbone, shares_contexts
-from matquant.models.head import logits_of
+from matquant.models.layers.families import backbone, shares_contexts
+from matquant.models.layers.head import logits_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

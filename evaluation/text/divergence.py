@@ -31,7 +31,7 @@ from evaluation.text.perplexity import Read
 from evaluation.text.teacher import Teacher
 from matquant.errors import UserError
 from matquant.models.divergence import TokenDivergence, compare
-from matquant.models.head import Listener, logits_of
+from matquant.models.layers.head import Listener, logits_of
 
 LOGITS = 2**25
 """The most logits that are compared at once: 128 MB in float32, of which six are in memory."""

@@ -17,7 +17,7 @@ from evaluation.text.divergence import divergences, room_for, summarized
 from evaluation.text.perplexity import log_perplexity, nats_of, read_blocks
 from evaluation.text.teacher import Teacher
 from matquant.errors import NotFiniteError
-from matquant.models.head import listening
+from matquant.models.layers.head import listening
 
 
 class TextScores(NamedTuple):

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from evaluation.text.perplexity import nats_of, read_blocks
 from matquant.config.home import at_home
 from matquant.errors import NotFiniteError
-from matquant.models.head import listening
+from matquant.models.layers.head import listening
 from matquant.runs.files import remove_leftovers, write_beside
 
 FOLDER = "teachers"

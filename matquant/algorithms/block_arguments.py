@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from matquant.errors import UserError
-from matquant.models.families import backbone, blocks, family_of, forward_replaced
+from matquant.models.layers.families import backbone, blocks, family_of, forward_replaced
 
 
 class PerSequence(NamedTuple):

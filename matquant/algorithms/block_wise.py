@@ -12,7 +12,7 @@ from matquant.algorithms.block_arguments import PerSequence, block_arguments
 from matquant.algorithms.calibration import Activations, Chain, Shelf, attend, first_input, run_chain
 from matquant.config.cell import Cell, GPTQBase, OmniQuantBase, Scope
 from matquant.errors import UserError
-from matquant.models.families import architecture, around_blocks, blocks, family_of, linears
+from matquant.models.layers.families import architecture, around_blocks, blocks, family_of, linears
 from matquant.models.loading import skeleton
 
 TOKENS = torch.zeros((2, 4), dtype=torch.long)

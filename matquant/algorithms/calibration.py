@@ -26,7 +26,7 @@ from matquant.algorithms.pinned import host_memory, rows_of
 from matquant.config.cell import Place
 from matquant.disk import writing
 from matquant.errors import UserError
-from matquant.models.families import around_blocks, attention, backbone, blocks, forward_replaced, has_attention
+from matquant.models.layers.families import around_blocks, attention, backbone, blocks, forward_replaced, has_attention
 
 Hidden = Float[Tensor, "sequences tokens hidden"]
 

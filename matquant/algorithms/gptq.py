@@ -41,8 +41,8 @@ from matquant.codes.nested import NestedWeight
 from matquant.codes.quantizers import DTYPES, Grid
 from matquant.config.cell import GPTQBase, GridSpec, Scope
 from matquant.errors import NotFiniteError
-from matquant.models.experts import is_of_expert, of_all_experts
-from matquant.models.families import block_name, blocks, input_names, linears
+from matquant.models.layers.experts import is_of_expert, of_all_experts
+from matquant.models.layers.families import block_name, blocks, input_names, linears
 from matquant.notation import Objective, Slice
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from matquant.config.cell import Scope
 from matquant.errors import NotFiniteError
-from matquant.models.experts import is_of_expert
-from matquant.models.families import backbone, block_name, blocks, linears
+from matquant.models.layers.experts import is_of_expert
+from matquant.models.layers.families import backbone, block_name, blocks, linears
 
 log = logging.getLogger(__name__)
 

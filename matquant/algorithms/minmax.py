@@ -8,7 +8,7 @@ from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import nest
 from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec, Scope
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 
 
 def fit(model: nn.Module, *, parent_bits: int, scope: Scope, grid: GridSpec, progress: Progress) -> Layers:

@@ -42,7 +42,7 @@ from matquant.codes.quantizers import DTYPES, Grid, LearnableClipping, weight_ra
 from matquant.codes.range_search import Factors, search_factors
 from matquant.config.cell import GridSpec, OmniQuantBase, Scope, SliceClamp
 from matquant.errors import NotFiniteError
-from matquant.models.families import block_name, blocks, input_names, is_attention, linears
+from matquant.models.layers.families import block_name, blocks, input_names, is_attention, linears
 from matquant.notation import Objective, Slice
 
 Transformation = LearnableTransform | PublishedTransform

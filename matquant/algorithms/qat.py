@@ -30,7 +30,7 @@ from matquant.codes.quantizers import DTYPES, FixedClipping, LearnableClipping
 from matquant.codes.range_search import search_factors
 from matquant.config.cell import GridSpec, QATBase, Scope
 from matquant.errors import NotFiniteError
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.notation import Objective
 from matquant.parallel.distributed import ALONE, World
 from matquant.parallel.sharding import full, local, mesh_of, shard, whole

@@ -18,7 +18,7 @@ from matquant.algorithms.progress import Layers, Progress
 from matquant.codes.nested import NestedWeight, nest
 from matquant.codes.range_search import searched_grid
 from matquant.config.cell import GridSpec, Scope, SearchBase
-from matquant.models.families import block_name, blocks, linears
+from matquant.models.layers.families import block_name, blocks, linears
 from matquant.notation import Objective
 
 

@@ -234,7 +234,7 @@ class HubText(Text):
     separator: str | None = None
     """Joins rows that are pieces of one text in order, such as WikiText's lines; None: every row is a document."""
     convention: Convention = "blocks"
-    """`gptq`, of held-out text alone: the windows of `matquant.models.windows`, without BOS and documents."""
+    """`gptq`, of held-out text alone: the windows of `matquant.models.text.windows`, without BOS and documents."""
     num_rows: Positive | None = None
     """Of windows: the first rows that are joined; None: all."""
     most_sequences: Positive | None = None

@@ -1,5 +1,5 @@
-"""Models and text: where they come from, their blocks and linear layers, their tokens, and the device they run on.
+"""Models and text: where they come from, and the device they run on.
 
-May use `codes` and `config`; `families` alone knows architectures.
-No algorithms, and no files of a run.
+`loading` is the door.  Rooms: `layers` takes a model apart, `text` makes tokens of documents, `foreign` reads what
+others quantized.  May use `codes` and `config`.  No algorithms, and no files of a run.
 """

@@ -33,7 +33,7 @@ from matquant.config.cell import (
     TextSpec,
 )
 from matquant.config.home import at_home
-from matquant.models.text import revision
+from matquant.models.text.documents import revision
 from matquant.stored.digests import digests_of
 from matquant.stored.foreign_files import find_files
 

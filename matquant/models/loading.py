@@ -39,14 +39,14 @@ from matquant.config.cell import (
 from matquant.config.home import at_home
 from matquant.errors import UserError
 from matquant.models.checks import check_config, check_lengths, check_tokenizer, is_cached, plain_words, title
-from matquant.models.coverage import check_coverage
 from matquant.models.devices import repeatable
 from matquant.models.embedded import converted
-from matquant.models.experts import separate_experts
-from matquant.models.families import blocks, linears
 from matquant.models.foreign.loading import check_foreign_files, foreign_config, load_foreign, tokenizer_source
 from matquant.models.hub import settle
-from matquant.models.linear_layers import as_linear
+from matquant.models.layers.coverage import check_coverage
+from matquant.models.layers.experts import separate_experts
+from matquant.models.layers.families import blocks, linears
+from matquant.models.layers.linear_layers import as_linear
 from matquant.models.random_model import buildable, byte_tokenizer, random_config, random_model
 from matquant.models.weight_files import (
     check_finite,

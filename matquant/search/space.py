@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from matquant.codes.extra_precision import overflow_share
 from matquant.codes.layouts import block_number
 from matquant.codes.nested import NestedWeight
-from matquant.models.experts import of_all_experts
-from matquant.models.families import input_names
+from matquant.models.layers.experts import of_all_experts
+from matquant.models.layers.families import input_names
 from matquant.notation import EQ_6, Rule, Slice
 from matquant.search.request import Granularity
 from matquant.search.strategies import Choices

@@ -15,10 +15,10 @@ from matquant.codes.nested import NestedWeight
 from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.errors import UserError
-from matquant.models.coverage import check_layers
 from matquant.models.devices import pick_device, say_what_it_costs
+from matquant.models.layers.coverage import check_layers
 from matquant.models.loading import load_model
-from matquant.models.tokens import search_tokens
+from matquant.models.text.tokens import search_tokens
 from matquant.notation import EQ_6, Plan
 from matquant.runs.bars import bar
 from matquant.runs.checkpoint import load_checkpoint

@@ -21,7 +21,7 @@ from matquant.config.cell import Cell
 from matquant.config.setup import Setup
 from matquant.config.study import load_study
 from matquant.errors import UserError
-from matquant.models.coverage import check_layers
+from matquant.models.layers.coverage import check_layers
 from matquant.models.loading import config_of, load_model
 from matquant.notation import EQ_6, FULL, Plan, Slice, by_eq_6
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
@@ -32,17 +32,17 @@ from matquant.runs.sources import recorded_sources, require_same
 from matquant.runs.tracked.artifacts import nested_artifact
 from matquant.runs.tracking import tracking
 from matquant.search.request import found_plan
-from matquant.serving.formats import Exactness, Format, LayerShape, Noted, Record, Source
-from matquant.serving.nested_writer import write_nested
+from matquant.serving.engines.formats import Exactness, Format, LayerShape, Noted, Record, Source
+from matquant.serving.nested.writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 
 NESTED, MATGPTQ, LM_EVAL = "nested", "matgptq", "lm-eval"
 FORMATS: Mapping[str, str] = {
-    "dense": "matquant.serving.dense:Dense",
-    "compressed-tensors": "matquant.serving.compressed_tensors:CompressedTensors",
-    "hqq": "matquant.serving.hqq:HQQ",
-    "gguf": "matquant.serving.gguf_file:Gguf",
-    "humming": "matquant.serving.humming:Humming",
+    "dense": "matquant.serving.engines.dense:Dense",
+    "compressed-tensors": "matquant.serving.engines.compressed_tensors:CompressedTensors",
+    "hqq": "matquant.serving.engines.hqq:HQQ",
+    "gguf": "matquant.serving.gguf.file:Gguf",
+    "humming": "matquant.serving.engines.humming:Humming",
 }
 """Formats of one read-out, each in a module of its own: `module:class`."""
 SETUP = ("paths.", "readout.", "search=", "tracking=", "tracking.")
@@ -304,7 +304,8 @@ def main(arguments: Sequence[str]) -> int | None:
     cell, plan, folder = split(words, given.format, has_overrides=bool(overrides), needs_plan=needs_plan)
     trained = find_trained(cell, overrides)
     if given.format == MATGPTQ:
-        record = import_module("matquant.serving.matgptq_export").export_matgptq(trained, folder, dtype=given.dtype)
+        matgptq = import_module("matquant.serving.engines.matgptq_export")
+        record = matgptq.export_matgptq(trained, folder, dtype=given.dtype)
         print(f"{folder}: every width of {trained.cell.id} as {record.format}, {record.exactness}")
     elif plan is None:
         export_nested(trained, folder, dtype=given.dtype)

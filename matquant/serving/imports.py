@@ -26,7 +26,7 @@ from matquant.models.loading import LoadedModel, config_of, load_model
 from matquant.notation import Slice
 from matquant.runs.files import write_json
 from matquant.runs.provenance import library_versions, source_commit
-from matquant.serving.nested_writer import write_nested
+from matquant.serving.nested.writer import write_nested
 from matquant.serving.whole_folder import require_free, whole
 
 BESIDE_WEIGHTS = (".json", ".txt", ".model", ".jinja")

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from matquant.errors import UserError
 from matquant.models.checks import first_sentence
 from matquant.notation import Plan, Slice
-from matquant.serving import unquantized
-from matquant.serving.nested_folder import AGAIN, NestedFolder
-from matquant.serving.places import HUB, commit_of, nested_folder
-from matquant.serving.reading import read_into, reading_of
+from matquant.serving.nested import unquantized
+from matquant.serving.nested.folder import AGAIN, NestedFolder
+from matquant.serving.nested.places import HUB, commit_of, nested_folder
+from matquant.serving.nested.reading import read_into, reading_of
 from matquant.serving.with_transformers import MatQuantConfig, opened
 
 

@@ -20,8 +20,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
-from matquant.serving.nested_folder import NestedFolder
-from matquant.serving.places import nested_folder, words_of_cache
+from matquant.serving.nested.folder import NestedFolder
+from matquant.serving.nested.places import nested_folder, words_of_cache
 
 METHOD = "matquant"
 _OPENED: ContextVar[NestedFolder | None] = ContextVar("opened", default=None)
@@ -87,9 +87,9 @@ class MatQuantHfQuantizer(HfQuantizer):
         return config
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        from matquant.models.stored_layers import parameter_of
-        from matquant.serving.packed import await_codes
-        from matquant.serving.unquantized import require_same
+        from matquant.models.layers.stored_layers import parameter_of
+        from matquant.serving.nested.packed import await_codes
+        from matquant.serving.nested.unquantized import require_same
 
         checkpoint_files = kwargs.get("checkpoint_files") or []
         self.folder = _OPENED.get() or _folder_of(model, checkpoint_files)
@@ -117,7 +117,7 @@ class MatQuantHfQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_missing = mine
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        from matquant.serving.reading import read_into
+        from matquant.serving.nested.reading import read_into
 
         on_disk = [name for name, parameter in model.named_parameters() if parameter.is_meta]
         if on_disk:

@@ -27,10 +27,10 @@ from matquant.codes.layouts import slices_of
 from matquant.codes.sliced import SlicedWeight
 from matquant.errors import UserError
 from matquant.notation import Plan, Slice
-from matquant.serving.humming_layout import schema_of, tensors_of, why_not
-from matquant.serving.nested_folder import NestedFolder
-from matquant.serving.places import nested_folder
-from matquant.serving.unquantized import files, pattern, require_same
+from matquant.serving.engines.humming_layout import schema_of, tensors_of, why_not
+from matquant.serving.nested.folder import NestedFolder
+from matquant.serving.nested.places import nested_folder
+from matquant.serving.nested.unquantized import files, pattern, require_same
 from matquant.serving.vllm_plugin import METHOD
 
 KNOWN = ("quant_method", "plan", "packed", "weights", "expanded")

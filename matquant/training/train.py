@@ -15,7 +15,7 @@ from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase
 from matquant.config.setup import Setup
 from matquant.models.devices import deterministic, pick_device, say_what_it_costs
 from matquant.models.loading import load_model
-from matquant.models.tokens import training_tokens
+from matquant.models.text.tokens import training_tokens
 from matquant.parallel import distributed
 from matquant.parallel.distributed import World, check_ranks
 from matquant.runs.checkpoint import has_checkpoint, save_checkpoint

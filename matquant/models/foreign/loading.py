@@ -22,7 +22,7 @@ from matquant.models.foreign.compressed import require_library
 from matquant.models.foreign.matgptq import read_packed
 from matquant.models.foreign.matgptq_damage import refuse_reaching_both_ends
 from matquant.models.foreign.weights import ForeignTensors
-from matquant.models.linear_layers import LinearOfConv1D
+from matquant.models.layers.linear_layers import LinearOfConv1D
 from matquant.models.weight_files import check_report, check_tensors, report_kept
 from matquant.notation import FULL_BITS, Plan
 from matquant.stored.foreign import Foreign, describe

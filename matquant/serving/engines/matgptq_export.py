@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from matquant.codes.quantizers import DTYPES, Grid
 from matquant.codes.sliced import SlicedWeight
 from matquant.errors import UserError
-from matquant.models.experts import together
 from matquant.models.foreign.matgptq import MASTER_BITS, METHOD
-from matquant.models.linear_layers import LinearOfConv1D, as_stored
-from matquant.models.stored_layers import parameter_of
+from matquant.models.layers.experts import together
+from matquant.models.layers.linear_layers import LinearOfConv1D, as_stored
+from matquant.models.layers.stored_layers import parameter_of
 from matquant.notation import Plan, Slice
+from matquant.serving.engines.formats import FUSED, Record, Source, refuse_layers, require_fused_alike
 from matquant.serving.export import Trained, export_readout
-from matquant.serving.formats import FUSED, Record, Source, refuse_layers, require_fused_alike
 
 GROUP_SIZES = (32, 128)
 ROWS = 16

@@ -10,12 +10,12 @@ from torch import nn
 
 from matquant.codes.nested import bias_of
 from matquant.errors import UserError
-from matquant.models.experts import separate_experts
-from matquant.models.linear_layers import as_linear
-from matquant.models.stored_layers import as_quantized
+from matquant.models.layers.experts import separate_experts
+from matquant.models.layers.linear_layers import as_linear
+from matquant.models.layers.stored_layers import as_quantized
 from matquant.notation import Plan
-from matquant.serving.nested_folder import AGAIN, NestedFolder
-from matquant.serving.packed import PackedLinear
+from matquant.serving.nested.folder import AGAIN, NestedFolder
+from matquant.serving.nested.packed import PackedLinear
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matquant.config.cell import HubText
 from matquant.errors import UserError
-from matquant.models.text import documents
+from matquant.models.text.documents import documents
 
 NAME = "readout.perplexity"
 

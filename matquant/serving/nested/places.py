@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from matquant.errors import UserError
-from matquant.serving.nested_folder import DESCRIPTION, NestedFolder
+from matquant.serving.nested.folder import DESCRIPTION, NestedFolder
 
 RUN = ("cell.json", "checkpoint")
 

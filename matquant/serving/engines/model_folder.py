@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from matquant.models.experts import together
-from matquant.models.linear_layers import as_stored
-from matquant.models.stored_layers import parameter_of
+from matquant.models.layers.experts import together
+from matquant.models.layers.linear_layers import as_stored
+from matquant.models.layers.stored_layers import parameter_of
 
 
 def write_model(

@@ -10,8 +10,8 @@ import torch
 
 from matquant.codes.nested import bias_of
 from matquant.codes.sliced import SlicedWeight
-from matquant.models.stored_layers import as_quantized
-from matquant.serving.formats import Source, refuse_layers
+from matquant.models.layers.stored_layers import as_quantized
+from matquant.serving.engines.formats import Source, refuse_layers
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from matquant.errors import UserError
 from matquant.runs.files import read_json, write_json
-from matquant.serving.nested_folder import AGAIN, STAMP, NestedFolder
+from matquant.serving.nested.folder import AGAIN, STAMP, NestedFolder
 
 SAVED, OWN = "model", "nested-unquantized"
 """The beginning of the files' names as transformers writes them, and as a nested folder has them."""

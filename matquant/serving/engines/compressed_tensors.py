@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from matquant.codes.sliced import SlicedWeight
-from matquant.serving.formats import (
+from matquant.serving.engines.formats import (
     LayerShape,
     Source,
     refuse_transformed,
@@ -33,7 +33,7 @@ from matquant.serving.formats import (
     require_plain_layers,
     rounded_zeros,
 )
-from matquant.serving.model_folder import write_model
+from matquant.serving.engines.model_folder import write_model
 
 READ_SINCE = "0.18.0"
 """The first version of compressed-tensors that reads words without padding."""

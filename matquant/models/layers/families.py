@@ -14,7 +14,7 @@ from torch import nn
 
 from matquant.config.cell import Scope
 from matquant.errors import UserError
-from matquant.models.experts import routers
+from matquant.models.layers.experts import routers
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from matquant.config.cell import Cell, Scope
 from matquant.errors import UserError
-from matquant.models.experts import of_all_experts, routers
-from matquant.models.families import block_name, blocks, family_of, is_attention, linears
+from matquant.models.layers.experts import of_all_experts, routers
+from matquant.models.layers.families import block_name, blocks, family_of, is_attention, linears
 from matquant.notation import share_text
 
 ELEMENTWISE = ("A_log",)

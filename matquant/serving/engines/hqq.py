@@ -25,9 +25,15 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor, nn
 
 from matquant.codes.sliced import SlicedWeight
-from matquant.models.experts import together
-from matquant.models.linear_layers import as_stored
-from matquant.serving.formats import Source, refuse_layers, refuse_transformed, require_causal, require_plain_layers
+from matquant.models.layers.experts import together
+from matquant.models.layers.linear_layers import as_stored
+from matquant.serving.engines.formats import (
+    Source,
+    refuse_layers,
+    refuse_transformed,
+    require_causal,
+    require_plain_layers,
+)
 
 WEIGHTS = "qmodel.pt"
 PACKINGS = {1: ("1bit_u8", 8), 2: ("2bit_u8", 4), 3: ("3bit_32", 10), 4: ("4bit_u8", 2)}

@@ -20,8 +20,8 @@ from matquant.codes.quantizers import Grid
 from matquant.codes.sliced import SlicedWeight
 from matquant.config.cell import ModelSpec
 from matquant.errors import UserError
-from matquant.models.experts import SeparateExperts
-from matquant.models.linear_layers import LinearOfConv1D
+from matquant.models.layers.experts import SeparateExperts
+from matquant.models.layers.linear_layers import LinearOfConv1D
 from matquant.notation import Plan, Slice
 
 Layers = Mapping[str, Slice]

@@ -22,8 +22,8 @@ from matquant.config.cell import (
 )
 from matquant.config.setup import SearchSpec
 from matquant.errors import UserError
-from matquant.models.text import KEYS, Split, documents, is_of_windows, joined_rows
-from matquant.models.windows import windows
+from matquant.models.text.documents import KEYS, Split, documents, is_of_windows, joined_rows
+from matquant.models.text.windows import windows
 
 PARTS: Mapping[Split, str] = {
     "train": "to train on (nine documents of ten",

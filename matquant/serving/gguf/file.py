@@ -23,11 +23,11 @@ from matquant.codes.sliced import SlicedWeight
 from matquant.config.cell import EmbeddedModel
 from matquant.errors import UserError
 from matquant.models.embedded import whole_file
-from matquant.models.stored_layers import as_quantized
-from matquant.serving.formats import Source, refuse_layers
-from matquant.serving.gguf_architecture import architecture_of, facts_of, row_order, tensors_of
-from matquant.serving.gguf_blocks import BLOCK, WIDEST_WITH_MINIMUM, held_in, kind_of, pack
-from matquant.serving.gguf_tokenizer import adds, special_ids, tokens_of
+from matquant.models.layers.stored_layers import as_quantized
+from matquant.serving.engines.formats import Source, refuse_layers
+from matquant.serving.gguf.architecture import architecture_of, facts_of, row_order, tensors_of
+from matquant.serving.gguf.blocks import BLOCK, WIDEST_WITH_MINIMUM, held_in, kind_of, pack
+from matquant.serving.gguf.tokenizer import adds, special_ids, tokens_of
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter

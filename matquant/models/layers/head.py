@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from matquant.models.families import backbone, forward_replaced
+from matquant.models.layers.families import backbone, forward_replaced
 
 
 def logits_of(

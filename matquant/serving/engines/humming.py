@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from matquant.codes.sliced import SlicedWeight
-from matquant.models.experts import is_of_expert
-from matquant.models.linear_layers import LinearOfConv1D
-from matquant.serving.formats import (
+from matquant.models.layers.experts import is_of_expert
+from matquant.models.layers.linear_layers import LinearOfConv1D
+from matquant.serving.engines.formats import (
     FUSED,
     LayerShape,
     Source,
@@ -29,8 +29,8 @@ from matquant.serving.formats import (
     refuse_layers,
     require_fused_alike,
 )
-from matquant.serving.humming_layout import METHOD, schema_of, tensors_of, why_not
-from matquant.serving.model_folder import write_model
+from matquant.serving.engines.humming_layout import METHOD, schema_of, tensors_of, why_not
+from matquant.serving.engines.model_folder import write_model
 
 FUSED_NAMES = {one: fused for fused, group in zip(("qkv_proj", "gate_up_proj"), FUSED, strict=True) for one in group}
 """The names under which vLLM multiplies layers as one."""

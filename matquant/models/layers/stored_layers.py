@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from matquant.models.experts import SeparateExperts, of_all_experts, separate_experts
-from matquant.models.linear_layers import as_linear, restore_stored
+from matquant.models.layers.experts import SeparateExperts, of_all_experts, separate_experts
+from matquant.models.layers.linear_layers import as_linear, restore_stored
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A nested folder: an ordinary Hugging Face folder whose quantized weights are bit planes.
 
 config.json, tokenizer...           as `save_pretrained` writes them, with quant_method `matquant`
-nested-unquantized*.safetensors     whatever is not quantized (`matquant.serving.unquantized`)
+nested-unquantized*.safetensors     whatever is not quantized (`matquant.serving.nested.unquantized`)
 nested-grids.safetensors            <layer>.scale and <layer>.zero in the grid's stated dtype; <layer>.transform.*
 nested-plane-1.safetensors ...      <layer> uint8 [out, ceil(in / 8)]: one bit of every code, most significant first
 nested.json                         format version, layers, plans that were searched for, cell, sources, checksums

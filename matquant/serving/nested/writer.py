@@ -1,4 +1,4 @@
-"""Writes a nested folder: the layout is told in `matquant.serving.nested_folder`."""
+"""Writes a nested folder: the layout is told in `matquant.serving.nested.folder`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from matquant.codes.nested import NestedWeight
 from matquant.codes.planes import plane_of
 from matquant.codes.quantizers import DTYPES
 from matquant.runs.files import write_json
-from matquant.serving.model_folder import write_model
-from matquant.serving.nested_folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, STAMP, plane_file
-from matquant.serving.unquantized import saved_files, take_own_names
+from matquant.serving.engines.model_folder import write_model
+from matquant.serving.nested.folder import DESCRIPTION, FORMAT, FORMAT_VERSION, GRIDS, STAMP, plane_file
+from matquant.serving.nested.unquantized import saved_files, take_own_names
 
 
 def write_nested(
