@@ -7,7 +7,7 @@
 For each command: the best and the median of its times, the ratio of its best to the rival's, and the highest ratio
 that is meant.  Then its imports: every heavy library that was in `sys.modules` when it ended, with the reason that
 stands beside the command in this file.  A library without a reason is shown as a SURPRISE, a reason without its library
-as out of date; tests/test_startup.py fails at either.
+as out of date; tests/command/test_startup.py fails at either.
 
 The commands look at a finished study in a temporary folder, whose results are made up: no model is trained or read.
 """

@@ -1,8 +1,9 @@
 """Every line that patches, silences or works around lm-eval, and for each the version that it is for and the reason.
 
 lm-eval has no switch for these things.  A patch rests on lines of lm-eval's own source: it quotes them, refuses to work
-with another version, and `tests/test_lm_eval_patches.py` fails with its name where a quoted line is gone.  To move to a
-new version: change the pin in pyproject.toml, run that test, read what it names, then raise the versions here.
+with another version, and `tests/evaluation/test_lm_eval_patches.py` fails with its name where a quoted line is gone.
+To move to a new version: change the pin in pyproject.toml, run that test, read what it names, then raise the versions
+here.
 
 lm_eval takes seconds to import and is imported by the functions that need it.
 """

@@ -1,6 +1,6 @@
 """The parts of Hydra and lm-eval that neither promises to keep: the table that a new version is held against.
 
-    python -m pytest tests/test_surface.py      one sentence for each that the installed versions lack
+    python -m pytest tests/evaluation/test_surface.py      one sentence for each that the installed versions lack
 
 Lines of lm-eval's source on which patches rest are quoted in `lm_eval_patches`.  What Hydra 1.4 and lm-eval 0.5 change
 is told in docs/reference/libraries.md; pyproject.toml stays below both.

@@ -1,4 +1,4 @@
-"""The work of two ranks for tests/test_distributed.py, all in one start: `torchrun -m tests.ranks FOLDER`."""
+"""The work of two ranks for `test_distributed`, all in one start: `torchrun -m tests.ranks FOLDER`."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def compile_layer(weight: SlicedWeight, batches: Sequence[int], scale: Scale) ->
 
 
 def compile_with(weight: SlicedWeight, batches: Sequence[int], scale: Scale) -> Compiled:
-    """The layer as `tests/test_humming.py` builds it, and the kernels for so many inputs at a time alone.
+    """The layer as `tests/serving/test_humming.py` builds it, and the kernels for so many inputs at a time alone.
 
     By itself the library compiles a kernel for every range of batch sizes, ten and more for a layer.
     """

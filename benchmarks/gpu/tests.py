@@ -43,7 +43,7 @@ class Case:
 def tests(scale: Scale) -> Iterator[Line]:
     """The number of tests that passed, and a line for each that did not."""
     name = SMALL if scale.small else "*.py"
-    files = [path for path in sorted(FOLDER.glob(name)) if TAKES_DEVICE.search(path.read_text(encoding="utf-8"))]
+    files = [path for path in sorted(FOLDER.rglob(name)) if TAKES_DEVICE.search(path.read_text(encoding="utf-8"))]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         said = _run(_command(files, report, kind=scale.device.type, alone=scale.small))

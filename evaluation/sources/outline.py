@@ -1,7 +1,7 @@
 """The tasks behind the names that a read-out lists: groups with their members, tags, and one's own yaml files.
 
 Nothing is loaded and lm_eval is not imported.  Members, overrides and names are lm-eval's
-(`lm_eval.tasks._factory`); `tests/test_outline.py` holds the two against each other.
+(`lm_eval.tasks._factory`); `tests/evaluation/test_outline.py` holds the two against each other.
 """
 
 from __future__ import annotations

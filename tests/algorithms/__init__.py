@@ -1,0 +1,1 @@
+"""The base algorithms, their objective, training, and the search for widths."""

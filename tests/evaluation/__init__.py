@@ -1,0 +1,1 @@
+"""Tasks, held-out text, documents, protocols, results, and checks beforehand."""

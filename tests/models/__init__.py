@@ -1,0 +1,1 @@
+"""Where models and text come from, their layers, and what others quantized."""

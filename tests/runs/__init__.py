@@ -1,0 +1,1 @@
+"""A run on disk: checkpoint, status, stopping, tracking."""

@@ -1,0 +1,1 @@
+"""The nested folder, its readers, and exports for engines."""
