@@ -21,6 +21,7 @@ from evaluation.sources.own import digest
 from evaluation.sources.wheel import WheelSource
 from matquant.config.cell import Cell
 from matquant.config.setup import Readout
+from matquant.models.text import documents
 from matquant.notation import Plan
 
 

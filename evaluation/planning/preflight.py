@@ -29,6 +29,7 @@ from matquant.config.setup import Setup
 from matquant.config.study import Study
 from matquant.disk import FOLDERS, in_words
 from matquant.errors import UserError
+from matquant.models.text import documents
 from matquant.notation import Plan
 from matquant.runs.files import require_writable
 from matquant.runs.folder import RunDir
