@@ -19,6 +19,7 @@ BREACHES = {
     "One direction": ("matquant/codes/slicing.py", "import evaluation.results.store"),
     "Rooms of matquant": ("matquant/codes/layouts.py", "import matquant.models.text.documents"),
     "Inside codes": ("matquant/codes/slicing.py", "import matquant.codes.nested"),
+    "Inside evaluation": ("evaluation/text/perplexity.py", "import evaluation.planning.work"),
     "Inside analysis": ("analysis/frame/load.py", "import analysis.tables.typeset"),
     "analysis reads results": ("analysis/tables/typeset.py", "import matquant.codes.nested"),
     "hydra": ("analysis/claims/evidence.py", "import hydra"),

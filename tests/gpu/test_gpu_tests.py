@@ -50,6 +50,6 @@ def test_files_are_found_by_the_argument_of_their_tests():
     def takes(name: str) -> bool:
         return part.TAKES_DEVICE.search((Path(part.FOLDER) / name).read_text()) is not None
 
-    assert takes("test_slicing.py")
-    assert takes("test_humming.py")
-    assert not takes("test_devices.py")
+    assert takes("codes/test_slicing.py")
+    assert takes("serving/test_humming.py")
+    assert not takes("models/test_devices.py")
