@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 import pandas as pd
 
 from analysis.claims.headline import headline_block
+from analysis.claims.intervals import intervals_plot
 from analysis.claims.judges import rules_of
 from analysis.claims.prose import fill
 from analysis.claims.verdict_tables import claims_table, glance, tally
@@ -57,12 +58,13 @@ class Document:
 def document(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> Document:
     """The document of a study; `opened` has its experiments that exist, and `folder` its words."""
     drawn = {part.name: figures_of(part, opened[part.name]) for part in study.parts if part.name in opened}
+    answers = intervals_plot(study, opened)
     blocks = [
         f"# {study.title}",
         f"<!-- Written by `{COMMAND} {folder.name}`; edit the words beside it, not this file. -->",
         *(fill(folder.words(name), opened) for name in study.answers),
         *_introduction(folder.name, study, opened),
-        *_claims_section(study, opened),
+        *_claims_section(folder, study, opened, answers),
         "## Experiments",
         *_legend(study.parts, opened),
         *(block for part in study.parts for block in _section(folder, part, opened, drawn.get(part.name, {}))),
@@ -70,6 +72,7 @@ def document(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> Doc
         *_gaps(opened),
     ]
     figures = {file_name(part, name): plot for part, plots_ in drawn.items() for name, plot in plots_.items()}
+    figures |= {} if answers is None else {f"{answers.name}.png": answers}
     return Document("\n\n".join(blocks) + "\n", figures, _headline(folder, study, opened))
 
 
@@ -104,7 +107,7 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
     )
     facts = [
         ("results", f"{measured} of {len(loaded.expected)} measured, of {len(cells)} cells"),
-        ("documents", _documents_text(loaded)),
+        *([("documents", _documents_text(loaded))] if loaded.tasks else []),
         ("log perplexity", _tokens_text(loaded)),
         *provenance_rows(loaded),
     ]
@@ -193,7 +196,7 @@ def _budget(cell: Cell) -> tuple[str, ...]:
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
-def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
+def _claims_section(folder: StudyFolder, study: StudyDefinition, opened: Opened, answers: Plot | None) -> Iterator[str]:
     if not study.claims:
         return
     checks = [case.is_check for case in study.cases]
@@ -206,6 +209,8 @@ def _claims_section(study: StudyDefinition, opened: Opened) -> Iterator[str]:
     )
     yield f"{sentence}{besides} By claim:"
     yield markdown_rows(glance(study, opened))
+    if answers is not None:
+        yield from _shown(answers, f"{folder.figures.name}/{answers.name}.png")
     yield "Case by case:"
     yield to_markdown(claims_table(study, opened)).rstrip()
     yield "### How a verdict is reached"
@@ -231,7 +236,8 @@ def _legend(parts: Sequence[DocumentPart], opened: Opened) -> Iterator[str]:
     for part in parts:
         papers = [beside(number, opened[part.name]) for number in part.tables if part.name in opened]
         notes += [note for table in papers for note in table.notes if note.startswith(DOUBLE_DAGGER)]
-    notes.append(CHANCE_NOTE)
+    if any(study.loaded.tasks for study in opened.values()):
+        notes.append(CHANCE_NOTE)
     # Without the number of comparisons, which is each experiment's own.
     distinct = dict.fromkeys(re.sub(r" \(\d+\)\.$", ".", note) for note in notes)
     if distinct:
@@ -245,18 +251,23 @@ def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, figures: M
         return
     study = opened[part.name]
     limit = study.study.setup.readout.limit
-    grid = f"; {shared}" if (shared := grids.shared_text(study.rows)) else ""
-    yield f"`matquant launch experiment={folder.name}/{part.name}` ({limit or 'all'} documents of each task{grid})"
-    yield markdown_rows(_table_of(study))
+    documents = [f"{limit or 'all'} documents of each task"] if study.loaded.tasks else []
+    facts = "; ".join([*documents, *filter(None, [grids.shared_text(study.rows)])])
+    yield f"`matquant launch experiment={folder.name}/{part.name}`" + (f" ({facts})" if facts else "")
+    yield f"*{GAP.capitalize()}.*" if study.loaded.frame.empty else markdown_rows(_table_of(study))
     for number in part.tables:
         yield markdown_rows(beside(number, study))
     for name in part.figures:
         if name in figures:
-            plot = figures[name]
-            yield f"![{plot.title}]({folder.figures.name}/{file_name(part.name, name)})"
-            yield f"*{plot.title}.{f' {plot.note}' if plot.note else ''}*"
+            yield from _shown(figures[name], f"{folder.figures.name}/{file_name(part.name, name)}")
         else:
             yield f"*Figure {name}: {GAP}.*"
+
+
+def _shown(plot: Plot, path: str) -> Iterator[str]:
+    """A figure of the document, with its words below it."""
+    yield f"![{plot.title}]({path})"
+    yield f"*{plot.title}.{f' {plot.note}' if plot.note else ''}*"
 
 
 def _table_of(study: OpenStudy) -> Table:

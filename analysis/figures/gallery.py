@@ -80,6 +80,8 @@ def _pareto(
     parameters = num_parameters(rows, codes)
     usual = {panel.value: panel for panel in PANELS}
     panels = [usual.get(name) or panel_of(name) for name in measures]
+    if not loaded.tasks:  # log perplexity alone was asked for
+        panels = [panel for panel in panels if panel.value != TASK_AVG] or panels
     for size, label in SIZES.items():
         if size == "effective" or sizes(rows, size, parameters)[rows["base"] != "none"].notna().any():
             yield Plot(

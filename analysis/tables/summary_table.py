@@ -44,6 +44,8 @@ BITS_NOTE = (
     "whole model, unquantized ones in 16 bits."
 )
 
+NATS_NOTE = "log pplx in nats per token, lower is better."
+
 
 @dataclass(frozen=True)
 class Column:
@@ -83,7 +85,7 @@ def summary_table(
         Column(STORED, _bits("model_bits")),
         *more,
         *(_task_column(task, metrics.get(task)) for task in tasks),
-        Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), TASK_AVG),
+        *([Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), TASK_AVG)] if tasks else []),
         *([Column("Flips", _flips)] if has_flips(rows) else []),
         Column("log pplx ↓", _number(LOG_PPLX, 1, ".3f", errors=True, named=several), LOG_PPLX),
         *(_measure_columns(several=several) if rows[KL].notna().any() else []),
@@ -92,7 +94,8 @@ def summary_table(
     for row in rows.to_dict("records"):
         groups.setdefault((row["model"], data_type(row)), []).append(row)
     sections = tuple(_section(model, name, group, columns) for (model, name), group in groups.items())
-    notes = (*_notes(rows, sections, comparisons), *metric_notes(metrics), *row_notes(rows))
+    units = [*(["Tasks and Task Avg in percent, higher is better"] if tasks else []), NATS_NOTE]
+    notes = ("; ".join(units), *_notes(rows, sections, comparisons), *metric_notes(metrics), *row_notes(rows))
     return Table(tuple(column.head for column in columns), sections, notes, num_labels=3 if parts else 2)
 
 
@@ -239,7 +242,7 @@ def marked(text: str, mark: str | None) -> str:
 def _notes(rows: pd.DataFrame, sections: Sequence[Section], comparisons: pd.DataFrame | None) -> tuple[str, ...]:
     """The legend: only the marks that occur."""
     texts = {entry.text for section in sections for row in section.rows for entry in row}
-    notes = ["Tasks and Task Avg in percent, higher is better; log pplx in nats per token, lower is better."]
+    notes = []
     if grid := grids.sentence(rows):
         notes.append(grid)
     if rows["model_bits"].notna().any():

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.claims import judges, verdicts
-from analysis.claims.cases import Case, find, paper_text
+from analysis.claims import judges, margins, verdicts
+from analysis.claims.cases import Case, Claim, find, findings, paper_text
 from analysis.claims.definition import (
     DocumentPart,
     Headline,
@@ -27,10 +27,12 @@ from analysis.claims.definition import (
 from analysis.claims.document import document
 from analysis.claims.evidence import MeasuredReadOut, Noise, ReadOut, cells_of, noise_of, paired_gains, signed
 from analysis.claims.headline import placed
+from analysis.claims.intervals import intervals_figure, rows_of
 from analysis.claims.prose import MINUS, PLACEHOLDER, fill, gaps, named, resolve
 from analysis.claims.study import main, open_parts, out_of_date, write
 from analysis.claims.verdict_tables import tally
 from analysis.claims.verdicts import RULES, Gain, PairedGains, rule_text
+from analysis.figures.told import data_of
 from analysis.frame.code_counts import Codes, bucket_shares
 from analysis.frame.opened import OpenStudy
 from analysis.notebooks.shown_claims import ShownClaims
@@ -83,13 +85,16 @@ def made(tmp_path):
 # --- what is committed -----------------------------------------------------------------------------------------------
 
 
-def test_the_committed_document_is_up_to_date(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["smollm2_135m", "two_models"])
+def test_the_committed_document_is_up_to_date(name, monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
-    assert main([FOLDER.name, "--check"]) == 0, capsys.readouterr().out
+    assert main([name, "--check"]) == 0, capsys.readouterr().out
 
 
-def test_every_experiment_of_the_study_is_a_part_of_its_document():
-    assert FOLDER.experiments == sorted(part.name for part in STUDY.parts)
+@pytest.mark.parametrize("name", ["smollm2_135m", "two_models"])
+def test_every_experiment_of_the_study_is_a_part_of_its_document(name):
+    folder = study_folder(name)
+    assert folder.experiments == sorted(part.name for part in folder.definition().parts)
 
 
 def test_every_case_names_read_outs_that_its_experiments_have(empty):
@@ -485,6 +490,25 @@ def test_made_up_results_reach_claims_tables_words_and_figures(made, tmp_path):
     write(drawn, folder)
     assert out_of_date(drawn, folder) == []
     assert (folder.figures / "omniquant_pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_margins_decide_is_drawn_with_its_interval_and_verdict(made, tmp_path):
+    ours, theirs = (ReadOut("omniquant", method, "int2") for method in ("MatQuant", "Baseline"))
+    case = Case("OmniQuant, int2", ("omniquant",), margins.better, ours, (theirs,))
+    claim = Claim("int2 of MatQuant is better", "ours", (case,))
+    later = Claim("int3 too", "ours", (replace(case, experiments=("later",)),))
+    definition = StudyDefinition("A study", (PART,), claims=(claim, later))
+    drawn = document(folder_of(tmp_path), definition, made)
+    assert list(drawn.figures) == ["omniquant_pareto.png", "answers.png"]
+    assert "](figures/answers.png)\n\n*Every difference" in drawn.text
+    rows = rows_of(definition, made)
+    assert [row.words for row in rows] == ["int2 of MatQuant is better", "OmniQuant, int2"]  # nothing unmeasured
+    (found,) = findings(claim, made, definition.background)
+    assert rows[1].found == found
+    (facts,) = data_of(intervals_figure(rows)).to_dict("records")
+    shift = found.question.shifts[LOG_PPLX]
+    assert (facts["difference"], facts["low"], facts["high"]) == (shift.mean, *shift.interval)
+    assert facts["verdict"] == found.verdict.word
 
 
 def test_the_head_of_the_readme_is_between_the_marks_of_its_study_and_drawn_from_results(made, tmp_path):
