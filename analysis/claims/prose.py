@@ -3,6 +3,7 @@
     {omniquant/MatQuant (OmniQuant)/int2/log_pplx}    experiment / row, as its table prints it / plan / column
     {omniquant/MatQuant/int2/log_pplx}                without the algorithm, where one row of the plan is called so
     {qat/MatQuant/int2/task_avg - qat/Baseline (QAT)/int2/task_avg}    a difference, signed
+    {qat@gemma3_270m/MatQuant/int2/log_pplx}          of one model, where the experiment has several
     {omniquant/MatQuant/base.num_steps}               a setting of the row's cell, for which nothing has to be measured
 
 Shares are in percent, log perplexity and divergence in nats per token.  A placeholder that cannot be filled in becomes
@@ -27,7 +28,7 @@ from evaluation.results.metrics import LOG_PPLX, MEASURES, TASK_AVG, is_fraction
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
 
-PLACEHOLDER = re.compile(r"\{([a-z0-9_]+/(?:[^{}]|\{[^{}]*\})+)\}")
+PLACEHOLDER = re.compile(r"\{([a-z0-9_]+(?:@[a-z0-9_]+)?/(?:[^{}]|\{[^{}]*\})+)\}")
 """A placeholder; a row's own name may hold one pair of braces, as {int8: 1, int4: 1, int2: 1}."""
 
 MINUS = " - "
@@ -60,11 +61,12 @@ def resolve(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
 
 def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
     """A number of a table, in the unit that the table prints it in."""
-    experiment, _, place = address.strip().partition("/")
+    (experiment, model), place = _place(address)
     parts = place.rsplit("/", 2)
     if experiment not in opened or len(parts) != 3:
         return None
     rows, (name, plan, column) = opened[experiment].rows, parts
+    rows = rows[rows["model"] == model] if model else rows
     # After a dash, the label of a searched plan names its search.
     found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
     accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
@@ -87,15 +89,23 @@ def _value_of(column: str) -> str:
 
 def setting(address: str, opened: Mapping[str, OpenStudy]) -> str | None:
     """A setting by its dotted key; None unless all cells of that name have the same."""
-    experiment, _, place = address.strip().partition("/")
+    (experiment, model), place = _place(address)
     name, _, key = place.rpartition("/")
     if experiment not in opened:
         return None
     study = opened[experiment]
     ids = set(named(study.loaded.expected, name)["cell_id"])
-    facts = [dict(flatten(cell.model_dump(mode="json"))) for cell in study.study.cells if cell.id in ids]
+    cells = [cell for cell in study.study.cells if cell.id in ids and model in ("", cell.model.name)]
+    facts = [dict(flatten(cell.model_dump(mode="json"))) for cell in cells]
     values = {of_cell.get(key) for of_cell in facts}
     return values.pop() if len(values) == 1 else None
+
+
+def _place(address: str) -> tuple[tuple[str, str], str]:
+    """The experiment of an address and its model, empty if it names none; and the rest."""
+    experiment, _, place = address.strip().partition("/")
+    name, _, model = experiment.partition("@")
+    return (name, model), place
 
 
 def named(rows: pd.DataFrame, name: str) -> pd.DataFrame:
