@@ -60,8 +60,9 @@ class Headline:
 class StudyDefinition:
     """A study: its parts are experiments, and its claims are held against what was measured in them.
 
-    `introduction` opens the document, after `answers`: files of words/ too.  `words`: those that stand in it after the
-    experiments, in this order.  `seeds`, `unigram`, `models`, `nested`: see `cases.Background`.  `remarks`: sentences
+    `introduction` opens the document, after `answers`: files of words/ too, and the figures `carrying` them, by the
+    stems of their files (`answers`, `PART_FIGURE`).  `words`: those that stand in it after the experiments, in this
+    order.  `seeds`, `unigram`, `models`, `nested`: see `cases.Background`.  `remarks`: sentences
     that keep a rule from being misread in this study, by its name in `judges.rules_of`.  `changes`: the changes to the
     rules, or to the cases they are applied to, that were made after results had been seen, and their occasions.
     """
@@ -71,6 +72,7 @@ class StudyDefinition:
     introduction: str = ""
     claims: tuple[Claim, ...] = ()
     answers: tuple[str, ...] = ()
+    carrying: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     seeds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unigram: float | Mapping[str, float] | None = None

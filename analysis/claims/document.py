@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 import pandas as pd
 
 from analysis.claims.headline import headline_block
+from analysis.claims.intervals import NAME as ANSWERS
 from analysis.claims.intervals import intervals_plot
 from analysis.claims.judges import rules_of
 from analysis.claims.prose import fill
@@ -58,22 +59,49 @@ class Document:
 def document(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> Document:
     """The document of a study; `opened` has its experiments that exist, and `folder` its words."""
     drawn = {part.name: figures_of(part, opened[part.name]) for part in study.parts if part.name in opened}
+    figures = {file_name(part, name): plot for part, plots_ in drawn.items() for name, plot in plots_.items()}
     answers = intervals_plot(study, opened)
+    figures |= {} if answers is None else {f"{answers.name}.png": answers}
+    shown = Shown(folder.figures.name, figures, frozenset(f"{stem}.png" for stem in study.carrying))
     blocks = [
         f"# {study.title}",
         f"<!-- Written by `{COMMAND} {folder.name}`; edit the words beside it, not this file. -->",
         *(fill(folder.words(name), opened) for name in study.answers),
+        *(block for stem in study.carrying for block in shown.first(f"{stem}.png")),
         *_introduction(folder.name, study, opened),
-        *_claims_section(folder, study, opened, answers),
+        *_claims_section(study, opened, shown),
         "## Experiments",
         *_legend(study.parts, opened),
-        *(block for part in study.parts for block in _section(folder, part, opened, drawn.get(part.name, {}))),
+        *(block for part in study.parts for block in _section(folder, part, opened, shown)),
         *(fill(folder.words(name), opened) for name in study.words),
         *_gaps(opened),
     ]
-    figures = {file_name(part, name): plot for part, plots_ in drawn.items() for name, plot in plots_.items()}
-    figures |= {} if answers is None else {f"{answers.name}.png": answers}
     return Document("\n\n".join(blocks) + "\n", figures, _headline(folder, study, opened))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The figures of a document by file name; those that carry the answers stand behind these, and nowhere else."""
+
+    folder: str
+    figures: Mapping[str, Plot]
+    carrying: frozenset[str]
+
+    def first(self, name: str) -> Iterator[str]:
+        """A figure that carries the answers."""
+        return self._with_words(name) if name in self.figures else iter([f"*Figure {name}: {GAP}.*"])
+
+    def there(self, name: str, gap: str = "") -> Iterator[str]:
+        """A figure in its section, with its words below it; nothing if it has been shown before."""
+        if name in self.figures and name not in self.carrying:
+            yield from self._with_words(name)
+        elif name not in self.figures and gap:
+            yield gap
+
+    def _with_words(self, name: str) -> Iterator[str]:
+        plot = self.figures[name]
+        yield f"![{plot.title}]({self.folder}/{name})"
+        yield f"*{plot.title}.{f' {plot.note}' if plot.note else ''}*"
 
 
 def _headline(folder: StudyFolder, study: StudyDefinition, opened: Opened) -> str | None:
@@ -196,7 +224,7 @@ def _budget(cell: Cell) -> tuple[str, ...]:
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 
-def _claims_section(folder: StudyFolder, study: StudyDefinition, opened: Opened, answers: Plot | None) -> Iterator[str]:
+def _claims_section(study: StudyDefinition, opened: Opened, shown: Shown) -> Iterator[str]:
     if not study.claims:
         return
     checks = [case.is_check for case in study.cases]
@@ -209,8 +237,7 @@ def _claims_section(folder: StudyFolder, study: StudyDefinition, opened: Opened,
     )
     yield f"{sentence}{besides} By claim:"
     yield markdown_rows(glance(study, opened))
-    if answers is not None:
-        yield from _shown(answers, f"{folder.figures.name}/{answers.name}.png")
+    yield from shown.there(f"{ANSWERS}.png")
     yield "Case by case:"
     yield to_markdown(claims_table(study, opened)).rstrip()
     yield "### How a verdict is reached"
@@ -244,7 +271,7 @@ def _legend(parts: Sequence[DocumentPart], opened: Opened) -> Iterator[str]:
         yield "\n".join(f"- {note}" for note in distinct)
 
 
-def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, figures: Mapping[str, Plot]) -> Iterator[str]:
+def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, shown: Shown) -> Iterator[str]:
     yield f"### {part.title}"
     if part.name not in opened:
         yield f"*There is no experiment {folder.name}/{part.name} yet.*"
@@ -258,16 +285,7 @@ def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, figures: M
     for number in part.tables:
         yield markdown_rows(beside(number, study))
     for name in part.figures:
-        if name in figures:
-            yield from _shown(figures[name], f"{folder.figures.name}/{file_name(part.name, name)}")
-        else:
-            yield f"*Figure {name}: {GAP}.*"
-
-
-def _shown(plot: Plot, path: str) -> Iterator[str]:
-    """A figure of the document, with its words below it."""
-    yield f"![{plot.title}]({path})"
-    yield f"*{plot.title}.{f' {plot.note}' if plot.note else ''}*"
+        yield from shown.there(file_name(part.name, name), f"*Figure {name}: {GAP}.*")
 
 
 def _table_of(study: OpenStudy) -> Table:

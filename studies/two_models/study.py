@@ -31,6 +31,8 @@ STUDY = StudyDefinition(
     introduction="The claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537), tested on SmolLM2-135M "
     "and Gemma 3 270M as [the design](design.md) lays down, which was written before anything was measured.",
     parts=PARTS,
+    answers=("answers",),
+    carrying=("answers", "headline_pareto"),
     claims=CLAIMS,
     seeds={base: (base, "per_channel") for base in ALGORITHMS},
     models=tuple(MODELS),
