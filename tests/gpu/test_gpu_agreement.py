@@ -65,5 +65,5 @@ def test_an_error_in_one_measurement_is_a_line_in_words():
 
     before, failed = guarded("it", measure)
     assert before.what == "before"
-    assert failed.failed.startswith("RuntimeError at tests/gpu/test_gpu_agreement.py:")
+    assert failed.failed.startswith("RuntimeError at gpu/test_gpu_agreement.py:")
     assert failed.failed.endswith(": no kernel")

@@ -42,4 +42,4 @@ def test_an_error_in_one_measurement_is_a_line_after_those_that_it_found():
     first, last = guarded("second", broken)
     assert first.what == "first"
     assert last.what == "second"
-    assert re.fullmatch(r"RuntimeError at tests/gpu/test_gpu_evaluation.py:\d+: no kernel", last.failed)
+    assert re.fullmatch(r"RuntimeError at gpu/test_gpu_evaluation.py:\d+: no kernel", last.failed)
