@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from analysis.claims import judges, margins
 from analysis.claims.cases import Case, Claim
@@ -20,6 +21,7 @@ SUITED: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("gemma3_270m", "None"): {"grid__zero": "real", "grid__headroom": "int3"},
 }
 """The grid that suits slices of an untrained int8, by model and group: chosen on tuning text (two_models/choice)."""
+CONTROL = {"grid.zero": "real", "grid.headroom": "full"}
 PLAIN = {"objective": "{int8: 1, int4: 1, int2: 1}", "weights": "1, 1, 1"}
 MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
 LAYOUTS = ("reverse_pyramid", "increasing", "decreasing")
@@ -69,6 +71,10 @@ def _untrained() -> Iterator[Case]:
                 theirs = read("omniquant", "MatQuant", plan, model, group)
                 where = f"{MODELS[model]}, {plan}, {GRIDS[group]}, against OmniQuant"
                 yield Case(where, (home("omniquant", group),), margins.as_good, ours, (theirs,))
+                plain = replace(ours, facts={**ours.facts, **CONTROL})
+                yield Case(
+                    f"{where}, check: on today's grid", (home("omniquant", group),), margins.as_good, plain, (theirs,)
+                )
 
 
 def _collapse() -> Iterator[Case]:
