@@ -67,6 +67,8 @@ def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
         return None
     rows, (name, plan, column) = opened[experiment].rows, parts
     rows = rows[rows["model"] == model] if model else rows
+    if rows.empty:
+        return None
     # After a dash, the label of a searched plan names its search.
     found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
     accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
