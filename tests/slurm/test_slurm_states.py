@@ -119,7 +119,7 @@ def test_a_queue_that_does_not_answer_is_replaced_by_the_accounts_if_they_know_e
     slurm.tell(running, broken={"squeue": "Unable to contact slurm controller"})
     assert training(None, JOB).state == "running"
     slurm.tell(broken={"squeue": "Unable to contact slurm controller"})
-    with pytest.raises(UserError, match=r"1 jobs of this study were submitted to SLURM .*Unable to contact"):
+    with pytest.raises(UserError, match=r"1 jobs of this study were submitted to SLURM.*Unable to contact"):
         training(None, JOB)
 
 
