@@ -62,9 +62,9 @@ class StudyDefinition:
 
     `introduction` opens the document, after `answers`: files of words/ too, and the figures `carrying` them, by the
     stems of their files (`answers`, `PART_FIGURE`).  `words`: those that stand in it after the experiments, in this
-    order.  `seeds`, `unigram`, `models`, `nested`: see `cases.Background`.  `remarks`: sentences
-    that keep a rule from being misread in this study, by its name in `judges.rules_of`.  `changes`: the changes to the
-    rules, or to the cases they are applied to, that were made after results had been seen, and their occasions.
+    order.  `seeds`, `unigram`, `models`, `nested`: see `cases.Background`.  `remarks`: sentences that keep a rule from
+    being misread in this study, by its name in `judges.rules_of`.  `changes`: the changes to the rules, or to the cases
+    they are applied to, that were made after results had been seen, and their occasions.
     """
 
     title: str

@@ -89,7 +89,9 @@ class Shown:
 
     def first(self, name: str) -> Iterator[str]:
         """A figure that carries the answers."""
-        return self._with_words(name) if name in self.figures else iter([f"*Figure {name}: {GAP}.*"])
+        return (
+            self._with_words(name) if name in self.figures else iter([f"*Figure {name.removesuffix('.png')}: {GAP}.*"])
+        )
 
     def there(self, name: str, gap: str = "") -> Iterator[str]:
         """A figure in its section, with its words below it; nothing if it has been shown before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pandas as pd
@@ -66,7 +66,8 @@ def intervals_plot(study: StudyDefinition, opened: Opened) -> Plot | None:
     note = (
         "Ours minus the other's, in nats a token, so that left of 0 is better; bars are 95 % intervals of blocks and "
         "seeds, not corrected for the number of cases, and pale bands the margin within which two rows are alike. "
-        "Verdicts are corrected. The scale is linear within 0.1 nats, and logarithmic beyond."
+        "Verdicts are corrected, and QAT's need the divergence to agree, which is not drawn. The scale is linear within "
+        "0.1 nats, and logarithmic beyond."
     )
     title = "Every difference that was asked for, with the verdict on its case"
     return Plot(NAME, title, note, lambda width: intervals_figure(rows, width), (TEXT,)) if rows else None
@@ -90,7 +91,7 @@ def _draw(axes: Axes, place: int, found: Asked) -> None:
     (low, high), margin = difference.interval, found.question.margin
     axes.fill_betweenx([place - 0.5, place + 0.5], -margin, margin, color=QUIET, alpha=0.18, linewidth=0)
     axes.plot([low, high], [place, place], color=style.colour, linewidth=1.1)
-    axes.plot([difference.mean], [place], **marker(style, hollow=style.name == "cannot be told", size=3.8))
+    axes.plot([difference.mean], [place], **_look(style))
 
 
 def _axes(axes: Axes, rows: Sequence[Row]) -> None:
@@ -150,4 +151,9 @@ def _facts(rows: Sequence[Row]) -> pd.DataFrame:
 def _legend(rows: Sequence[Row]) -> list[Line2D]:
     words = {row.found.verdict.word for row in rows if row.found is not None}
     shown = [style for word, style in STYLES.items() if word in words]
-    return [Line2D([], [], label=style.name, **marker(style, hollow=style.name == "cannot be told")) for style in shown]
+    return [Line2D([], [], label=style.name, **_look(style)) for style in shown]
+
+
+def _look(style: Style) -> dict[str, Any]:
+    """A marker in the style of a verdict; hollow where there is none."""
+    return marker(style, hollow=style is STYLES["cannot be told at this scale"], size=3.8)

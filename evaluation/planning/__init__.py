@@ -1,4 +1,4 @@
-"""What a study will read, write and cost, before anything is computed: checks, and estimates of work, time and disk.
+"""Checks of all that a study will read and write, and estimates of its work, time and disk, before anything starts.
 
-No torch.  `preflight` is what callers want; it raises UserError with a remedy for everything that is sure to fail.
+`preflight` raises UserError with a remedy for everything that is sure to fail; `forecast` alone asks for the device.
 """

@@ -23,13 +23,18 @@ PARTS = (
     DocumentPart("attention", "Feed-forward layers and attention"),
 )
 
+CHANGES = (
+    "2026-11-27, when Gemma's untrained slices had been read: on the chosen grid they are worse at int4 and int3 than "
+    "on today's, so the first claim is held against today's grid too, as checks, which are counted apart.",
+)
+
 UNIGRAM = {"smollm2_135m": 7.600, "gemma3_270m": 7.677}
 """Log perplexity of the test text for a unigram model of the training text, one added to each count, by model."""
 
 STUDY = StudyDefinition(
     title="Two small models, fair grids, three seeds",
     introduction="The claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537), tested on SmolLM2-135M "
-    "and Gemma 3 270M as [the design](design.md) lays down, which was written before anything was measured.",
+    "and Gemma 3 270M as [the design](design.md) lays down, which was written before any test text was read.",
     parts=PARTS,
     answers=("answers",),
     carrying=("answers", "headline_pareto"),
@@ -38,4 +43,5 @@ STUDY = StudyDefinition(
     models=tuple(MODELS),
     nested=PLAIN,
     unigram=UNIGRAM,
+    changes=CHANGES,
 )

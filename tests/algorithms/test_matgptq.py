@@ -78,7 +78,7 @@ def unquantized(tiny_study, tmp_path) -> Path:
 
 
 def quantized(folder: Path, spec: GridSpec, perms: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """What quant.py saves of two layers of a model: in the order of `perms` where there is one."""
+    """The file that quant.py saves of two layers of a model: in the order of `perms` where there is one."""
     weights = load_file(folder / "model.safetensors")
     saved = {}
     for name in LAYERS:
@@ -108,7 +108,7 @@ def raw(unquantized, tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def packed(raw, unquantized, tmp_path) -> Callable[..., Path]:
-    """What pack_quantized_model.py makes of a raw checkpoint: codes and scales, and nothing else."""
+    """A raw checkpoint as pack_quantized_model.py packs it: codes and scales, and nothing else."""
 
     def make(*arguments: Any, group_size: int = 32) -> Path:
         folder, source = tmp_path / "packed", raw(*arguments)

@@ -502,8 +502,8 @@ def test_what_margins_decide_is_drawn_with_its_interval_and_verdict(made, tmp_pa
     assert list(drawn.figures) == ["omniquant_pareto.png", "answers.png"]
     assert "](figures/answers.png)\n\n*Every difference" in drawn.text
     first = document(folder_of(tmp_path / "first"), replace(definition, carrying=("answers", "later_codes")), made)
-    assert first.text.index("](figures/answers.png)") < first.text.index("*Figure later_codes.png: not measured yet.*")
-    assert first.text.index("later_codes.png") < first.text.index("## Claims")
+    assert first.text.index("](figures/answers.png)") < first.text.index("*Figure later_codes: not measured yet.*")
+    assert first.text.index("later_codes") < first.text.index("## Claims")
     assert first.text.count("](figures/answers.png)") == 1
     rows = rows_of(definition, made)
     assert [row.words for row in rows] == ["int2 of MatQuant is better", "OmniQuant, int2"]  # nothing unmeasured

@@ -1,1 +1,1 @@
-"""What is submitted and when, against stand-ins; `tests.slurm_cluster` has a real cluster."""
+"""Jobs, and when they are submitted, against stand-ins; `tests.slurm_cluster` has a real cluster."""
