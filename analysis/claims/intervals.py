@@ -66,8 +66,8 @@ def intervals_plot(study: StudyDefinition, opened: Opened) -> Plot | None:
     note = (
         "Ours minus the other's, in nats a token, so that left of 0 is better; bars are 95 % intervals of blocks and "
         "seeds, not corrected for the number of cases, and pale bands the margin within which two rows are alike. "
-        "Verdicts are corrected, and QAT's need the divergence to agree, which is not drawn. The scale is linear within "
-        "0.1 nats, and logarithmic beyond."
+        "Verdicts are corrected, and QAT's need the divergence to agree, which is not drawn. The scale is linear "
+        "within 0.1 nats, and logarithmic beyond."
     )
     title = "Every difference that was asked for, with the verdict on its case"
     return Plot(NAME, title, note, lambda width: intervals_figure(rows, width), (TEXT,)) if rows else None
