@@ -20,7 +20,7 @@ from analysis.claims.evidence import (
     noise_of,
     printed,
 )
-from analysis.claims.margins import corrected
+from analysis.claims.questions import corrected
 from analysis.frame import grids
 from matquant.config.grid_words import COVERED
 
@@ -68,8 +68,8 @@ class Background:
     `seeds`: the experiments in which an algorithm is measured with several seeds, by its name; the first that has been
     measured counts.  `unigram`: nats per token of the held-out text for a unigram model of the training text, one added
     to each count: a model that is worse has failed; by the name of the model, if there are several.  `models`: those
-    over which the noise of training is pooled.  `nested`: the facts of the MatQuant whose seeds count, if there are
-    several.
+    over which the noise of training is pooled; a row that is neither MatQuant nor the Baseline has its own then.
+    `nested`: the facts of the MatQuant whose seeds count, if there are several.
     """
 
     seeds: Mapping[str, tuple[str, ...]]
@@ -115,9 +115,18 @@ def _read(read: ReadOut, home: str, opened: Opened, background: Background) -> M
     """A read-out with the noise of its training; None if it is not measured."""
     study = opened.get(read.experiment or home)
     found = None if study is None else measured(study, read)
-    if found is None:
+    if study is None or found is None:
         return None
-    return replace(found, unigram=background.unigram_of(read), noise=_noise(read, opened, background))
+    noise = _noise(read, opened, background)
+    if background.models and not (noise and found.cells <= noise.cells):
+        noise = _noise_of_its_own(read, study, background)
+    return replace(found, unigram=background.unigram_of(read), noise=noise)
+
+
+def _noise_of_its_own(wanted: ReadOut, study: OpenStudy, background: Background) -> Noise | None:
+    """The noise of a row that is neither the MatQuant nor the Baseline whose seeds count: of itself on all models."""
+    reads = (replace(wanted, facts={**wanted.facts, "model": model}) for model in background.models)
+    return noise_of([found for found in (measured(study, read) for read in reads) if found is not None])
 
 
 def _noise(wanted: ReadOut, opened: Opened, background: Background) -> Noise | None:

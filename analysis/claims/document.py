@@ -44,6 +44,8 @@ HONESTY = (
     "Every number in a table, a figure or a verdict is taken from result files by code. A claim that fails is a "
     "finding and stands here as one. A number that nobody has measured yet is a gap."
 )
+SIGN = re.compile(r"\[\d+\] ")
+"""How a note on single rows begins."""
 CHANCE_NOTE = f"Guessing has a Task Avg of {100 * sum(CHANCE.values()) / len(CHANCE):.1f}."
 
 
@@ -124,7 +126,6 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
     loaded = together(opened)
     cells = {cell.id for one in opened.values() for cell in one.study.cells}
     measured = len(loaded.expected) - len(loaded.missing)
-    measure = f"matquant launch experiment={name}/PART"
     yield f"{study.introduction} {HONESTY}".strip()
     measure = f"matquant launch experiment={name}/PART"
     yield "\n".join(
@@ -258,7 +259,7 @@ def _claims_section(study: StudyDefinition, opened: Opened, shown: Shown) -> Ite
 
 
 def _legend(parts: Sequence[DocumentPart], opened: Opened) -> Iterator[str]:
-    """The notes of all tables, the paper's among them, once."""
+    """The notes of all tables, the paper's among them, once; those of single rows stand below their own table."""
     # Each section says the grid of its own rows.
     sentences = {grids.sentence(study.rows) for study in opened.values()}
     notes = [note for study in opened.values() for note in _table_of(study).all_notes if note not in sentences]
@@ -268,7 +269,7 @@ def _legend(parts: Sequence[DocumentPart], opened: Opened) -> Iterator[str]:
     if any(study.loaded.tasks for study in opened.values()):
         notes.append(CHANCE_NOTE)
     # Without the number of comparisons, which is each experiment's own.
-    distinct = dict.fromkeys(re.sub(r" \(\d+\)\.$", ".", note) for note in notes)
+    distinct = dict.fromkeys(re.sub(r" \(\d+\)\.$", ".", note) for note in notes if not SIGN.match(note))
     if distinct:
         yield "\n".join(f"- {note}" for note in distinct)
 
@@ -283,11 +284,21 @@ def _section(folder: StudyFolder, part: DocumentPart, opened: Opened, shown: Sho
     documents = [f"{limit or 'all'} documents of each task"] if study.loaded.tasks else []
     facts = "; ".join([*documents, *filter(None, [grids.shared_text(study.rows)])])
     yield f"`matquant launch experiment={folder.name}/{part.name}`" + (f" ({facts})" if facts else "")
-    yield f"*{GAP.capitalize()}.*" if study.loaded.frame.empty else markdown_rows(_table_of(study))
+    if study.loaded.frame.empty:
+        yield f"*{GAP.capitalize()}.*"
+    else:
+        yield from _with_row_notes(_table_of(study))
     for number in part.tables:
-        yield markdown_rows(beside(number, study))
+        yield from _with_row_notes(beside(number, study))
     for name in part.figures:
         yield from shown.there(file_name(part.name, name), f"*Figure {name}: {GAP}.*")
+
+
+def _with_row_notes(table: Table) -> Iterator[str]:
+    """A table and the notes on its rows, whose numbers mean something below it alone."""
+    yield markdown_rows(table)
+    if of_rows := [note for note in table.all_notes if SIGN.match(note)]:
+        yield "\n".join(f"- {note}" for note in of_rows)
 
 
 def _table_of(study: OpenStudy) -> Table:

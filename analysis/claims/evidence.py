@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -54,19 +54,28 @@ class ReadOut:
         return mixed if mixed != self.method else f"{self.method} at {self.plan}"
 
 
+class Pooled(NamedTuple):
+    """A standard deviation over seeds, pooled over rows, with its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+
 @dataclass(frozen=True)
 class Noise:
     """The noise of training: pooled standard deviations over seeds, with their degrees of freedom.
 
     `codes`: of the mean code and of the share of weights in the highest bucket; zeros if no seed's codes are known.
-    `nats`: of log perplexity and, where it is measured, divergence, by name.
+    `nats`: of log perplexity and, over those rows that have it, divergence, by name.  `cells`: the checkpoints that it
+    was estimated from.
     """
 
     task_avg: float
     log_pplx: float
     freedom: int
     codes: tuple[float, float] = (0.0, 0.0)
-    nats: Mapping[str, float] = field(default_factory=dict)
+    nats: Mapping[str, Pooled] = field(default_factory=dict)
+    cells: frozenset[str] = frozenset()
 
     def reach(self, num_seeds: int) -> float:
         """The standard deviations that two means over so many seeds stay within by training alone, 19 times in 20."""
@@ -79,7 +88,7 @@ class MeasuredReadOut:
 
     `codes`: of the seeds that have them.  `cells`: the ids of its checkpoints.  `noise`: the noise of training at that
     width, if known.  `unigram`: nats per token of a unigram model of the training text, if known; a model with a higher
-    log perplexity has failed.  `grid`: in words.
+    log perplexity has failed.  `grid`: in words.  `stored_bits`: of everything, per parameter of the whole model.
     """
 
     read: ReadOut
@@ -90,6 +99,7 @@ class MeasuredReadOut:
     noise: Noise | None = None
     unigram: float | None = None
     grid: str = ""
+    stored_bits: float = float("nan")
 
     def over(self, seeds: Sequence[int]) -> Outcomes:
         """The mean over seeds, document by document."""
@@ -167,7 +177,7 @@ def _has(cell: Cell, row: Mapping[Any, Any], facts: Mapping[str, str]) -> bool:
 
 
 def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
-    """A read-out with all seeds that are measured on every task; None if there is none."""
+    """A read-out with all its seeds; None unless each is measured on every task, for a mean of fewer is another one."""
     seeds: dict[int, Outcomes] = {}
     cells = cells_of(study, read)
     loaded = study.loaded
@@ -177,7 +187,7 @@ def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
         if found.keys() >= set(wanted):
             of_text = measures_of(loaded, [cell_id], plan)
             seeds[seed] = {task: found[task] for task in wanted} | ({KL: of_text[KL]} if KL in of_text else {})
-    if not seeds:
+    if len(seeds) < max(1, len(cells)):
         return None
     _, cell_id, plan = next(line for line in cells if line[0] in seeds)
     rows = loaded.frame[(loaded.frame["cell_id"] == cell_id) & (loaded.frame["plan"] == plan)]
@@ -185,8 +195,8 @@ def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
     by_id = codes_of(loaded.store, ids.values())
     codes = {seed: by_id[cell_id] for seed, cell_id in ids.items() if cell_id in by_id}
     grid = grids.text_of(rows.iloc[0].to_dict())
-    bits = float(rows["effective_bits"].iloc[0])
-    return MeasuredReadOut(read, seeds, bits, codes, frozenset(ids.values()), grid=grid)
+    bits, stored = (float(rows[column].iloc[0]) for column in ("effective_bits", "model_bits"))
+    return MeasuredReadOut(read, seeds, bits, codes, frozenset(ids.values()), grid=grid, stored_bits=stored)
 
 
 def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:
@@ -197,15 +207,16 @@ def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:
         return None
     task_avg, log_pplx = _deviations(each)
     mean_code, highest = _deviations([[places(codes) for codes in read.codes.values()] for read in several])
-    return Noise(task_avg, log_pplx, freedom, (mean_code, highest), _nats(several, log_pplx))
+    nats = {name: pooled for name in TEXT if (pooled := _pooled(several, name)).freedom}
+    cells = frozenset(cell for read in several for cell in read.cells)
+    return Noise(task_avg, log_pplx, freedom, (mean_code, highest), nats, cells)
 
 
-def _nats(several: Sequence[MeasuredReadOut], log_pplx: float) -> dict[str, float]:
-    """The deviations of the measures of text; of divergence only where every read-out has it."""
-    if not all(KL in read.measures for read in several):
-        return {LOG_PPLX: log_pplx}
-    means = [[(float(of_seed[KL].mean()), 0.0) for of_seed in read.seeds.values()] for read in several]
-    return {LOG_PPLX: log_pplx, KL: _deviations(means)[0]}
+def _pooled(several: Sequence[MeasuredReadOut], measure: str) -> Pooled:
+    """The deviation of a measure of text, over the read-outs that have it; without freedom if none has."""
+    having = [read.seeds.values() for read in several if measure in read.measures]
+    means = [[(float(of_seed[measure].mean()), 0.0) for of_seed in seeds] for seeds in having]
+    return Pooled(_deviations(means)[0], sum(len(seeds) - 1 for seeds in having))
 
 
 def _deviations(each: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:

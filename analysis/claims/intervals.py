@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
 from analysis.claims.cases import findings
-from analysis.claims.margins import Asked
+from analysis.claims.questions import Asked
 from analysis.figures import legends
 from analysis.figures.gallery import Plot
 from analysis.figures.style import INK, QUIET, RC, TEXT, Style, marker, new_figure
@@ -54,7 +54,8 @@ def rows_of(study: StudyDefinition, opened: Opened) -> list[Row]:
     rows: list[Row] = []
     for claim in study.claims:
         found = findings(claim, opened, study.background)
-        asked = [Row(case.where, one) for case, one in zip(claim.cases, found, strict=True) if isinstance(one, Asked)]
+        pairs = zip(claim.cases, found, strict=True)
+        asked = [Row(case.where, one) for case, one in pairs if isinstance(one, Asked) and one.question.margin]
         if asked:
             rows += [Row(claim.words), *asked]
     return rows
@@ -89,6 +90,7 @@ def intervals_figure(rows: Sequence[Row], width: float = TEXT) -> Figure:
 def _draw(axes: Axes, place: int, found: Asked) -> None:
     difference, style = found.question.shifts[LOG_PPLX], STYLES[found.verdict.word]
     (low, high), margin = difference.interval, found.question.margin
+    assert margin is not None
     axes.fill_betweenx([place - 0.5, place + 0.5], -margin, margin, color=QUIET, alpha=0.18, linewidth=0)
     axes.plot([low, high], [place, place], color=style.colour, linewidth=1.1)
     axes.plot([difference.mean], [place], **_look(style))

@@ -1,183 +1,152 @@
-"""Margins: verdicts on differences in nats, with the spread of seeds, corrected for the number of cases of a claim.
+"""Margins: the rules of claims that differences in nats decide, with the spread of seeds.
 
 A study whose claims are about text alone uses these rules instead of those of `verdicts`: one measure decides (two,
 where training goes on learning from text like the test text), and what is too small to matter is said in nats
 beforehand.  The standard error of a difference has two parts, added as squares: that of the paired mean over blocks,
-and the spread of seeds over the root of their number, for each row that is trained.
+and the spread of seeds over the root of their number, for each row that is trained.  Verdicts are those of `questions`,
+which are corrected for the number of cases of a claim.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from analysis.claims.evidence import NOT_MEASURED, Finding, Judge, MeasuredReadOut, signed
+from analysis.claims.evidence import (
+    NOT_MEASURED,
+    Finding,
+    Judge,
+    MeasuredReadOut,
+    ReadOut,
+    places,
+    signed,
+)
+from analysis.claims.questions import (
+    NAMES,
+    Asked,
+    Question,
+    Shift,
+    is_as_good,
+    is_below_zero,
+    is_better,
+    rises,
+    trains_alone,
+)
 from analysis.claims.verdicts import BOTH_FAILED, Verdict
-from analysis.frame.contests import holm
-from analysis.frame.significance import LEVEL, quantile
 from evaluation.results.metrics import KL, LOG_PPLX
 
-if TYPE_CHECKING:
-    from analysis.claims.verdicts import Word
-
-NAMES = {LOG_PPLX: "log perplexity", KL: "divergence"}
 ON_TEXT_ALONE = ("qat",)
 """The algorithms that go on learning from text: log perplexity rewards it and divergence does not, so both decide."""
 WIDE_MARGIN, NARROW_MARGIN = 0.05, 0.10
 """Nats a token: at 4 bits and more, and below."""
-UNTOLD: Word = "cannot be told at this scale"
-
-Ask = Literal["better", "as good"]
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Ours minus theirs in one measure, in nats a token, so that less is better; with Student's t of `freedom`."""
-
-    mean: float
-    stderr: float
-    freedom: float
-
-    def below(self, bound: float) -> float:
-        """The p-value, of one side, of the true difference lying below a bound."""
-        from scipy.stats import t
-
-        if self.stderr == 0:
-            return 0.0 if self.mean < bound else 1.0
-        return float(t.cdf((self.mean - bound) / self.stderr, self.freedom))
-
-    def above(self, bound: float) -> float:
-        return replace(self, mean=-self.mean).below(-bound)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval, not corrected for the number of cases."""
-        half = quantile(self.freedom) * self.stderr
-        return self.mean - half, self.mean + half
-
-    def __str__(self) -> str:
-        low, high = (signed(end, ".3f") for end in self.interval)
-        return f"{signed(self.mean, '.3f')} nats [{low}, {high}]"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A case of a claim: the measures that decide it, the margin in nats, and the words that are asked for."""
-
-    ask: Ask
-    shifts: Mapping[str, Shift]
-    margin: float
-
-    def answers(self, shift: Shift) -> dict[tuple[Word, str], float]:
-        """The p-value, of two sides, of every answer that a measure could give."""
-        beyond = f"worse by more than {self.margin:.2f} nats"
-        if self.ask == "as good":
-            one_sided: dict[tuple[Word, str], float] = {
-                ("holds", ""): shift.below(self.margin),
-                ("does not hold", beyond): shift.above(self.margin),
-            }
-        else:
-            alike = max(shift.below(self.margin), shift.above(-self.margin))
-            one_sided = {
-                ("holds", ""): shift.below(0),
-                ("does not hold", "worse"): shift.above(0),
-                ("does not hold", f"alike within {self.margin:.2f} nats"): alike,
-            }
-        return {answer: min(1.0, 2 * p_value) for answer, p_value in one_sided.items()}
-
-    @property
-    def p_value(self) -> float:
-        """The p-value of the best answer; of two measures the larger, for both have to answer."""
-        return max(min(self.answers(shift).values()) for shift in self.shifts.values())
-
-    def verdict(self, level: float = LEVEL) -> Verdict:
-        """The verdict if answers have to be significant at a level."""
-        found = [self._of_measure(shift, level) for shift in self.shifts.values()]
-        if len({one.word for one in found}) > 1:
-            words = [f"{NAMES[name]}: {one.word}" for name, one in zip(self.shifts, found, strict=True)]
-            return Verdict(UNTOLD, "; ".join(words))
-        return found[0]
-
-    def _of_measure(self, shift: Shift, level: float) -> Verdict:
-        for (word, why), p_value in self.answers(shift).items():
-            if p_value <= level:
-                return Verdict(word, why)
-        return Verdict(UNTOLD, "the interval is too wide")
-
-
-@dataclass(frozen=True)
-class Asked(Finding):
-    """A finding whose verdict hangs on how many cases its claim has."""
-
-    question: Question = field(kw_only=True)
-
-
-def corrected(found: Sequence[Finding]) -> list[Finding]:
-    """The findings of one claim, with verdicts by Holm's step-down rule; those without a question stay as they are.
-
-    Cases of which nothing can be told by themselves count too: their number was chosen before anything was measured.
-    """
-    p_values = [one.question.p_value for one in found if isinstance(one, Asked)]
-    adjusted = iter(holm(p_values))
-    return [
-        replace(one, verdict=_at(one.question, next(adjusted), len(p_values))) if isinstance(one, Asked) else one
-        for one in found
-    ]
-
-
-def _at(question: Question, adjusted: float, number: int) -> Verdict:
-    """The verdict on a case whose p-value is so large among so many."""
-    alone = question.verdict()
-    if adjusted > LEVEL and alone.word != UNTOLD:
-        return Verdict(UNTOLD, f"{alone.word} by itself, but not among so many cases")
-    # Its other answers have to be as significant as that for which it was chosen.
-    factor = adjusted / question.p_value if question.p_value else number
-    return alone if adjusted > LEVEL else question.verdict(LEVEL / factor)
 
 
 # --- measurement -----------------------------------------------------------------------------------------------------
 
 
-def shift(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> Shift:
-    """The difference of two rows in a measure: means over the seeds of each, paired by block."""
-    sides = [np.mean([of_seed[measure] for of_seed in read.seeds.values()], axis=0) for read in (ours, theirs)]
-    blocks = sides[0] - sides[1]
-    parts = [(float(blocks.var(ddof=1)) / len(blocks), len(blocks) - 1.0), *_of_training(ours, theirs, measure)]
-    total = sum(square for square, _ in parts)
-    squares = sum(square**2 / freedom for square, freedom in parts)
-    return Shift(float(blocks.mean()), math.sqrt(total), total**2 / squares if squares else math.inf)
-
-
-class Spread(NamedTuple):
-    """The variance of a row's mean from seed to seed, and its freedom; `pooled`: estimated from rows like it too."""
+class Part(NamedTuple):
+    """A part of the variance of a mean, and its degrees of freedom."""
 
     variance: float
     freedom: float
-    pooled: bool
 
 
-def _of_training(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> list[tuple[float, float]]:
-    """The variances that training adds to a difference, each with its freedom."""
-    if ours.cells & theirs.cells:  # two read-outs of one checkpoint do not differ by training
-        return []
-    trained = [read for read in (ours, theirs) if len(read.seeds) > 1]
-    spreads, shares = [_spread(read, measure) for read in trained], [1 / len(read.seeds) for read in trained]
-    if len(spreads) == 2 and spreads[0].pooled and spreads[0] == spreads[1]:
+def shift(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> Shift:
+    """The difference of two rows in a measure: means over the seeds of each, paired by block."""
+    sides = [_over_seeds(read, measure) for read in (ours, theirs)]
+    blocks = sides[0] - sides[1]
+    return _summed(float(blocks.mean()), [_of_numbers(blocks), *_of_training(ours, theirs, measure)])
+
+
+def over_frequencies(read: MeasuredReadOut) -> Shift:
+    """The log perplexity of a row less what token frequencies reach, with the errors of blocks and of seeds."""
+    assert read.unigram is not None
+    blocks = _over_seeds(read, LOG_PPLX)
+    parts = [_of_numbers(blocks), *([_of_seeds(read, LOG_PPLX)] if _is_trained(read) else [])]
+    return _summed(float(blocks.mean()) - read.unigram, parts)
+
+
+def _over_seeds(read: MeasuredReadOut, measure: str) -> np.ndarray:
+    return np.mean([of_seed[measure] for of_seed in read.seeds.values()], axis=0)
+
+
+def _summed(mean: float, parts: Sequence[Part]) -> Shift:
+    """A mean whose error has several parts; freedom by Welch and Satterthwaite."""
+    total = sum(part.variance for part in parts)
+    squares = sum(part.variance**2 / part.freedom for part in parts)
+    return Shift(mean, math.sqrt(total), total**2 / squares if squares else math.inf)
+
+
+def _of_numbers(values: Sequence[float] | np.ndarray) -> Part:
+    """The variance of the mean of some numbers, of blocks or of seeds."""
+    return Part(float(np.var(values, ddof=1)) / len(values), len(values) - 1.0)
+
+
+def _of_training(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> list[Part]:
+    """The variances that training adds to a difference."""
+    if ours.cells & theirs.cells:
+        return _of_one_checkpoint(ours, theirs, measure)
+    parts = [_of_seeds(read, measure) for read in (ours, theirs) if _is_trained(read)]
+    if len(parts) == 2 and _is_pooled(ours, measure) and ours.noise == theirs.noise:
         # One estimate, whose freedom counts once.
-        spreads, shares = spreads[:1], [sum(shares)]
-    return [(share * one.variance, one.freedom) for one, share in zip(spreads, shares, strict=True)]
+        parts = [Part(sum(part.variance for part in parts), parts[0].freedom)]
+    return parts
 
 
-def _spread(read: MeasuredReadOut, measure: str) -> Spread:
-    """The spread of a row: pooled over rows like it where those are known."""
+def _of_one_checkpoint(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> list[Part]:
+    """Two read-outs of the same checkpoints are paired by seed: their difference has a spread of its own."""
+    seeds = [seed for seed in ours.seeds if seed in theirs.seeds]
+    if len(seeds) < 2:
+        return []
+    differences = [float(np.mean(ours.seeds[seed][measure] - theirs.seeds[seed][measure])) for seed in seeds]
+    return [_of_numbers(differences)]
+
+
+def _is_trained(read: MeasuredReadOut) -> bool:
+    """True for a row that another seed changes."""
+    return len(read.seeds) > 1 or read.noise is not None
+
+
+def _is_pooled(read: MeasuredReadOut, measure: str) -> bool:
+    return read.noise is not None and measure in read.noise.nats
+
+
+def _of_seeds(read: MeasuredReadOut, measure: str) -> Part:
+    """The variance of a mean over seeds: by the spread that is pooled over rows like it, where it is known."""
     if read.noise is not None and measure in read.noise.nats:
-        return Spread(read.noise.nats[measure] ** 2, float(read.noise.freedom), pooled=True)
-    means = [of_seed[measure].mean() for of_seed in read.seeds.values()]
-    return Spread(float(np.var(means, ddof=1)), len(means) - 1.0, pooled=False)
+        pooled = read.noise.nats[measure]
+        return Part(pooled.deviation**2 / len(read.seeds), float(pooled.freedom))
+    return _of_numbers([float(of_seed[measure].mean()) for of_seed in read.seeds.values()])
+
+
+def on_the_line(ends: Sequence[MeasuredReadOut], stored_bits: float) -> MeasuredReadOut:
+    """A rival of so many stored bits: as far between two rows, seed by seed, as its bits lie between theirs.
+
+    Beyond an end it is that end.
+    """
+    low, high = sorted(ends, key=lambda read: read.stored_bits)
+    share = (stored_bits - low.stored_bits) / (high.stored_bits - low.stored_bits)
+    share = min(max(share, 0.0), 1.0)
+    seeds = {
+        seed: {
+            name: (1 - share) * low.seeds[seed][name] + share * high.seeds[seed][name]
+            for name in low.measures
+            if name in high.measures
+        }
+        for seed in low.seeds
+        if seed in high.seeds
+    }
+    read = ReadOut(low.read.base, low.read.method, f"between {low.read.plan} and {high.read.plan}")
+    cells = low.cells | high.cells
+    bits = (1 - share) * low.effective_bits + share * high.effective_bits
+    return MeasuredReadOut(read, seeds, bits, cells=cells, unigram=low.unigram, stored_bits=stored_bits)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
 
 
 def better(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
@@ -186,7 +155,18 @@ def better(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
     Cannot be told: anything else, or both have failed (above {unigram}).  The margin is 0.05 nats a token at 4 bits and
     more, 0.10 below.
     """
-    return _asked("better", ours, theirs[0])
+    return _by_margin(is_better, ours, theirs[0])
+
+
+def better_at_its_size(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
+    """As *better*, held against the point at equal stored bits on the line between two rows, a smaller and a larger.
+
+    Stored bits are per parameter of the whole model: codes, scales, zeros and overflow lists, all else in 16 bits.
+    """
+    rival = on_the_line(theirs, ours.stored_bits)
+    found = _by_margin(is_better, ours, rival)
+    ends = " and ".join(f"{read.log_pplx:.3f} at {read.stored_bits:.2f}" for read in theirs)
+    return replace(found, measured=f"{found.measured}; at {ours.stored_bits:.2f} stored bits, between {ends}")
 
 
 def as_good(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
@@ -194,14 +174,14 @@ def as_good(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding
 
     Cannot be told: anything else, or both have failed (above {unigram}).
     """
-    return _asked("as good", ours, theirs[0])
+    return _by_margin(is_as_good, ours, theirs[0])
 
 
-def _asked(ask: Ask, ours: MeasuredReadOut, theirs: MeasuredReadOut) -> Finding:
+def _by_margin(ask: Callable[..., Question], ours: MeasuredReadOut, theirs: MeasuredReadOut) -> Finding:
     measures = [LOG_PPLX, KL] if {ours.read.base, theirs.read.base} & set(ON_TEXT_ALONE) else [LOG_PPLX]
-    if not all(name in of_seed for read in (ours, theirs) for of_seed in read.seeds.values() for name in measures):
-        return NOT_MEASURED
-    question = Question(ask, {name: shift(ours, theirs, name) for name in measures}, margin_of(ours))
+    if not all(name in read.measures for read in (ours, theirs) for name in measures):
+        return Finding("", Verdict(NOT_MEASURED.verdict.word, "divergence"))
+    question = ask({name: shift(ours, theirs, name) for name in measures}, margin_of(ours))
     differences = ", ".join(f"{NAMES[name]} {found}" for name, found in question.shifts.items())
     seeds = f"{len(ours.seeds)} and {len(theirs.seeds)} seeds" if max(len(ours.seeds), len(theirs.seeds)) > 1 else ""
     text = "; ".join(filter(None, [f"{ours.log_pplx:.3f} against {theirs.log_pplx:.3f}", differences, seeds]))
@@ -216,35 +196,65 @@ def margin_of(read: MeasuredReadOut) -> float:
 
 
 def fails(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
-    """Holds: log perplexity is above {unigram}, which token frequencies reach, with its 95 % interval over blocks.
+    """Holds: log perplexity is above {unigram}, which token frequencies reach, with its 95 % interval.
 
     Does not hold: it is below.  Cannot be told: the interval contains it.
     """
-    return _against_frequencies(ours, fails=True)
+    return _against_frequencies(ours, wanted=False)
 
 
 def does_not_fail(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
-    """Holds: log perplexity is below {unigram} with its 95 % interval over blocks.  Does not hold: it is above."""
-    return _against_frequencies(ours, fails=False)
+    """Holds: log perplexity is below {unigram} with its 95 % interval.  Does not hold: it is above."""
+    return _against_frequencies(ours, wanted=True)
 
 
-def _against_frequencies(read: MeasuredReadOut, *, fails: bool) -> Finding:
-    assert read.unigram is not None
-    blocks = read.outcomes[LOG_PPLX]
-    found = Shift(read.log_pplx - read.unigram, float(blocks.std(ddof=1)) / math.sqrt(len(blocks)), len(blocks) - 1.0)
-    low, high = found.interval
-    text = f"{read.log_pplx:.2f}, token frequencies {read.unigram:.2f}: {found}"
-    if low > 0:
-        return Finding(text, Verdict("holds" if fails else "does not hold"))
-    if high < 0:
-        return Finding(text, Verdict("does not hold" if fails else "holds"))
-    return Finding(text, Verdict(UNTOLD, "too close to token frequencies"))
+def _against_frequencies(read: MeasuredReadOut, *, wanted: bool) -> Finding:
+    over = over_frequencies(read)
+    question = is_below_zero(over, wanted=wanted)
+    text = f"{read.log_pplx:.2f}, token frequencies {read.unigram:.2f}: {over}"
+    return Asked(text, question.verdict(), question=question)
+
+
+def trains_where_the_baseline_fails(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
+    """Holds: with its 95 % interval, log perplexity is below {unigram} and the baseline's above.
+
+    That is what token frequencies reach.  Does not hold: it is above, or the baseline's below.  Cannot be told: an
+    interval contains it.
+    """
+    sides = over_frequencies(ours), over_frequencies(theirs[0])
+    question = trains_alone(*sides)
+    words = ", ".join(f"{name} {over}" for name, over in zip(("ours", "the baseline"), sides, strict=True))
+    text = f"{ours.log_pplx:.2f} against {theirs[0].log_pplx:.2f}; less token frequencies: {words}"
+    return Asked(text, question.verdict(), question=question)
+
+
+def highest_bucket_grows(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Finding:
+    """Holds: the share of weights in the highest int2 bucket is larger, by more than seeds differ by.
+
+    That is by Student's t over the seeds of both rows; all codes are counted, so nothing else is uncertain.  Does not
+    hold: it is smaller, or the change is within that of seeds.
+    """
+    if not all(len(read.codes) == len(read.seeds) > 1 for read in (ours, theirs[0])):
+        return NOT_MEASURED
+    shares = [[places(codes)[1] for codes in read.codes.values()] for read in (ours, theirs[0])]
+    parts = [_of_numbers(of) for of in shares]
+    change = _summed(float(np.mean(shares[0]) - np.mean(shares[1])), parts)
+    question = rises(change)
+    low, high = change.interval
+    text = (
+        f"{100 * np.mean(shares[0]):.3f} % against {100 * np.mean(shares[1]):.3f} % of the weights: "
+        f"{signed(100 * change.mean, '.3f')} points [{signed(100 * low, '.3f')}, {signed(100 * high, '.3f')}]"
+    )
+    return Asked(text, question.verdict(), question=question)
 
 
 MARGIN_RULES: Mapping[str, Judge] = {
     "Better": better,
+    "Better at its size": better_at_its_size,
     "As good": as_good,
     "Fails": fails,
     "Does not fail": does_not_fail,
+    "Trains where the baseline fails": trains_where_the_baseline_fails,
+    "The highest bucket grows": highest_bucket_grows,
 }
 """The rules whose docstrings are their text in a document, by the name that a claim uses."""

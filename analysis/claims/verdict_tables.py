@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from analysis.claims.cases import findings, paper_text
@@ -21,15 +22,32 @@ HEADS = ("Claim", "Source", "Case", "The paper, Task Avg", "Measured here", "Ver
 
 
 def glance(study: StudyDefinition, opened: Opened) -> Table:
-    """A row for each claim: the number of its cases with each verdict, without checks."""
-    heads = ("Claim", *(word.capitalize() for word in WORDS), "Checks")
+    """A row for each claim: the number of its cases with each verdict, without checks.
+
+    Of a study with several models also the number of questions that hold on all of them.
+    """
+    several = len(study.models) > 1
+    heads = ("Claim", *(word.capitalize() for word in WORDS), *(["Hold on all models"] if several else []), "Checks")
     rows = []
     for claim in study.claims:
         found = words_of(claim, study, opened)
         checks = sum(case.is_check for case in claim.cases)
-        texts = (claim.words, *(str(found.count(word) or "") for word in WORDS), str(checks or ""))
+        everywhere = [_on_all_models(claim, found)] if several else []
+        texts = (claim.words, *(str(found.count(word) or "") for word in WORDS), *everywhere, str(checks or ""))
         rows.append(tuple(map(Entry, texts)))
     return Table(heads, (Section("", "", tuple(rows)),), (), num_labels=1)
+
+
+def _on_all_models(claim: Claim, found: Sequence[Word]) -> str:
+    """`1 of 4`: of the questions that are measured on every model, those that hold on each; empty if there are none.
+
+    A case begins with the name of its model.
+    """
+    by_question: dict[str, set[Word]] = {}
+    for case, word in zip((case for case in claim.cases if not case.is_check), found, strict=True):
+        by_question.setdefault(case.where.partition(", ")[2], set()).add(word)
+    measured = [words for words in by_question.values() if "not measured yet" not in words]
+    return f"{measured.count({'holds'})} of {len(measured)}" if measured else ""
 
 
 def claims_table(study: StudyDefinition, opened: Opened) -> Table:
@@ -58,8 +76,11 @@ def _notes(study: StudyDefinition) -> tuple[str, ...]:
 MARGIN_NOTES = (
     "Differences are ours minus the other's, in nats a token, means over the seeds of each, paired by block; in square "
     "brackets the 95 % interval, of blocks and of seeds, not corrected for the number of cases. The spread of seeds is "
-    "pooled over Baseline and MatQuant of that algorithm, width and grid.",
-    "Verdicts are corrected for the number of cases of their claim (Holm); checks by themselves.",
+    "pooled over Baseline and MatQuant of that algorithm, width and grid, on all models; of any other row over the "
+    "models alone. Read-outs of one checkpoint are paired by seed.",
+    "A row counts once all of its seeds are measured.",
+    "Verdicts are corrected for the number of cases of their claim, measured or not (Holm); checks by themselves. A "
+    "correction can only make a case one that cannot be told.",
 )
 
 

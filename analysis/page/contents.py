@@ -70,7 +70,8 @@ def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
         ("commits", counted("commit")),
         ("devices", counted("device")),
         ("versions", counted("versions")),
-        ("lm-eval", counted("lm_eval", results[results["task"] != LOG_PPLX])),  # log perplexity is our own
+        # Log perplexity is our own: where no task was asked, lm-eval had no part.
+        *([("lm-eval", counted("lm_eval", results[results["task"] != LOG_PPLX]))] if loaded.tasks else []),
         ("evaluation", f"{seconds / 60:.1f} minutes in all, {len(results)} results"),
         (
             "cells",

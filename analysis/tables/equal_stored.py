@@ -19,7 +19,7 @@ from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADS = ("Stored, at most", "Method", "Read at", "Stored", "Task Avg ↑", "log pplx ↓")
+LABELS = ("Stored, at most", "Method", "Read at", "Stored")
 TOLERANCE = 1e-3
 """The share of a budget by which a read-out may be larger: the same bits, counted over other codes."""
 NOTE = (
@@ -55,21 +55,27 @@ def equal_stored_table(rows: pd.DataFrame) -> Table | None:
     chosen = at_equal_stored(rows)
     if chosen.empty:
         return None
+    with_tasks = bool(chosen[TASK_AVG].notna().any())  # no column for what nobody asked for
+    heads = (*LABELS, *(["Task Avg ↑"] if with_tasks else []), "log pplx ↓")
     groups = chosen.groupby(["model", "budget"], sort=False)
-    sections = tuple(_section(str(model), f"{budget:.4g}", group) for (model, budget), group in groups)
-    return Table(HEADS, sections, (NOTE,), num_labels=3, caption="At equal stored bits")
+    sections = tuple(_section(str(model), f"{budget:.4g}", group, with_tasks) for (model, budget), group in groups)
+    return Table(heads, sections, (NOTE,), num_labels=3, caption="At equal stored bits")
 
 
-def _section(model: str, budget: str, rows: pd.DataFrame) -> Section:
+def _section(model: str, budget: str, rows: pd.DataFrame, with_tasks: bool) -> Section:
     texts = [
         (
             budget,
             named_weights(row["name"]),
             row["plan"],
             f"{row['model_bits']:.4g}",
-            with_errors(100 * row[TASK_AVG], 100 * row[f"{TASK_AVG}_stderr"], np.nan, ".1f", named=False),
+            *([_percent(row[TASK_AVG], row[f"{TASK_AVG}_stderr"])] if with_tasks else []),
             with_errors(row[LOG_PPLX], row[f"{LOG_PPLX}_stderr"], np.nan, ".3f", named=False),
         )
         for row in rows.sort_values(LOG_PPLX, kind="stable").to_dict("records")
     ]
     return Section(model, budget, tuple(tuple(map(Entry, text)) for text in texts))
+
+
+def _percent(share: float, stderr: float) -> str:
+    return with_errors(100 * share, 100 * stderr, np.nan, ".1f", named=False)
