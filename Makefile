@@ -52,7 +52,7 @@ study-report: $(READY) ## draw the document of studies/smollm2_135m, its figures
 	@$(BIN)/matquant study smollm2_135m
 	@$(BIN)/matquant notebooks smollm2_135m
 
-test: $(READY) ## all tests: CPU only, offline, minutes
+test: $(READY) ## the tests, but for those on a SLURM cluster: CPU only, offline, minutes
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/slurm_cluster
 
 test-slurm: $(READY) ## sweeps on a real one-node SLURM cluster in two configurations, minutes (Debian packages, needs root)
@@ -69,7 +69,7 @@ gpu-check: $(READY) ## ready for this GPU? estimates beside measurements, under 
 gpu-table: $(READY) ## Table 1 of the largest model this GPU holds, random weights, eight minutes; again: it goes on
 	@$(BIN)/python -m benchmarks.gpu.table01
 
-check: lint test ## what CI runs: format, lint, types, import contracts, then the tests
+check: lint test ## before a change is sent: format, lint, types, import contracts, then the tests
 
 lint: $(READY) ## format, lint, types and import contracts, without the tests
 	@$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@
     python -m benchmarks.tables            about a minute on one core, no model
 
 Results are made in memory, so that drawing is timed and not the disk; reading result files is timed apart, on a tenth
-of them.  Comparisons of documents are not part of it: they take as long as their bootstrap draws.
+of them.  Comparisons of documents are not part of it.
 """
 
 from __future__ import annotations

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from slurm.sbatch.feeding import Feeder
 
 
+SHOWN_IDS = 3
+"""The ids of cells that a sentence names."""
+
+
 @dataclass(frozen=True)
 class Options:
     overrides: tuple[str, ...]
@@ -73,7 +77,9 @@ def launch(study: Study, options: Options) -> int:
     setup = study.setup
     if not any(options.chosen(cell.id) for cell in study.cells):
         matching = f" whose id matches --only {' or '.join(options.only)}" if options.only else ""
-        raise UserError(f"{study.name} has no cells{matching}; see its file under conf/experiment/")
+        shown = [cell.id for cell in study.cells[:SHOWN_IDS]]
+        more = f" and {len(study.cells) - len(shown)} more" if len(study.cells) > len(shown) else ""
+        raise UserError(f"{study.name} has no cells{matching}; it has {', '.join(shown) or 'none at all'}{more}")
     if options.dry_run:
         return _dry_run(study, options)
     if queue.is_slurm(setup.cluster):

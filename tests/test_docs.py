@@ -18,7 +18,8 @@ from docs.from_code.length import MOST_OF_THE_README, MOST_WORDS, num_words
 from docs.from_code.markdown import cell
 from docs.from_code.pages import generated
 from docs.pictures.draw import FOLDER, LOOKS, PICTURES, draw
-from matquant.checkout import PROJECT
+from evaluation.results.store import ResultStore
+from matquant.checkout import PROJECT, STUDIES
 from matquant.command import main
 from matquant.command.parsing import parse
 from matquant.command.table import GROUPS, SUBCOMMANDS
@@ -212,6 +213,23 @@ def test_cheap_commands_of_pages_run(typed, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(PROJECT)
     assert main([*typed, *folders]) == 0
     assert capsys.readouterr().out
+
+
+ID = re.compile(r"\b[a-z0-9_]+-[a-z]+-[a-z0-9_]+-[0-9a-f]{8}\b")
+
+
+@pytest.mark.parametrize("place", ["docs/serving.md", "docs/tutorials/serve.md", "matquant/command/table.py"])
+def test_the_id_of_a_cell_that_is_exported_is_that_of_the_command_beside_it(place, composed):
+    text = (PROJECT / place).read_text(encoding="utf-8")
+    exported = {found for line in text.splitlines() if "compare" not in line for found in ID.findall(line)}
+    assert exported == {composed("base=omniquant", "bits=matquant").one_cell().id}
+
+
+def test_every_id_on_a_page_has_results_in_the_clone():
+    stores = [ResultStore(folder) for folder in STUDIES.glob("*/results")]
+    shown = {(path, found) for path in FILES for found in ID.findall(path.read_text(encoding="utf-8"))}
+    assert shown
+    assert not [(path, cell) for path, cell in shown if not any(store.paths(cell) for store in stores)]
 
 
 def test_pages_have_commands_of_every_kind_that_is_run():

@@ -26,16 +26,15 @@ from analysis.page.contents import gap_texts, headlines, provenance_rows
 from analysis.tables.drawing import to_html, to_text
 from analysis.tables.papers import paper_table
 from analysis.tables.summary_table import significant_marks, summary_table, with_reference_notes
+from matquant.checkout import from_anywhere
 from matquant.errors import UserError
 from matquant.notation import Slice
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from analysis.tables.typeset import Table
 
 
-MEASURED = ("paths.results=studies/demo/results",)
+MEASURED = (f"paths.results={from_anywhere(Path('studies/demo/results'))}",)
 """The results of `experiment=demo` and two more that come with the source (studies/demo/README.md)."""
 
 
@@ -64,8 +63,8 @@ class ShownPlot:
         save_figure(self.plot.draw(self.width), buffer, "png", dpi=SCREEN_DPI)
         return buffer.getvalue()
 
-    def save(self, path: Path) -> None:
-        save_figure(self.plot.draw(self.width), path, path.suffix.removeprefix("."))
+    def save(self, path: Path | str) -> None:
+        save_figure(self.plot.draw(self.width), Path(path), Path(path).suffix.removeprefix("."))
 
     def __repr__(self) -> str:
         return f"{self.plot.title}. {self.plot.note}".strip()

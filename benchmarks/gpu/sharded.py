@@ -49,7 +49,7 @@ LLAMA_1B = {
     "max_position_embeddings": 8192,
 }
 LOSSES = 1e-4
-"""The bound of a loss in nats: that of the tests for two ranks in float32 (docs/training.md)."""
+"""The bound of a loss in nats: that of the tests for two ranks in float32 (docs/how_to/several_gpus.md)."""
 CODES = 1e-3
 """The share of codes that may differ: AdamW's steps round differently on shards, by one unit in the last place."""
 

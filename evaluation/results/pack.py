@@ -74,7 +74,9 @@ def pack(folder: Path) -> Outcome:
     entries = [together[path] for path in sorted(together)]
     num_results = sum(entry.documents is not None for entry in entries)
     if not num_results:
-        raise UserError(f"{folder} has no results; name a folder such as results, which has <cell id>/<plan>/*.json")
+        raise UserError(
+            f"{folder} has no results; name the paths.results of a launch, which has <cell id>/<plan>/*.json"
+        )
     if found.entries:
         # Documents first: they are found by their result's name, so the old facts can be read beside them.
         write_beside(folder / DOCUMENTS, lambda beside: _write_documents(entries, beside))

@@ -74,7 +74,7 @@ is queued or running is not submitted again, and a job that was preempted, timed
         Argument(
             "--retry-failed",
             "submit failed jobs too; --retry-failed=all even those that ran out of memory or met a NaN",
-            {"metavar": "=all", "choices": ["some", "all"]},
+            {"choices": ["some", "all"]},
             bare="some",
         ),
         Argument("--only", "only cells whose id matches", {"action": "append", "default": [], "metavar": "PATTERN"}),
@@ -103,7 +103,8 @@ SEARCH = Subcommand(
     "search for the width of each layer under a budget",
     """
 Searches for the widths of a checkpoint's layers under a budget, by how far its logits leave the unquantized model's.
-The checkpoint has to be trained already.  The plan is written to <paths.runs>/<cell id>/plans/evolution@3.json.
+The checkpoint has to be trained already.  The plan is written to <paths.runs>/<cell id>/plans/evolution@3.json;
+settings of a search that are not the defaults are told behind the budget: evolution@3-8c7758f2.json.
 
 Strategies: evolution and dynamic_program give every block a width, evolution_linear and dynamic_program_linear every
 linear layer; pyramid is the paper's layout under the same budget.  `search=quick` and single values say how long it
@@ -318,7 +319,7 @@ Writes a trained cell as a folder that others read.
   humming             one read-out for vLLM's kernels, at 1 to 8 bits
   compressed-tensors  one read-out for vLLM and transformers
   gguf                one read-out for llama.cpp
-  hqq                 one read-out for transformers with HQQ
+  hqq                 one read-out for HQQ's own library
   matgptq             the nested codes as MatGPTQ's plugin for vLLM has them (no PLAN)
   dense               one read-out with expanded weights, for whatever reads a Hugging Face folder
   lm-eval             the same and its tasks, with the command line of lm-eval that measures it
@@ -347,7 +348,7 @@ the tracker as an artifact; tracking=none leaves that out.
         ),
     ),
     (
-        Example("matquant export nested smollm2_135m-omniquant-matquant-f7a9a509 served", "a cell by its id"),
+        Example("matquant export nested smollm2_135m-omniquant-matquant-b666e5f9 served", "a cell by its id"),
         Example("matquant export nested base=omniquant bits=matquant served", "the same by overrides"),
         Example("matquant export gguf CELL int4 served_int4", "an engine's format"),
         Example("matquant export dense runs/CELL pyramid@3 served_pyramid", "the folder of a run"),
@@ -366,7 +367,8 @@ Writes a checkpoint of another program as a nested folder: matquant.load(DIR, "i
             that its pack_quantized_model.py wrote
 
 A folder of layers needs --model, the model that was quantized.  A packed one has what is not quantized, and is compared
-with --model where that is given.  A checkpoint whose zeros or order of columns were lost in packing is refused.
+with --model where that is given.  A checkpoint whose zeros were lost in packing is refused; that the order of columns
+was lost shows only beside --model.
 """,
     (
         Argument("format", "matgptq", {"choices": ["matgptq"], "metavar": "FORMAT"}),

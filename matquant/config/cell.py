@@ -192,7 +192,7 @@ class Text(Spec):
     """An amount of text: `num_sequences` blocks of `sequence_length` tokens, packed from document to document."""
 
     num_sequences: Positive | None
-    """None, of held-out text alone: as many as the text has."""
+    """How many sequences are taken.  None, of held-out text alone: as many as the text has."""
     sequence_length: Positive
     """Tokens of one sequence."""
     tokens_per_document: Positive | None = None
@@ -208,7 +208,7 @@ class EmbeddedText(Text):
 
 
 class FilesText(Text):
-    """Text files, one document per blank-line separated paragraph group; split by document."""
+    """Text files, in which two blank lines stand between documents; split by document."""
 
     kind: Literal["text_files"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -247,7 +247,10 @@ class HubText(Text):
         if self.convention == "gptq":
             if self.separator is None or self.tokens_per_document is not None:
                 key = "tokens_per_document=null" if self.separator is not None else "separator, which joins its rows"
-                raise ValueError(f"convention=gptq reads all rows as one text; set readout.perplexity.{key}")
+                raise ValueError(
+                    f"convention=gptq reads all rows of a held-out text as one; set readout.perplexity.{key}, or leave "
+                    "out data.convention: calibration text has none"
+                )
             return self
         for name in ("num_rows", "most_sequences", "special_tokens"):
             if getattr(self, name):
@@ -326,13 +329,13 @@ class OmniQuantBase(Spec):
     clipping_reach: Reach = 1.0
     """Clipping factors are `clipping_reach * sigmoid(logit)`; above 1 a grid can reach beyond the extreme weights."""
     importance: Importance = "plain"
-    """Of clipping_init=search."""
+    """Of clipping_init=search: errors of all weights count alike, or as the mean square of their `inputs`."""
     slice_clamp: SliceClamp = "bucket"
     """The weights of a slice that take no gradient: those in a `bucket` it lacks, or those above its top `value`."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The learning rates over the steps of a block: as they are, or down to zero along half a cosine."""
     adam_epsilon: Annotated[Float, Field(gt=0)] = 1e-15
-    """The gradient of a mean squared error reaches a group's logit as 1e-8 or less, which AdamW's own 1e-8 drowns."""
+    """AdamW's epsilon; its own 1e-8 drowns gradients of a mean squared error, of which a group's logit gets no more."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
     """AdamW's weight decay."""
     transformation: Literal[True, False, "published"] = False
@@ -444,7 +447,7 @@ class GPTQBase(Spec):
     clipping: Literal["none", "search"] = "none"
     """The ends of a group's grid: its extreme weights, or those with the least error of the weights."""
     importance: Importance = "inputs"
-    """Of clipping=search."""
+    """Of clipping=search: errors of all weights count alike (`plain`), or as the mean square of their `inputs`."""
     clipping_reach: Reach = 1.5
     """Of clipping=search: the farthest that an end may lie from zero, as a multiple of the extreme weight."""
     residual: Residual = "mean"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from matquant.runs.tracked.labels import LONGEST_NAME, LONGEST_TAG, labels_of
 
 MODEL = "smollm2_135m"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture
@@ -42,6 +45,17 @@ def labels(composed):
 )
 def test_a_name_says_what_a_cell_is_and_what_is_unusual_about_it(labels, overrides, name):
     assert labels(*overrides).name == f"{name} · {MODEL}"
+
+
+def test_what_somebody_else_quantized_is_called_by_the_format_of_its_files(labels):
+    files = ["model=folder", "model.name=theirs", "base=foreign", f"model.path={GOLDEN / 'foreign'}"]
+    found = labels(*files)
+    assert (found.name, found.config["method"], found.config["algorithm"]) == (
+        "foreign gptq · theirs",
+        "foreign gptq",
+        "foreign",
+    )
+    assert "unquantized" not in found.tags
 
 
 def test_lambda_is_called_by_the_shortest_name_of_a_file_that_holds_it(labels):

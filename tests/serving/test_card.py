@@ -232,13 +232,19 @@ def test_bytes_are_those_that_the_reader_counts(tiny_study, tmp_path):
         assert sizes.planes(Plan.parse(text)) == reader.num_bytes(Plan.parse(text))
 
 
-def test_a_plan_whose_search_had_settings_of_its_own_is_read_by_its_whole_name(tiny_study, tmp_path):
-    folder = nested_folder(written(tiny_study, tmp_path / "nested", **{"evolution@3-0a1b2c3d": "int2"}))
-    plan = folder.plan("evolution@3-0a1b2c3d")
-    assert str(plan) == "evolution@3-0a1b2c3d"
-    assert folder.num_bytes(plan) == folder.num_bytes(Plan.parse("int2"))
-    with pytest.raises(UserError, match="it has evolution@3-0a1b2c3d"):
-        folder.plan("evolution@3")
+def test_a_plan_whose_search_had_settings_of_its_own_needs_its_whole_name_only_among_several(tiny_study, tmp_path):
+    whole = "evolution@3-0a1b2c3d"
+    folder = nested_folder(written(tiny_study, tmp_path / "nested", **{whole: "int2"}))
+    for asked in (whole, "evolution@3"):
+        plan = folder.plan(asked)
+        assert str(plan) == whole
+        assert folder.num_bytes(plan) == folder.num_bytes(Plan.parse("int2"))
+    with pytest.raises(UserError, match=f"it has {whole}"):
+        folder.plan("evolution@4")
+    other = whole.replace("0a", "1a")
+    several = nested_folder(written(tiny_study, tmp_path / "several", **{whole: "int2", other: "int2"}))
+    with pytest.raises(UserError, match=f"it has {whole}, {other}"):
+        several.plan("evolution@3")
 
 
 @pytest.mark.filterwarnings("ignore:.*jaxtyping:UserWarning")

@@ -26,7 +26,7 @@ OF_LM_EVAL = {
     "confirm_run_unsafe_code": "code that a model wrote is not run here; `matquant export lm-eval` writes the model",
     "chat_template": "readout.apply_chat_template=true applies the tokenizer's",
     "system_prompt": "readout.system_instruction=TEXT stands before every prompt",
-    "generation_kwargs": "readout.gen_kwargs={max_gen_toks: 64} replaces settings of the yaml",
+    "generation_kwargs": "'readout.gen_kwargs={max_gen_toks: 64}' replaces settings of the yaml",
     "max_batch_size": "readout.batch_size is halved where memory is too small",
     "device": "device=cpu or device=cuda",
     "log_samples": "the outcome of every document is stored with each result",

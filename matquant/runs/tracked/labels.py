@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from matquant.config.cell import Cell, GridSpec
+from matquant.config.cell import Cell, ForeignModel, GridSpec
 from matquant.config.grid_words import all_words, grid_words
 from matquant.config.setup import Readout, Setup
 from matquant.config.syntax.files import choices, config_folders
@@ -62,7 +62,7 @@ def labels_of(cell: Cell, setup: Setup, job_type: JobType) -> Labels:
 def _words(cell: Cell) -> list[str]:
     """Everything that a cell's name says, its widths one by one, and its whole grid."""
     objective = cell.objective
-    found = [cell.model.name, cell.base.kind, method(objective)]
+    found = [cell.model.name, cell.base.kind, _method(cell)]
     if objective is not None:
         taught = distill(objective)
         found += [f"int{bits}" for bits in _widths(objective)]
@@ -82,12 +82,17 @@ def _fields(cell: Cell) -> dict[str, Any]:
     return {
         "cell_id": cell.id,
         "algorithm": cell.base.kind,
-        "method": method(objective),
+        "method": _method(cell),
         "widths": ", ".join(map(str, _widths(objective))),
         "weights": "" if objective is None else weights(objective),
         "distill": "none" if objective is None else distill(objective),
         "grid_words": all_words(cell),
     }
+
+
+def _method(cell: Cell) -> str:
+    """The method of a cell; `foreign gptq` of what somebody else quantized, by the format of its files."""
+    return f"foreign {cell.model.format}" if isinstance(cell.model, ForeignModel) else method(cell.objective)
 
 
 def method(objective: Objective | None) -> str:
@@ -142,7 +147,7 @@ def limit_words(readout: Readout) -> str:
 
 def _name_parts(cell: Cell) -> Iterator[str]:
     objective = cell.objective
-    yield cell.base.kind if objective is not None else method(objective)
+    yield cell.base.kind if objective is not None else _method(cell)
     if objective is not None:
         widths = _widths(objective)
         nested = len(widths) > 1 and widths != USUAL_WIDTHS

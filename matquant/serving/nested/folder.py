@@ -142,8 +142,15 @@ class NestedFolder:
         return asked
 
     def _named(self, asked: str) -> Plan:
-        """A plan by its name; that of a search ends in a digest of its settings, if they are not the defaults."""
-        digest = asked.partition("-")[1:] if asked in (self.facts.get("plans") or {}) else ()
+        """A plan by its name; that of a search ends in a digest of its settings, if they are not the defaults.
+
+        The digest can be left out where the folder has one plan of that strategy and budget.
+        """
+        plans = self.facts.get("plans") or {}
+        of_budget = [name for name in plans if name.partition("-")[0] == asked]
+        if asked not in plans and len(of_budget) == 1:
+            asked = of_budget[0]
+        digest = asked.partition("-")[1:] if asked in plans else ()
         try:
             return Plan.parse(asked.removesuffix("".join(digest))).under(digest[1] if digest else "")
         except ValueError as error:
