@@ -24,6 +24,9 @@ SUITED: Mapping[tuple[str, str], Mapping[str, str]] = {
 CONTROL = {"grid.zero": "real", "grid.headroom": "full"}
 PLAIN = {"objective": "{int8: 1, int4: 1, int2: 1}", "weights": "1, 1, 1"}
 MATGPTQ = {"objective": "{int8: 1, int4: 1, int3: 1}"}
+LONG = "headline_long"
+"""The experiment whose rows are read in blocks of 256 tokens, of one seed."""
+IN_LONG_BLOCKS = ("int4", "int3", "int2")
 LAYOUTS = ("reverse_pyramid", "increasing", "decreasing")
 BUDGETS = ("2.5", "3", "4")
 SEARCHED = {"smollm2_135m": {"2.5": "2.467", "3": "3"}, "gemma3_270m": {"2.5": "2.445", "3": "3"}}
@@ -60,7 +63,18 @@ def _against_baselines(plans: tuple[str, ...], rule: Judge, groups: tuple[str, .
             for base in ALGORITHMS:
                 for plan in plans:
                     ours, theirs = (read(base, method, plan, model, group) for method in ("MatQuant", "Baseline"))
-                    yield Case(place(base, plan, model, group), (home(base, group),), rule, ours, (theirs,))
+                    case = Case(place(base, plan, model, group), (home(base, group),), rule, ours, (theirs,))
+                    yield case
+                    if (base, group) == ("omniquant", "64") and plan in IN_LONG_BLOCKS:
+                        yield in_long_blocks(case)
+
+
+def in_long_blocks(case: Case) -> Case:
+    """The same as a check, in blocks of 256 tokens: whether short ones favour a row."""
+    ours, theirs = replace(case.ours, experiment=LONG), tuple(replace(one, experiment=LONG) for one in case.theirs)
+    where, _, check = case.where.partition(", check: ")
+    words = ", ".join(filter(None, [check, "in blocks of 256 tokens"]))
+    return replace(case, where=f"{where}, check: {words}", experiments=(LONG,), ours=ours, theirs=theirs)
 
 
 def _untrained() -> Iterator[Case]:
@@ -71,11 +85,12 @@ def _untrained() -> Iterator[Case]:
                 ours = read("minmax", "Sliced int8", plan, model, group, "suited", **SUITED[model, group])
                 theirs = read("omniquant", "MatQuant", plan, model, group)
                 where = f"{MODELS[model]}, {plan}, {GRIDS[group]}, against OmniQuant"
-                yield Case(where, (home("omniquant", group),), margins.as_good, ours, (theirs,))
+                case = Case(where, (home("omniquant", group),), margins.as_good, ours, (theirs,))
                 plain = replace(ours, facts={**ours.facts, **CONTROL})
-                yield Case(
-                    f"{where}, check: on today's grid", (home("omniquant", group),), margins.as_good, plain, (theirs,)
-                )
+                today = replace(case, where=f"{where}, check: on today's grid", ours=plain)
+                yield from (case, today)
+                if group == "64":
+                    yield from (in_long_blocks(case), in_long_blocks(today))
 
 
 def _collapse() -> Iterator[Case]:
