@@ -104,7 +104,7 @@ def _axes(axes: Axes, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:+g}".replace("-", "−") if tick else "0"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("difference of log perplexity (nats per token)")
+    axes.set_xlabel("difference (nats per token)")
     axes.axvline(0, color=INK, linewidth=0.6)
     axes.set_ylim(-len(rows) + 0.4, 0.6)
     axes.set_yticks(range(0, -len(rows), -1), [row.words if row.found else "" for row in rows])
