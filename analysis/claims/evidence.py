@@ -124,6 +124,15 @@ class MeasuredReadOut:
         return float(self.outcomes[LOG_PPLX].mean())
 
     @property
+    def limit(self) -> float:
+        """What token frequencies reach; UserError in a study that does not say it."""
+        if self.unigram is None:
+            raise UserError(
+                "the rule about models that train or fail has no limit; add unigram=NATS to STUDY in study.py"
+            )
+        return self.unigram
+
+    @property
     def has_failed(self) -> bool:
         """True for a model that is worse than token frequencies."""
         return self.unigram is not None and self.log_pplx > self.unigram
@@ -291,10 +300,8 @@ def over_chance(read: MeasuredReadOut) -> Gain:
 
 def below_unigram(read: MeasuredReadOut) -> Gain:
     """The gain of log perplexity over a unigram model, which knows only the frequencies of tokens."""
-    if read.unigram is None:
-        raise UserError("the rule about models that train or fail has no limit; add unigram=NATS to STUDY in study.py")
     values = read.outcomes[LOG_PPLX]
-    return _gain(paired_test([(values.tolist(), [read.unigram] * len(values))]), -1, [])
+    return _gain(paired_test([(values.tolist(), [read.limit] * len(values))]), -1, [])
 
 
 def signed(value: float, form: str) -> str:

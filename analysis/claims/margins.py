@@ -64,10 +64,9 @@ def shift(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: str) -> Shift
 
 def over_frequencies(read: MeasuredReadOut) -> Shift:
     """The log perplexity of a row less what token frequencies reach, with the errors of blocks and of seeds."""
-    assert read.unigram is not None
     blocks = _over_seeds(read, LOG_PPLX)
     parts = [_of_numbers(blocks), *([_of_seeds(read, LOG_PPLX)] if _is_trained(read) else [])]
-    return _summed(float(blocks.mean()) - read.unigram, parts)
+    return _summed(float(blocks.mean()) - read.limit, parts)
 
 
 def _over_seeds(read: MeasuredReadOut, measure: str) -> np.ndarray:
@@ -211,7 +210,7 @@ def does_not_fail(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> F
 def _against_frequencies(read: MeasuredReadOut, *, wanted: bool) -> Finding:
     over = over_frequencies(read)
     question = is_below_zero(over, wanted=wanted)
-    text = f"{read.log_pplx:.2f}, token frequencies {read.unigram:.2f}: {over}"
+    text = f"{read.log_pplx:.2f}, token frequencies {read.limit:.2f}: {over}"
     return Asked(text, question.verdict(), question=question)
 
 

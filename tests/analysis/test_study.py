@@ -25,7 +25,16 @@ from analysis.claims.definition import (
     study_names,
 )
 from analysis.claims.document import document
-from analysis.claims.evidence import MeasuredReadOut, Noise, ReadOut, cells_of, noise_of, paired_gains, signed
+from analysis.claims.evidence import (
+    MeasuredReadOut,
+    Noise,
+    ReadOut,
+    cells_of,
+    measured,
+    noise_of,
+    paired_gains,
+    signed,
+)
 from analysis.claims.headline import placed
 from analysis.claims.intervals import intervals_figure, rows_of
 from analysis.claims.prose import MINUS, PLACEHOLDER, fill, gaps, named, resolve
@@ -89,6 +98,16 @@ def made(tmp_path):
 def test_the_committed_document_is_up_to_date(name, monkeypatch, capsys):
     monkeypatch.chdir(PROJECT)
     assert main([name, "--check"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["smollm2_135m", "two_models"])
+def test_a_number_in_brackets_is_explained_below_its_own_table(name):
+    first, *parts = (PROJECT / "studies" / name / "document.md").read_text(encoding="utf-8").split("\n### ")
+    assert not re.findall(r"^- \[\d+\]", first, re.MULTILINE)
+    for part in parts:
+        shown = {int(sign) for line in part.splitlines() if "|" in line for sign in re.findall(r"\\\[(\d+)\\\]", line)}
+        told = {int(sign) for sign in re.findall(r"^- \[(\d+)\] ", part, re.MULTILINE)}
+        assert shown <= told, part.partition("\n")[0]
 
 
 @pytest.mark.parametrize("name", ["smollm2_135m", "two_models"])
@@ -557,6 +576,17 @@ def test_a_case_with_one_task_missing_is_not_measured(made):
     one = made["omniquant"].study
     next((one.setup.paths.results / one.cells[2].id / "int2").glob("boolq-*.json")).unlink()
     assert find(case, {"omniquant": OpenStudy(one)}, STUDY.background).verdict.word == "not measured yet"
+
+
+def test_a_row_is_measured_once_all_of_its_seeds_are(tmp_path):
+    cells = [quantized({"int2": 1.0}, parent_bits=2, seed=seed) for seed in (0, 1)]
+    measure(study(tmp_path, cells[:1]))
+    read = ReadOut(cells[0].base.kind, "Baseline", "int2")
+    assert measured(OpenStudy(study(tmp_path, cells)), read) is None
+    measure(study(tmp_path, cells))
+    found = measured(OpenStudy(study(tmp_path, cells)), read)
+    assert found is not None
+    assert list(found.seeds) == [0, 1]
 
 
 def test_the_experiment_with_seeds_comes_first(tmp_path, made):

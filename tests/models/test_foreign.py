@@ -268,6 +268,10 @@ def test_rows_meet_at_equal_stored_bits():
     table = equal_stored_table(rows)
     assert table is not None
     assert [entry.text for entry in table.sections[0].rows[0]][:4] == ["4.5", "file", "int4", "4.5"]
+    assert table.heads[-2:] == ("Stored", "log pplx ↓"), "no column for tasks that nobody asked for"
+    scored = equal_stored_table(rows.assign(task_avg=0.5))
+    assert scored is not None
+    assert scored.heads[-2:] == ("Task Avg ↑", "log pplx ↓")
     assert equal_stored_table(rows[rows["base"] != "foreign"]) is None
 
 
