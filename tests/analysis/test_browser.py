@@ -178,8 +178,7 @@ def test_rows_are_filtered_by_words_and_by_the_first_column(report, opened):
         assert rows.count() == total
 
 
-PLACE = """kind => {
-  const drawn = [...document.querySelectorAll(`.${kind}[data-points]`)].find(one => one.offsetParent);
+PLACE = """drawn => {
   const [x, y] = drawn.dataset.points.split(" ").map(Number);
   const svg = drawn.querySelector("svg");
   svg.scrollIntoView({ block: "center" });
@@ -191,7 +190,8 @@ PLACE = """kind => {
 @pytest.mark.parametrize(("width", "kind"), [(1280, "wide"), (480, "narrow")])
 def test_a_point_is_told_where_it_is_pointed_at(report, opened, width, kind):
     with opened(report, width) as page:
-        x, y = page.evaluate(PLACE, kind)
+        drawn = page.locator(f".{kind}[data-points]:visible").first  # waits until it is there
+        x, y = drawn.evaluate(PLACE)
         page.mouse.move(x + 3, y + 3)
         tip = page.locator(".tip")
         tip.wait_for(state="visible")
