@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,34 +58,47 @@ def _tiny_cell(cell: Cell, tiny: Cell) -> Cell:
     return cell.model_copy(update=changes)
 
 
+@dataclass
+class Drawn:
+    """Figures by their numbers and name, and their files by figure and form."""
+
+    figures: dict[tuple[str, str], Figure] = field(default_factory=dict)
+    files: dict[tuple[int, str], bytes] = field(default_factory=dict)
+
+
 @pytest.fixture(scope="session")
-def _figures_are_drawn_once():
-    """Draws figures of the same numbers, which many tiny experiments have, once and at their larger width alone."""
-    figures: dict[tuple[str, str], Figure] = {}
-    files: dict[tuple[int, str], bytes] = {}
+def drawn() -> Drawn:
+    return Drawn()
+
+
+@pytest.fixture
+def _figures_are_drawn_once(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws figures of the same numbers, which many tiny experiments have, once and at their larger width alone.
+
+    What was drawn is kept for the session; what draws is replaced in these tests alone.
+    """
 
     def plots_once(study: Study, loaded: LoadedResults, rows: pd.DataFrame, measures: Sequence[str]) -> list[Plot]:
         same = repr(sorted(cell.id for cell in study.cells)) + rows.to_csv()
 
-        def drawn(plot: Plot, width: float) -> Figure:
-            return figures.get((same, plot.name)) or figures.setdefault((same, plot.name), plot.draw(width))
+        def drawn_once(plot: Plot, width: float) -> Figure:
+            place = (same, plot.name)
+            return drawn.figures.get(place) or drawn.figures.setdefault(place, plot.draw(width))
 
         return [
-            replace(plot, widths=(max(plot.widths),), draw=partial(drawn, plot))
+            replace(plot, widths=(max(plot.widths),), draw=partial(drawn_once, plot))
             for plot in plots(study, loaded, rows, measures)
         ]
 
     def saved_once(figure: Figure, path: Path, form: str) -> None:
-        if (id(figure), form) not in files:
+        if (id(figure), form) not in drawn.files:
             save_figure(figure, path, form)
-            files[id(figure), form] = path.read_bytes()
-        path.write_bytes(files[id(figure), form])
+            drawn.files[id(figure), form] = path.read_bytes()
+        path.write_bytes(drawn.files[id(figure), form])
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{DRAWING}.plots", plots_once)
-        patch.setattr("analysis.report.written.save_figure", saved_once)
-        patch.setattr("analysis.report.report.FORMS", ("svg",))  # the other forms have tests of their own
-        yield
+    monkeypatch.setattr(f"{DRAWING}.plots", plots_once)
+    monkeypatch.setattr("analysis.report.written.save_figure", saved_once)
+    monkeypatch.setattr("analysis.report.report.FORMS", ("svg",))  # the other forms have tests of their own
 
 
 @pytest.mark.usefixtures("_figures_are_drawn_once")
