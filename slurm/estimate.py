@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from evaluation.planning import speed
 from evaluation.planning.room import BYTES, room_of
 from evaluation.planning.text_size import sequences_of
 from evaluation.planning.work import (
@@ -32,12 +33,14 @@ from evaluation.results.metrics import LOG_PPLX
 from evaluation.text.divergence import LOGITS as COMPARED_AT_ONCE
 from evaluation.text.perplexity import LOGITS
 from matquant.config.cell import Cell, ForeignBase, GPTQBase, MinMaxBase, NoBase, OmniQuantBase, QATBase, SearchBase
-from matquant.config.setup import Readout, Setup
+from matquant.config.setup import DebugCluster, LocalCluster, Readout, Setup, SlurmCluster
+from matquant.models.devices import pick_device
 from matquant.notation import Plan
 from slurm.jobs import Job
 from slurm.queue import is_slurm
 
-START_S = 60.0  # of any job: importing, loading the model and the tasks
+START_S = 60.0  # of a job on a cluster: importing, loading the model and the tasks
+START_HERE_S = 15.0  # of a process of this machine, whose disk has read all of it before
 MEMORY_BYTES_PER_S = 3e12
 READING_BYTES = 910  # of a weight and step of OmniQuant: about 230 passes in float32, {8, 4, 2} and both directions
 SEARCHING_BYTES = 43_000  # of a weight whose ends are searched for: about 300 grids, a few dozen passes each
@@ -77,11 +80,11 @@ def cost_of(job: Job, plans: Sequence[Plan]) -> Cost:
 def _training(cell: Cell, setup: Setup, size: Size) -> Cost:
     match cell.base:
         case NoBase() | ForeignBase() | MinMaxBase():
-            return Cost(START_S / 3600, size.weights * BYTES[cell.model.dtype] / GB, _disk_gb(cell, setup, size))
+            return Cost(start_s(setup) / 3600, size.weights * BYTES[cell.model.dtype] / GB, _disk_gb(cell, setup, size))
         case SearchBase():
             seconds = _training_seconds(cell, setup, size)
             memory = size.weights * BYTES[cell.model.dtype] + 2 * GB
-            return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
+            return Cost((start_s(setup) + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
         case OmniQuantBase() as base:
             return _omniquant(cell, base, setup, size)
         case QATBase() as base:
@@ -102,7 +105,7 @@ def _omniquant(cell: Cell, base: OmniQuantBase, setup: Setup, size: Size) -> Cos
     read = 50 if base.transformation else 32  # bytes of a weight: read, transformed and narrowed for each slice
     step = base.batch_size * length * size.hidden * 12 * BYTES[base.compute_dtype] * slices + read * size.in_block
     memory = size.weights * BYTES[cell.model.dtype] + step + (states if setup.activations == "device" else 0)
-    return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
+    return Cost((start_s(setup) + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
 
 
 def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: Size) -> Cost:
@@ -111,11 +114,11 @@ def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: Size) -> Cost:
     seconds = _training_seconds(cell, setup, size)
     if is_slurm(setup.cluster):
         seconds += COLUMN_S * size.columns
-        seconds += (1 / FLOAT32_SHARE - 1) * moment_operations(cell, size) / _speed(setup)
+        seconds += (1 / FLOAT32_SHARE - 1) * moment_operations(cell, size) / speed_of(setup, base.compute_dtype)
     states = tokens * size.hidden * (2 * BYTES[base.activation_dtype] + BYTES[base.compute_dtype])
     solve = 24 * size.in_block + 16 * (4 * size.hidden) ** 2 + 4 * size.moments
     memory = size.weights * BYTES[cell.model.dtype] + solve + (states if setup.activations == "device" else 0)
-    return Cost((START_S + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
+    return Cost((start_s(setup) + seconds) / 3600, memory / GB, _disk_gb(cell, setup, size))
 
 
 def _qat(cell: Cell, base: QATBase, setup: Setup, size: Size) -> Cost:
@@ -128,14 +131,14 @@ def _qat(cell: Cell, base: QATBase, setup: Setup, size: Size) -> Cost:
     sharded = size.weights * BYTES[cell.model.dtype] + 20 * size.in_scope
     embedding = size.vocabulary * size.hidden * BYTES[cell.model.dtype]  # each GPU keeps it whole
     memory = sharded / ranks + activations + 12 * size.in_block + (embedding if ranks > 1 else 0)
-    seconds = ranks * START_S + _training_seconds(cell, setup, size)
+    seconds = ranks * start_s(setup) + _training_seconds(cell, setup, size)
     return Cost(seconds / 3600, memory / GB, _disk_gb(cell, setup, size))
 
 
 def _search(cell: Cell, setup: Setup, size: Size, plans: Sequence[Plan]) -> Cost:
     assert cell.data is not None
     readout, spec = setup.readout, setup.readout.search
-    seconds = START_S + searching_operations(cell, readout, size, plans) / _speed(setup)
+    seconds = start_s(setup) + searching_operations(cell, readout, size, plans) / speed_of(setup, readout.dtype)
     # Beside the model and the codes: the logits of a batch, and twice those of a sequence in float32.
     logits = (spec.batch_size * BYTES[readout.dtype] + 8) * cell.data.sequence_length * size.vocabulary
     memory = size.weights * BYTES[readout.dtype] + 1.2 * size.in_scope + logits
@@ -144,8 +147,9 @@ def _search(cell: Cell, setup: Setup, size: Size, plans: Sequence[Plan]) -> Cost
 
 def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
     readout = setup.readout
-    seconds = START_S + _reading_seconds(setup, size, num_plans)
-    comparing = comparing_operations(cell, readout, size, num_plans) / _speed(setup) if num_plans else 0.0
+    seconds = start_s(setup) + _reading_seconds(setup, size, num_plans)
+    operations = comparing_operations(cell, readout, size, num_plans) if num_plans else 0.0
+    comparing = operations / speed_of(setup, readout.dtype)
     teacher = 0.0
     if compares(cell, readout) and num_plans:
         tokens = tokens_of_task(readout, LOG_PPLX)
@@ -169,18 +173,23 @@ def text_bytes(readout: Readout, size: Size) -> float:
 
 
 def _reading_seconds(setup: Setup, size: Size, num_plans: int) -> float:
-    seconds = reading_operations(setup.readout, size, num_plans) / _speed(setup)
+    seconds = reading_operations(setup.readout, size, num_plans) / speed_of(setup, setup.readout.dtype)
     if is_slurm(setup.cluster):
         return seconds + LAYER_S * size.layers * batches_of_plan(setup.readout) * num_plans
-    return 2 * seconds  # twice: short sequences keep no machine busy
+    return seconds
 
 
 def _training_seconds(cell: Cell, setup: Setup, size: Size, traffic: float = 0.0) -> float:
-    """`traffic`: other bytes through the memory of a GPU; `tflops` of a machine without SLURM includes their time."""
-    seconds = training_operations(cell, size) / _speed(setup)
+    """`traffic`: other bytes through the memory of a GPU; the speed of a machine without SLURM includes their time."""
+    seconds = training_operations(cell, size) / speed_of(setup, speed.compute_dtype(cell))
     if searches_for_ends(cell):
         traffic += SEARCHING_BYTES * size.in_scope
     return seconds + (traffic / MEMORY_BYTES_PER_S if is_slurm(setup.cluster) else 0)
+
+
+def start_s(setup: Setup) -> float:
+    """Seconds before a job begins its work."""
+    return START_S if is_slurm(setup.cluster) else START_HERE_S
 
 
 def ranks_of(job: Job) -> int:
@@ -191,9 +200,33 @@ def ranks_of(job: Job) -> int:
     return max(1, job.num_gpus * nodes)
 
 
-def _speed(setup: Setup) -> float:
-    """Floating point operations a second of one GPU, as the cluster's file says."""
-    return 1e12 * setup.cluster.tflops
+def speed_of(setup: Setup, dtype: str) -> float:
+    """Floating point operations a second of one GPU, as the cluster's file says, or of a worker's share of this CPU."""
+    tflops = _tflops(setup)
+    if tflops is not None:
+        return 1e12 * tflops
+    workers = setup.cluster.workers if isinstance(setup.cluster, LocalCluster) else 1
+    return speed.of_this_cpu(dtype) / workers
+
+
+def named_speed(setup: Setup) -> str:
+    """Where the speed of an estimate is from, in words."""
+    tflops = _tflops(setup)
+    return "at the speed this CPU has now" if tflops is None else f"at cluster.tflops={tflops:g}"
+
+
+def _tflops(setup: Setup) -> float | None:
+    """The speed that is known without timing; a GPU of this machine that no file has one for is as one of a cluster."""
+    match setup.cluster:
+        case SlurmCluster(tflops=tflops):
+            return tflops
+        case LocalCluster(tflops=tflops, gpus_per_worker=gpus):
+            on_gpu = gpus > 0
+        case DebugCluster(tflops=tflops):
+            on_gpu = pick_device(setup).type == "cuda"
+        case _:
+            assert_never(setup.cluster)
+    return SlurmCluster.model_fields["tflops"].default if tflops is None and on_gpu else tflops
 
 
 def _disk_gb(cell: Cell, setup: Setup, size: Size) -> float:

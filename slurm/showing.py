@@ -91,7 +91,7 @@ class Costs(NamedTuple):
 
 def costs_of(sweep: Sweep, chosen: Iterable[Item], refused: Collection[str], *, whole: bool) -> Costs:
     """The cost of the chosen items; of a model that is not here and whose shape is not known, none is."""
-    from slurm.estimate import cost_of  # torch takes seconds to import
+    from slurm.estimate import cost_of, named_speed  # torch takes seconds to import
 
     setup = sweep.study.setup
     rows = [["cell", "stage", "hours", "memory GB", "disk GB", ""]]
@@ -113,7 +113,7 @@ def costs_of(sweep: Sweep, chosen: Iterable[Item], refused: Collection[str], *, 
     unit = "GPU-hours" if queue.is_slurm(setup.cluster) else "hours of a worker"
     known = len(rows) - 1
     parts = [
-        f"{known} jobs, about {hours:.1f} {unit} at cluster.tflops={setup.cluster.tflops:g}, {disk:.1f} GB "
+        f"{known} jobs, about {hours:.1f} {unit} {named_speed(setup)}, {disk:.1f} GB "
         "(estimates, good to a factor of two)",
         f"{unknown} jobs whose cost is not known, because their model is not here",
     ]

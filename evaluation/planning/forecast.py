@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from evaluation.board import duration
+from evaluation.planning import speed
 from evaluation.planning.work import (
     Size,
     comparing_operations,
@@ -25,7 +26,6 @@ from evaluation.results.store import ResultStore
 from evaluation.stages import Kind, to_search
 from matquant.config.cell import (
     Cell,
-    DType,
     ForeignBase,
     GPTQBase,
     MinMaxBase,
@@ -36,16 +36,10 @@ from matquant.config.cell import (
 )
 from matquant.config.setup import Setup
 from matquant.config.study import Study
-from matquant.models.devices import pick_device, product_speed
+from matquant.models.devices import pick_device
 from matquant.runs.checkpoint import has_checkpoint
 from matquant.runs.folder import RunDir
 
-EFFICIENCY = 0.75
-"""The share of the speed of one large product that whole stages reach.
-
-Measured with SmolLM2 on two cores, with AVX2 and with AVX-512: OmniQuant with one slice 0.79, with three 0.74, a
-read-out 0.74.
-"""
 START_S = 4.0
 """The seconds in which a stage loads the model, the text and the tasks."""
 REPORT_S = 10.0
@@ -111,32 +105,22 @@ def _predicted(study: Study, *, on_cpu: bool) -> Iterator[tuple[Key, float]]:
         size = size_of(cell, setup.paths.cache)
         share = _share_to_train(cell, setup, size)
         if share:
-            speed = _speed(_compute_dtype(cell), on_cpu=on_cpu)
-            yield (cell.id, "train"), START_S + share * training_operations(cell, size) / speed
+            pace = _speed(speed.compute_dtype(cell), on_cpu=on_cpu)
+            yield (cell.id, "train"), START_S + share * training_operations(cell, size) / pace
         asked = sum(tokens_of_task(setup.readout, task) for tasks in gaps.values() for task in tasks)
         num_plans = asked / max(1, tokens_of_plan(setup.readout))
-        speed = _speed(setup.readout.dtype, on_cpu=on_cpu)
+        pace = _speed(setup.readout.dtype, on_cpu=on_cpu)
         if plans := to_search(cell, setup, gaps):
-            yield (cell.id, "search"), START_S + searching_operations(cell, setup.readout, size, plans) / speed
+            yield (cell.id, "search"), START_S + searching_operations(cell, setup.readout, size, plans) / pace
         num_texts = sum(LOG_PPLX in tasks for tasks in gaps.values())
         reading = reading_operations(setup.readout, size, num_plans)
         comparing = comparing_operations(cell, setup.readout, size, num_texts) if num_texts else 0.0
-        yield (cell.id, "evaluate"), START_S + (reading + comparing) / speed
+        yield (cell.id, "evaluate"), START_S + (reading + comparing) / pace
 
 
 def _speed(dtype: str, *, on_cpu: bool) -> float:
     """Operations a second of whole stages; for a GPU a guess, which the first stage corrects."""
-    return EFFICIENCY * product_speed(dtype) if on_cpu else 1e14
-
-
-def _compute_dtype(cell: Cell) -> DType:
-    match cell.base:
-        case OmniQuantBase() | QATBase() | GPTQBase() as base:
-            return base.compute_dtype
-        case NoBase() | ForeignBase() | MinMaxBase() | SearchBase():
-            return "float32"
-        case _:
-            assert_never(cell.base)
+    return speed.of_this_cpu(dtype) if on_cpu else 1e14
 
 
 def _share_to_train(cell: Cell, setup: Setup, size: Size) -> float:

@@ -251,8 +251,8 @@ class DebugCluster(Spec):
     """Every job in the launching process, one after the other: for a debugger."""
 
     kind: Literal["debug"]
-    tflops: Annotated[Float, Field(gt=0)] = 0.2
-    """The training speed of one GPU, or of this machine, in 1e12 operations a second; for estimates only."""
+    tflops: Annotated[Float, Field(gt=0)] | None = None
+    """The speed of this machine in 1e12 operations a second, for estimates only; None: of its CPU, timed."""
     evaluate_jobs: Positive = 1
     """Jobs that the plans of one cell are divided over."""
 
@@ -265,8 +265,8 @@ class LocalCluster(Spec):
     """Jobs that run at the same time."""
     gpus_per_worker: Annotated[Int, Field(ge=0)] = 0
     """GPUs that each worker sees, for itself; 0: none."""
-    tflops: Annotated[Float, Field(gt=0)] = 0.2
-    """The training speed of one worker in 1e12 operations a second; for estimates only."""
+    tflops: Annotated[Float, Field(gt=0)] | None = None
+    """The speed of one worker in 1e12 operations a second, for estimates only; None: its share of this CPU, timed."""
     time_min: Positive = 100_000
     """Minutes after which a job saves its state and starts again."""
     signal_delay_s: Positive = 60

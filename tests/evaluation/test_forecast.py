@@ -8,7 +8,8 @@ import pytest
 
 import run
 from evaluation.board import duration
-from evaluation.planning import forecast as module
+from evaluation.planning import forecast as forecasting
+from evaluation.planning import speed
 from evaluation.planning.forecast import REPORT_S, START_S, Forecast, forecast
 from evaluation.planning.work import comparing_operations, reading_operations, size_of
 from matquant.notation import Plan
@@ -23,7 +24,7 @@ from tests.tiny import TINY_GPTQ
 def clock(monkeypatch):
     """A clock that stands still until it is moved."""
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(forecasting.time, "monotonic", lambda: now[0])
 
     def move(seconds: float) -> None:
         now[0] += seconds
@@ -72,7 +73,7 @@ def test_on_a_machine_of_unknown_speed_nothing_is_said_before_the_first_stage_ha
 @pytest.fixture
 def study(tiny_study, monkeypatch):
     """Two cells on a machine so slow that the work of a stage counts and its start does not."""
-    monkeypatch.setattr(module, "product_speed", lambda dtype: 1e3 if dtype == "float32" else 1e2)
+    monkeypatch.setattr(speed, "product_speed", lambda dtype: 1e3 if dtype == "float32" else 1e2)
     return tiny_study("cells=[{base:[none]},{base:[omniquant],base.num_steps:[2],base.batch_size:[2]}]")
 
 

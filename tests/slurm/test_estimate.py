@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.planning import speed
 from evaluation.planning.known_models import SHAPES
 from evaluation.planning.work import size_of
-from evaluation.stages import EVALUATE, SEARCH
+from evaluation.stages import EVALUATE, SEARCH, TRAIN
 from matquant.checkout import PROJECT
 from matquant.notation import Plan
-from slurm.estimate import START_S, Cost, cost_of, ranks_of
+from slurm.estimate import START_HERE_S, START_S, Cost, cost_of, named_speed, ranks_of
 from slurm.jobs import Job
 
 MODELS = sorted((PROJECT / "conf/model").glob("*.yaml"))
@@ -141,6 +142,32 @@ def test_answers_of_short_documents_take_the_time_of_their_batches(tiny_study):
         return cost_of(Job(study.cells[0], study.setup, EVALUATE), [Plan.parse("int4")]).gpu_hours
 
     assert hours(16) - hours(32) == pytest.approx(2 * (hours(32) - hours(64)), rel=0.01)
+
+
+@pytest.mark.parametrize("stage", [TRAIN, EVALUATE])
+def test_on_this_machine_a_plan_counts_with_the_speed_that_its_cpu_is_timed_at(stage, tiny_study, monkeypatch):
+    def seconds(*words: str) -> float:
+        study = tiny_study("base=gptq", "bits=matquant", *words)
+        return 3600 * cost_of(Job(study.cells[0], study.setup, stage), [Plan.parse("int4")]).gpu_hours - START_HERE_S
+
+    monkeypatch.setattr(speed, "product_speed", lambda dtype: 1e6)
+    once = seconds("cluster=local")
+    assert once == seconds("cluster=debug", "device=cpu") > 0
+    assert seconds("cluster=local", "cluster.workers=4") == pytest.approx(4 * once)
+    monkeypatch.setattr(speed, "product_speed", lambda dtype: 2e6)
+    assert seconds("cluster=local") == pytest.approx(once / 2)
+    assert seconds("cluster=local", "cluster.tflops=1e-6") == pytest.approx(speed.EFFICIENCY * once)
+    # A GPU is not timed by a product on the CPU.
+    assert seconds("cluster=local", "cluster.gpus_per_worker=1") < 1e-6 * once
+
+
+def test_a_plan_says_which_speed_it_counts_with(tiny_study):
+    def words(*overrides: str) -> str:
+        return named_speed(tiny_study(*overrides).setup)
+
+    assert words("cluster=local") == "at the speed this CPU has now"
+    assert words("cluster=local", "cluster.tflops=3") == "at cluster.tflops=3"
+    assert words("cluster=local", "cluster.gpus_per_worker=1") == words("cluster=slurm") == "at cluster.tflops=400"
 
 
 WEIGHTS = {
