@@ -170,8 +170,7 @@ def cells_of(study: OpenStudy, read: ReadOut) -> list[tuple[int, str, str]]:
     # After a dash, the label of a searched plan names its search.
     plans = expected["plan"].str.partition("-")[0]
     found = expected[(expected["base"] == read.base) & (expected["method"] == read.method) & (plans == read.plan)]
-    cells = {cell.id: cell for cell in study.study.cells}
-    fits = [_has(cells[row["cell_id"]], row, read.facts) for row in found.to_dict("records")]
+    fits = [_has(study.cells[row["cell_id"]], row, read.facts) for row in found.to_dict("records")]
     found = found[np.array(fits, dtype=bool)]
     if found["config_id"].nunique() > 1:
         labels = ", ".join(found["label"])
@@ -187,6 +186,13 @@ def _has(cell: Cell, row: Mapping[Any, Any], facts: Mapping[str, str]) -> bool:
 
 def measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
     """A read-out with all its seeds; None unless each is measured on every task, for a mean of fewer is another one."""
+    key = ("measured", read.base, read.method, read.plan, read.experiment, *sorted(read.facts.items()))
+    if key not in study.kept:
+        study.kept[key] = _measured(study, read)
+    return study.kept[key]
+
+
+def _measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
     seeds: dict[int, Outcomes] = {}
     cells = cells_of(study, read)
     loaded = study.loaded

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.frame.best import with_best
 from analysis.frame.load import LoadedResults, load_frame
@@ -16,6 +17,7 @@ from matquant.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from matquant.config.cell import Cell
     from matquant.config.study import Study
 
 
@@ -24,6 +26,13 @@ class OpenStudy:
     """A study with its results."""
 
     study: Study
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What others have worked out from these results, by names of their own: a document asks for much of it often."""
+
+    @cached_property
+    def cells(self) -> Mapping[str, Cell]:
+        """The cells by their ids."""
+        return {cell.id: cell for cell in self.study.cells}
 
     @cached_property
     def loaded(self) -> LoadedResults:
