@@ -14,6 +14,7 @@ import run
 from analysis.figures.gallery import Plot, plots
 from analysis.figures.style import save_figure
 from analysis.frame.load import LoadedResults, load_frame
+from analysis.frame.names import flatten
 from evaluation.results.store import ResultStore
 from matquant.config.cell import Cell
 from matquant.config.compose import choices
@@ -31,13 +32,13 @@ BUDGET = {"num_steps": 1, "batch_size": 2, "micro_batch_size": 1, "warmup_steps"
 
 
 def made_tiny(study: Study, tiny: Cell, folder: Path) -> Study:
-    """The same cells and plans on the tiny model, one task and two documents."""
+    """The same plans, and cells with every value of the experiment, on the tiny model, one task and two documents."""
     readout = study.setup.readout.model_copy(
         update={"tasks": ("piqa",), "limit": 2, "batch_size": 2, "dtype": "float32", "source": "embedded"}
         | {"search": SearchSpec(num_sequences=2, generations=1, offspring=2)}
         | {"perplexity": tiny.data and tiny.data.model_copy(update={"num_sequences": 2})}
     )
-    cells = {cell.id: cell for cell in (_tiny_cell(cell, tiny) for cell in study.cells)}
+    cells = {cell.id: cell for cell in covering([_tiny_cell(cell, tiny) for cell in study.cells])}
     setup = Setup(
         readout=readout,
         tracking=study.setup.tracking.model_copy(update={"kind": "none"}),
@@ -46,6 +47,24 @@ def made_tiny(study: Study, tiny: Cell, folder: Path) -> Study:
         experiment=study.name,
     )
     return Study(study.name, tuple(cells.values()), setup)
+
+
+def covering(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that bring an algorithm a value, of any key, which no cell before has brought it."""
+    seen: set[tuple[str, str, str]] = set()
+    kept = []
+    for cell in cells:
+        values = {(cell.base.kind, key, str(value)) for key, value in flatten(cell.model_dump(mode="json"))}
+        kept += [cell] if values - seen else []
+        seen |= values
+    return kept
+
+
+def test_of_a_product_of_axes_one_cell_for_each_value_is_kept(tiny_study):
+    axes = "base: [omniquant, gptq], bits: [int8, int4], seed: [0, 1, 2]"
+    kept = covering(tiny_study(f"cells=[{{{axes}}}]").cells)
+    found = [(cell.base.kind, str(cell.objective), cell.seed) for cell in kept]
+    assert len(set(found)) == len(kept) == 2 * (1 + 2 + 1), found  # the first; other seeds of it; the other width
 
 
 def _tiny_cell(cell: Cell, tiny: Cell) -> Cell:
@@ -60,10 +79,10 @@ def _tiny_cell(cell: Cell, tiny: Cell) -> Cell:
 
 @dataclass
 class Drawn:
-    """Figures by their numbers and name, and their files by figure and form."""
+    """Figures by their numbers and name, and one file of each form and name."""
 
     figures: dict[tuple[str, str], Figure] = field(default_factory=dict)
-    files: dict[tuple[int, str], bytes] = field(default_factory=dict)
+    files: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +94,8 @@ def drawn() -> Drawn:
 def _figures_are_drawn_once(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws figures of the same numbers, which many tiny experiments have, once and at their larger width alone.
 
-    What was drawn is kept for the session; what draws is replaced in these tests alone.
+    Writing one takes longer than all else of a report: the first of each name is written, and stands for those that
+    follow.  What was drawn is kept for the session; what draws is replaced in these tests alone.
     """
 
     def plots_once(study: Study, loaded: LoadedResults, rows: pd.DataFrame, measures: Sequence[str]) -> list[Plot]:
@@ -91,10 +111,11 @@ def _figures_are_drawn_once(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> No
         ]
 
     def saved_once(figure: Figure, path: Path, form: str) -> None:
-        if (id(figure), form) not in drawn.files:
+        name = next(name for (_, name), one in drawn.figures.items() if one is figure)
+        if (name, form) not in drawn.files:
             save_figure(figure, path, form)
-            drawn.files[id(figure), form] = path.read_bytes()
-        path.write_bytes(drawn.files[id(figure), form])
+            drawn.files[name, form] = path.read_bytes()
+        path.write_bytes(drawn.files[name, form])
 
     monkeypatch.setattr(f"{DRAWING}.plots", plots_once)
     monkeypatch.setattr("analysis.report.written.save_figure", saved_once)
