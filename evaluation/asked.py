@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+from evaluation.lm_eval_patches import PROMPT_DATE
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.index import Index, own_index
 from evaluation.sources.loading import TaskSource, Wanted
@@ -57,7 +58,8 @@ class Prompting(NamedTuple):
     @property
     def facts(self) -> Mapping[str, Any]:
         """The settings that differ from the plain form, which older results have and do not name."""
-        return {name: value for name, value in self._asdict().items() if value not in (False, None)}
+        dated = {"prompt_date": PROMPT_DATE.isoformat()} if self.apply_chat_template else {}
+        return {name: value for name, value in self._asdict().items() if value not in (False, None)} | dated
 
 
 PLAIN = Prompting()

@@ -25,6 +25,7 @@ from matquant.runs.sources import (
     present_sources,
     recorded_sources,
     records,
+    removal,
     unproven,
 )
 
@@ -74,7 +75,7 @@ def _refusal(cell: Cell, setup: Setup, known: dict[str, Sources], held_out: Sour
     made = [*records(run), *(sources or recorded_sources(run) for sources in of_results)]
     if other := other_sources(cell, present, made, places, unpack=unpack):
         return other
-    if moved := _other_held_out(setup, of_results, held_out, store.folder / cell.id):
+    if moved := _other_held_out(setup, of_results, held_out, results, unpack):
         return moved
     if is_told_by_its_id(cell):
         return None
@@ -85,7 +86,9 @@ def _refusal(cell: Cell, setup: Setup, known: dict[str, Sources], held_out: Sour
     return None
 
 
-def _other_held_out(setup: Setup, of_results: Iterable[Sources], held_out: Sources, results: Path) -> str | None:
+def _other_held_out(
+    setup: Setup, of_results: Iterable[Sources], held_out: Sources, results: Path, unpack: Path | None
+) -> str | None:
     spec = setup.readout.perplexity
     if not held_out or not isinstance(spec, HubText):
         return None
@@ -97,5 +100,6 @@ def _other_held_out(setup: Setup, of_results: Iterable[Sources], held_out: Sourc
     return (
         f"readout.perplexity.revision={spec.revision} of {spec.repo} holds other text ({short(now)}) than measured "
         f"{results} ({', '.join(sorted(map(short, others)))}); name the commit with "
-        f"readout.perplexity.revision={now.removeprefix('commit:')}, or delete {results} and measure again"
+        f"readout.perplexity.revision={now.removeprefix('commit:')}, or measure again after: "
+        f"{removal([results], unpack)}"
     )

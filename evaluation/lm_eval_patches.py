@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from importlib import import_module, metadata
 from types import SimpleNamespace
@@ -250,12 +251,16 @@ class _Built:
             instance.resps, instance.filtered_resps = [], {}
 
 
+PROMPT_DATE = date(2024, 7, 26)
+"""The day that a chat template is told it is, for prompts of two days to be equal: Llama 3.2's own without a clock."""
+
+
 def chat_template(tokenizer: Any) -> Callable[..., str]:
-    """lm-eval's own way to write a conversation as text, without its model."""
+    """lm-eval's own way to write a conversation as text, without its model; a template that asks for a day gets one."""
     from lm_eval.models.huggingface import HFLM
 
     CHATS.require()
-    looked_at: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
+    looked_at: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args={"strftime_now": PROMPT_DATE.strftime})
     return partial(HFLM.apply_chat_template, looked_at)
 
 

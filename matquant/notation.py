@@ -276,6 +276,20 @@ class Plan:
         return cls._plain(part)
 
     @classmethod
+    def of_label(cls, label: str) -> Plan | None:
+        """The plan that results name; None for a plan file, whose widths its name does not say.
+
+        A search under other settings than the defaults has their digest in its name; a file has that of its content,
+        and may be called as a layout or a width is.
+        """
+        stem, _, suffix = label.partition("-")
+        try:
+            plan = cls.parse(stem)
+        except ValueError:
+            return None
+        return None if suffix and plan.strategy is None else replace(plan, label=label)
+
+    @classmethod
     def stored(cls, average: float) -> Plan:
         """The read-out of layers that have widths of their own, of so many bits on average."""
         return cls(STORED, budget=average)

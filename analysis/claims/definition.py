@@ -122,7 +122,10 @@ class StudyFolder:
         return sorted(path.stem for path in (self.path / "conf" / "experiment" / self.name).glob("*.yaml"))
 
     def words(self, name: str) -> str:
-        return (self.path / "words" / f"{name}.md").read_text(encoding="utf-8").strip()
+        path = self.path / "words" / f"{name}.md"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist, and study.py asks for its words; write it, or leave {name} out")
+        return path.read_text(encoding="utf-8").strip()
 
     def definition(self) -> StudyDefinition:
         """Loads the definition from study.py; UserError if there is none."""

@@ -164,7 +164,7 @@ Judge = Callable[[MeasuredReadOut, Sequence[MeasuredReadOut]], Finding]
 def cells_of(study: OpenStudy, read: ReadOut) -> list[tuple[int, str, str]]:
     """Seed, cell id and plan label of a read-out, a line for each seed; empty if the study has no such read-out.
 
-    Raises ValueError if several configurations fit; `facts` have to tell them apart.
+    Raises UserError if several configurations fit; `facts` have to tell them apart.
     """
     expected = study.loaded.expected.drop_duplicates(["cell_id", "plan"])
     # After a dash, the label of a searched plan names its search.
@@ -174,7 +174,9 @@ def cells_of(study: OpenStudy, read: ReadOut) -> list[tuple[int, str, str]]:
     found = found[np.array(fits, dtype=bool)]
     if found["config_id"].nunique() > 1:
         labels = ", ".join(found["label"])
-        raise ValueError(f"{read} fits several configurations of {study.study.name}: {labels}; add facts")
+        raise UserError(
+            f"{read} fits several configurations of {study.study.name}: {labels}; add facts to it in claims.py"
+        )
     return list(found[["seed", "cell_id", "plan"]].itertuples(index=False, name=None))
 
 

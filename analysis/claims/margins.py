@@ -76,12 +76,16 @@ def _over_seeds(read: MeasuredReadOut, measure: str) -> np.ndarray:
 def _summed(mean: float, parts: Sequence[Part]) -> Shift:
     """A mean whose error has several parts; freedom by Welch and Satterthwaite."""
     total = sum(part.variance for part in parts)
+    if any(part.freedom < 1 for part in parts):  # one block, or one seed: there is no spread to judge by
+        return Shift(mean, math.inf, 1.0)
     squares = sum(part.variance**2 / part.freedom for part in parts)
     return Shift(mean, math.sqrt(total), total**2 / squares if squares else math.inf)
 
 
 def _of_numbers(values: Sequence[float] | np.ndarray) -> Part:
     """The variance of the mean of some numbers, of blocks or of seeds."""
+    if len(values) < 2:
+        return Part(math.inf, 0.0)
     return Part(float(np.var(values, ddof=1)) / len(values), len(values) - 1.0)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evaluation.protocol import PACKED
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import SPLITS, scored_split
+from matquant.config.cell import HubText
 from matquant.models.wheels import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -54,6 +56,12 @@ def option_of(name: str, stored: Any, asked: Any) -> Option:
         stored, asked = bool(stored), bool(asked)
     if name == "part":  # is left out of protocols of test text
         stored, asked = stored or "test", asked or "test"
+    if name in PACKED:  # are left out of protocols where they are the usual ones
+        usual = HubText.model_fields[name].default
+        stored, asked = stored or usual, asked or usual
+    if name == "separator":  # a line's end cannot be typed
+        typed = "" if stored else "readout.perplexity.separator=null"
+        return Option(f"separator {stored!r} instead of {asked!r}", typed)
     if name == "apply_chat_template":  # is left out of protocols of plain prompts, as what belongs to chats is
         stored, asked = bool(stored), bool(asked)
     if name == "gen_kwargs" or (name == "system_instruction" and stored is None):

@@ -113,6 +113,8 @@ class _Differences:
         differing = [name for name in names if name not in UNSET and stored.get(name) != asked.get(name)]
         if len(differing) > 1 and "members" in differing:  # the tasks of a group differ in the same
             differing.remove("members")
+        if "apply_chat_template" in differing and "prompt_date" in differing:  # chats alone have a date
+            differing.remove("prompt_date")
         for name in differing:
             yield option_of(name, stored.get(name), asked.get(name))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.frame.load import LoadedResults, frame_of_reads, read_all
@@ -163,14 +163,11 @@ def _reads(cells: Sequence[Cell], results: Iterable[Result], plans: Widths) -> t
 
 
 def plan_of(label: str, plans: Widths) -> Plan | None:
-    """The plan of a name that results have; None for a plan file whose widths are not among `plans`."""
-    widths = plans.get(label)
-    try:
-        # A search under other settings than the defaults has their digest in its name.
-        plan = replace(Plan.parse(label.partition("-")[0]), label=label)
-    except ValueError:
-        plan = Plan(label) if widths else None
-    return plan if plan is None or widths is None else plan.found(widths)
+    """The plan of a name that results have; None for a file or a search whose widths are not among `plans`."""
+    plan, widths = Plan.of_label(label), plans.get(label)
+    if widths is not None:
+        return (plan or Plan(label)).found(widths)
+    return plan if plan is None or plan.strategy is None else None
 
 
 def _readout_of(readout: Readout, shown: Mapping[str, Protocol]) -> Readout:

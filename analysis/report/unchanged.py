@@ -17,10 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.protocol import protocols
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.cell import FilesText
 from matquant.config.home import at_home
+from matquant.errors import UserError
 from matquant.runs.files import read_json, write_json
 from matquant.runs.folder import RunDir
 
@@ -102,6 +104,7 @@ def _facts(study: Study, overrides: Sequence[str] | None) -> Iterator[Any]:
         yield [cell.model_dump(mode="json"), [repr(plan) for plan in study.setup.readout.plans_of(cell)]]
     yield None if overrides is None else list(overrides)
     yield [[str(path), _digest(path)] for path in _documents(study.setup.readout)]
+    yield _own_tasks(study.setup.readout)
     yield [platform.python_version(), *map(_version, LIBRARIES)]
     for pattern in CODE:
         for path in sorted(PROJECT.glob(pattern)):
@@ -113,6 +116,16 @@ def _documents(readout: Readout) -> list[Path]:
     folder = [] if readout.data_dir is None else sorted(Path(readout.data_dir).glob("*/*"))
     texts = readout.perplexity.paths if isinstance(readout.perplexity, FilesText) else ()
     return [*folder, *(at_home(text) for text in texts)]
+
+
+def _own_tasks(readout: Readout) -> Any:
+    """What the user's own tasks are now: their yaml, their code and their documents."""
+    if readout.include_path is None:
+        return None
+    try:
+        return protocols(readout, add_bos=False)
+    except UserError as error:  # a file that is gone
+        return str(error)
 
 
 def _contents(study: Study) -> Iterator[Any]:

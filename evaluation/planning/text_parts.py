@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evaluation.protocol import WINDOWS
+from evaluation.protocol import PACKED, WINDOWS
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.readouts import is_of_tuning_text
 from evaluation.results.store import Protocol, ResultStore
@@ -39,12 +39,13 @@ def other_parts(cell_id: str, held_out: TextSpec, store: ResultStore) -> Iterato
 
 
 def _windows(held_out: TextSpec, protocol: Protocol) -> dict[str, Any]:
-    """The facts of windows that a stored text was read with; packed text has no separator where it has two parts."""
+    """The facts that a stored text of the hub was read with: those of windows, or the unusual ones of packed text."""
     if not isinstance(held_out, HubText):
         return {}
     if "convention" in protocol:
         return {name: protocol[name] for name in WINDOWS}
-    return {"convention": "blocks", "separator": None, "num_rows": None} if is_of_windows(held_out) else {}
+    packed = {name: protocol.get(name, HubText.model_fields[name].default) for name in PACKED}
+    return packed | ({"convention": "blocks", "num_rows": None} if is_of_windows(held_out) else {})
 
 
 def check_apart(held_out: TextSpec, other: TextSpec, model: ModelSpec, *, results: Path, cache: Path) -> None:

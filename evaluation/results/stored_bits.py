@@ -44,11 +44,10 @@ def recounted(result: Result, plan: Plan, store: ResultStore) -> Result | None:
 
 def recounted_by_label(result: Result, store: ResultStore) -> Result | None:
     """The same for a plan that is known by its label alone; a plan that was a file is not."""
-    try:
-        plan = Plan.parse(result.plan.partition("-")[0])
-    except ValueError:
+    plan = Plan.of_label(result.plan)
+    if plan is None:
         return None if result.overhead.get("overflow_bits") else result
-    return recounted(result, plan if plan.label == result.plan else replace(plan, label=result.plan), store)
+    return recounted(result, plan, store)
 
 
 def _num_overflow(layer: Mapping[str, Any], size: int, part: Slice) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -31,9 +31,12 @@ def revision_of(leaf: Leaf) -> str:
     if "custom_dataset" in config or path is None:
         return "hub" if leaf.kind == "lm_eval" else "code"
     if path in FORMATS:
-        if remote := [name for name in _patterns(config) if name.startswith(REMOTE)]:
+        splits = _patterns(config)
+        if remote := [name for names in splits.values() for name in names if name.startswith(REMOTE)]:
             return f"{path}@{','.join(remote)}"
-        return f"{path}@{fingerprint(_files_of(leaf, config))}"
+        of_splits = {split: fingerprint(files) for split, files in _files_of(leaf, config).items()}
+        # Of several splits their names count too: files that change places are other documents.
+        return f"{path}@{digest(of_splits) if len(of_splits) > 1 else next(iter(of_splits.values()))}"
     if Path(path).exists():
         place = Path(path)
         files = sorted(one for one in place.rglob("*") if one.is_file()) if place.is_dir() else [place]
@@ -58,36 +61,40 @@ def can_be(leaf: Leaf, revision: str) -> bool:
     return mine.partition("@")[0] == revision.partition("@")[0] and re.fullmatch(r"[^@]+@[^@/]+", revision) is not None
 
 
-def _patterns(config: Config) -> Iterator[str]:
-    """The names of a task's files, as its yaml writes them."""
+def _patterns(config: Config) -> dict[str, list[str]]:
+    """The names of a task's files, as its yaml writes them, by split; without a name of its own it is the only one."""
     given: Any = config.get("dataset_kwargs") or {}
     folder, files = given.get("data_dir"), given.get("data_files")
     if files is None:
-        if folder is not None:
-            yield f"{folder}/**/*"
-        return
-    for names in files.values() if isinstance(files, Mapping) else [files]:
-        for name in [names] if isinstance(names, str | Path) else names:
-            yield str(Path(folder, name)) if folder is not None else str(name)
+        return {} if folder is None else {"": [f"{folder}/**/*"]}
+    by_split = files if isinstance(files, Mapping) else {"": files}
+    return {
+        str(split): [
+            str(name) if folder is None else str(Path(folder, name))
+            for name in ([names] if isinstance(names, str | Path) else names)
+        ]
+        for split, names in by_split.items()
+    }
 
 
-def _files_of(leaf: Leaf, config: Config) -> list[Path]:
-    """The files of a task in order; UserError for one that is not there."""
-    patterns = list(_patterns(config))
-    if not patterns:
+def _files_of(leaf: Leaf, config: Config) -> dict[str, list[Path]]:
+    """The files of a task in order, by split; UserError for one that is not there."""
+    splits = _patterns(config)
+    if not splits:
         raise UserError(
             f"task {leaf.name}: dataset_path: {config['dataset_path']} needs its files; write "
             "`dataset_kwargs: {data_files: {test: FILE}}` into its yaml"
         )
-    found: list[Path] = []
-    for pattern in patterns:
-        files = [Path(name) for name in sorted(glob(pattern, recursive=True)) if Path(name).is_file()]
-        if not files:
-            raise UserError(
-                f"task {leaf.name}: there is no file {Path(pattern).absolute()}; lm-eval reads data_files from the "
-                "working directory, so write the path in full, or start where it is right"
-            )
-        found += files
+    found: dict[str, list[Path]] = {}
+    for split, patterns in splits.items():
+        for pattern in patterns:
+            files = [Path(name) for name in sorted(glob(pattern, recursive=True)) if Path(name).is_file()]
+            if not files:
+                raise UserError(
+                    f"task {leaf.name}: there is no file {Path(pattern).absolute()}; lm-eval reads data_files from the "
+                    "working directory, so write the path in full, or start where it is right"
+                )
+            found.setdefault(split, []).extend(files)
     return found
 
 

@@ -35,7 +35,7 @@ from matquant.config.cell import (
 from matquant.config.home import at_home
 from matquant.models.text.documents import revision
 from matquant.stored.digests import digests_of
-from matquant.stored.foreign_files import find_files
+from matquant.stored.foreign_files import PROMPTING, find_files
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """The names of weights: from_pretrained reads the first that is there, and the shards that an index names."""
@@ -43,8 +43,9 @@ SMALL = (
     *("config.json", "adapter_config.json", "adapter_model.*", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "tekken.json", "vocab.*", "merges.txt"),
     *("*.model", "*.tiktoken", "*.bpe", "*.spm"),
+    *PROMPTING,
 )
-"""The other files that models and tokenizers are read from."""
+"""The other files that models, tokenizers, prompts and generated answers are read from."""
 COMMIT = re.compile("[0-9a-f]{40}")
 
 

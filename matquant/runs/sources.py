@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matquant.config.cell import Cell, FilesText, HubModel, HubText
+from matquant.config.names import MAX_LENGTH
 from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.models.fingerprint import is_told_by_its_id, model_fingerprint, short, text_fingerprint
@@ -123,13 +124,13 @@ def other_sources(
         others = {sources[part] for sources in recorded if part in sources} - {now}
         if others:
             made = f"made {_listed(places)} ({', '.join(sorted(map(short, others)))})"
-            how = f"or delete those: {_removal(places, unpack)}"
+            how = f"or delete those: {removal(places, unpack)}"
             return _of_model(cell, now, made, how) if part == "model" else _of_text(cell, now, made, how)
     return None
 
 
 def _of_model(cell: Cell, now: str, made: str, how: str) -> str:
-    name, commit = f"model.name={cell.model.name}_{short(now)}", now.removeprefix("commit:")
+    name, commit = f"model.name={cell.model.name[: MAX_LENGTH - 9]}_{short(now)}", now.removeprefix("commit:")
     if isinstance(cell.model, HubModel) and commit != now:
         place, remedy = f"model.revision={cell.model.revision}", f"name the commit with model.revision={commit}"
         return f"{place} of {cell.model.repo} holds other weights ({short(now)}) than {made}; {remedy}, {how}"
@@ -163,7 +164,7 @@ def unproven(cell: Cell, run: RunDir, places: Sequence[Path], *, unpack: Path | 
     vouch = f"mkdir -p {shlex.quote(str(run.path))} && : > {shlex.quote(str(run.sources))}"
     return (
         f"{_listed(places)} do not say which weights or text made them, as an earlier version wrote them; "
-        f"if {what} of {cell.id} have not changed since, say so: {vouch}; else delete them: {_removal(places, unpack)}"
+        f"if {what} of {cell.id} have not changed since, say so: {vouch}; else delete them: {removal(places, unpack)}"
     )
 
 
@@ -175,6 +176,7 @@ def _listed(places: Sequence[Path]) -> str:
     return " and ".join(map(str, places))
 
 
-def _removal(places: Sequence[Path], unpack: Path | None) -> str:
+def removal(places: Sequence[Path], unpack: Path | None) -> str:
+    """The command that removes folders, which `unpack`, a folder of packed results, may hold some of."""
     first = "" if unpack is None else f"matquant pack {shlex.quote(str(unpack))} --unpack && "
     return f"{first}rm -r {shlex.join(map(str, places))}"

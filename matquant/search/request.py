@@ -36,6 +36,8 @@ class Search:
     spec: SearchSpec = field(default_factory=SearchSpec)
     rule: Rule = EQ_6
     """The rule of the slices."""
+    extra_precision: bool = False
+    """With the overflow bucket."""
 
     @classmethod
     def of(cls, plan: Plan, spec: SearchSpec) -> Search:
@@ -48,7 +50,7 @@ class Search:
                 "such as evolution@3"
             )
         granularity = "block" if name == stem else "linear"
-        return cls(plan.label, cast("Strategy", stem), plan.budget, granularity, spec, plan.rule)
+        return cls(plan.label, cast("Strategy", stem), plan.budget, granularity, spec, plan.rule, plan.extra_precision)
 
     def facts(self, checksum: str, dtype: DType) -> dict[str, Any]:
         """Everything that decides what is found."""
@@ -60,6 +62,7 @@ class Search:
             "granularity": self.granularity,
             **self.spec.model_dump(),
             **({} if self.rule == EQ_6 else {"slicing": self.rule}),
+            **({"extra_precision": True} if self.extra_precision else {}),
         }
 
     def state_of(self, facts: Mapping[str, Any]) -> str:

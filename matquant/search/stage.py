@@ -19,7 +19,7 @@ from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.layers.coverage import check_layers
 from matquant.models.loading import load_model
 from matquant.models.text.tokens import search_tokens
-from matquant.notation import EQ_6, Plan
+from matquant.notation import Plan
 from matquant.runs.bars import bar
 from matquant.runs.checkpoint import load_checkpoint
 from matquant.runs.files import read_json, write_json
@@ -82,7 +82,7 @@ def _spaces(
                 layers,
                 budget=asked.budget,
                 granularity=asked.granularity,
-                extra_precision=cell.objective.uses_extra_precision and plan.rule == EQ_6,
+                extra_precision=plan.extra_precision,
                 rule=plan.rule,
             )
         except UserError as error:

@@ -240,6 +240,8 @@ def readable(trained: Trained, checkpoint: NestedCheckpoint, plan: Plan) -> Plan
     if str(plan) == FULL:
         raise UserError("full is the model before it was quantized; choose a width such as int4")
     trained.require_eq_6(plan)
+    if trained.cell.objective is not None and trained.cell.objective.uses_extra_precision:
+        plan = trained.setup.readout.plan_of(trained.cell, plan)  # int2 is what a run measures as int2
     if plan.strategy is not None:
         asked = trained.setup.readout.searched(plan)
         found = found_plan(trained.run, trained.setup.readout, asked)

@@ -16,7 +16,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PLANES = "nested-*.safetensors"
 """The files of weights of a nested folder of this program."""
 PICKLES = ("*.bin", "*.pt", "*.pth")
-BESIDE = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.bpe", "*.spm")
+PROMPTING = ("generation_config.json", "chat_template.json", "*.jinja", "additional_chat_templates/*.jinja")
+"""What prompts and generated answers are made by, beside the tokenizer."""
+BESIDE = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.bpe", "*.spm", *PROMPTING)
 """Configuration and tokenizer, which decide a number as the weights do."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 OLD_CONFIG = "quantize_config.json"
@@ -56,14 +58,16 @@ class ForeignFiles:
     def read(self) -> list[Path]:
         """Every file that a number depends on."""
         if self.gguf is not None:
-            return [self.gguf, *(path for name in TOKENIZER if (path := self.folder / name).is_file())]
-        beside = {path for pattern in BESIDE for path in self.folder.glob(pattern) if path.is_file()}
-        return sorted({*self.weights, *beside})
+            return [self.gguf, *(sorted(self._beside((*TOKENIZER, *PROMPTING))) if self.has_tokenizer_beside else [])]
+        return sorted({*self.weights, *self._beside(BESIDE)})
+
+    def _beside(self, patterns: Sequence[str]) -> set[Path]:
+        return {path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()}
 
     def content(self, memo: Path) -> str:
         """The fingerprint of all files, wherever they lie; `memo` is the folder of digests that are remembered."""
         digests = digests_of(self.read, memo=memo, what=str(self.path))
-        lines = (f"{digests[path]}  {path.name}\n" for path in self.read)
+        lines = (f"{digests[path]}  {path.relative_to(self.folder).as_posix()}\n" for path in self.read)
         return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -326,6 +326,14 @@ def test_a_search_that_is_told_other_things_has_another_name(tiny_study):
     assert other[1:] == default[1:]
 
 
+def test_the_overflow_bucket_of_a_plan_that_is_typed_is_searched_for(trained):
+    cell, setup = trained
+    plain, bucket = (json.loads(found(cell, setup, plan).read_text()) for plan in ("pyramid@3.5", "pyramid@3.5+ep"))
+    assert not any("+ep" in part for part in plain["layers"].values())
+    assert any("+ep" in part for part in bucket["layers"].values())
+    assert plain["search"] != bucket["search"]
+
+
 def test_a_cell_that_is_not_trained_is_refused(tiny_study):
     study = tiny_study(*TINY_GPTQ)
     with pytest.raises(UserError, match="is not trained yet; run it with `matquant run`"):

@@ -260,7 +260,7 @@ def test_a_claim_across_grids_says_so_and_one_that_fits_several_is_refused(mixed
     ]
     assert "; on " not in found[0].measured
     assert found[1].measured.endswith(f"; on groups of 64, real zero, against {WORDS}")
-    with pytest.raises(ValueError, match=r"fits several configurations.*searched start by inputs"):
+    with pytest.raises(UserError, match=r"fits several configurations.*searched start by inputs"):
         cells_of(opened, ReadOut("omniquant", "MatQuant", "int2"))
 
 

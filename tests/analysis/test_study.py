@@ -129,7 +129,7 @@ def test_read_outs_with_seeds_have_all_of_them(empty):
 
 
 def test_words_that_fit_several_configurations_are_refused(empty):
-    with pytest.raises(ValueError, match="fits several configurations"):
+    with pytest.raises(UserError, match="fits several configurations"):
         cells_of(empty["gptq"], ReadOut("gptq", "MatQuant", "int8"))
 
 

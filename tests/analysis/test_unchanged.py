@@ -15,6 +15,7 @@ from analysis.report.files import ReportPaths, write_text
 from analysis.report.report import Report
 from matquant.runs.folder import RunDir
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
+from tests.own_tasks import write_own_tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +111,18 @@ def test_it_is_drawn_again_when_something_else_is_asked_for(made, drawn):
     for number, (wanted, overrides) in enumerate(asked, start=1):
         Report(wanted, overrides).draw()
         assert drawn == ["report"] * number
+
+
+def test_it_is_drawn_again_when_a_task_of_the_users_own_has_changed(made, drawn, tmp_path):
+    folder = write_own_tasks(tmp_path / "tasks")
+    asked = made.setup.readout.model_copy(update={"include_path": str(folder), "tasks": ("colors",)})
+    study = replace(made, setup=made.setup.model_copy(update={"readout": asked}))
+    Report(study).draw()
+    Report(study).draw()
+    assert drawn == ["report"]
+    (folder / "choices_test.jsonl").write_text((folder / "choices_dev.jsonl").read_text())
+    Report(study).draw()
+    assert drawn == ["report"] * 2
 
 
 def test_it_is_drawn_again_by_other_code_and_other_libraries(made, drawn, monkeypatch, tmp_path):

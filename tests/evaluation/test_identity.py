@@ -133,8 +133,9 @@ def test_a_time_of_modification_that_is_set_back_hides_nothing(of_folder, folder
     assert "holds other weights" in refusal(of_folder("base=none"))
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "chat_template.jinja", "generation_config.json"])
 def test_another_tokenizer_or_configuration_is_another_model(of_folder, folder, name):
+    (folder / name).touch()  # one may have none
     run(of_folder("base=none"))
     (folder / name).write_text((folder / name).read_text() + "\n")
     assert "or another config or tokenizer" in refusal(of_folder("base=none"))
@@ -143,7 +144,7 @@ def test_another_tokenizer_or_configuration_is_another_model(of_folder, folder, 
 def test_files_that_no_model_is_read_from_change_nothing(folder, tmp_path):
     spec = {"kind": "folder", "name": "m", "path": str(folder)}
     before = fingerprint(spec, tmp_path)
-    for name in ("README.md", "generation_config.json", "trainer_state.json", "pytorch_model.bin"):
+    for name in ("README.md", "trainer_state.json", "pytorch_model.bin"):
         (folder / name).write_text("{}")
     assert fingerprint(spec, tmp_path) == before
 

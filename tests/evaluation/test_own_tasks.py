@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 import run
 from analysis.frame.load import load_frame
@@ -18,6 +19,7 @@ from analysis.tables.drawing import to_text
 from analysis.tables.summary_table import summary_table
 from evaluation import faithfulness
 from evaluation.evaluate import publish
+from evaluation.lm_eval_patches import chat_template
 from evaluation.objective import values_of
 from evaluation.planning import preflight
 from evaluation.protocol import missing, protocols
@@ -130,6 +132,26 @@ def test_what_changes_a_number_changes_its_protocol_and_nothing_else_does(own, t
     (moved / "choices_test.jsonl").write_text((moved / "choices_dev.jsonl").read_text())
     data = ids_of(tiny_study(*ONLY_TASKS, f"readout.include_path={moved}", "readout.tasks=[mine]"))
     assert {task for task in before if before[task] != data[task]} == {"colors", "seas", "mine"}
+
+
+def test_files_that_change_their_splits_are_other_documents(own, tmp_path):
+    folder = write_own_tasks(tmp_path / "tasks")
+    yaml = folder / "colors.yaml"
+    before, text = ids_of(own("readout.tasks=[colors]")), yaml.read_text()
+    first, second = folder / "choices_dev.jsonl", folder / "choices_test.jsonl"
+    assert str(first.name) in text
+    assert str(second.name) in text
+    swapped = text.replace(first.name, "X").replace(second.name, first.name).replace("X", second.name)
+    yaml.write_text(swapped)
+    assert ids_of(own("readout.tasks=[colors]")) != before
+
+
+def test_a_template_that_asks_what_day_it_is_gets_the_same_answer_every_day(tmp_path):
+    write_chat_model(tmp_path / "model", "{{ strftime_now('%d %b %Y') }} " + CHAT)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    said = [{"role": "user", "content": "?"}]
+    assert chat_template(tokenizer)(said).startswith("26 Jul 2024 <user>")
+    assert tokenizer.apply_chat_template(said, tokenize=False) != chat_template(tokenizer)(said)
 
 
 def test_the_six_have_the_protocols_that_older_results_have(tiny_study):

@@ -23,7 +23,7 @@ from analysis.tables.summary_table import summary_table
 from evaluation.planning.preflight import refusals
 from evaluation.planning.text_size import sequences_of
 from evaluation.protocol import protocols
-from evaluation.results.store import ResultStore
+from evaluation.results.store import ResultStore, protocol_id
 from evaluation.text.perplexity import block_nats, log_perplexity
 from matquant.config.cell import EmbeddedText, FilesText, HubText, TextSpec
 from matquant.config.study import load_study
@@ -238,13 +238,23 @@ def test_every_fact_of_windows_is_in_their_protocol_and_in_no_other():
     for choice in ("wikitext2", "c4", "embedded"):
         readout = load_study(["model=tiny", f"perplexity={choice}"]).setup.readout
         known = {"task", "num_sequences", "sequence_length", "tokens_per_document", "batch_size", "dtype", "add_bos"}
-        assert set(protocols(readout, add_bos=True)["log_pplx"]) <= known | {"data"}
+        unusual = {"heldout_split", "separator"} if choice == "wikitext2" else set()
+        assert set(protocols(readout, add_bos=True)["log_pplx"]) <= known | {"data"} | unusual
     readout = load_study(["model=tiny", "perplexity=c4_gptq"]).setup.readout
     found = [protocols(readout, add_bos=add_bos)["log_pplx"] for add_bos in (False, True)]
     assert found[0] == found[1]
     windows = {"convention": "gptq", "separator": " ", "num_rows": 1100, "most_sequences": 256, "special_tokens": False}
     whole = {"num_sequences": None, "sequence_length": 2048, "add_bos": False}
     assert found[0].items() >= (windows | whole | {"heldout_split": "validation", "column": "text"}).items()
+
+
+@pytest.mark.parametrize("choice", ["wikitext2", "c4"])
+@pytest.mark.parametrize("other", [{"heldout_split": "train"}, {"column": "url"}, {"separator": " "}])
+def test_another_split_column_or_separator_of_a_packed_text_is_another_protocol(choice, other):
+    readout = load_study(["model=tiny", f"perplexity={choice}"]).setup.readout
+    changed = readout.model_copy(update={"perplexity": readout.perplexity.model_copy(update=other)})
+    before, after = (protocol_id(protocols(one, add_bos=True)["log_pplx"]) for one in (readout, changed))
+    assert before != after
 
 
 def studies(folder: Path, *texts: TextSpec):

@@ -18,7 +18,7 @@ from matquant.serving.engines.formats import Format
 from matquant.serving.export import FORMATS, Trained, format_named, main
 from matquant.serving.whole_folder import require_free, whole
 from tests.exports import REAL, trained
-from tests.tiny import tiny_overrides
+from tests.tiny import TINY_GPTQ, tiny_overrides
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,12 @@ def test_a_run_may_lie_in_a_folder_of_any_name(cell, tmp_path):
 def test_a_plan_that_the_parent_has_not_is_refused(cell, tmp_path, plan, says):
     assert says in refused(["hqq", str(cell.run.cell.parent), plan, str(tmp_path / "served")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_width_of_codes_with_the_bucket_is_exported_as_a_run_measures_it(tmp_path):
+    made = trained(tmp_path / "cell", *TINY_GPTQ, "bits=matquant", "extra_bit=on")
+    main(["hqq", str(made.run.cell.parent), "int2", str(tmp_path / "served"), runs(made)])
+    assert json.loads((tmp_path / "served/export.json").read_text())["plan"] == "int2+ep"
 
 
 @pytest.mark.parametrize("plan", ["int2", "int4_floor", "pyramid@3", "evolution@3", None])
