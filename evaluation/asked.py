@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from typing import Any, NamedTuple
 
-from evaluation.lm_eval_patches import PROMPT_DATE
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.index import Index, own_index
 from evaluation.sources.loading import TaskSource, Wanted
@@ -48,6 +48,10 @@ class Asked:
         return tuple(name for name in self.shown if name not in self.repeated)
 
 
+PROMPT_DATE = date(2024, 7, 26)
+"""The day that a chat template is told it is, for prompts of two days to be equal: Llama 3.2's own without a clock."""
+
+
 class Prompting(NamedTuple):
     """The form of all prompts of a read-out."""
 
@@ -56,9 +60,14 @@ class Prompting(NamedTuple):
     fewshot_as_multiturn: bool = False
 
     @property
+    def day(self) -> date:
+        """The day that a chat template is told it is."""
+        return PROMPT_DATE
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """The settings that differ from the plain form, which older results have and do not name."""
-        dated = {"prompt_date": PROMPT_DATE.isoformat()} if self.apply_chat_template else {}
+        dated = {"prompt_date": self.day.isoformat()} if self.apply_chat_template else {}
         return {name: value for name, value in self._asdict().items() if value not in (False, None)} | dated
 
 

@@ -17,7 +17,7 @@ from lm_eval.api.task import Task
 
 from evaluation.asked import Asked, asked_tasks, prompting, wanted
 from evaluation.board import Board
-from evaluation.identity import held_out_source
+from evaluation.identity import held_out_source, require_same_codes
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.kept import results_artifact
 from evaluation.results.metrics import LOG_PPLX
@@ -63,6 +63,7 @@ def evaluate(cell: Cell, setup: Setup, tracker: Tracker, share: PlanShare = WHOL
     gaps = {plan: tasks for plan, tasks in missing(cell, setup.readout, store).items() if plan in mine}
     if not gaps:
         return
+    require_same_codes(cell, setup)
     store.put_cell(cell.id, cell.model_dump(mode="json"))
     found, lacking = _found(cell, setup, gaps, store)
     gaps = {plan: gaps[searched] for searched, plan in found.items()}

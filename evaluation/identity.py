@@ -15,7 +15,7 @@ from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.models.fingerprint import is_told_by_its_id, short, text_fingerprint
 from matquant.models.text.documents import revision
-from matquant.runs.folder import RunDir
+from matquant.runs.folder import RunDir, removal
 from matquant.runs.sources import (
     Sources,
     has_record,
@@ -25,9 +25,9 @@ from matquant.runs.sources import (
     present_sources,
     recorded_sources,
     records,
-    removal,
     unproven,
 )
+from matquant.search.request import recorded_checksum
 
 HELD_OUT = "held_out"
 
@@ -84,6 +84,20 @@ def _refusal(cell: Cell, setup: Setup, known: dict[str, Sources], held_out: Sour
     if is_old and "model" in present and not is_complete(cell, setup.readout, store):
         return unproven(cell, run, places, unpack=unpack)
     return None
+
+
+def require_same_codes(cell: Cell, setup: Setup) -> None:
+    """Refuses to measure a checkpoint beside results of another one: a cell whose run was lost is trained again.
+
+    Trained on another machine it can end in other codes, and rows of one cell would be of two models.
+    """
+    run, store = RunDir(setup.paths.runs, cell.id), ResultStore(setup.paths.results)
+    now = recorded_checksum(run)
+    if now and store.checkpoints(cell.id) - {now}:
+        raise UserError(
+            f"{run.checkpoint} holds other codes than {store.folder / cell.id} was measured on: {cell.id} was trained "
+            f"again; measure all of it again after: {store.removal(cell.id)}"
+        )
 
 
 def _other_held_out(

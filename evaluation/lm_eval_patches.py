@@ -15,8 +15,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
-from functools import partial
 from importlib import import_module, metadata
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ from matquant.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import date
     from pathlib import Path
 
     from lm_eval.api.task import Task
@@ -141,13 +140,30 @@ CHATS = Patch(
     why="Prompts are built and measured before a model is loaded; lm-eval's method looks at two fields of its model.",
     quotes={"lm_eval.models.huggingface": ("chat_templated = self.tokenizer.apply_chat_template(",)},
 )
+SAME_DAY = Patch(
+    name="templates without a clock",
+    version="0.4.13",
+    why="Templates of Llama 3.2 and others write today's date into every prompt; transformers takes no other function.",
+    quotes={"transformers.utils.chat_template_utils": ("return datetime.now().strftime(format)",)},
+)
 GROUPS = Patch(
     name="groups without tasks",
     version="0.4.13",
     why="A group's score is made of results on disk, without loading its tasks; lm-eval's group asks them for names.",
     quotes={"lm_eval.api.group": ("leaf_tasks = [t.task_name for t in self.get_all_tasks()]",)},
 )
-PATCHES = (QUIET, NO_BARS, NO_DATASET_BARS, ONE_TASK, PROCESSED_ONCE, REQUESTS_ONCE, SHARED_CONTEXTS, CHATS, GROUPS)
+PATCHES = (
+    QUIET,
+    NO_BARS,
+    NO_DATASET_BARS,
+    ONE_TASK,
+    PROCESSED_ONCE,
+    REQUESTS_ONCE,
+    SHARED_CONTEXTS,
+    CHATS,
+    SAME_DAY,
+    GROUPS,
+)
 
 
 @contextmanager
@@ -251,17 +267,30 @@ class _Built:
             instance.resps, instance.filtered_resps = [], {}
 
 
-PROMPT_DATE = date(2024, 7, 26)
-"""The day that a chat template is told it is, for prompts of two days to be equal: Llama 3.2's own without a clock."""
-
-
-def chat_template(tokenizer: Any) -> Callable[..., str]:
-    """lm-eval's own way to write a conversation as text, without its model; a template that asks for a day gets one."""
+def chat_template(tokenizer: Any, day: date) -> Callable[..., str]:
+    """lm-eval's own way to write a conversation as text, without its model, on some day."""
     from lm_eval.models.huggingface import HFLM
 
     CHATS.require()
-    looked_at: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args={"strftime_now": PROMPT_DATE.strftime})
-    return partial(HFLM.apply_chat_template, looked_at)
+    looked_at: Any = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
+
+    def applied(*args: Any, **kwargs: Any) -> str:
+        with _every_day_is(day):
+            return HFLM.apply_chat_template(looked_at, *args, **kwargs)
+
+    return applied
+
+
+@contextmanager
+def _every_day_is(day: date) -> Iterator[None]:
+    """Tells templates that ask for the date this one."""
+    SAME_DAY.require()
+    templates: Any = import_module("transformers.utils.chat_template_utils")
+    clock, templates.datetime = templates.datetime, SimpleNamespace(now=lambda: day)
+    try:
+        yield
+    finally:
+        templates.datetime = clock
 
 
 def build_requests_once(task: Task, *, limit: int | None, prompting: Prompting, tokenizer: Any | None) -> None:
@@ -285,7 +314,7 @@ def build_requests_once(task: Task, *, limit: int | None, prompting: Prompting, 
             limit=limit,
             rank=0,
             world_size=1,
-            chat_template=None if chat is None else chat_template(chat),
+            chat_template=None if chat is None else chat_template(chat, prompting.day),
             **prompting._asdict(),
         )
     vars(task)["build_all_requests"] = _Built(task, *facts)

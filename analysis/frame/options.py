@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evaluation.protocol import PACKED
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.sources.table import SPLITS, scored_split
-from matquant.config.cell import HubText
+from matquant.config.cell import PACKED, HubText
 from matquant.models.wheels import DOCUMENTS
 
 if TYPE_CHECKING:

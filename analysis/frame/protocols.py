@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis.frame.conventions import OF_ANY_TEXT, is_other_convention, option_of_convention
 from analysis.frame.options import Option, option_of, option_of_documents
-from evaluation.protocol import asks_for, repeated_tasks, settings, shown_tasks
+from evaluation.protocol import asks_for, protocols, repeated_tasks, settings, shown_tasks
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import Result, protocol_id
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matquant.config.cell import Cell
     from matquant.config.setup import Readout
 
-__all__ = ["Asked", "asked_for", "mixed_checkpoints", "repeated_tasks", "shown_tasks"]
+__all__ = ["Asked", "asked_for", "mixed_checkpoints", "protocols", "repeated_tasks", "shown_tasks"]
 UNSET = ("lm_eval", "data")
 """The facts that a read-out does not set, or not wholly."""
 
@@ -75,15 +75,16 @@ def asked_for(results: Sequence[Result], readout: Readout, cells: Mapping[str, C
     return Asked(kept, (*_old_versions(kept), *_mixed(kept, models)), tuple(sentences))
 
 
-def mixed_checkpoints(results: Iterable[Result]) -> list[str]:
-    """A sentence for each cell whose results were read from more than one checkpoint."""
+def mixed_checkpoints(results: Iterable[Result], store: ResultStore | None) -> list[str]:
+    """A sentence for each cell whose results were read from more than one checkpoint, with the way out."""
     checkpoints: dict[str, set[str | None]] = {}
     for result in results:
         checkpoints.setdefault(result.cell_id, set()).add(result.checkpoint)
+    mixed = {cell_id: len(found) for cell_id, found in checkpoints.items() if len(found) > 1}
     return [
-        f"{cell_id}: results come from {len(found)} different checkpoints; evaluate the cell again"
-        for cell_id, found in checkpoints.items()
-        if len(found) > 1
+        f"{cell_id}: results come from {number} different checkpoints; measure all of them again"
+        + ("" if store is None else f" after: {store.removal(cell_id)}")
+        for cell_id, number in mixed.items()
     ]
 
 

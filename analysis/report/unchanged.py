@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.protocol import protocols
+from analysis.frame.protocols import protocols
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.cell import FilesText

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evaluation.protocol import PACKED, WINDOWS
+from evaluation.protocol import WINDOWS
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.readouts import is_of_tuning_text
 from evaluation.results.store import Protocol, ResultStore
-from matquant.config.cell import HubText, ModelSpec, TextSpec
+from matquant.config.cell import PACKED, HubText, ModelSpec, TextSpec
 from matquant.errors import UserError
 from matquant.models.text.documents import can_be, is_of_windows
 

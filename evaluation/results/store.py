@@ -33,6 +33,7 @@ from evaluation.results.soundness import fault_of
 from matquant.errors import UserError
 from matquant.notation import Plan
 from matquant.runs.files import write_beside, write_json
+from matquant.runs.folder import removal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -282,6 +283,14 @@ class ResultStore:
         for path in self.paths(cell_id):
             yield self.read(path)
 
+    def checkpoints(self, cell_id: str) -> set[str]:
+        """The checksums of the codes that a cell's results were read from; files that are no results are passed."""
+        found = set[str]()
+        for path in self.paths(cell_id):
+            with suppress(OSError, ValueError):  # a damaged one is measured again
+                found.add(self.read(path).checkpoint or "")
+        return found - {""}
+
     def sources(self, cell_id: str) -> list[Mapping[str, str]]:
         """The sources of every result of a cell; an older result has none, and files that are no results are passed."""
         found = []
@@ -298,6 +307,10 @@ class ResultStore:
             if facts is None or self._name(path) not in facts:
                 raise
             return facts.text(self._name(path))
+
+    def removal(self, cell_id: str) -> str:
+        """The command that removes a cell's results, packed ones too."""
+        return removal([self.folder / cell_id], self.folder if self.has_packed(cell_id) else None)
 
     def has_packed(self, cell_id: str) -> bool:
         """True if some files of a cell are packed."""

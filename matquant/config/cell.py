@@ -215,6 +215,10 @@ class FilesText(Text):
     """UTF-8 files; two blank lines separate documents."""
 
 
+PACKED = ("heldout_split", "column", "separator")
+"""The facts of a hub's text, beside repository and commit, where it is packed from document to document."""
+
+
 class HubText(Text):
     """A text column of a data set on the hub, streamed from the start of a split."""
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,9 @@ def _whole(line: str) -> bool:
     except json.JSONDecodeError:
         return False
     return True
+
+
+def removal(places: Sequence[Path], unpack: Path | None) -> str:
+    """The command that removes folders, which `unpack`, a folder of packed results, may hold some of."""
+    first = "" if unpack is None else f"matquant pack {shlex.quote(str(unpack))} --unpack && "
+    return f"{first}rm -r {shlex.join(map(str, places))}"

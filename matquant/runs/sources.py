@@ -19,7 +19,7 @@ from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.models.fingerprint import is_told_by_its_id, model_fingerprint, short, text_fingerprint
 from matquant.runs.files import read_json, write_json
-from matquant.runs.folder import RunDir
+from matquant.runs.folder import RunDir, removal
 
 Sources = Mapping[str, str]
 """Fingerprints: `model` is that of the weights, `text` that of the text that a cell is trained on."""
@@ -174,9 +174,3 @@ def _path_of(cell: Cell) -> str:
 
 def _listed(places: Sequence[Path]) -> str:
     return " and ".join(map(str, places))
-
-
-def removal(places: Sequence[Path], unpack: Path | None) -> str:
-    """The command that removes folders, which `unpack`, a folder of packed results, may hold some of."""
-    first = "" if unpack is None else f"matquant pack {shlex.quote(str(unpack))} --unpack && "
-    return f"{first}rm -r {shlex.join(map(str, places))}"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -359,3 +360,23 @@ def test_a_memory_that_is_damaged_is_not_trusted(folder, tmp_path, monkeypatch):
     for number, entry in enumerate((tmp_path / "digests").iterdir()):
         entry.write_bytes((b"", b"abc", b"\xff" * 64, b"g" * 64)[number % 4])
     assert fingerprint(spec, tmp_path) == first
+
+
+def test_codes_of_a_second_training_are_not_measured_beside_results_of_the_first(tiny_study):
+    words = ("base=minmax", "bits=int8", *(word for word in SMALL if "plans" not in word))
+    first, more = (tiny_study(*words, f"readout.plans=[{plans}]") for plans in ("int8", "int8,int4"))
+    run(first)
+    cell, results = first.cells[0], ResultStore(first.setup.paths.results)
+    for path in results.paths(cell.id):  # as another machine would have made them
+        path.write_text(path.read_text().replace(json.loads(path.read_text())["checkpoint"], "0" * 64))
+    sentence = refusal_of_run(more)
+    assert "holds other codes than" in sentence
+    assert sentence.endswith(f"again after: rm -r {results.folder / cell.id}")
+    shutil.rmtree(results.folder / cell.id)
+    assert run(more)
+
+
+def refusal_of_run(study) -> str:
+    with pytest.raises(UserError) as refused:
+        run(study)
+    return str(refused.value)

@@ -18,6 +18,7 @@ from analysis.report.compare import counted_once, measured
 from analysis.tables.drawing import to_text
 from analysis.tables.summary_table import summary_table
 from evaluation import faithfulness
+from evaluation.asked import PROMPT_DATE
 from evaluation.evaluate import publish
 from evaluation.lm_eval_patches import chat_template
 from evaluation.objective import values_of
@@ -150,8 +151,9 @@ def test_a_template_that_asks_what_day_it_is_gets_the_same_answer_every_day(tmp_
     write_chat_model(tmp_path / "model", "{{ strftime_now('%d %b %Y') }} " + CHAT)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     said = [{"role": "user", "content": "?"}]
-    assert chat_template(tokenizer)(said).startswith("26 Jul 2024 <user>")
-    assert tokenizer.apply_chat_template(said, tokenize=False) != chat_template(tokenizer)(said)
+    ours = chat_template(tokenizer, PROMPT_DATE)(said)
+    assert ours.startswith("26 Jul 2024 <user>")
+    assert tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True) != ours
 
 
 def test_the_six_have_the_protocols_that_older_results_have(tiny_study):
