@@ -7,7 +7,7 @@ Constants were measured on an H100 by `make gpu-check`; docs/gpu_measured.md has
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -26,6 +26,7 @@ from evaluation.planning.work import (
     searches_for_ends,
     searching_operations,
     size_of,
+    tokens_of_plan,
     tokens_of_task,
     training_operations,
 )
@@ -62,17 +63,20 @@ class Cost:
     disk_gb: float
 
 
-def cost_of(job: Job, plans: Sequence[Plan]) -> Cost:
-    """The cost of a job on the cluster that its setup names; `plans` are those that it still finds or reads."""
+def cost_of(job: Job, plans: Sequence[Plan] | Mapping[Plan, Sequence[str]]) -> Cost:
+    """The cost of a job on the cluster that its setup names; `plans` are those that it still finds or reads.
+
+    With the tasks that each of them lacks; without, an evaluation reads all tasks of each.
+    """
     cell, setup = job.cell, job.setup
     size = size_of(cell, setup.paths.cache)
     match job.stage.kind:
         case "train":
             return _training(cell, setup, size)
         case "search":
-            return _search(cell, setup, size, plans)
+            return _search(cell, setup, size, tuple(plans))
         case "evaluate":
-            return _evaluation(cell, setup, size, len(plans))
+            return _evaluation(cell, setup, size, *_owed(setup.readout, plans))
         case _:
             assert_never(job.stage.kind)
 
@@ -145,20 +149,32 @@ def _search(cell: Cell, setup: Setup, size: Size, plans: Sequence[Plan]) -> Cost
     return Cost(seconds / 3600, memory / GB, 1e-4 * len(plans))
 
 
-def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: int) -> Cost:
+def _owed(readout: Readout, plans: Sequence[Plan] | Mapping[Plan, Sequence[str]]) -> tuple[float, int]:
+    """The number of plans to read, each a part of one as its tasks are of all; and how often held-out text is read."""
+    if not isinstance(plans, Mapping):
+        return len(plans), len(plans) if readout.perplexity is not None else 0
+    tokens = sum(tokens_of_task(readout, task) for tasks in plans.values() for task in tasks)
+    return tokens / max(1, tokens_of_plan(readout)), sum(LOG_PPLX in tasks for tasks in plans.values())
+
+
+def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: float, num_texts: int) -> Cost:
     readout = setup.readout
     seconds = start_s(setup) + _reading_seconds(setup, size, num_plans)
-    operations = comparing_operations(cell, readout, size, num_plans) if num_plans else 0.0
+    operations = comparing_operations(cell, readout, size, num_texts) if num_texts else 0.0
     comparing = operations / speed_of(setup, readout.dtype)
     teacher = 0.0
-    if compares(cell, readout) and num_plans:
+    if compares(cell, readout) and num_texts:
         tokens = tokens_of_task(readout, LOG_PPLX)
         teacher = tokens * size.hidden * BYTES[readout.dtype]
         if is_slurm(setup.cluster):
-            comparing += num_plans * tokens * size.vocabulary * COMPARING_BYTES / MEMORY_BYTES_PER_S
+            comparing += num_texts * tokens * size.vocabulary * COMPARING_BYTES / MEMORY_BYTES_PER_S
     answers = min(readout.batch_size * TOKENS_AT_ONCE, POSITIONS_AT_ONCE) * size.vocabulary * 4
     codes = 0 if cell.objective is None else 1.2 * size.in_scope
-    memory = size.weights * BYTES[readout.dtype] + codes + max(answers, text_bytes(readout, size))
+    memory = (
+        size.weights * BYTES[readout.dtype]
+        + codes
+        + max(answers, text_bytes(readout, size) if num_texts or not num_plans else 0)
+    )
     return Cost((seconds + comparing) / 3600, memory / GB, 1e-3 * num_plans + teacher / GB)
 
 
@@ -172,7 +188,7 @@ def text_bytes(readout: Readout, size: Size) -> float:
     return max(2 * narrow * batch, narrow * batch + max(8 * of_block, 24 * min(of_block, COMPARED_AT_ONCE)))
 
 
-def _reading_seconds(setup: Setup, size: Size, num_plans: int) -> float:
+def _reading_seconds(setup: Setup, size: Size, num_plans: float) -> float:
     seconds = reading_operations(setup.readout, size, num_plans) / speed_of(setup, setup.readout.dtype)
     if is_slurm(setup.cluster):
         return seconds + LAYER_S * size.layers * batches_of_plan(setup.readout) * num_plans

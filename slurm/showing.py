@@ -100,7 +100,7 @@ def costs_of(sweep: Sweep, chosen: Iterable[Item], refused: Collection[str], *, 
     room = setup.cluster.gpu_memory_gb if queue.is_slurm(setup.cluster) else None
     for item in chosen:
         try:
-            cost = cost_of(Job(item.cell, setup, item.stage), item.plans or tuple(item.gaps))
+            cost = cost_of(Job(item.cell, setup, item.stage), item.plans or item.gaps)
         except UserError:  # its model is not there, which is why it is refused
             unknown += 1
             continue

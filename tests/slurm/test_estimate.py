@@ -144,6 +144,18 @@ def test_answers_of_short_documents_take_the_time_of_their_batches(tiny_study):
     assert hours(16) - hours(32) == pytest.approx(2 * (hours(32) - hours(64)), rel=0.01)
 
 
+def test_an_evaluation_costs_the_tasks_that_it_lacks(tiny_study):
+    study = tiny_study(*GEMMA_9B, "base=minmax", "readout.tasks=[boolq,winogrande]", "perplexity=embedded")
+    job, plan = Job(study.cells[0], study.setup, EVALUATE), Plan.parse("int4")
+
+    def seconds(*tasks: str) -> float:
+        return 3600 * cost_of(job, {plan: tasks}).gpu_hours - START_S
+
+    assert seconds("boolq", "winogrande", "log_pplx") == pytest.approx(3600 * cost_of(job, [plan]).gpu_hours - START_S)
+    assert 0 < seconds("winogrande") < seconds("boolq") / 2
+    assert seconds() == 0
+
+
 @pytest.mark.parametrize("stage", [TRAIN, EVALUATE])
 def test_on_this_machine_a_plan_counts_with_the_speed_that_its_cpu_is_timed_at(stage, tiny_study, monkeypatch):
     def seconds(*words: str) -> float:
