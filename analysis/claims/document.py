@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import pandas as pd
 
@@ -148,7 +148,11 @@ def _introduction(name: str, study: StudyDefinition, opened: Opened) -> Iterator
 
 
 def together(opened: Opened) -> LoadedResults:
-    """The results of all experiments, each once: they share cells.  A task is named with its number of documents."""
+    """The results of all experiments, each once: they share cells.
+
+    A task is named with its number of documents, and held-out text with its part and the length of its blocks: the same
+    cell on other text is another result.
+    """
     keys = ["cell_id", "plan", "task"]
     expected = [_of_so_many(study, study.loaded.expected) for study in opened.values()]
     if not expected:
@@ -162,9 +166,16 @@ def together(opened: Opened) -> LoadedResults:
 
 
 def _of_so_many(study: OpenStudy, frame: pd.DataFrame) -> pd.DataFrame:
-    """Tasks renamed to `boolq of 300`: the same task on more documents is another."""
-    limit = study.study.setup.readout.limit or "all"
-    return frame.assign(task=frame["task"].where(frame["task"] == LOG_PPLX, frame["task"] + f" of {limit}"))
+    """Tasks renamed to `boolq of 300` and `log_pplx of blocks of 32`: on other documents they are others."""
+    readout = study.study.setup.readout
+    text, words = readout.perplexity, ""
+    if text is not None:
+        part = "" if text.part == "test" else f" of {text.part} text"
+        words = f"blocks of {text.sequence_length} tokens{part}"
+    of_text = frame["task"] == LOG_PPLX
+    return frame.assign(
+        task=(frame["task"] + f" of {readout.limit or 'all'}").where(~of_text, f"{LOG_PPLX} of {words}")
+    )
 
 
 def _documents_text(loaded: LoadedResults) -> str:
@@ -173,7 +184,7 @@ def _documents_text(loaded: LoadedResults) -> str:
         return GAP
     tasks: dict[int, list[str]] = {}
     for task, number in loaded.frame.groupby("task", sort=False)["num_documents"].max().items():
-        if task != LOG_PPLX:
+        if not str(task).startswith(LOG_PPLX):
             tasks.setdefault(int(number), []).append(task_name(str(task).partition(" of ")[0]))
     return "; ".join(f"{number} of each: {', '.join(sorted(names))}" for number, names in tasks.items()) or GAP
 
@@ -181,11 +192,15 @@ def _documents_text(loaded: LoadedResults) -> str:
 def _tokens_text(loaded: LoadedResults) -> str:
     if loaded.frame.empty:
         return GAP
-    of_text = loaded.frame[loaded.frame["task"] == LOG_PPLX]
-    tokens = of_text.loc[of_text["metric"] == "num_tokens", ["value", "num_documents", "data"]].drop_duplicates()
-    rows = tokens.to_dict("records")
-    texts = [f"{row['value']:,.0f} tokens in {row['num_documents']} blocks, {row['data']}" for row in rows]
-    return "; ".join(texts) or GAP
+    of_text = loaded.frame[loaded.frame["task"].str.startswith(LOG_PPLX) & (loaded.frame["metric"] == "num_tokens")]
+    rows = of_text[["task", "value", "num_documents", "data"]].drop_duplicates().to_dict("records")
+    return "; ".join(map(_text_of, rows)) or GAP
+
+
+def _text_of(row: Mapping[Any, Any]) -> str:
+    """`9,920 tokens in 320 blocks of 32 tokens, prose of ...`."""
+    blocks = str(row["task"]).removeprefix(f"{LOG_PPLX} of blocks")
+    return f"{row['value']:,.0f} tokens in {row['num_documents']} blocks{blocks}, {row['data']}"
 
 
 def budgets(opened: Opened) -> Table:

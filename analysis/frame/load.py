@@ -86,7 +86,7 @@ class LoadedResults:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks besides log perplexity, in the order of the read-out."""
-        return tuple(task for task in self.expected["task"].unique() if task != LOG_PPLX)
+        return tuple(task for task in self.expected["task"].unique() if not task.startswith(LOG_PPLX))
 
     @cached_property
     def metrics(self) -> Mapping[str, str]:

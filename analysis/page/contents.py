@@ -71,7 +71,11 @@ def provenance_rows(loaded: LoadedResults) -> list[tuple[str, str]]:
         ("devices", counted("device")),
         ("versions", counted("versions")),
         # Log perplexity is our own: where no task was asked, lm-eval had no part.
-        *([("lm-eval", counted("lm_eval", results[results["task"] != LOG_PPLX]))] if loaded.tasks else []),
+        *(
+            [("lm-eval", counted("lm_eval", results[~results["task"].str.startswith(LOG_PPLX)]))]
+            if loaded.tasks
+            else []
+        ),
         ("evaluation", f"{seconds / 60:.1f} minutes in all, {len(results)} results"),
         (
             "cells",

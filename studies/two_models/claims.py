@@ -89,8 +89,17 @@ def _untrained() -> Iterator[Case]:
                 plain = replace(ours, facts={**ours.facts, **CONTROL})
                 today = replace(case, where=f"{where}, check: on today's grid", ours=plain)
                 yield from (case, today)
+                searched = replace(
+                    ours, base="search", method="MatQuant", experiment="untrained", facts=_ends(model, group)
+                )
+                yield replace(case, where=f"{where}, check: between searched ends, untrained", ours=searched)
                 if group == "64":
                     yield from (in_long_blocks(case), in_long_blocks(today))
+
+
+def _ends(model: str, group: str) -> Mapping[str, str]:
+    """The facts of MatQuant whose ranges are those of its slices' smallest error on inputs, without a training step."""
+    return {"model": model, "grid.group_size": group, **PLAIN}
 
 
 def _collapse() -> Iterator[Case]:

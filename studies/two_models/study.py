@@ -42,7 +42,7 @@ UNIGRAM = {"smollm2_135m": 7.600, "gemma3_270m": 7.677}
 STUDY = StudyDefinition(
     title="Two small models, fair grids, three seeds",
     introduction="The claims of MatQuant (arXiv:2502.06786v3) and MatGPTQ (arXiv:2602.03537), tested on SmolLM2-135M "
-    "and Gemma 3 270M as [the design](design.md) lays down, which was written before any test text was read.",
+    "and Gemma 3 270M as [the design](design.md) lays down, which was written before rows were compared.",
     parts=PARTS,
     answers=("answers",),
     carrying=("answers", "headline_pareto"),
