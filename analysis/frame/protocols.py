@@ -22,7 +22,7 @@ from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import Result, protocol_id
 
 if TYPE_CHECKING:
-    from evaluation.results.store import Protocol
+    from evaluation.results.store import Protocol, ResultStore
     from matquant.config.cell import Cell
     from matquant.config.setup import Readout
 
