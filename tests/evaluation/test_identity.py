@@ -344,7 +344,8 @@ def test_a_file_is_read_once_for_each_time_that_it_changes(folder, tmp_path, mon
     monkeypatch.setattr(digests, "sha256_of", lambda path, told: (read.append(path.name), sha256_of(path, told))[1])
     spec = {"kind": "folder", "name": "m", "path": str(folder)}
     first = fingerprint(spec, tmp_path)
-    assert sorted(read) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    facts = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(read) == facts
     read.clear()
     assert fingerprint(spec, tmp_path) == first
     assert not read
