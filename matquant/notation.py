@@ -289,6 +289,12 @@ class Plan:
             return None
         return None if suffix and plan.strategy is None else replace(plan, label=label)
 
+    @staticmethod
+    def typed(label: str) -> str:
+        """The plan of results as it is typed: a search without the digest of its settings, a plan file as it is."""
+        plan = Plan.of_label(label)
+        return label if plan is None or plan.strategy is None else label.partition("-")[0]
+
     @classmethod
     def stored(cls, average: float) -> Plan:
         """The read-out of layers that have widths of their own, of so many bits on average."""

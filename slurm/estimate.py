@@ -116,7 +116,7 @@ def _gptq(cell: Cell, base: GPTQBase, setup: Setup, size: Size) -> Cost:
     assert cell.data is not None
     tokens = calibration_tokens(cell)
     seconds = _training_seconds(cell, setup, size)
-    if is_slurm(setup.cluster):
+    if on_gpu(setup):
         seconds += COLUMN_S * size.columns
         seconds += (1 / FLOAT32_SHARE - 1) * moment_operations(cell, size) / speed_of(setup, base.compute_dtype)
     states = tokens * size.hidden * (2 * BYTES[base.activation_dtype] + BYTES[base.compute_dtype])
@@ -166,15 +166,12 @@ def _evaluation(cell: Cell, setup: Setup, size: Size, num_plans: float, num_text
     if compares(cell, readout) and num_texts:
         tokens = tokens_of_task(readout, LOG_PPLX)
         teacher = tokens * size.hidden * BYTES[readout.dtype]
-        if is_slurm(setup.cluster):
+        if on_gpu(setup):
             comparing += num_texts * tokens * size.vocabulary * COMPARING_BYTES / MEMORY_BYTES_PER_S
     answers = min(readout.batch_size * TOKENS_AT_ONCE, POSITIONS_AT_ONCE) * size.vocabulary * 4
     codes = 0 if cell.objective is None else 1.2 * size.in_scope
-    memory = (
-        size.weights * BYTES[readout.dtype]
-        + codes
-        + max(answers, text_bytes(readout, size) if num_texts or not num_plans else 0)
-    )
+    text = text_bytes(readout, size) if num_texts else 0.0
+    memory = size.weights * BYTES[readout.dtype] + codes + max(answers, text)
     return Cost((seconds + comparing) / 3600, memory / GB, 1e-3 * num_plans + teacher / GB)
 
 
@@ -190,17 +187,17 @@ def text_bytes(readout: Readout, size: Size) -> float:
 
 def _reading_seconds(setup: Setup, size: Size, num_plans: float) -> float:
     seconds = reading_operations(setup.readout, size, num_plans) / speed_of(setup, setup.readout.dtype)
-    if is_slurm(setup.cluster):
+    if on_gpu(setup):
         return seconds + LAYER_S * size.layers * batches_of_plan(setup.readout) * num_plans
     return seconds
 
 
 def _training_seconds(cell: Cell, setup: Setup, size: Size, traffic: float = 0.0) -> float:
-    """`traffic`: other bytes through the memory of a GPU; the speed of a machine without SLURM includes their time."""
+    """`traffic`: other bytes through the memory of a GPU; the speed of a CPU includes their time."""
     seconds = training_operations(cell, size) / speed_of(setup, speed.compute_dtype(cell))
     if searches_for_ends(cell):
         traffic += SEARCHING_BYTES * size.in_scope
-    return seconds + (traffic / MEMORY_BYTES_PER_S if is_slurm(setup.cluster) else 0)
+    return seconds + (traffic / MEMORY_BYTES_PER_S if on_gpu(setup) else 0)
 
 
 def start_s(setup: Setup) -> float:
@@ -231,18 +228,23 @@ def named_speed(setup: Setup) -> str:
     return "at the speed this CPU has now" if tflops is None else f"at cluster.tflops={tflops:g}"
 
 
-def _tflops(setup: Setup) -> float | None:
-    """The speed that is known without timing; a GPU of this machine that no file has one for is as one of a cluster."""
+def on_gpu(setup: Setup) -> bool:
+    """True if jobs run on GPUs, whose memory and launches take time of their own."""
     match setup.cluster:
-        case SlurmCluster(tflops=tflops):
-            return tflops
-        case LocalCluster(tflops=tflops, gpus_per_worker=gpus):
-            on_gpu = gpus > 0
-        case DebugCluster(tflops=tflops):
-            on_gpu = pick_device(setup).type == "cuda"
+        case SlurmCluster():
+            return True
+        case LocalCluster(gpus_per_worker=gpus):
+            return gpus > 0
+        case DebugCluster():
+            return pick_device(setup).type == "cuda"
         case _:
             assert_never(setup.cluster)
-    return SlurmCluster.model_fields["tflops"].default if tflops is None and on_gpu else tflops
+
+
+def _tflops(setup: Setup) -> float | None:
+    """The speed that is known without timing; a GPU of this machine that no file has one for is as one of a cluster."""
+    known = setup.cluster.tflops
+    return SlurmCluster.model_fields["tflops"].default if known is None and on_gpu(setup) else known
 
 
 def _disk_gb(cell: Cell, setup: Setup, size: Size) -> float:

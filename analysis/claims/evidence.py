@@ -21,7 +21,7 @@ from analysis.frame.significance import guess_test, outcomes_of, paired_test, qu
 from analysis.frame.summary import CHANCE
 from evaluation.results.metrics import KL, LOG_PPLX, TASK_AVG
 from matquant.errors import UserError
-from matquant.notation import Slice
+from matquant.notation import Plan, Slice
 
 if TYPE_CHECKING:
     from analysis.frame.code_counts import Codes
@@ -125,7 +125,7 @@ class MeasuredReadOut:
 
     @property
     def limit(self) -> float:
-        """What token frequencies reach; UserError in a study that does not say it."""
+        """The nats that token frequencies reach; UserError in a study that does not say it."""
         if self.unigram is None:
             raise UserError(
                 "the rule about models that train or fail has no limit; add unigram=NATS to STUDY in study.py"
@@ -167,8 +167,7 @@ def cells_of(study: OpenStudy, read: ReadOut) -> list[tuple[int, str, str]]:
     Raises UserError if several configurations fit; `facts` have to tell them apart.
     """
     expected = study.loaded.expected.drop_duplicates(["cell_id", "plan"])
-    # After a dash, the label of a searched plan names its search.
-    plans = expected["plan"].str.partition("-")[0]
+    plans = expected["plan"].map(Plan.typed)
     found = expected[(expected["base"] == read.base) & (expected["method"] == read.method) & (plans == read.plan)]
     fits = [_has(study.cells[row["cell_id"]], row, read.facts) for row in found.to_dict("records")]
     found = found[np.array(fits, dtype=bool)]
@@ -274,6 +273,11 @@ def paired_gains(ours: MeasuredReadOut, theirs: MeasuredReadOut) -> PairedGains:
 
 def _differences(ours: Outcomes, theirs: Outcomes) -> tuple[Difference, Difference]:
     tasks = [task for task in ours if task not in TEXT]
+    if not tasks:
+        raise UserError(
+            "a rule that asks for Task Avg judges a read-out without tasks; take one of analysis/claims/margins.py, or "
+            "list tasks in readout.tasks"
+        )
     return (
         paired_test([(ours[task].tolist(), theirs[task].tolist()) for task in tasks]),
         paired_test([(ours[LOG_PPLX].tolist(), theirs[LOG_PPLX].tolist())]),

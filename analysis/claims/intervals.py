@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -55,7 +56,9 @@ def rows_of(study: StudyDefinition, opened: Opened) -> list[Row]:
     for claim in study.claims:
         found = findings(claim, opened, study.background)
         pairs = zip(claim.cases, found, strict=True)
-        asked = [Row(case.where, one) for case, one in pairs if isinstance(one, Asked) and one.question.margin]
+        decided = ((case, one) for case, one in pairs if isinstance(one, Asked) and one.question.margin)
+        # Of one block there is no interval, and nothing to draw.
+        asked = [Row(case.where, one) for case, one in decided if isfinite(one.question.shifts[LOG_PPLX].stderr)]
         if asked:
             rows += [Row(claim.words), *asked]
     return rows

@@ -24,6 +24,7 @@ from analysis.frame.axes import PERPLEXITY
 from analysis.frame.load import COST_COLUMNS
 from analysis.frame.names import flatten
 from evaluation.results.metrics import LOG_PPLX, MEASURES, TASK_AVG, is_fraction
+from matquant.notation import Plan
 
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
@@ -69,8 +70,7 @@ def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
     rows = rows[rows["model"] == model] if model else rows
     if rows.empty:
         return None
-    # After a dash, the label of a searched plan names its search.
-    found = named(rows[rows["plan"].str.partition("-")[0] == plan], name)
+    found = named(rows[rows["plan"].map(Plan.typed) == plan], name)
     accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
     if len(found) != 1 or _value_of(column) not in (*accuracies, LOG_PPLX, PERPLEXITY, *MEASURES, *COST_COLUMNS):
         return None

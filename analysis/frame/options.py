@@ -57,9 +57,9 @@ def option_of(name: str, stored: Any, asked: Any) -> Option:
         stored, asked = stored or "test", asked or "test"
     if name in PACKED:  # are left out of protocols where they are the usual ones
         usual = HubText.model_fields[name].default
-        stored, asked = stored or usual, asked or usual
+        stored, asked = (usual if value is None else value for value in (stored, asked))
     if name == "separator":  # a line's end cannot be typed
-        typed = "" if stored else "readout.perplexity.separator=null"
+        typed = "readout.perplexity.separator=null" if stored is None else ""
         return Option(f"separator {stored!r} instead of {asked!r}", typed)
     if name == "apply_chat_template":  # is left out of protocols of plain prompts, as what belongs to chats is
         stored, asked = bool(stored), bool(asked)

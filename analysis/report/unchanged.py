@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.frame.protocols import protocols
+from analysis.frame.protocols import own_tasks
 from evaluation.results.store import ResultStore
 from matquant.checkout import PROJECT
 from matquant.config.cell import FilesText
@@ -119,11 +119,9 @@ def _documents(readout: Readout) -> list[Path]:
 
 
 def _own_tasks(readout: Readout) -> Any:
-    """What the user's own tasks are now: their yaml, their code and their documents."""
-    if readout.include_path is None:
-        return None
+    """The user's own tasks as they are now: their yaml, their code and the files of their documents."""
     try:
-        return protocols(readout, add_bos=False)
+        return own_tasks(readout)
     except UserError as error:  # a file that is gone
         return str(error)
 

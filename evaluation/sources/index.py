@@ -83,9 +83,13 @@ def _own_index(folder: Path, _states: tuple[Any, ...]) -> Index:
 
 
 def _states(folder: Path) -> Iterator[tuple[str, int]]:
-    """The yaml files of a folder with the time of their last change, so that an edited one is read again."""
-    for path in _yaml_files(folder):
-        yield str(path), path.stat().st_mtime_ns
+    """The yaml files of a folder with the time of their last change, so that an edited one is read again.
+
+    A file that others include often has no ending.
+    """
+    for path in sorted(folder.glob("**/*")):
+        if path.suffix in ("", ".yaml", ".yml") and path.is_file():
+            yield str(path), path.stat().st_mtime_ns
 
 
 def _yaml_files(folder: Path) -> list[Path]:

@@ -34,14 +34,17 @@ def revision_of(leaf: Leaf) -> str:
         splits = _patterns(config)
         if remote := [name for names in splits.values() for name in names if name.startswith(REMOTE)]:
             return f"{path}@{','.join(remote)}"
-        of_splits = {split: fingerprint(files) for split, files in _files_of(leaf, config).items()}
-        # Of several splits their names count too: files that change places are other documents.
-        return f"{path}@{digest(of_splits) if len(of_splits) > 1 else next(iter(of_splits.values()))}"
+        return f"{path}@{_by_name({split: fingerprint(files) for split, files in _files_of(leaf, config).items()})}"
     if Path(path).exists():
         place = Path(path)
         files = sorted(one for one in place.rglob("*") if one.is_file()) if place.is_dir() else [place]
-        return f"{place.name}@{fingerprint(files)}"
+        return f"{place.name}@{_by_name({one.relative_to(place).as_posix(): fingerprint([one]) for one in files})}"
     return f"{'/'.join(str(part) for part in (path, subset) if part)}@{commit_of(path)}"
+
+
+def _by_name(contents: Mapping[str, str]) -> str:
+    """One fingerprint of several: their names count, for files that change places are other documents."""
+    return digest(dict(contents)) if len(contents) > 1 else next(iter(contents.values()))
 
 
 def is_on_hub(leaf: Leaf) -> bool:
@@ -66,7 +69,11 @@ def _patterns(config: Config) -> dict[str, list[str]]:
     given: Any = config.get("dataset_kwargs") or {}
     folder, files = given.get("data_dir"), given.get("data_files")
     if files is None:
-        return {} if folder is None else {"": [f"{folder}/**/*"]}
+        if folder is None:
+            return {}
+        # By the file, since `datasets` reads the split out of its name.
+        names = sorted(name for name in glob(f"{folder}/**/*", recursive=True) if Path(name).is_file())
+        return {Path(name).relative_to(folder).as_posix(): [name] for name in names}
     by_split = files if isinstance(files, Mapping) else {"": files}
     return {
         str(split): [
@@ -80,7 +87,7 @@ def _patterns(config: Config) -> dict[str, list[str]]:
 def _files_of(leaf: Leaf, config: Config) -> dict[str, list[Path]]:
     """The files of a task in order, by split; UserError for one that is not there."""
     splits = _patterns(config)
-    if not splits:
+    if not any(splits.values()):
         raise UserError(
             f"task {leaf.name}: dataset_path: {config['dataset_path']} needs its files; write "
             "`dataset_kwargs: {data_files: {test: FILE}}` into its yaml"

@@ -252,7 +252,7 @@ class DebugCluster(Spec):
 
     kind: Literal["debug"]
     tflops: Annotated[Float, Field(gt=0)] | None = None
-    """The speed of this machine in 1e12 operations a second, for estimates only; None: of its CPU, timed."""
+    """The speed of this machine in 1e12 operations a second, for estimates only; None: of its CPU, timed, or 400."""
     evaluate_jobs: Positive = 1
     """Jobs that the plans of one cell are divided over."""
 
@@ -266,7 +266,7 @@ class LocalCluster(Spec):
     gpus_per_worker: Annotated[Int, Field(ge=0)] = 0
     """GPUs that each worker sees, for itself; 0: none."""
     tflops: Annotated[Float, Field(gt=0)] | None = None
-    """The speed of one worker in 1e12 operations a second, for estimates only; None: its share of this CPU, timed."""
+    """The speed of a worker in 1e12 operations a second, for estimates; None: its share of this CPU, timed, or 400."""
     time_min: Positive = 100_000
     """Minutes after which a job saves its state and starts again."""
     signal_delay_s: Positive = 60

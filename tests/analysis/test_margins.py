@@ -104,6 +104,18 @@ def test_blocks_are_paired_and_seeds_are_not():
     assert other_text.stderr > found.stderr
 
 
+def test_of_one_block_nothing_can_be_told():
+    ours, theirs = (replace(read_out(nats, cell=cell), seeds=of_one_block(nats)) for nats, cell in ((4, "a"), (5, "b")))
+    for rule in (margins.better, margins.as_good):
+        found = rule(ours, [theirs])
+        assert found.verdict.word == UNTOLD
+        assert math.isinf(found.question.shifts[LOG_PPLX].stderr)
+
+
+def of_one_block(nats: float) -> dict[int, dict[str, np.ndarray]]:
+    return {0: {LOG_PPLX: np.array([float(nats)])}}
+
+
 def test_two_read_outs_of_one_checkpoint_are_paired_by_seed():
     ours = read_out(5.0, 5.1, 5.2)
     apart = [0.5, -0.2, -0.1]

@@ -121,3 +121,19 @@ def test_plans_parse_and_print():
 def test_an_unknown_plan_is_refused_with_the_nearest_ones(text, near):
     with pytest.raises(ValueError, match=rf"did you mean .*{re.escape(near)}"):
         Plan.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("label", "typed", "is_known"),
+    [
+        ("int2+ep", "int2+ep", True),
+        ("pyramid@3", "pyramid@3", True),
+        ("evolution@3-14deb0b8", "evolution@3", True),
+        ("pyramid@3-14deb0b8", "pyramid@3-14deb0b8", False),  # a file that is called so
+        ("int4-14deb0b8", "int4-14deb0b8", False),
+        ("mine-14deb0b8", "mine-14deb0b8", False),
+    ],
+)
+def test_a_plan_file_is_not_taken_for_the_plan_that_it_is_called_like(label, typed, is_known):
+    assert Plan.typed(label) == typed
+    assert (Plan.of_label(label) is not None) == is_known

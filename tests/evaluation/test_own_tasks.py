@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from transformers import AutoTokenizer
 
 import run
@@ -137,13 +139,32 @@ def test_what_changes_a_number_changes_its_protocol_and_nothing_else_does(own, t
 
 def test_files_that_change_their_splits_are_other_documents(own, tmp_path):
     folder = write_own_tasks(tmp_path / "tasks")
-    yaml = folder / "colors.yaml"
-    before, text = ids_of(own("readout.tasks=[colors]")), yaml.read_text()
+    path = folder / "_choices"
+    before, text = ids_of(own("readout.tasks=[colors]")), path.read_text()
     first, second = folder / "choices_dev.jsonl", folder / "choices_test.jsonl"
     assert str(first.name) in text
     assert str(second.name) in text
     swapped = text.replace(first.name, "X").replace(second.name, first.name).replace("X", second.name)
-    yaml.write_text(swapped)
+    path.write_text(swapped)
+    assert ids_of(own("readout.tasks=[colors]")) != before
+
+
+@pytest.mark.parametrize("where", ["data_dir", "dataset_path"])
+def test_files_of_a_folder_that_change_names_are_other_documents(where, own, tmp_path):
+    folder, data = write_own_tasks(tmp_path / "tasks"), tmp_path / "data"
+    data.mkdir()
+    for name in ("validation", "test"):
+        shutil.copy(folder / f"choices_{'dev' if name == 'validation' else 'test'}.jsonl", data / f"{name}.jsonl")
+    task = yaml.safe_load((folder / "colors.yaml").read_text())
+    task |= {"dataset_path": "json", "dataset_kwargs": {"data_dir": str(data)}} if where == "data_dir" else {}
+    task = {**task, "dataset_path": str(data), "dataset_kwargs": {}} if where == "dataset_path" else task
+    (folder / "colors.yaml").write_text(yaml.safe_dump(task))
+    before = ids_of(own("readout.tasks=[colors]"))
+    (data / "validation.jsonl").rename(data / "zero.jsonl")
+    (data / "test.jsonl").rename(data / "validation.jsonl")
+    (data / "zero.jsonl").rename(data / "test.jsonl")
+    assert ids_of(own("readout.tasks=[colors]")) != before
+    (data / "test.jsonl").rename(data / "train.jsonl")  # in the same order, and another split
     assert ids_of(own("readout.tasks=[colors]")) != before
 
 

@@ -170,7 +170,16 @@ def test_on_this_machine_a_plan_counts_with_the_speed_that_its_cpu_is_timed_at(s
     assert seconds("cluster=local") == pytest.approx(once / 2)
     assert seconds("cluster=local", "cluster.tflops=1e-6") == pytest.approx(speed.EFFICIENCY * once)
     # A GPU is not timed by a product on the CPU.
-    assert seconds("cluster=local", "cluster.gpus_per_worker=1") < 1e-6 * once
+    assert seconds("cluster=local", "cluster.gpus_per_worker=1") < 1e-3 * once
+
+
+def test_a_gpu_of_this_machine_takes_the_time_of_one_of_a_cluster(tiny_study):
+    def hours(*cluster: str) -> float:
+        study = tiny_study(*GEMMA_9B, "base=gptq_paper", *cluster)
+        return cost_of(Job(study.cells[0], study.setup, TRAIN), ()).gpu_hours
+
+    here = hours("cluster=local", "cluster.gpus_per_worker=1")
+    assert here == pytest.approx(hours("cluster=slurm") - (START_S - START_HERE_S) / 3600)
 
 
 def test_a_plan_says_which_speed_it_counts_with(tiny_study):
