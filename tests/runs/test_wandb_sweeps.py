@@ -46,11 +46,17 @@ def test_the_agent_tries_one_cell_a_run(monkeypatch, tiny_study):
 
 def test_the_agent_runs_the_example_and_may_try_a_cell_that_was_measured_before(tmp_path):
     sweep = yaml.safe_load(EXAMPLE.read_text())
-    assert sweep["metric"]["name"] == "int2/log_pplx"
+    assert sweep["metric"]["name"] == "int2/log_pplx_tuning"
     # The example with the tiny model, and this Python.
     typed = [word for word in sweep["command"] if not str(word).startswith("${")]
-    assert typed == ["base=omniquant", "bits=matquant"]
-    tiny = [*tiny_overrides(tmp_path), "base=minmax", "bits=matquant", "readout.tasks=[]"]
+    assert typed == ["base=omniquant", "bits=matquant", "perplexity=tuning"]
+    tiny = [
+        *tiny_overrides(tmp_path),
+        "base=minmax",
+        "bits=matquant",
+        "readout.tasks=[]",
+        "readout.perplexity.part=tuning",
+    ]
     fork("run.py", *tiny).check()
     command = [sys.executable, "${program}", *tiny, "tracking=wandb", "${args_no_hyphens}"]
     with stand_in() as server:
@@ -73,7 +79,7 @@ def test_the_agent_runs_the_example_and_may_try_a_cell_that_was_measured_before(
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        found = {name: summary.get("int2/log_pplx") for name, summary in server.summaries.items()}
+        found = {name: summary.get("int2/log_pplx_tuning") for name, summary in server.summaries.items()}
     assert set(server.rows) == {"agents"}, done.stderr
     assert found["agents"] > 5, done.stderr
     assert len(list(tmp_path.glob("results/*/int2/log_pplx-*.json"))) == 1
