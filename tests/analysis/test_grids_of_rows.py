@@ -26,6 +26,7 @@ from evaluation.protocol import protocols
 from evaluation.results.readouts import readout_rows
 from matquant.config.cell import Cell, ForeignModel
 from matquant.config.grid_words import COVERED, all_words, ends_words, grid_words
+from matquant.errors import UserError
 from tests.made_results import MATQUANT, measure, quantized, study, unquantized
 
 ALIGNED = {"group_size": 64, "zero": "aligned_int4", "headroom": "int3"}
