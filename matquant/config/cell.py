@@ -230,7 +230,7 @@ class HubText(Text):
     train_split: str = "train"
     """The split that calibration text is taken from."""
     heldout_split: str = "validation"
-    """The split that log perplexity is read on."""
+    """The split that log perplexity is read on; if it is train_split, one document of ten is held out of both."""
     column: str = "text"
     """The column that holds the text."""
     revision: str = "main"
@@ -245,6 +245,11 @@ class HubText(Text):
     """Of windows: the most that num_sequences=null takes; None: all."""
     special_tokens: bool = False
     """Of windows: the tokens that the tokenizer sets around every text are set once, around all rows together."""
+
+    @property
+    def has_one_split(self) -> bool:
+        """True if its documents are divided by their own text, as those of files are, since it has one split."""
+        return self.train_split == self.heldout_split and self.separator is None
 
     @model_validator(mode="after")
     def _has_windows(self) -> HubText:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from matquant.checkout import from_anywhere
-from matquant.config.cell import Cell, Float, Int, Seed, Spec
+from matquant.config.cell import Cell, Float, HubText, Int, Seed, Spec, TextSpec
 from matquant.config.compose import choices_of, compose, compose_points, points_of
 from matquant.config.foreign import KIND as FOREIGN
 from matquant.config.foreign import check_foreign, foreign_model
@@ -117,7 +117,37 @@ def load_study(overrides: Sequence[str]) -> Study:
     distinct = tuple({cell.id: cell for cell in cells}.values())
     setup = _setup(config, typed)
     check_foreign(distinct, setup, typed)
+    for cell in distinct:
+        require_apart(cell.data, setup.readout.perplexity)
     return Study(config["name"], distinct, setup, goals_of(config.get("objective"), distinct, setup.readout))
+
+
+def require_apart(training: TextSpec | None, held_out: TextSpec | None) -> None:
+    """Refuses text of the hub that a model would be trained on and then read on.
+
+    Documents of one split are told apart by their own text, if both keys say that there is one split.
+    """
+    if not (isinstance(training, HubText) and isinstance(held_out, HubText)):
+        return
+    if (training.repo, training.subset, training.train_split) != (
+        held_out.repo,
+        held_out.subset,
+        held_out.heldout_split,
+    ):
+        return
+    if training.has_one_split and held_out.has_one_split:
+        return
+    split = training.train_split
+    remedies = [
+        *([f"data.heldout_split={split}"] if not training.has_one_split else []),
+        *([f"readout.perplexity.train_split={split}"] if not held_out.has_one_split else []),
+    ]
+    remedy = f"set {' and '.join(remedies)}, which holds one document of ten out of training"
+    if held_out.separator is not None or training.separator is not None:
+        remedy = "choose another split or text"  # joined rows are no documents
+    raise UserError(
+        f"split {split} of {training.repo} is calibration text, and log perplexity would be read on it too; {remedy}"
+    )
 
 
 def _points(config: Mapping[str, Any], typed: set[str]) -> list[list[str]]:

@@ -90,7 +90,8 @@ def text_fingerprint(spec: TextSpec, cache: Path) -> str | None:
             digests = digests_of(paths, memo=_memo(cache), what="the text")
             return _together(digests[path] for path in paths)
         case HubText():
-            return _commit("datasets", spec.repo, spec.revision)
+            commit = _commit("datasets", spec.repo, spec.revision)
+            return f"{commit}, divided by document" if commit and spec.has_one_split else commit
         case _:
             assert_never(spec)
 

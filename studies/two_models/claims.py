@@ -92,9 +92,10 @@ def _untrained() -> Iterator[Case]:
                 searched = replace(
                     ours, base="search", method="MatQuant", experiment="untrained", facts=_ends(model, group)
                 )
-                yield replace(case, where=f"{where}, check: between searched ends, untrained", ours=searched)
+                between = replace(case, where=f"{where}, check: between searched ends, untrained", ours=searched)
+                yield between
                 if group == "64":
-                    yield from (in_long_blocks(case), in_long_blocks(today))
+                    yield from map(in_long_blocks, (case, today, between))
 
 
 def _ends(model: str, group: str) -> Mapping[str, str]:

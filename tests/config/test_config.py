@@ -354,3 +354,35 @@ def test_what_is_still_required_does_not_keep_a_composition_from_being_looked_at
 
 def test_choices_are_the_files_of_an_axis():
     assert choices("tracking") == ["none", "trackio", "wandb"]
+
+
+ON_C4 = ["base=omniquant", "bits=int4", "data=c4", "readout=paper", "perplexity=c4"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedies"),
+    [
+        (
+            ["readout.perplexity.heldout_split=train"],
+            ["data.heldout_split=train"],
+        ),
+        (
+            ["readout.perplexity.heldout_split=train", "readout.perplexity.train_split=validation"],
+            ["data.heldout_split=train", "readout.perplexity.train_split=train"],
+        ),
+        (
+            ["data.train_split=validation"],
+            ["data.heldout_split=validation", "readout.perplexity.train_split=validation"],
+        ),
+    ],
+)
+def test_text_that_a_model_is_trained_on_is_not_read_on(typed, remedies):
+    with pytest.raises(UserError, match=r"is calibration text, and log perplexity would be read on it too") as refused:
+        load_study([*ON_C4, *typed])
+    assert all(remedy in str(refused.value) for remedy in remedies)
+    load_study([*ON_C4, *typed, *remedies])  # what was refused is accepted once the remedies are typed
+
+
+def test_rows_that_are_joined_have_no_documents_to_be_held_out():
+    with pytest.raises(UserError, match="choose another split or text"):
+        load_study([*ON_C4, "perplexity=c4_gptq", "data.train_split=validation"])

@@ -95,3 +95,25 @@ def test_rows_that_are_pieces_of_one_text_are_joined_in_order(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     spec = HubText(kind="hub", repo="a/b", separator="\n\n", num_sequences=1, sequence_length=8)
     assert list(documents(spec, "heldout", seed=0)) == [" = Title = \n\n\n\nFirst line."]
+
+
+class Streamed(list):
+    """The rows of a streamed data set, as far as documents are read from one."""
+
+    def shuffle(self, **_):
+        return self
+
+
+def test_the_one_split_of_a_data_set_is_divided_by_document(monkeypatch):
+    rows = Streamed({"text": f"document {number}"} for number in range(200))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    one = HubText(
+        kind="hub", repo="a/b", train_split="train", heldout_split="train", num_sequences=1, sequence_length=8
+    )
+    training, held_out = (set(documents(one, split, seed=0)) for split in ("train", "heldout"))
+    assert training.isdisjoint(held_out)
+    assert len(training | held_out) == len(rows)
+    assert 5 < len(held_out) < 40
+    two = one.model_copy(update={"heldout_split": "validation"})
+    assert len(list(documents(two, "train", seed=0))) == len(rows)
+    assert revision(one) != revision(two), "the number names the part that was read"

@@ -69,7 +69,8 @@ def revision(spec: TextSpec, split: Split = "heldout") -> str:
         case FilesText():
             return "files " + hashlib.sha256("\0".join(sorted(_file_documents(spec, split))).encode()).hexdigest()[:12]
         case HubText():
-            return f"{spec.repo}/{spec.subset or ''}@{spec.revision}"
+            part = ", one document of ten" if spec.has_one_split else ""
+            return f"{spec.repo}/{spec.subset or ''}@{spec.revision}{part}"
         case _:
             assert_never(spec)
 
@@ -197,7 +198,8 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
             yield spec.separator.join(row[spec.column] for row in islice(stream, spec.num_rows))
             return
         for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
-            yield row[spec.column]
+            if not spec.has_one_split or is_heldout(row[spec.column]) == (split == "heldout"):
+                yield row[spec.column]
 
 
 def joined_rows(spec: HubText) -> set[str]:
