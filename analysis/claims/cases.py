@@ -5,7 +5,7 @@ A case has the read-outs that are compared and the rule (`judges`, `verdicts`) t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from analysis.claims.evidence import (
 from analysis.claims.questions import corrected
 from analysis.frame import grids
 from matquant.config.grid_words import COVERED
+from matquant.errors import UserError
 
 if TYPE_CHECKING:
     from analysis.frame.opened import OpenStudy
@@ -90,9 +91,25 @@ def find(case: Case, opened: Opened, background: Background) -> Finding:
             continue
         rivals = [rival for rival in theirs if rival is not None and rival.seeds.keys() & ours.seeds.keys()]
         if len(rivals) == len(theirs):
+            if other := next((rival for rival in rivals if rival.protocols != ours.protocols), None):
+                raise UserError(_of_other_text(case, name, ours, other))
             found = case.judge(ours, rivals)
             return replace(found, experiment=name, measured=found.measured + _grids_text(ours, rivals))
     return NOT_MEASURED
+
+
+def _of_other_text(case: Case, home: str, ours: MeasuredReadOut, other: MeasuredReadOut) -> str:
+    """The sentence for two read-outs that are of other text, or other documents, so that nothing pairs them."""
+    tasks = [
+        task
+        for task in dict.fromkeys([*ours.protocols, *other.protocols])
+        if ours.protocols.get(task) != other.protocols.get(task)
+    ]
+    homes = [read.experiment or home for read in (case.ours, other.read)]
+    return (
+        f"the case {case.where!r} holds {homes[0]} against {homes[1]}, which read {', '.join(tasks)} otherwise: other "
+        "text, documents or settings; name experiments in claims.py whose read-outs are alike"
+    )
 
 
 def findings(claim: Claim, opened: Opened, background: Background) -> list[Finding]:
@@ -119,14 +136,22 @@ def _read(read: ReadOut, home: str, opened: Opened, background: Background) -> M
         return None
     noise = _noise(read, opened, background)
     if background.models and not (noise and found.cells <= noise.cells):
-        noise = _noise_of_its_own(read, study, background)
+        others = (other for other in opened.values() if found.cells <= other.cells.keys())
+        noise = _noise_of_its_own(read, (study, *others), background)
     return replace(found, unigram=background.unigram_of(read), noise=noise)
 
 
-def _noise_of_its_own(wanted: ReadOut, study: OpenStudy, background: Background) -> Noise | None:
-    """The noise of a row that is neither the MatQuant nor the Baseline whose seeds count: of itself on all models."""
-    reads = (replace(wanted, facts={**wanted.facts, "model": model}) for model in background.models)
-    return noise_of([found for found in (measured(study, read) for read in reads) if found is not None])
+def _noise_of_its_own(wanted: ReadOut, homes: Iterable[OpenStudy], background: Background) -> Noise | None:
+    """The noise of a row that is neither the MatQuant nor the Baseline whose seeds count: of itself on all models.
+
+    In the first experiment in which it has several seeds.
+    """
+    reads = [replace(wanted, facts={**wanted.facts, "model": model}) for model in background.models]
+    for study in homes:
+        noise = noise_of([found for found in (measured(study, read) for read in reads) if found is not None])
+        if noise is not None:
+            return noise
+    return None
 
 
 def _noise(wanted: ReadOut, opened: Opened, background: Background) -> Noise | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from analysis.frame.code_counts import Codes
     from analysis.frame.opened import OpenStudy
     from analysis.frame.significance import Difference, Outcomes
+    from evaluation.results.store import Protocol
     from matquant.config.cell import Cell
 
 NARROW = Slice(2)
@@ -89,6 +90,7 @@ class MeasuredReadOut:
     `codes`: of the seeds that have them.  `cells`: the ids of its checkpoints.  `noise`: the noise of training at that
     width, if known.  `unigram`: nats per token of a unigram model of the training text, if known; a model with a higher
     log perplexity has failed.  `grid`: in words.  `stored_bits`: of everything, per parameter of the whole model.
+    `is_trained`: whether it was fitted on text in an order that the seed draws.  `protocols`: by task.
     """
 
     read: ReadOut
@@ -100,6 +102,8 @@ class MeasuredReadOut:
     unigram: float | None = None
     grid: str = ""
     stored_bits: float = float("nan")
+    is_trained: bool = False
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
 
     def over(self, seeds: Sequence[int]) -> Outcomes:
         """The mean over seeds, document by document."""
@@ -212,7 +216,10 @@ def _measured(study: OpenStudy, read: ReadOut) -> MeasuredReadOut | None:
     codes = {seed: by_id[cell_id] for seed, cell_id in ids.items() if cell_id in by_id}
     grid = grids.text_of(rows.iloc[0].to_dict())
     bits, stored = (float(rows[column].iloc[0]) for column in ("effective_bits", "model_bits"))
-    return MeasuredReadOut(read, seeds, bits, codes, frozenset(ids.values()), grid=grid, stored_bits=stored)
+    is_trained = any(study.cells[cell_id].data is not None for cell_id in ids.values())
+    protocols = {task: loaded.keys[cell_id, plan, task].protocol for task in wanted}
+    of_cells = MeasuredReadOut(read, seeds, bits, codes, frozenset(ids.values()), grid=grid, stored_bits=stored)
+    return replace(of_cells, is_trained=is_trained, protocols=protocols)
 
 
 def noise_of(several: Sequence[MeasuredReadOut]) -> Noise | None:
@@ -260,15 +267,22 @@ def paired_gains(ours: MeasuredReadOut, theirs: MeasuredReadOut) -> PairedGains:
         _gain(log_pplx, -1, [difference for _, difference in each]),
         both_failed=ours.has_failed and theirs.has_failed,
     )
+    noise = noise_between(ours, theirs)
     # Two read-outs of one checkpoint do not differ by training.
-    if ours.noise is None or ours.cells & theirs.cells:
+    if noise is None or ours.cells & theirs.cells:
         return found
-    reach = ours.noise.reach(len(seeds))
+    reach = noise.reach(len(seeds))
     return replace(
         found,
-        task_avg=replace(found.task_avg, noise=reach * ours.noise.task_avg),
-        log_pplx=replace(found.log_pplx, noise=reach * ours.noise.log_pplx),
+        task_avg=replace(found.task_avg, noise=reach * noise.task_avg),
+        log_pplx=replace(found.log_pplx, noise=reach * noise.log_pplx),
     )
+
+
+def noise_between(ours: MeasuredReadOut, theirs: MeasuredReadOut) -> Noise | None:
+    """The noise of training of a difference, whichever row is the trained one; of both, the larger."""
+    known = [read.noise for read in (ours, theirs) if read.noise is not None]
+    return max(known, key=lambda noise: noise.log_pplx, default=None)
 
 
 def _differences(ours: Outcomes, theirs: Outcomes) -> tuple[Difference, Difference]:

@@ -15,6 +15,7 @@ from analysis.claims.evidence import (
     Judge,
     MeasuredReadOut,
     below_unigram,
+    noise_between,
     over_chance,
     paired_gains,
     places,
@@ -129,10 +130,11 @@ def higher_codes(ours: MeasuredReadOut, theirs: Sequence[MeasuredReadOut]) -> Fi
         f"{100 * their_highest:.3f} % of the weights"
     )
     moves = (float(mean - their_mean), float(highest - their_highest))
-    if ours.noise is None:
+    training = noise_between(ours, theirs[0])
+    if training is None:
         return Finding(text, verdicts.codes_move_up(moves))
-    reach = ours.noise.reach(len(seeds))
-    noise = (reach * ours.noise.codes[0], reach * ours.noise.codes[1])
+    reach = training.reach(len(seeds))
+    noise = (reach * training.codes[0], reach * training.codes[1])
     text += f"; by training alone up to {noise[0]:.3f} and {100 * noise[1]:.3f} %"
     return Finding(text, verdicts.codes_move_up(moves, noise))
 

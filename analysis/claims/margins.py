@@ -110,8 +110,8 @@ def _of_one_checkpoint(ours: MeasuredReadOut, theirs: MeasuredReadOut, measure: 
 
 
 def _is_trained(read: MeasuredReadOut) -> bool:
-    """True for a row that another seed changes."""
-    return len(read.seeds) > 1 or read.noise is not None
+    """True for a row that another seed changes; one seed of it, whose spread nobody knows, decides nothing."""
+    return read.is_trained or len(read.seeds) > 1 or read.noise is not None
 
 
 def _is_pooled(read: MeasuredReadOut, measure: str) -> bool:
@@ -146,7 +146,8 @@ def on_the_line(ends: Sequence[MeasuredReadOut], stored_bits: float) -> Measured
     read = ReadOut(low.read.base, low.read.method, f"between {low.read.plan} and {high.read.plan}")
     cells = low.cells | high.cells
     bits = (1 - share) * low.effective_bits + share * high.effective_bits
-    return MeasuredReadOut(read, seeds, bits, cells=cells, unigram=low.unigram, stored_bits=stored_bits)
+    line = MeasuredReadOut(read, seeds, bits, cells=cells, unigram=low.unigram, stored_bits=stored_bits)
+    return replace(line, is_trained=_is_trained(low) or _is_trained(high))
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
