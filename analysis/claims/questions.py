@@ -7,6 +7,7 @@ correction never turns one answer into another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -51,8 +52,11 @@ class Shift:
         return self.mean - half, self.mean + half
 
     def __str__(self) -> str:
+        mean = f"{signed(self.mean, '.3f')} nats"
+        if math.isinf(self.stderr):
+            return f"{mean} (one block, or one seed of what is trained: no interval)"
         low, high = (signed(end, ".3f") for end in self.interval)
-        return f"{signed(self.mean, '.3f')} nats [{low}, {high}]"
+        return f"{mean} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
