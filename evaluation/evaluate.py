@@ -40,7 +40,7 @@ from matquant.models.devices import pick_device, say_what_it_costs
 from matquant.models.foreign.loading import foreign_bits, read_foreign
 from matquant.models.layers.coverage import check_layers, coverage
 from matquant.models.loading import LoadedModel, load_model
-from matquant.models.text.tokens import heldout_tokens
+from matquant.models.text.tokens import digest_of, heldout_tokens
 from matquant.notation import FULL_BITS, Plan
 from matquant.runs.checkpoint import NestedCheckpoint, load_checkpoint
 from matquant.runs.files import read_json
@@ -259,6 +259,7 @@ class Bench:
             provenance={
                 **provenance(device=_device_name(device), seconds=seconds),
                 **({"num_cut": self.num_cut[task]} if task in self.num_cut else {}),
+                **({"tokens": digest_of(self.text)} if task == LOG_PPLX and self.text is not None else {}),
             },
             sources=self.sources if task != LOG_PPLX else {**self.sources, **self.held_out},
         )

@@ -20,6 +20,7 @@ from analysis.figures.gallery import plots
 from analysis.frame import grids
 from analysis.frame.load import COLUMNS, LoadedResults
 from analysis.frame.names import BASE_NAMES
+from analysis.frame.otherwise import measured_otherwise
 from analysis.frame.summary import CHANCE, task_name
 from analysis.page.contents import gap_texts, provenance_rows
 from analysis.tables.beside import side_by_side
@@ -323,9 +324,8 @@ def _table_of(study: OpenStudy) -> Table:
 
 def beside(number: int, study: OpenStudy) -> Table:
     """Table `number` of MatQuant, the rows of the study's algorithms, with ours as further columns."""
-    entries = side_by_side(
-        number, with_reference_notes(study.rows, study.comparisons), significant_marks(study.comparisons)
-    )
+    noted, marks = with_reference_notes(study.rows, study.comparisons), significant_marks(study.comparisons)
+    entries = side_by_side(number, noted, marks, otherwise=measured_otherwise(study.loaded))
     kept = entries["base"].isin([*study.rows["base"].unique(), "none"])
     table = by_model(number, entries[kept].reset_index(drop=True))
     return replace(table, caption=f"MatQuant, {table.caption}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -71,17 +71,15 @@ def number(address: str, opened: Mapping[str, OpenStudy]) -> float | None:
     if rows.empty:
         return None
     found = named(rows[rows["plan"].map(Plan.typed) == plan], name)
-    accuracies = (*opened[experiment].loaded.tasks, TASK_AVG)
-    if len(found) != 1 or _value_of(column) not in (*accuracies, LOG_PPLX, PERPLEXITY, *MEASURES, *COST_COLUMNS):
+    loaded = opened[experiment].loaded
+    known = (*loaded.tasks, TASK_AVG, LOG_PPLX, PERPLEXITY, *MEASURES, *COST_COLUMNS)
+    if len(found) != 1 or _value_of(column) not in known:
         return None
     row = found.iloc[0]
     # The bits of a width are known before anything is measured; the text shows measured rows only.
     value = math.nan if pd.isna(row[[TASK_AVG, LOG_PPLX]]).all() else float(row[column])
-    return None if math.isnan(value) else 100 * value if _is_percent(_value_of(column), accuracies) else value
-
-
-def _is_percent(value: str, accuracies: Sequence[str]) -> bool:
-    return value in accuracies or (value in MEASURES and is_fraction(value))
+    metric = loaded.metrics.get(_value_of(column), _value_of(column))
+    return None if math.isnan(value) else 100 * value if is_fraction(metric) else value
 
 
 def _value_of(column: str) -> str:

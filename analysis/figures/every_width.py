@@ -69,14 +69,16 @@ def lines_of(base: str) -> list[PlottedLine]:
     return [PlottedLine(name, styles[named[name]], dashes) for name, dashes in DASHES.items()]
 
 
-def widths_figure(rows: pd.DataFrame, *, base: str = "omniquant", value: str = TASK_AVG) -> Figure:
+def widths_figure(rows: pd.DataFrame, *, base: str = "omniquant", value: str = TASK_AVG, beside: bool = True) -> Figure:
     """A panel for each model of the rows of `summary.summary`; the paper's own points beside ours where it has them.
 
-    A model without results is drawn from what the paper prints, and says so.
+    A model without results is drawn from what the paper prints, and says so.  `beside=False`: nothing of the paper's
+    beside results of ours, which are another quantity.
     """
     models = list(rows["model"].unique()) or ["gemma2_9b"]
     ours = {model: points(rows[rows["model"] == model], base, value) for model in models}
     paper = {model: printed_points(model, base, value) for model in models}
+    paper = {model: found if beside or ours[model].empty else found.iloc[:0] for model, found in paper.items()}
     shown = {*pd.concat([*ours.values(), *paper.values()])["line"]}
     theirs = any(len(ours[model]) and len(paper[model]) for model in models)
     figure, grid = new_figure(COLUMN, 2.2 * len(models), len(models))
@@ -107,9 +109,22 @@ def of_one_grid(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept) if kept else rows
 
 
+def of_one_checkpoint(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the first MatQuant of each model and algorithm, and of the first other row of each name and plan.
+
+    A line of the figure goes through the slices of one checkpoint.
+    """
+    nested = rows[rows["method"] == "MatQuant"]
+    first = nested.drop_duplicates(["model", "base"])["config_id"]
+    kept = rows[(rows["method"] != "MatQuant") | rows["config_id"].isin(first)]
+    return kept[~kept.duplicated(["model", "base", "method", "plan"])]
+
+
 def points(rows: pd.DataFrame, base: str, value: str) -> pd.DataFrame:
     """Line, bits, value and its error, interpolated or not, of every read-out that is on one of LINES."""
     uniform = rows["plan"].str.fullmatch(r"int\d") | (rows["base"] == "none")
+    # The line of MinMax is of its int8, sliced: what was rounded to fewer bits is no part of it.
+    uniform &= (rows["base"] != "minmax") | (rows["method"] == "Sliced int8") | (rows["plan"] == "int8")
     measured = rows[uniform & rows[value].notna() & rows["base"].isin([base, "minmax", "none"])]
     line = measured["method"].where(measured["base"] != "minmax", "MinMax").where(measured["base"] != "none", "full")
     scale = 1 if value == LOG_PPLX else 100

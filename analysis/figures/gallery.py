@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analysis.figures.curves import curves_figure, read_log, terms_of
-from analysis.figures.every_width import of_one_grid, points, widths_figure
+from analysis.figures.every_width import of_one_checkpoint, of_one_grid, points, widths_figure
 from analysis.figures.histograms import MAX_CELLS, histogram_figure
 from analysis.figures.legends import short_names
 from analysis.figures.mixed_widths import mixnmatch_figure
@@ -18,6 +18,7 @@ from analysis.frame import grids
 from analysis.frame.axes import USUAL_AXES
 from analysis.frame.code_counts import codes_of, num_parameters
 from analysis.frame.names import model_name
+from analysis.frame.otherwise import measured_otherwise
 from evaluation.results.metrics import KL, LOG_PPLX, TASK_AVG
 from matquant.runs.folder import RunDir
 
@@ -61,7 +62,7 @@ def plots(study: Study, loaded: LoadedResults, rows: pd.DataFrame, measures: Seq
     key = short_names(styles).key
     found = [
         *_pareto(loaded, rows, codes, measures, styles, key),
-        *_widths(rows),
+        *_widths(rows, measured_otherwise(loaded)),
         *_mixed(study, loaded.store, rows, codes, styles, key),
         *_histograms(rows, codes, styles, key),
         *_curves(study, loaded.store, rows, styles, key),
@@ -102,13 +103,17 @@ def _pareto(
         )
 
 
-def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
-    """Figure 1b, for the algorithm that has a nested checkpoint."""
+def _widths(rows: pd.DataFrame, otherwise: Mapping[str, str]) -> Iterator[Plot]:
+    """Figure 1b, for the algorithm that has a nested checkpoint; without the paper's lines where ours are otherwise."""
     nested = rows[rows["method"].str.startswith("MatQuant")]
     base = nested["base"].iloc[0] if len(nested) else None
     several = bool(grids.differing(rows))
     rows = of_one_grid(rows)
+    labels = list(rows.loc[(rows["method"] == "MatQuant") & (rows["base"] == base), "label"].unique())
+    rows = of_one_checkpoint(rows)
     chosen = f" Of several grids this is one: {grids.text_of(nested.iloc[0].to_dict())}." if several and base else ""
+    if len(labels) > 1:
+        chosen += f" Of {len(labels)} checkpoints this is one: {labels[0]}."
     for value, name in ((TASK_AVG, "widths"), (LOG_PPLX, "widths_log_pplx")):
         if base is None or points(rows, base, value).query("line != 'full'")["bits"].nunique() < 3:
             continue
@@ -118,7 +123,7 @@ def _widths(rows: pd.DataFrame) -> Iterator[Plot]:
             "Hollow: interpolated, read at a width that was not trained. A line breaks where a width is not measured. "
             + BESIDE
             + chosen,
-            lambda _, value=value: widths_figure(rows, base=base, value=value),
+            lambda _, value=value: widths_figure(rows, base=base, value=value, beside=value not in otherwise),
             (COLUMN,),
         )
 
@@ -141,7 +146,7 @@ def _mixed(
             f"Layers of 2, 4 and 8 bits out of one checkpoint, beside its uniform widths. {BESIDE} {key}".strip(),
             lambda width: mixnmatch_figure(rows, width=width, styles=styles),
         )
-    cell = next((cell for cell in study.cells if cell.id in codes and cell.id in set(mixed["cell_id"])), None)
+    cell = next((cell for cell in study.cells if cell.id in codes and cell.id in _ids(mixed)), None)
     if cell is not None and store is not None:
         plans: dict[str, Plan] = {plan.label: store.plan(cell.id, plan) for plan in study.setup.readout.plans_of(cell)}
         # The widths of a searched plan are known once it has been searched for.
@@ -154,9 +159,18 @@ def _mixed(
         )
 
 
+def _ids(rows: pd.DataFrame) -> set[str]:
+    """The cells of some rows; a row of several seeds has several."""
+    return {cell_id for ids in rows["cell_id"] for cell_id in ids.split(", ")}
+
+
 def _histograms(rows: pd.DataFrame, codes: dict[str, Codes], styles: dict[str, Style], key: str) -> Iterator[Plot]:
     """Figures 1c and 4: at the parent's width, the Baseline first."""
-    parents = rows[(rows["plan"] == "int8") & rows["cell_id"].isin(list(codes))]
+    parents = rows[rows["plan"] == "int8"]
+    # A row of several seeds has their ids; its codes are those of the first that has any.
+    first = [next((one for one in ids.split(", ") if one in codes), None) for ids in parents["cell_id"]]
+    several = any(", " in ids for ids in parents["cell_id"])
+    parents = parents.assign(cell_id=first).dropna(subset="cell_id")
     panels = {
         model_name(str(model)): {
             label: codes[cell_id]
@@ -169,6 +183,7 @@ def _histograms(rows: pd.DataFrame, codes: dict[str, Codes], styles: dict[str, S
             "codes",
             "Figures 1c and 4: what training does to the codes",
             "Left: the share of every int8 code; grey lines are the borders of the int2 buckets. Right: the buckets. "
+            + ("Of several seeds: the first. " if several else "")
             + key,
             lambda width: histogram_figure(panels, width=width, styles=styles),
         )

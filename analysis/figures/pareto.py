@@ -181,7 +181,8 @@ def _draw_panel(
         axes.axhline(panel.scale * chance, **CHANCE_LINE, zorder=1)
     measured = reads.dropna(subset=[panel.value, "size"])
     measured = measured.assign(kept=non_dominated(measured["size"], panel.sign * measured[panel.value]))
-    off = far_off(measured[panel.value]) & (panel.value == LOG_PPLX)
+    # Perplexity of a model that has collapsed is infinite.
+    off = np.isinf(measured[panel.value].to_numpy(float)) | (far_off(measured[panel.value]) & (panel.value == LOG_PPLX))
     match size:
         case "disk":
             _megabyte_axis(axes, measured["size"])

@@ -49,7 +49,8 @@ def bits_axis(axes: Axes, bits: pd.Series, label: str = "effective bits per quan
     low, high = (bits.min() / ROOM, bits.max() * ROOM) if len(bits) else (2 / ROOM, 8 * ROOM)
     axes.set_xscale("log", base=2)
     axes.set_xlim(low, high)
-    plain_ticks(axes.xaxis, [width for width in (1, 2, 3, 4, 6, 8, 12, 16) if low <= width <= high])
+    widths = [width for width in (1, 2, 3, 4, 6, 8, 12, 16) if low <= width <= high]
+    plain_ticks(axes.xaxis, widths or readable_ticks(low, high))
     axes.set_xlabel(label)
 
 

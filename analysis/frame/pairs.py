@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.frame import grids
 from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import differences, outcomes
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG, is_fraction
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,11 +52,12 @@ def pairs_of(ours: OpenStudy, theirs: OpenStudy, *, first: str, second: str) -> 
 def difference_of(study: OpenStudy, first: tuple[str, str], second: tuple[str, str]) -> pd.DataFrame:
     """Two read-outs of one study, each named by its label and plan: a row for every task that both have.
 
-    Percent points, and nats for log perplexity; positive where the first has more.
+    Percent points for shares of right answers, else the unit of the metric; positive where the first has more.
     """
     ours, theirs = (_row(study, *one) for one in (first, second))
     compared = _compared(study, study, ours, theirs)
-    scales = {task: 1 if task == LOG_PPLX else 100 for task in compared}
+    metrics = {TASK_AVG: TASK_AVG, LOG_PPLX: LOG_PPLX, **study.loaded.metrics}
+    scales = {task: 100 if is_fraction(metrics.get(task, task)) else 1 for task in compared}
     columns = {
         "difference": [scales[task] * found.mean for task, found in compared.items()],
         "stderr": [scales[task] * found.stderr for task, found in compared.items()],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from analysis.frame.best import with_best
 from analysis.frame.load import load_frame
+from analysis.frame.otherwise import measured_otherwise
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.page.drawing import plain_page
@@ -73,7 +74,8 @@ def table_of(study: Study, number: int, version: Version = "v3") -> tuple[Table,
     rows = with_best(summary(loaded), loaded)
     comparisons = against_reference(rows, loaded)
     noted = with_reference_notes(rows, comparisons)
-    entries = side_by_side(number, noted, significant_marks(comparisons), version=version)
+    marks = significant_marks(comparisons)
+    entries = side_by_side(number, noted, marks, version=version, otherwise=measured_otherwise(loaded))
     return kind_of(entries)(number, entries), entries, loaded
 
 

@@ -9,6 +9,7 @@ from analysis.figures.gallery import plots
 from analysis.frame.best import with_best
 from analysis.frame.load import LoadedResults, load_frame
 from analysis.frame.measures import with_flips
+from analysis.frame.otherwise import measured_otherwise
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.page.contents import RESULT_COLUMNS, page_of
@@ -102,9 +103,10 @@ def build(
 
 def _tables(study: Study, numbers: Numbers) -> Iterator[tuple[str, Table, pd.DataFrame, str]]:
     """Title, table, numbers and name of the files of each table, in the order of the page: the paper's first."""
-    _, rows, comparisons, table = numbers
+    loaded, rows, comparisons, table = numbers
     if (number := paper_number(study.name)) is not None:
-        entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
+        noted, marks = with_reference_notes(rows, comparisons), significant_marks(comparisons)
+        entries = side_by_side(number, noted, marks, otherwise=measured_otherwise(loaded))
         paper = kind_of(entries)(number, entries)
         yield paper.caption, paper, entries, "paper"
     yield "Results", table, rows, "table"

@@ -17,7 +17,7 @@ from analysis.frame.names import TASK_NAMES
 from analysis.frame.significance import Difference, differences, document_values
 from evaluation.results.flips import flips_of
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, is_fraction
-from evaluation.results.readouts import grid_of
+from evaluation.results.readouts import grid_of, model_of
 from evaluation.results.store import Protocol, ResultStore, protocol_id
 from evaluation.sources.table import SPLITS
 from matquant.checkout import PROJECT, left_in_the_clone
@@ -33,7 +33,13 @@ class MeasuredTask(NamedTuple):
     protocol: Protocol
     inside: tuple[str, ...] = ()
     """The tasks of a group."""
+    tokens: str = ""
+    """Of text: the digest of its tokens; results of earlier versions have none."""
+    model: str = ""
+    """Of text: the name of the model."""
 
+
+OTHER_TOKENS = "log pplx is not compared: the two models cut the text into other tokens, and nats are of a token"
 
 OF_A_TASK = ("task", "data", "yaml", "members")
 """The facts of a protocol that each task has for itself."""
@@ -45,18 +51,22 @@ Measured = Mapping[tuple[str, str], MeasuredTask]
 def measured(name: str, store: ResultStore) -> Measured:
     """Everything that was measured on CELL:PLAN; UserError if there is nothing."""
     cell_id, _, plan = name.rpartition(":")
+    model = model_of(store, cell_id)
     found: dict[tuple[str, str], MeasuredTask] = {}
     for result in store.results(cell_id) if cell_id else ():
         metric = headline_metric(result.metrics)
         if result.plan == plan and metric is not None:
             values = document_values(store.documents(result.key), metric)
+            cut_into = (str(result.provenance.get("tokens", "")), model) if result.task == LOG_PPLX else ()
             if values is not None:
                 inside = tuple(result.provenance.get("inside", ()))
-                found[result.task, protocol_id(result.protocol)] = MeasuredTask(values, metric, result.protocol, inside)
+                of_task = MeasuredTask(values, metric, result.protocol, inside, *cut_into)
+                found[result.task, protocol_id(result.protocol)] = of_task
             for measure in TESTED_MEASURES if result.task == LOG_PPLX else ():
                 values = document_values(store.documents(result.key), measure)
                 if values is not None:
-                    found[measure, protocol_id(result.protocol)] = MeasuredTask(values, measure, result.protocol)
+                    of_text = MeasuredTask(values, measure, result.protocol, (), *cut_into)
+                    found[measure, protocol_id(result.protocol)] = of_text
     if not found:
         there = store.readouts()
         hint = f"there are {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "there are none"
@@ -67,8 +77,14 @@ def measured(name: str, store: ResultStore) -> Measured:
 
 
 def difference_lines(ours: Measured, theirs: Measured) -> list[str]:
-    """A line for each task that both were measured on in the same way."""
-    common = [key for key in ours if key in theirs]
+    """A line for each task that both were measured on in the same way.
+
+    Nats a token of two tokenizers are two quantities, of other blocks of text.
+    """
+    both = [key for key in ours if key in theirs]
+    common = [key for key in both if _of_the_same_tokens(ours[key], theirs[key])]
+    if both and not common:
+        raise UserError(f"the two have only text in common. {OTHER_TOKENS}; measure both on tasks, by readout.tasks=")
     if not common:
         raise UserError("the two have no task under the same protocol; measure both with the same readout.* overrides")
     labels = _labels({key: ours[key].protocol for key in common})
@@ -78,7 +94,12 @@ def difference_lines(ours: Measured, theirs: Measured) -> list[str]:
         if label:
             lines.append(f"measured with {label}:")
         lines += _lines({t: ours[key] for t, key in keys.items()}, {t: theirs[key] for t, key in keys.items()})
-    return lines
+    return lines if len(common) == len(both) else [*lines, f"{OTHER_TOKENS}."]
+
+
+def _of_the_same_tokens(ours: MeasuredTask, theirs: MeasuredTask) -> bool:
+    """True for tasks, and for text that was cut into the same tokens; results of earlier versions tell by the model."""
+    return ours.tokens == theirs.tokens if ours.tokens and theirs.tokens else ours.model == theirs.model
 
 
 def grid_lines(first: str, second: str, store: ResultStore) -> list[str]:

@@ -15,6 +15,7 @@ from analysis.figures.pareto import method_styles
 from analysis.figures.style import QUIET
 from analysis.frame.best import with_best
 from analysis.frame.measures import with_flips
+from analysis.frame.otherwise import measured_otherwise
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.page.contents import gap_texts, headlines, measured_text, provenance_rows
@@ -65,7 +66,8 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         runsets.append(wr.Runset(name=name, filters=wanted, run_settings=settings, **place))
     tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons, loaded.metrics)))]
     if (number := paper_number(study.name)) is not None:
-        entries = side_by_side(number, with_reference_notes(rows, comparisons), significant_marks(comparisons))
+        noted, marks = with_reference_notes(rows, comparisons), significant_marks(comparisons)
+        entries = side_by_side(number, noted, marks, otherwise=measured_otherwise(loaded))
         table = kind_of(entries)(number, entries)
         tables.insert(0, (table.caption, to_markdown(table)))
     others: list[Any]

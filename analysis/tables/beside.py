@@ -25,7 +25,20 @@ ROOT = f"{2**0.5:g}"
 
 COLUMNS = (
     *("version", "table", *RUN, "metric", "paper", "decimals", "should_read", "error"),
-    *("ours", "stderr", "spread", "num_seeds", "difference", "mark", "best", "notes", "cell_id", BLOCK_SHARE, "grid"),
+    *(
+        "ours",
+        "stderr",
+        "spread",
+        "num_seeds",
+        "difference",
+        "mark",
+        "best",
+        "notes",
+        "cell_id",
+        BLOCK_SHARE,
+        "grid",
+        "otherwise",
+    ),
 )
 
 
@@ -35,10 +48,12 @@ def side_by_side(
     marks: Mapping[Any, Mapping[str, str]] | None = None,
     *,
     version: Version = "v3",
+    otherwise: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """COLUMNS for every number of Table `number`, in the paper's order; percent and nats, `ours` NaN where missing.
 
-    `difference` is ours minus what the paper should read, where it is known to be wrong, else what it prints.
+    `difference` is ours minus what the paper should read, where it is known to be wrong, else what it prints; there is
+    none for a metric in `otherwise` (`analysis.frame.otherwise`), which says why ours is another quantity.
     `rows`: of `summary`; `marks`: of `significant_marks`, by row.  A model of ours that the paper does not have
     gets the same rows without a number of the paper.
     """
@@ -53,8 +68,11 @@ def side_by_side(
     theirs = printed.drop(columns="paper").rename(columns={"value": "paper"})
     entries = pd.concat([theirs, pd.DataFrame(found, index=printed.index)], axis=1)
     meant = entries["should_read"].fillna(entries["paper"])
-    entries = _naming_grids(entries)
-    return entries.assign(difference=entries["ours"] - meant)[list(COLUMNS)]
+    entries = _naming_grids(entries).assign(
+        otherwise=[(otherwise or {}).get(metric, "") for metric in entries["metric"]]
+    )
+    difference = (entries["ours"] - meant).where(entries["otherwise"] == "")
+    return entries.assign(difference=difference)[list(COLUMNS)]
 
 
 def _naming_grids(entries: pd.DataFrame) -> pd.DataFrame:
@@ -106,7 +124,10 @@ def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mappi
     measured = rows.loc[indices[0]]
     rivals = [grids.text_of(rows.loc[index].to_dict()) for index in indices]
     others = list(dict.fromkeys(grid for grid in rivals if grid != rivals[0]))
+    labels = list(dict.fromkeys(rows.loc[index, "label"] for index in indices))
     chosen = (f"the first of several grids: {rivals[0]}; not shown: {'; '.join(others)}",) if others else ()
+    if not others and len(labels) > 1:
+        chosen = (f"the first of {len(labels)} such rows: {labels[0]}; not shown: {'; '.join(labels[1:])}",)
     scale = 1 if metric in (BITS, LOG_PPLX) else 100
     missing = pd.isna(measured[metric]) or (metric == BITS and pd.isna(measured[[TASK_AVG, LOG_PPLX]]).all())
     return {

@@ -265,6 +265,7 @@ def _notes(entries: pd.DataFrame, sections: Iterable[Section]) -> tuple[str, ...
     measured = int(entries["ours"].notna().sum())
     notes.append(f"{measured} of {len(entries)} numbers measured.")
     notes += _grid_notes(entries)
+    notes += _otherwise_notes(entries)
     notes += _partial_notes(entries)
     if any("±" in text for text in texts):
         notes.append(ERROR_NOTE)
@@ -286,6 +287,16 @@ def _grid_notes(entries: pd.DataFrame) -> list[str]:
     """A sentence for the grid that all of ours share; where they differ, each of them has a note (`beside`)."""
     found = entries.loc[entries["ours"].notna() & (entries["grid"] != ""), "grid"].unique()
     return [f"Grid of ours: {found[0]}."] if len(found) == 1 else []
+
+
+def _otherwise_notes(entries: pd.DataFrame) -> list[str]:
+    """A sentence for the metrics that have a number of the paper and one of ours, and no difference between them."""
+    both = entries[entries["ours"].notna() & entries["paper"].notna() & (entries["otherwise"] != "")]
+    reasons = both.drop_duplicates(["metric", "otherwise"])
+    words = [f"{task_name(metric)} {why}" for metric, why in reasons[["metric", "otherwise"]].itertuples(index=False)]
+    if not words:
+        return []
+    return [f"Ours is another quantity than the paper's, so that no difference is printed: {'; '.join(words)}."]
 
 
 def _partial_notes(entries: pd.DataFrame) -> list[str]:

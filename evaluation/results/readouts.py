@@ -60,10 +60,21 @@ def is_of_tuning_text(protocol: Protocol) -> bool:
 
 def grid_of(store: ResultStore, cell_id: str) -> str:
     """The grid of a cell in words, from its recorded specification; empty if it has none, or that cannot be read."""
+    cell = _recorded(store, cell_id)
+    return "" if cell is None else all_words(cell)
+
+
+def model_of(store: ResultStore, cell_id: str) -> str:
+    """The name of a cell's model, from its recorded specification; empty if that cannot be read."""
+    cell = _recorded(store, cell_id)
+    return "" if cell is None else cell.model.name
+
+
+def _recorded(store: ResultStore, cell_id: str) -> Cell | None:
     try:
-        return all_words(Cell.model_validate(json.loads(store.text(cell_id, "cell.json"))))
+        return Cell.model_validate(json.loads(store.text(cell_id, "cell.json")))
     except (OSError, ValueError):
-        return ""
+        return None
 
 
 def _row(result: Result, metric: str, grid: str) -> dict[str, Any]:

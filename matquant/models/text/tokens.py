@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, assert_never
 
@@ -117,6 +118,11 @@ def heldout_tokens(
     if is_of_windows(spec):
         return windows(spec, tokenizer)
     return token_blocks(spec, tokenizer, "heldout", seed=HELDOUT_SEED, add_bos=add_bos)
+
+
+def digest_of(tokens: Int[Tensor, "sequences tokens"]) -> str:
+    """Twelve digits over the tokens that a number is about: another tokenizer makes other ones of the same text."""
+    return hashlib.sha256(tokens.to(torch.int64).contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
 def blocks_before(spec: TextSpec, other: TextSpec, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool) -> int | None:
