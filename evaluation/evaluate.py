@@ -17,7 +17,7 @@ from lm_eval.api.task import Task
 
 from evaluation.asked import Asked, asked_tasks, prompting, wanted
 from evaluation.board import Board
-from evaluation.identity import held_out_source, require_same_codes
+from evaluation.identity import held_out_source, require_same_codes, require_same_widths
 from evaluation.protocol import WHOLE, PlanShare, missing, protocols, task_source
 from evaluation.results.kept import results_artifact
 from evaluation.results.metrics import LOG_PPLX
@@ -124,6 +124,7 @@ def _found(cell: Cell, setup: Setup, plans: Iterable[Plan], store: ResultStore) 
         if plan.strategy is None:
             found[plan] = plan
         elif (facts := found_plan(run, setup.readout, plan)) is not None:
+            require_same_widths(cell, plan, facts, store)
             store.put_plan(cell.id, str(plan), facts)
             found[plan] = store.plan(cell.id, plan)
         else:
@@ -218,7 +219,9 @@ class Bench:
             return foreign_bits(self.cell.model, plan, num_parameters=num_parameters)
         if self.checkpoint is None:
             return float(FULL_BITS), {"grid_bits": 0.0, "overflow_bits": 0.0, "model_bits": float(FULL_BITS)}
-        overhead = overhead_bits(self.checkpoint.layers, plan, num_parameters=num_parameters)
+        assert self.cell.grid is not None
+        dtype = self.cell.grid.scale_dtype
+        overhead = overhead_bits(self.checkpoint.layers, plan, num_parameters=num_parameters, scale_dtype=dtype)
         share = {} if self.block_share == 1.0 else {BLOCK_SHARE: self.block_share}
         return effective_bits(self.checkpoint.layers, plan), {**overhead, **share}
 

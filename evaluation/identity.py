@@ -5,8 +5,9 @@ Asked before the first cell computes, and again when a cell's turn has come.  Im
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evaluation.protocol import is_complete
 from evaluation.results.store import ResultStore
@@ -15,6 +16,7 @@ from matquant.config.setup import Setup
 from matquant.errors import UserError
 from matquant.models.fingerprint import is_told_by_its_id, short, text_fingerprint
 from matquant.models.text.documents import revision
+from matquant.notation import Plan
 from matquant.runs.folder import RunDir, removal
 from matquant.runs.sources import (
     Sources,
@@ -100,6 +102,20 @@ def require_same_codes(cell: Cell, setup: Setup) -> None:
         )
 
 
+def require_same_widths(cell: Cell, plan: Plan, found: Mapping[str, Any], store: ResultStore) -> None:
+    """Refuses to measure the widths that a search has found beside results of other ones under the same name.
+
+    A search on another machine, or in another dtype, can end in other widths.
+    """
+    measured = [result for result in store.results(cell.id) if result.plan == str(plan)]
+    recorded = store.plan(cell.id, plan)
+    if measured and recorded.layers is not None and recorded != plan.found(found["layers"]):
+        raise UserError(
+            f"a search found other widths for {plan} of {cell.id} than {store.folder / cell.id} was measured with; "
+            f"measure all of it again after: {store.removal(cell.id)}"
+        )
+
+
 def _other_held_out(
     setup: Setup, of_results: Iterable[Sources], held_out: Sources, results: Path, unpack: Path | None
 ) -> str | None:
@@ -114,6 +130,6 @@ def _other_held_out(
     return (
         f"readout.perplexity.revision={spec.revision} of {spec.repo} holds other text ({short(now)}) than measured "
         f"{results} ({', '.join(sorted(map(short, others)))}); name the commit with "
-        f"readout.perplexity.revision={now.removeprefix('commit:')}, or measure again after: "
+        f"readout.perplexity.revision={now.removeprefix('commit:').partition(',')[0]}, or measure again after: "
         f"{removal([results], unpack)}"
     )

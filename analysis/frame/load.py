@@ -20,7 +20,7 @@ from analysis.frame.protocols import asked_for, mixed_checkpoints, repeated_task
 from analysis.frame.sources import mixed_sources
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_error, is_fraction
 from evaluation.results.store import BLOCK_SHARE, Result, ResultStore, protocol_id
-from evaluation.results.stored_bits import recounted
+from evaluation.results.stored_bits import charges_float32, recounted
 from matquant.errors import UserError
 
 if TYPE_CHECKING:
@@ -168,10 +168,13 @@ def _counted_alike(
     if store is None:
         return list(results), frozenset()
     plans = {(cell.id, plan.label): plan for cell, plan in reads if cell.objective}
+    cells = {cell.id: cell for cell, _ in reads}
     counted, older = [], set()
     for result in results:
         plan = plans.get((result.cell_id, result.plan))
         found = result if plan is None else recounted(result, plan, store)
+        if charges_float32(result, cells[result.cell_id]):
+            found = None
         if found is None:
             older.add((result.cell_id, result.plan))
         counted.append(found or result)

@@ -128,7 +128,8 @@ def _notes(loaded: LoadedResults, row: SummaryRow) -> tuple[str, ...]:
 
 OLDER_COUNT_NOTE = (
     "its + overflow and Stored are as they were stored, perhaps by an older count of a bit for every weight: the "
-    "codes.json of its cell, which they are counted anew from, is missing or of another checkpoint"
+    "codes.json of its cell, which they are counted anew from, is missing or of another checkpoint; or scales of 16 "
+    "bits are charged as if they had 32"
 )
 
 

@@ -17,6 +17,7 @@ from matquant.notation import FULL_BITS, Plan
 
 if TYPE_CHECKING:
     from evaluation.results.store import Result, ResultStore
+    from matquant.config.cell import Cell
     from matquant.notation import Slice
 
 
@@ -40,6 +41,16 @@ def recounted(result: Result, plan: Plan, store: ResultStore) -> Result | None:
     num_quantized = sum(size for size, _ in layers)
     nominal = sum(size * part.bits for size, part in layers) / num_quantized
     return replace(result, overhead=_with_list(result.overhead, nominal, lists / num_quantized))
+
+
+def charges_float32(result: Result, cell: Cell) -> bool:
+    """True for an older result that charges scales and zeros of 16 bits as if they had 32.
+
+    Told by their number: a group of g weights has two of them, 64 / g bits a weight in float32.
+    """
+    if cell.grid is None or cell.grid.scale_dtype == "float32" or not cell.grid.group_size:
+        return False
+    return bool(result.overhead.get("grid_bits", 0.0) >= 64 / cell.grid.group_size)
 
 
 def recounted_by_label(result: Result, store: ResultStore) -> Result | None:

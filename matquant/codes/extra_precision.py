@@ -12,6 +12,7 @@ from torch import Tensor
 from matquant.codes.layouts import slices_of
 from matquant.codes.nested import NestedWeight
 from matquant.codes.overflow_list import list_bits
+from matquant.codes.quantizers import DTYPES
 from matquant.codes.slicing import slice_codes
 from matquant.notation import FULL_BITS, Plan, Slice
 
@@ -45,16 +46,19 @@ def effective_bits(layers: Mapping[str, NestedWeight], plan: Plan) -> float:
     return sum(bits) / sum(sizes.values())
 
 
-def overhead_bits(layers: Mapping[str, NestedWeight], plan: Plan, *, num_parameters: int) -> dict[str, float]:
+def overhead_bits(
+    layers: Mapping[str, NestedWeight], plan: Plan, *, num_parameters: int, scale_dtype: str = "float32"
+) -> dict[str, float]:
     """Bits that the paper's count leaves out, so that nothing is hidden.
 
-    `grid_bits`: scales, zeros and transformation, per quantized weight, in the dtypes they are stored in here.
+    `grid_bits`: scales and zeros in `scale_dtype`, which they are stored in, and the transformation in float32, per
+    quantized weight.
     `overflow_bits`: the list of weights in the overflow bucket (`overflow_list.list_bits`), per quantized weight.
     `model_bits`: everything together per parameter of the whole model, with unquantized parameters in 16 bits.
     """
     slices = slices_of(plan, layers)
     num_quantized = sum(nested.codes.numel() for nested in layers.values())
-    grid = sum(8 * _num_bytes(nested) for nested in layers.values())
+    grid = sum(8 * _num_bytes(nested, DTYPES[scale_dtype].itemsize) for nested in layers.values())
     overflow = sum(
         list_bits(nested.codes.numel(), num_overflow(nested, slices[name]))
         for name, nested in layers.items()
@@ -69,10 +73,11 @@ def overhead_bits(layers: Mapping[str, NestedWeight], plan: Plan, *, num_paramet
     }
 
 
-def _num_bytes(nested: NestedWeight) -> int:
-    """Bytes of everything but the codes."""
-    tensors = [*nested.grid, *(nested.transform.tensors.values() if nested.transform else ())]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _num_bytes(nested: NestedWeight, of_a_scale: int) -> int:
+    """Bytes of everything but the codes; `of_a_scale`: of a scale, or a zero."""
+    transform = nested.transform.tensors.values() if nested.transform else ()
+    in_transform = sum(tensor.numel() * tensor.element_size() for tensor in transform)
+    return in_transform + of_a_scale * sum(tensor.numel() for tensor in nested.grid)
 
 
 def code_histogram(layers: Mapping[str, NestedWeight]) -> list[int]:

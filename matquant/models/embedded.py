@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -28,7 +29,7 @@ BLOCK = 1 << 24
 
 def converted(spec: EmbeddedModel, cache: Path) -> Path:
     """The folder of an embedded model below the cache, made once; UserError if its wheels are missing or damaged."""
-    folder = cache / f"{spec.package}-{spec.version}"
+    folder = converted_folder(spec, cache)
     if (folder / "config.json").is_file():
         return folder
     embedded_files(spec)  # asked before anything is said of them
@@ -53,6 +54,12 @@ def converted(spec: EmbeddedModel, cache: Path) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def converted_folder(spec: EmbeddedModel, cache: Path) -> Path:
+    """The place of a converted model: told by its wheel, and by the file out of it with its parts and its digest."""
+    facts = json.dumps(spec.model_dump(mode="json", include={"file", "parts", "sha256"}), sort_keys=True)
+    return cache / f"{spec.package}-{spec.version}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
 def embedded_files(spec: EmbeddedModel) -> list[Path]:

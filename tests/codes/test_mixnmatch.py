@@ -132,6 +132,8 @@ def test_overheads_are_counted_beside_the_papers_bits():
     costs = overhead_bits(layers, Plan.parse("int2"), num_parameters=2 * num_quantized)
     assert costs["grid_bits"] == 2 * 32 / 16  # a float32 scale and zero for 16 weights
     assert costs["overflow_bits"] == 0
+    half = overhead_bits(layers, Plan.parse("int2"), num_parameters=2 * num_quantized, scale_dtype="bfloat16")
+    assert half["grid_bits"] == costs["grid_bits"] / 2, "a scale is charged as it is stored, whatever it is read in"
     assert costs["model_bits"] == (2 + costs["grid_bits"] + 16) / 2
     extra = overhead_bits(layers, Plan.parse("int2+ep"), num_parameters=2 * num_quantized)
     assert 0 < extra["overflow_bits"] <= 1

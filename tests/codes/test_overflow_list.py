@@ -16,7 +16,7 @@ from analysis.frame.summary import summary
 from analysis.report.building import numbers_of, text_of
 from evaluation.results.readouts import readout_rows
 from evaluation.results.store import ResultStore
-from evaluation.results.stored_bits import recounted_by_label
+from evaluation.results.stored_bits import charges_float32, recounted_by_label
 from matquant.checkout import PROJECT
 from matquant.codes.extra_precision import code_statistics, num_overflow, overhead_bits
 from matquant.codes.nested import nest
@@ -25,7 +25,7 @@ from matquant.codes.quantizers import minmax_grid
 from matquant.config.cell import GridSpec
 from matquant.notation import Plan, Slice
 from reference.overflow_reference import read, written
-from tests.made_results import documents_of, measure, quantized, study, unquantized
+from tests.made_results import MATQUANT, documents_of, measure, quantized, study, unquantized
 
 EP = {"int8": 0.1, "int4+ep": 0.1, "int2+ep": 1.0}
 
@@ -131,3 +131,18 @@ def test_the_committed_results_of_the_study_can_all_be_counted_anew():
                 assert found is not None
                 assert found.overhead["overflow_bits"] < result.overhead["overflow_bits"]
                 assert found.overhead["model_bits"] < result.overhead["model_bits"]
+
+
+@pytest.mark.parametrize(("dtype", "grid_bits", "is_older"), [("float16", 2.0, True), ("float16", 1.0, False)])
+def test_an_older_result_that_charges_16_bit_scales_as_32_is_told(dtype, grid_bits, is_older, tmp_path):
+    cell = quantized(MATQUANT)
+    assert cell.grid is not None
+    cell = cell.model_copy(update={"grid": cell.grid.model_copy(update={"group_size": 32, "scale_dtype": dtype})})
+    made = study(tmp_path, [cell], plans=("int8",))
+    store = measure(made)
+    (result, *_) = store.results(cell.id)
+    older = dataclasses.replace(result, overhead={"grid_bits": grid_bits, "overflow_bits": 0.0, "model_bits": 12.0})
+    assert charges_float32(older, cell) is is_older
+    store.put(older, documents_of(older))
+    loaded = load_frame(made.cells, made.setup, store)
+    assert bool(loaded.by_older_count) is is_older

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from evaluation.export import export
+from evaluation.identity import require_same_widths
 from evaluation.planning import preflight
 from evaluation.results.pack import pack
 from evaluation.results.store import ResultStore
@@ -33,6 +34,8 @@ from matquant.runs.stopping import Stopped
 from matquant.search.stage import search
 from matquant.stored import digests
 from slurm.launch import launch
+from tests.made_results import MATQUANT, measure, quantized
+from tests.made_results import study as made_study
 from tests.tiny import TINY_GPTQ
 
 SMALL = ("readout.tasks=[]", "readout.plans=[int8]", "readout.perplexity.num_sequences=2")
@@ -375,6 +378,19 @@ def test_codes_of_a_second_training_are_not_measured_beside_results_of_the_first
     assert sentence.endswith(f"again after: rm -r {results.folder / cell.id}")
     shutil.rmtree(results.folder / cell.id)
     assert run(more)
+
+
+def test_widths_of_a_second_search_are_not_measured_beside_results_of_the_first(tmp_path):
+    made = made_study(tmp_path, [quantized(MATQUANT)], plans=("evolution@3",))
+    (cell,), store = made.cells, ResultStore(made.setup.paths.results)
+    (plan,) = made.setup.readout.plans_of(cell)
+    first, second = ({"layers": {"a": bits}, "search": {}} for bits in ("int4", "int2"))
+    store.put_plan(cell.id, str(plan), first)
+    require_same_widths(cell, plan, second, store)  # nothing was measured with the first
+    measure(made)
+    require_same_widths(cell, plan, {**first, "search": {"dtype": "bfloat16"}}, store)
+    with pytest.raises(UserError, match=r"a search found other widths for evolution@3.* again after: rm -r "):
+        require_same_widths(cell, plan, second, store)
 
 
 def refusal_of_run(study) -> str:

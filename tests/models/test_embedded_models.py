@@ -15,7 +15,7 @@ from matquant.checkout import PROJECT
 from matquant.config.cell import EmbeddedModel
 from matquant.errors import UserError
 from matquant.models import embedded, wheels
-from matquant.models.embedded import converted, embedded_files, wheels_of
+from matquant.models.embedded import converted, converted_folder, embedded_files, wheels_of
 from matquant.models.layers.families import blocks, linears
 from matquant.models.loading import skeleton, tokenizer_of
 
@@ -157,7 +157,7 @@ def test_without_its_wheels_the_optional_model_says_how_to_install_it(monkeypatc
 def gemma():
     """Gemma 3 270M without its weights; its first conversion takes two minutes, so only an earlier one is tested."""
     cache = Path("~/.cache/matquant").expanduser()
-    if not (cache / f"{GEMMA.package}-{GEMMA.version}" / "config.json").is_file():
+    if not (converted_folder(GEMMA, cache) / "config.json").is_file():
         pytest.skip("Gemma 3 270M is not converted: make gemma, and run once with model=gemma3_270m")
     return skeleton(GEMMA, cache=cache)
 
@@ -184,3 +184,10 @@ def test_gemma_reads_text_into_the_tokens_of_its_own_tokenizer(gemma):
     tokenizer = tokenizer_of(GEMMA, cache=Path("~/.cache/matquant").expanduser())
     assert tokenizer.encode("Hello world") == [2, 9259, 1902]  # no space before the text, BOS first
     assert tokenizer.encode("a\n\nb", add_special_tokens=False) == [236746, 108, 236763]  # two line ends are one token
+
+
+@pytest.mark.parametrize("other", [{"file": "data/other.gguf"}, {"sha256": "0" * 64}, {"parts": ("a", "b")}])
+def test_another_file_of_a_wheel_is_not_taken_for_the_one_that_was_converted(other, tmp_path):
+    found = converted_folder(GEMMA, tmp_path)
+    assert converted_folder(GEMMA.model_copy(update={"name": "another", "dtype": "bfloat16"}), tmp_path) == found
+    assert converted_folder(GEMMA.model_copy(update=other), tmp_path) != found
