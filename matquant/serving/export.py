@@ -215,10 +215,11 @@ def export_readout(
         weight = read(name)
         exactness.add(weight, format.hold(name, weight))
     if exactness.inexact and not round_zeros:
+        kept = "as codes" if format.scale_dtype is None else f"in {str(format.scale_dtype).removeprefix('torch.')}"
         raise UserError(
-            f"{format.name} at {plan} is {exactness}: it keeps zeros as codes, and those of {exactness.inexact} layers "
-            f"are none; add --round-zeros to write it all the same, choose a format with real zeros (hqq, humming "
-            f"or dense; gguf at int4){trained_with(parts.values())}"
+            f"{format.name} at {plan} is {exactness}: it keeps zeros {kept}, and those of {exactness.inexact} layers "
+            f"are none; add --round-zeros to write it all the same, choose a format with real zeros (hqq or dense; "
+            f"humming with --dtype float16; gguf at int4){trained_with(parts.values())}"
         )
     notes = list(format.notes(source)) if isinstance(format, Noted) else []
     record = Record(format.name, plan, exactness, notes, _facts(trained, checkpoint))

@@ -9,7 +9,7 @@ import torch
 from matquant.config.cell import EmbeddedText, FilesText, HubText
 from matquant.errors import UserError
 from matquant.models.random_model import byte_tokenizer
-from matquant.models.text.documents import documents, is_heldout, revision
+from matquant.models.text.documents import check_hub, documents, is_heldout, revision
 from matquant.models.text.tokens import token_blocks
 
 EMBEDDED = EmbeddedText(kind="embedded", num_sequences=3, sequence_length=16)
@@ -117,3 +117,21 @@ def test_the_one_split_of_a_data_set_is_divided_by_document(monkeypatch):
     two = one.model_copy(update={"heldout_split": "validation"})
     assert len(list(documents(two, "train", seed=0))) == len(rows)
     assert revision(one) != revision(two), "the number names the part that was read"
+
+
+@pytest.mark.parametrize("separator", [None, "\n"])
+def test_a_column_that_holds_no_text_is_refused_with_those_that_do(separator, monkeypatch):
+    rows = Streamed([{"id": 7, "text": "some text"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    spec = HubText(kind="hub", repo="a/b", column="id", separator=separator, num_sequences=1, sequence_length=8)
+    with pytest.raises(UserError, match=r"column id of data set a/b holds int, not text; set column to one of text"):
+        check_hub(spec, "train")
+    with pytest.raises(UserError, match="holds int"):
+        list(documents(spec, "train", seed=0))
+
+
+def test_a_row_without_text_is_an_empty_document(monkeypatch):
+    rows = Streamed([{"text": "some text"}, {"text": None}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    spec = HubText(kind="hub", repo="a/b", num_sequences=1, sequence_length=8)
+    assert list(documents(spec, "train", seed=0)) == ["some text", ""]

@@ -66,7 +66,9 @@ def test_an_exported_folder_reads_as_the_format_says_it_holds(tmp_path, tiny, pl
     layers = quantized(tiny.model, scope="ffn_attention")
     source = source_of(tiny, layers, Plan.parse(plan))
     format, exactness = exported(tmp_path / "out", source)
-    assert str(exactness) == "exact up to bfloat16 scales"
+    # bfloat16 has no part of a code for the zero of int8, which may lie anywhere up to 255.
+    wide = plan in ("int7", "int8", "int7+ep", "pyramid@4")
+    assert str(exactness).startswith("inexact" if wide else "exact up to bfloat16 scales")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     for name in layers:
@@ -89,7 +91,7 @@ def test_a_model_in_float16_keeps_its_scales_so_and_is_nearer(tmp_path, tiny):
         source = source_of(tiny, layers, Plan.parse("int8"))
         source.model.to(dtype)
         _, exactness = exported(tmp_path / str(dtype), source)
-        assert str(exactness) == f"exact up to {str(dtype).removeprefix('torch.')} scales"
+        assert exactness.is_scales_alone is (dtype == torch.float16)
         errors[dtype] = exactness.relative_error
     assert errors[torch.float16] < errors[torch.bfloat16] / 4 < 0.01
 

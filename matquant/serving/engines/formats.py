@@ -130,10 +130,15 @@ class Exactness:
         return f"inexact: relative weight error {self.relative_error:.2g}"
 
 
+MOVED = 1 / 8
+"""The most codes that a zero may be moved by its rounding; half a code is as much as weights are rounded by."""
+
+
 def _is_rounding(ours: Grid, theirs: Grid, dtype: torch.dtype | None) -> bool:
     """True if grids differ by the rounding to a dtype and nothing else.
 
-    A zero may be kept as it is, rounded to the dtype, or as the smallest weight -scale * zero.
+    A zero may be kept as it is, rounded to the dtype, or as the smallest weight -scale * zero.  A dtype that is too
+    coarse for it moves it by a part of a code that counts: bfloat16 has whole numbers alone from 128 on.
     """
     if dtype is None:
         return False
@@ -142,9 +147,11 @@ def _is_rounding(ours: Grid, theirs: Grid, dtype: torch.dtype | None) -> bool:
     step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the finest that the dtype has, next to nothing
     same_scale = torch.isclose(theirs.scale, ours.scale, rtol=tolerance, atol=step)
     same_zero = torch.isclose(theirs.zero, ours.zero, rtol=tolerance, atol=1e-6)
+    same_zero &= (theirs.zero - ours.zero).abs() <= MOVED
     smallest = ours.scale * ours.zero
     apart = (theirs.scale * theirs.zero - smallest).abs()
     same_smallest = apart <= tolerance * smallest.abs() + step * (1 + ours.zero.abs())
+    same_smallest &= apart <= MOVED * ours.scale.abs() + step * (1 + ours.zero.abs())
     return bool((same_scale & (same_zero | same_smallest)).all())
 
 
