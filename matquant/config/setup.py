@@ -276,6 +276,11 @@ class LocalCluster(Spec):
     evaluate_jobs: Positive = 1
     """Jobs that the plans of one cell are divided over."""
 
+    @model_validator(mode="after")
+    def _warns_in_time(self) -> LocalCluster:
+        _require_warning("time_min", self.time_min, self.signal_delay_s)
+        return self
+
 
 class SlurmCluster(Spec):
     """Jobs of a SLURM cluster, submitted as arrays."""
@@ -338,13 +343,17 @@ class SlurmCluster(Spec):
     @model_validator(mode="after")
     def _warns_in_time(self) -> SlurmCluster:
         for name in ("time_min", "evaluate_time_min"):
-            minutes = getattr(self, name)
-            if minutes is not None and self.signal_delay_s > 30 * minutes:
-                raise ValueError(
-                    f"signal_delay_s={self.signal_delay_s} is more than half of {name}={minutes}, so a job would "
-                    f"requeue itself at its start; set cluster.signal_delay_s={30 * minutes} or raise cluster.{name}"
-                )
+            _require_warning(name, getattr(self, name), self.signal_delay_s)
         return self
+
+
+def _require_warning(name: str, minutes: int | None, signal_delay_s: int) -> None:
+    """Refuses a time limit that is hardly longer than the warning before it; ValueError."""
+    if minutes is not None and signal_delay_s > 30 * minutes:
+        raise ValueError(
+            f"signal_delay_s={signal_delay_s} is more than half of {name}={minutes}, so a job would requeue itself at "
+            f"its start; set cluster.signal_delay_s={30 * minutes} or raise cluster.{name}"
+        )
 
 
 ClusterSpec = Annotated[DebugCluster | LocalCluster | SlurmCluster, Field(discriminator="kind")]

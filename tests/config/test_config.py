@@ -296,6 +296,8 @@ def test_a_mistake_is_one_sentence_that_names_the_value(overrides, message):
         (["bits.widths=[int8,int2]", "distill=8to4_and_2"], ["distill=none", "bits.widths=[int8,int2,int4]"]),
         (["bits=int2", "bits.widths=[int4]"], ["bits.parent_bits=4"]),
         (["cluster=slurm", "cluster.time_min=1"], ["cluster.signal_delay_s=30"]),
+        (["cluster=slurm", "cluster.evaluate_time_min=1"], ["cluster.signal_delay_s=30"]),
+        (["cluster=local", "cluster.time_min=1"], ["cluster.signal_delay_s=30"]),
         (["base=gptq", "distill=8to2"], ["distill=none"]),
         (["base=gptq", "bits=int4", "base.student_input=int8"], ["base.student_input=parent"]),
         (
