@@ -10,11 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import subprocess
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,12 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from evaluation.objective import as_returned
 from matquant.command import multirun
 from matquant.command.multirun import Multirun
+from matquant.config.setup import SlurmCluster
 from matquant.config.sweep import Point
 from matquant.errors import FailedCellsError, UserError
+from slurm import gpus, queue
+from slurm.sbatch.environment import DEFAULTS, POLICY, carried, environment_of_sbatch, option_of
+from slurm.sbatch.parameters import CPUS, SRUN
 
 log = logging.getLogger("matquant")
 POLL_S = 1.0
@@ -114,11 +117,11 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
     def _returns(self, leader: Multirun, points: Numbered) -> Iterator[tuple[int, JobReturn]]:
         jobs = self._submitted(points)
         leader.jobs = f"; their jobs go on: {_words_of_jobs([job for _, _, job in jobs], self._EXECUTOR)}"
-        waiting, absent = jobs, dict[str, float]()
+        waiting, absent, where = jobs, dict[str, float](), self._where()
         while waiting:
             still = []
             for number, point, job in waiting:
-                if job.done() or (self._EXECUTOR == "slurm" and _is_gone(job, absent)):
+                if job.done() or (self._EXECUTOR == "slurm" and _is_gone(job, absent, where)):
                     yield number, _ended(leader, point, _return_of(job))
                 else:
                     still.append((number, point, job))
@@ -137,7 +140,7 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
         known = BaseQueueConf.__dataclass_fields__
         settings = {
             name if name in known else f"{cluster}_{name}": value
-            for name, value in self.params.items()
+            for name, value in (self.params | self._additions()).items()
             if name not in ("submitit_folder", "max_num_timeout")
         }
         timeouts = {f"{cluster}_{name}": self.params[name] for name in ("max_num_timeout",) if name in self.params}
@@ -146,7 +149,7 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
             executor.update_parameters(**settings)
             numbers, overrides = [number for number, _ in points], [list(point) for _, point in points]
             same = [Singleton.get_state()] * len(points)
-            with redirect_stderr(StringIO()):  # submitit prints what it then raises
+            with self._surroundings(), redirect_stderr(StringIO()):  # submitit prints what it then raises
                 jobs = executor.map_array(
                     self, overrides, ["hydra.sweep.dir"] * len(points), numbers, list(map(str, numbers)), same
                 )
@@ -159,13 +162,65 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
         log.info("submitted %d points: %s", len(jobs), _words_of_jobs(jobs, cluster))
         return [(number, point, job) for (number, point), job in zip(points, jobs, strict=True)]
 
+    def _additions(self) -> Mapping[str, Any]:
+        """Parameters of submitit beside those of the configuration, or in their place."""
+        return {}
+
+    def _surroundings(self) -> AbstractContextManager[None]:
+        """The block in which submitit is called."""
+        raise NotImplementedError
+
+    def _where(self) -> str | None:
+        """The cluster that is asked for the jobs; None: that of this machine."""
+        return None
+
 
 class LocalLauncher(_JobLauncher):
     _EXECUTOR = "local"
 
+    def _surroundings(self) -> AbstractContextManager[None]:
+        """The jobs are out of reach of a Ctrl-C, after which they go on."""
+        from slurm.sessions import own_sessions  # submitit, which only starting jobs needs
+
+        count, there = self.params.get("gpus_per_node") or 0, gpus.visible_gpus()
+        if there and not count:
+            log.warning("hydra.launcher.gpus_per_node=0 hides the %d GPUs of this machine from the points", len(there))
+        return own_sessions(CUDA_VISIBLE_DEVICES=",".join(there[:count]))
+
 
 class SlurmLauncher(_JobLauncher):
+    """The jobs see the environment as those of `matquant launch` do, and nothing of a job that this process is in."""
+
     _EXECUTOR = "slurm"
+
+    def _additions(self) -> Mapping[str, Any]:
+        return {"srun_args": SRUN, "setup": [*carried(os.environ), CPUS, *(self.params.get("setup") or ())]}
+
+    def _surroundings(self) -> AbstractContextManager[None]:
+        return _variables(environment_of_sbatch(os.environ, self._cluster()))
+
+    def _where(self) -> str | None:
+        return queue.target_cluster(self._cluster())
+
+    def _cluster(self) -> SlurmCluster:
+        """The options of the launcher for which a variable may have a default."""
+        given = {option_of(name): value for name, value in (self.params.get("additional_parameters") or {}).items()}
+        named = {name: given.get(name, self.params.get(name)) for name in DEFAULTS.values()}
+        sbatch = {name: value for name, value in given.items() if name in map(option_of, POLICY)}
+        return SlurmCluster.model_validate({"kind": "slurm", **named, "sbatch": sbatch})
+
+
+@contextmanager
+def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Lets this process have these variables and no others inside the block: submitit passes them all to sbatch."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _leader() -> Multirun:
@@ -223,7 +278,7 @@ def _state(job: Any) -> str:
     return known.get(word, f"state {word}")
 
 
-def _is_gone(job: Any, absent: dict[str, float]) -> bool:
+def _is_gone(job: Any, absent: dict[str, float], where: str | None) -> bool:
     """True for a job of which accounting knows nothing and that has left the queue, twice in a row.
 
     submitit waits for ever for a job that was killed on a cluster without accounting.
@@ -232,10 +287,10 @@ def _is_gone(job: Any, absent: dict[str, float]) -> bool:
     if job.state != "UNKNOWN" or now < absent.get(f"{job.job_id} next", 0.0):
         return False
     absent[f"{job.job_id} next"] = now + GONE_S
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job.job_id, "--format", "%T"], capture_output=True, text=True, check=False
-    )
-    is_there = bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)
+    try:
+        is_there = queue.is_in_queue(job.job_id, where)
+    except UserError:  # SLURM does not answer now
+        is_there = True
     absent[job.job_id] = 0.0 if is_there else absent.get(job.job_id, 0.0) + 1
     return absent[job.job_id] >= 2
 
@@ -245,5 +300,5 @@ def _words_of_jobs(jobs: Iterable[Any], cluster: str) -> str:
     ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
     shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
     if cluster != "slurm":
-        return f"processes {shown}; `kill {' '.join(ids)}` ends them"
+        return f"processes {shown}; `kill -INT {' '.join(ids)}` ends them"
     return f"jobs {shown}; `scancel {' '.join(ids)}` ends them"

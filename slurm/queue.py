@@ -78,6 +78,13 @@ def jobs_in_queue() -> list[QueuedJob]:
     return _jobs(lines, None)
 
 
+def is_in_queue(job_id: str, cluster: str | None) -> bool:
+    """True for a job that waits or runs; UserError if SLURM does not answer."""
+    where = None if cluster == configuration().get("ClusterName") else cluster
+    jobs = _in_queue(where, [Identity(job_id, "")])
+    return any(job.job_id == job_id and not job.has_ended for job in jobs)
+
+
 def cancel(jobs: Iterable[QueuedJob]) -> None:
     """Cancels jobs, waiting or running."""
     home = configuration().get("ClusterName")

@@ -28,7 +28,7 @@ from slurm.plan import KINDS, Item, Sweep
 from slurm.records import Submission, new_launch, read_submission, write_submission
 from slurm.sbatch.environment import carried, environment_of_sbatch
 from slurm.sbatch.limits import max_array_size
-from slurm.sbatch.parameters import sbatch_parameters
+from slurm.sbatch.parameters import CPUS, sbatch_parameters
 from slurm.sbatch.refusals import keys_of
 from slurm.sbatch.submission import RefusedError, Script
 from slurm.states import endings
@@ -209,12 +209,10 @@ class Launch:
         # A module that cluster.setup loads may have set PYTHONPATH.  No colon without a path behind it: an empty entry
         # means the working directory.
         behind = 'export PYTHONPATH="$PYTHONPATH${theirs:+:$theirs}"'
-        # Since SLURM 22.05 srun does not read the CPUs of a task from its job, and would give each of them one.
-        cpus = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
         return [
             *endings.SCRIPT,
             *carried(os.environ),
-            cpus,
+            CPUS,
             *self.cluster.setup,
             'theirs="${PYTHONPATH:-}"',
             *lines,

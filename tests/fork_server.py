@@ -66,7 +66,9 @@ def become(order: dict) -> None:
     """Turns a fork into the process that was ordered, and never returns."""
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if order["deaf"] else signal.default_int_handler)
+        if order["apart"]:
+            os.setpgid(0, 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
             file = os.open(os.path.join(order["folder"], name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(file, number)

@@ -121,12 +121,21 @@ class _Server:
         self.ended: dict[int, int] = {}
         self.started: dict[int, str] = {}
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Process:
+    def start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, *, apart: bool, deaf: bool
+    ) -> Process:
         folder = Path(self.folder.name) / str(len(self.started))
         folder.mkdir()
         for name in ("stdout", "stderr"):  # to be read before the fork has come to open them
             (folder / name).touch()
-        order = {"arguments": list(arguments), "environment": dict(environment), "cwd": str(cwd), "folder": str(folder)}
+        order = {
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "cwd": str(cwd),
+            "folder": str(folder),
+            "apart": apart,
+            "deaf": deaf,
+        }
         self.socket.sendall(json.dumps(order).encode() + b"\n")
         while "pid" not in (said := self._next()):
             self.ended[said["ended"]] = said["status"]
@@ -160,9 +169,20 @@ def _server() -> _Server:
     return server
 
 
-def fork(*arguments: str, environment: Mapping[str, str] | None = None, cwd: Path = PROJECT) -> Process:
-    """Starts `python ARGUMENTS`, a script or `-m` and a module, as a fork of what is imported already."""
-    return _server().start(arguments, variables() if environment is None else environment, cwd)
+def fork(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path = PROJECT,
+    apart: bool = False,
+    deaf: bool = False,
+) -> Process:
+    """Starts `python ARGUMENTS`, a script or `-m` and a module, as a fork of what is imported already.
+
+    `apart`: in a process group of its own, as a terminal starts it; `deaf`: without ears for SIGINT, as `&` in a script
+    starts it.
+    """
+    chosen = variables() if environment is None else environment
+    return _server().start(arguments, chosen, cwd, apart=apart, deaf=deaf)
 
 
 def python(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -27,10 +27,11 @@ STUDY = (
 NAME = "name=sweep"
 
 
-def start(folder: Path, *arguments: str, subcommand: str = "launch", plan: Plan | None = None) -> Process:
+def start(folder: Path, *arguments: str, subcommand: str = "launch", plan: Plan | None = None, **how: bool) -> Process:
     """Starts `matquant launch` or `matquant status` on the tiny model, with all files under a folder."""
     environment = {**variables(), **(plan.variables if plan else {})}
-    return fork("-m", "matquant", subcommand, *tiny_overrides(folder), NAME, *arguments, environment=environment)
+    words = ("-m", "matquant", subcommand, *tiny_overrides(folder), NAME, *arguments)
+    return fork(*words, environment=environment, **how)
 
 
 def program(subcommand: str, folder: Path, *arguments: str, check: bool = True, plan: Plan | None = None) -> Process:
@@ -46,10 +47,10 @@ def launch(folder: Path, *arguments: str, check: bool = True, plan: Plan | None 
     return program("launch", folder, *arguments, check=check, plan=plan)
 
 
-def start_run(folder: Path, *arguments: str, plan: Plan | None = None) -> Process:
+def start_run(folder: Path, *arguments: str, plan: Plan | None = None, **how: bool) -> Process:
     """Starts run.py on the tiny model, with all files under a folder."""
     environment = {**variables(), **(plan.variables if plan else {})}
-    return fork("run.py", *tiny_overrides(folder), *arguments, environment=environment)
+    return fork("run.py", *tiny_overrides(folder), *arguments, environment=environment, **how)
 
 
 def items(folder: Path, *arguments: str) -> dict[tuple[str, str], dict]:

@@ -45,8 +45,13 @@ def _stays(name: str, cluster: SlurmCluster) -> bool:
         option = DEFAULTS[name]
         return getattr(cluster, option) is None and option not in cluster.sbatch
     if name in POLICY:
-        return name.removeprefix("SBATCH_").lower().replace("_", "-") not in cluster.sbatch
+        return option_of(name) not in cluster.sbatch
     return name in FINDS_THE_CLUSTER or OF_A_JOB.match(name) is None
+
+
+def option_of(name: str) -> str:
+    """The option of sbatch that a variable, or a key of a configuration, is about, as sbatch spells it."""
+    return name.removeprefix("SBATCH_").lstrip("-").lower().replace("_", "-")
 
 
 def unused(variables: Mapping[str, str], cluster: SlurmCluster) -> list[str]:

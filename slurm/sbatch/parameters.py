@@ -19,6 +19,10 @@ SAME_MATTER = {
     "gpus-per-socket": "gpus-per-node",
 }
 """Options that ask for the same thing as one of ours, which is then left out."""
+# A rank that dies takes the others with it.  Under SBATCH_EXPORT=NONE srun would pass on no variable.
+SRUN = ("--kill-on-bad-exit=1", "--export=ALL")
+# Since SLURM 22.05 srun does not read the CPUs of a task from its job, and would give each of them one.
+CPUS = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
 KEYS = {
     "time": "time_min",
     "mem": "mem_gb_per_task",
@@ -53,8 +57,7 @@ def sbatch_parameters(
         "array_parallelism": cluster.array_parallelism,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own would be refused where they are checked
-        # A rank that dies takes the others with it.  Under SBATCH_EXPORT=NONE srun would pass on no variable.
-        "srun_args": ["--kill-on-bad-exit=1", "--export=ALL"],
+        "srun_args": list(SRUN),
         "setup": list(setup),
         "additional_parameters": extra,
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 
 import pytest
 
@@ -58,6 +60,22 @@ def test_ctrl_c_says_what_is_left_and_loses_nothing(tmp_path):
     assert "the same command continues" in process.stderr
     start_run(tmp_path, *words).check()
     assert len(list(tmp_path.glob("results/*/*/log_pplx-*.json"))) == 2 + 1 + 1
+
+
+def test_after_ctrl_c_the_jobs_of_this_machine_go_on_and_the_command_that_ends_them_is_said(tmp_path):
+    plan = Plan(tmp_path / "moments", [Moment("worker", RESULT, events=("rename",), hold=True)])
+    words = ["-m", LOCALLY, f"hydra.sweep.dir={tmp_path / 'jobs'}", "base=minmax", "bits=int8", "readout.tasks=[]"]
+    process = start_run(tmp_path, *words, "readout.plans=[int8]", plan=plan, apart=True)
+    plan.wait_for(by=process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to its whole foreground group
+    assert process.wait() == 130
+    (worker,), (controller,) = plan.alive("worker"), plan.alive("controller")
+    (said,) = re.findall(r"their jobs go on: processes (\d+); `(kill .*)` ends them", process.stderr)
+    assert said == (str(controller), f"kill -INT {controller}")
+    assert os.getsid(worker) == controller
+    subprocess.run(said[1].split(), check=True)
+    plan.wait_for_end("controller", "worker")
+    assert not list(tmp_path.glob("results/*/int8/log_pplx-*.json"))
 
 
 @pytest.mark.filterwarnings("ignore")
