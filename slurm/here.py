@@ -1,21 +1,19 @@
 """The same jobs without a cluster: as processes of this machine, or, for a debugger, in this process.
 
 The launcher stays, starts what is ready while a worker is free, and looks at the disk for its outcome.  A
-launcher that is killed leaves its workers at work; the next one waits for them.
+launcher that is killed, or whose terminal is closed, leaves its workers at work; the next one waits for them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import submitit
 from tqdm import tqdm
 
@@ -25,10 +23,12 @@ from matquant.errors import UserError
 from matquant.runs.folder import RunDir
 from matquant.runs.status import LAUNCH
 from matquant.runs.stopping import remember_interrupts
-from slurm import snapshot
+from slurm import gpus, snapshot
+from slurm.interrupting import stop_jobs
 from slurm.jobs import Job
 from slurm.plan import Item, Sweep
 from slurm.records import Submission, new_launch, write_submission
+from slurm.sessions import own_sessions
 
 log = logging.getLogger("matquant")
 POLL_S = 0.3
@@ -64,20 +64,17 @@ class Workers:
         submission = Submission(self.name, "local", self.name, ended=item.ended)
         write_submission(path, submission)
         executor = submitit.LocalExecutor(self.folder, max_num_timeout=self.cluster.max_requeues)
-        first = number * self.cluster.gpus_per_worker
-        gpus = _visible_gpus()[first : first + job.num_gpus]
         executor.update_parameters(
             timeout_min=self.cluster.time_min,
             signal_delay_s=self.cluster.signal_delay_s,
             tasks_per_node=max(1, job.num_gpus),
-            gpus_per_node=len(gpus),
-            visible_gpus=gpus,
             stderr_to_stdout=True,
         )
-        with _environment(self._variables()):
+        visible = ",".join(gpus.share(self.cluster, number, job.num_gpus))
+        with _environment(self._variables()), own_sessions(CUDA_VISIBLE_DEVICES=visible):
             started = executor.submit(job)
+        self.at_work[number] = (item, started, time.monotonic())  # at once: a Ctrl-C that comes now stops it too
         write_submission(path, submission.with_process(int(started.job_id), started.paths.stdout))
-        self.at_work[number] = (item, started, time.monotonic())
 
     def finished(self) -> Iterator[tuple[Item, float]]:
         """The jobs that have ended since it was last asked, and the seconds they took."""
@@ -95,17 +92,7 @@ class Workers:
 
     def stop(self) -> None:
         """Interrupts what is at work, as Ctrl-C does, and waits for it."""
-        everyone: list[psutil.Process] = []
-        for _, job, _ in self.at_work.values():
-            with suppress(psutil.NoSuchProcess):  # ended just now
-                controller = psutil.Process(int(job.job_id))
-                children = controller.children(recursive=True)
-                everyone += [controller, *children]
-                for child in children:
-                    child.send_signal(signal.SIGINT)
-        _, stubborn = psutil.wait_procs(everyone, timeout=30)
-        for process in stubborn:
-            process.kill()
+        stop_jobs(int(job.job_id) for _, job, _ in self.at_work.values())
 
     def _variables(self) -> dict[str, str]:
         threads = max(1, (os.cpu_count() or 1) // self.cluster.workers)
@@ -123,7 +110,7 @@ def run_local(observe: Observe, choose: Choose, code: Path) -> None:
     """Runs everything that is chosen; returns when nothing is at work and nothing more is ready."""
     sweep = observe()
     workers, tried = Workers(sweep, code), set[Key]()
-    if workers.cluster.gpus_per_worker == 0 and (hidden := len(_visible_gpus())):
+    if workers.cluster.gpus_per_worker == 0 and (hidden := len(gpus.visible_gpus())):
         log.warning("cluster.gpus_per_worker=0 hides the %d GPUs of this machine from its workers", hidden)
     with tqdm(total=len(choose(sweep)), unit=" jobs", dynamic_ncols=True, mininterval=_interval()) as bar:
         try:
@@ -165,14 +152,6 @@ def run_debug(observe: Observe, choose: Choose) -> None:
             # What the user can put right needs no traceback.
             known = isinstance(error, UserError)
             log.error("%s %s failed: %s", item.stage.name, item.cell_id, error, exc_info=not known)
-
-
-def _visible_gpus() -> tuple[int, ...]:
-    """The GPUs that are there for workers: those that CUDA_VISIBLE_DEVICES names, or all."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return tuple(int(part) for part in named.split(",") if part.strip().isdigit())
-    return tuple(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
 
 
 def _now(sweep: Sweep, item: Item) -> Item:

@@ -23,7 +23,7 @@ from matquant.config.study import Study, load_study
 from matquant.disk import in_words
 from matquant.errors import UserError
 from matquant.runs.folder import SHARED
-from slurm import queue, snapshot, wording
+from slurm import gpus, queue, snapshot, wording
 from slurm.cancelling import cancel, cancel_what_waits_in_vain
 from slurm.plan import Item, Sweep, absolute, look, observe
 from slurm.showing import show_plan, without_orphans
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     study = absolute(load_study(options.overrides))
     with in_words(dict(study.setup.paths)):
         if options.cancel:
-            return cancel(_look(study, options), dry_run=options.dry_run)
+            return cancel(look(study), options.chosen, dry_run=options.dry_run)
         return launch(study, options)
 
 
@@ -87,6 +87,7 @@ def launch(study: Study, options: Options) -> int:
     preflight.check_folders(setup)
     preflight.check_tracking(setup)
     preflight.check_tasks(setup)
+    gpus.check_gpus(setup)
     feeder = None
     with _one_launcher(setup):
         sweep = _look(study, options)
@@ -125,7 +126,7 @@ def _submit(sweep: Sweep, chosen: Sequence[Item], options: Options) -> Feeder | 
 def _dry_run(study: Study, options: Options) -> int:
     """Prints everything that stands in the way, and then the plan and its cost all the same; the exit status."""
     setup = study.setup
-    checks = (preflight.check_folders, preflight.check_tracking, preflight.check_tasks)
+    checks = (preflight.check_folders, preflight.check_tracking, preflight.check_tasks, gpus.check_gpus)
     problems = [sentence for check in checks for sentence in _said(partial(check, setup))]
     if problems:
         known = setup.model_copy(update={"readout": without_unknown(setup.readout)})

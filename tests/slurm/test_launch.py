@@ -186,6 +186,53 @@ def test_cancelling_a_study_of_this_machine_stops_its_launcher_and_a_dry_run_sto
     assert told["train"] in ("interrupted", "killed")
 
 
+def test_ctrl_c_in_a_terminal_reaches_the_launcher_alone_which_lets_its_worker_end(tmp_path):
+    ending = Moment("worker", r"/train\.status\.json$", events=("write",), hold=True)
+    plan = Plan(tmp_path / "moments", [Moment("worker", BLOCK, 2, events=("rename",), hold=True), ending])
+    launcher = start(tmp_path, *STUDY, plan=plan, apart=True)
+    plan.wait_for(by=launcher)
+    (controller,), (worker,) = plan.alive("controller"), plan.alive("worker")
+    assert os.getsid(controller) == os.getsid(worker) == controller != os.getsid(launcher.pid)
+    os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does: to its whole foreground group
+    plan.wait_for(1, by=launcher)  # the worker reports its end; nobody has killed it
+    plan.go_on(1)
+    assert launcher.wait() == 130
+    assert not plan.alive("controller", "worker")
+    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *STUDY).items()}
+    assert told["train"] == "interrupted"
+
+
+def test_a_launcher_that_ignores_sigint_is_cancelled_with_its_worker(tmp_path):
+    plan = Plan(tmp_path / "moments", [Moment("worker", BLOCK, 2, events=("rename",), hold=True)])
+    launcher = start(tmp_path, *STUDY, plan=plan, deaf=True)
+    plan.wait_for(by=launcher)
+    assert "cancelled 1 jobs" in launch(tmp_path, *STUDY, "--cancel").stdout
+    assert not plan.alive("launcher", "controller", "worker")
+    assert launcher.wait() == -signal.SIGTERM
+    # The worker has heard the SIGINT that its launcher ignored.
+    told = {stage: item["reason"] for (_, stage), item in items(tmp_path, *STUDY).items()}
+    assert told["train"] == "interrupted"
+
+
+def test_cancelling_some_cells_leaves_the_launcher_at_work_on_the_others(tmp_path):
+    others = Moment("worker", r"/[^/]*-int2-[^/]*/state/[^/]*\.safetensors$", events=("rename",), hold=True)
+    mine = Moment("worker", r"/[^/]*-matquant-[^/]*/state/[^/]*\.safetensors$", events=("rename",), hold=True)
+    plan = Plan(tmp_path / "moments", [others, mine])
+    launcher = start(tmp_path, *TWO, "cluster.workers=2", plan=plan)
+    for number in (0, 1):
+        plan.wait_for(number, by=launcher, told=lambda: logs(tmp_path))
+    done = launch(tmp_path, *TWO, "--cancel", "--only", "*matquant*")
+    assert "cancelled 1 jobs" in done.stdout
+    assert f"the launcher, process {launcher.pid}, goes on with its other jobs" in done.stdout
+    assert launcher.poll() is None
+    assert len(plan.alive("worker")) == 1
+    plan.go_on(0)
+    assert launcher.wait() == 1
+    told = {(cell.split("-")[2], stage): item["state"] for (cell, stage), item in items(tmp_path, *TWO).items()}
+    assert told["int2", "train"] == told["int2", "evaluate"] == "done"
+    assert told["matquant", "train"] == "failed"
+
+
 def test_the_next_launcher_waits_for_what_a_killed_one_has_left_at_work(tmp_path, shared_folder):
     moments = [
         Moment("worker", BLOCK, 1, events=("rename",), victims=("launcher",)),

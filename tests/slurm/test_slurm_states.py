@@ -248,7 +248,7 @@ def test_a_colleague_sees_whose_the_work_is_and_neither_submits_nor_cancels_it(s
     assert "ann is at work on 1 stages: they are not submitted again" in status.text(sweep, whole=False)
     assert not OPTIONS.wants(sweep.items[0])
     assert not replace(OPTIONS, retry_failed="all").wants(sweep.items[0])
-    assert cancel(look(study), dry_run=False) == 0
+    assert cancel(look(study), OPTIONS.chosen, dry_run=False) == 0
     assert "cancelled 0 jobs" in (said := capsys.readouterr().out)
     assert "only ann can cancel them" in said
     assert slurm.calls("scancel") == []
@@ -257,10 +257,10 @@ def test_a_colleague_sees_whose_the_work_is_and_neither_submits_nor_cancels_it(s
 def test_a_stranger_with_our_number_is_not_cancelled_and_our_own_job_is(slurm, study, training, capsys):
     slurm.tell(job("7", "theirs", "RUNNING"))
     training(None, JOB)
-    cancel(look(study), dry_run=False)
+    cancel(look(study), OPTIONS.chosen, dry_run=False)
     assert slurm.calls("scancel") == []
     slurm.tell(job("7", "launch-0", "RUNNING"))
-    cancel(look(study), dry_run=False)
+    cancel(look(study), OPTIONS.chosen, dry_run=False)
     assert slurm.calls("scancel") == [["7"]]
 
 
