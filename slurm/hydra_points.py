@@ -140,7 +140,7 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
         known = BaseQueueConf.__dataclass_fields__
         settings = {
             name if name in known else f"{cluster}_{name}": value
-            for name, value in (self.params | self._additions()).items()
+            for name, value in {**self.params, **self._additions()}.items()
             if name not in ("submitit_folder", "max_num_timeout")
         }
         timeouts = {f"{cluster}_{name}": self.params[name] for name in ("max_num_timeout",) if name in self.params}

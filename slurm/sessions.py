@@ -23,7 +23,7 @@ def own_sessions(**variables: str) -> Iterator[None]:
     submitit has no option for either, and writes CUDA_VISIBLE_DEVICES itself, from numbers alone.
     """
 
-    def start(command: Any, *, env: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
+    def start(command: Any, *, env: dict[str, str], **options: Any) -> subprocess.Popen[Any]:
         with _hearing_interrupts():
             return subprocess.Popen(command, env={**env, **variables}, start_new_session=True, **options)
 

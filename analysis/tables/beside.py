@@ -124,7 +124,7 @@ def _entry(metric: str, indices: Sequence[Any], rows: pd.DataFrame, marks: Mappi
     measured = rows.loc[indices[0]]
     rivals = [grids.text_of(rows.loc[index].to_dict()) for index in indices]
     others = list(dict.fromkeys(grid for grid in rivals if grid != rivals[0]))
-    labels = list(dict.fromkeys(rows.loc[index, "label"] for index in indices))
+    labels = list(dict.fromkeys(str(rows.loc[index, "label"]) for index in indices))
     chosen = (f"the first of several grids: {rivals[0]}; not shown: {'; '.join(others)}",) if others else ()
     if not others and len(labels) > 1:
         chosen = (f"the first of {len(labels)} such rows: {labels[0]}; not shown: {'; '.join(labels[1:])}",)
