@@ -34,7 +34,8 @@ CHANGES = (
     "below the unquantized model in blocks of 32 tokens and above it in these, so OmniQuant's cases of claims 1, 2, 3 "
     "and 5 in groups of 64 are asked of them too, as checks: of one seed, with the spread of seeds in short blocks.",
     "2026-11-27, after results were seen: MatQuant between searched ranges, which learns nothing but takes its ranges "
-    "from text that the seed draws, is of three seeds like what is trained, and is asked of long blocks too, as a check.",
+    "from text that the seed draws, is of three seeds like what is trained, and is asked of long blocks too, as a "
+    "check.",
 )
 """The changes to the rules, or to the cases that they are applied to, and their occasions."""
 
