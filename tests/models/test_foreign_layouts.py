@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from matquant.errors import UserError
 from matquant.models.foreign.codebooks import any_bcq_weight, any_precision_weight, bitsandbytes_weight
 from matquant.models.foreign.integers import HQQ_TOGETHER, awq_weight, gptq_weight, hqq_weight, unpacked
 from reference import foreign_reference as slow
@@ -76,6 +77,37 @@ def test_awq_has_an_order_of_its_own():
     assert torch.equal(awq_weight(tensors, {}, 4), matrix(16, 32, weight))
 
 
+def of_groups(size: int, inputs: int, outputs: int, *, awq: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """A layer whose last group may be shorter, and its weights by the slow twin, which is told the groups."""
+    groups = -(-inputs // size)
+    tensors = {"qweight": words(inputs, outputs // 8) if awq else words(inputs // 8, outputs)}
+    tensors |= {"qzeros": words(groups, outputs // 8, seed=2), "scales": halves(groups, outputs)}
+    lists, g_idx = [one.tolist() for one in tensors.values()], [column // size for column in range(inputs)]
+
+    def weight(of_output: int, of_input: int) -> float:
+        if awq:
+            return slow.awq_weight(*lists, group_size=size, of_output=of_output, of_input=of_input)
+        return slow.gptq_weight(*lists, g_idx, bits=4, of_output=of_output, of_input=of_input)
+
+    return tensors, matrix(outputs, inputs, weight)
+
+
+@pytest.mark.parametrize("read", [gptq_weight, awq_weight])
+def test_groups_are_as_configured_and_the_last_may_be_shorter(read):
+    for size, inputs in ((32, 48), (16, 48), (48, 48), (32, 80)):
+        tensors, expected = of_groups(size, inputs, 16, awq=read is awq_weight)
+        assert torch.equal(read(tensors, {"group_size": size}, 4), expected)
+        if inputs % size == 0:  # no other size gives these shapes, to whoever knows that all groups are of one
+            assert torch.equal(read(tensors, {"group_size": -1 if size == inputs else None}, 4), expected)
+
+
+@pytest.mark.parametrize("read", [gptq_weight, awq_weight])
+def test_groups_of_a_size_that_nothing_tells_are_refused(read):
+    tensors, _ = of_groups(32, 80, 16, awq=read is awq_weight)
+    with pytest.raises(UserError, match=r"a.b has 3 groups for 80 inputs, .*group_size=16.*set the group_size"):
+        read(tensors, {"group_size": 16, "layer": "a.b"}, 4)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_hqq_packs_rows_of_groups(bits):
     rows, columns, size = 8, 40, 20
@@ -100,6 +132,11 @@ def test_hqq_packs_rows_of_groups(bits):
         return slow.hqq_weight(packed_rows, scale, zero, bits, together, size, columns, place=place)
 
     assert torch.allclose(hqq_weight(tensors, {}, bits), matrix(rows, columns, weight), rtol=1e-6)
+
+
+def test_hqq_codes_that_are_viewed_as_real_numbers_are_no_codes():
+    with pytest.raises(ValueError, match="view_as_float"):
+        hqq_weight({"W_q": torch.zeros(4, 4), "shape": torch.tensor([4, 4])}, {}, 8)
 
 
 def test_bitsandbytes_lays_codes_out_along_the_flattened_matrix():

@@ -59,6 +59,8 @@ def any_bcq_weight(tensors: Tensors, facts: Facts, bits: int) -> Float[Tensor, "
     words = tensors["qweight"][:, :bits].unsqueeze(1)
     signs = (words >> torch.arange(WORD, device=words.device)[:, None, None] & 1).mul_(2).sub_(1)
     signs = signs.flatten(0, 1)  # [in, bits, out]
+    if len(signs) % len(beta):
+        raise ValueError(f"its {len(signs)} inputs are in {len(beta)} groups, which are not of one size")
     repeats = len(signs) // len(beta)
     weight = (signs * alpha.repeat_interleave(repeats, 0)).sum(1) + beta.repeat_interleave(repeats, 0)
     return weight.T.contiguous()

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int, Int32, Integer
 from torch import Tensor
 
+from matquant.errors import UserError
+
 WORD = 32
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """The place in a word of each of eight outputs."""
@@ -52,7 +54,7 @@ def gptq_weight(tensors: Tensors, facts: Facts, bits: int) -> Float[Tensor, "out
         group = tensors["g_idx"].long()
         group = torch.where(group < 0, group + groups, group)
     else:
-        group = torch.arange(columns) // (columns // groups)
+        group = torch.arange(columns) // _group_size(facts, columns, groups)
     return (codes - zeros.T[:, group]) * scales.T[:, group]
 
 
@@ -61,8 +63,22 @@ def awq_weight(tensors: Tensors, facts: Facts, bits: int) -> Float[Tensor, "out 
     scales = tensors["scales"].float()
     codes = _awq_order(unpacked(tensors["qweight"], bits))
     zeros = _awq_order(unpacked(tensors["qzeros"], bits))
-    repeats = len(codes) // len(scales)
-    return ((codes - zeros.repeat_interleave(repeats, 0)) * scales.repeat_interleave(repeats, 0)).T.contiguous()
+    group = torch.arange(len(codes)) // _group_size(facts, len(codes), len(scales))
+    return ((codes - zeros[group]) * scales[group]).T.contiguous()
+
+
+def _group_size(facts: Facts, columns: int, groups: int) -> int:
+    """The inputs of a group: as configured, where the last group may be shorter, else as shapes alone say it."""
+    size = facts.get("group_size", facts.get("q_group_size"))
+    if isinstance(size, int) and size > 0 and -(-columns // size) == groups:
+        return size
+    if columns % groups:
+        raise UserError(
+            f"{facts.get('layer', 'a layer')} has {groups} groups for {columns} inputs, and its configuration says "
+            f"group_size={size}, which does not tell where each begins; set the group_size that it was quantized with "
+            "in config.json"
+        )
+    return columns // groups
 
 
 def _awq_order(codes: Integer[Tensor, "rows out"]) -> Integer[Tensor, "rows out"]:
@@ -73,6 +89,8 @@ def _awq_order(codes: Integer[Tensor, "rows out"]) -> Integer[Tensor, "rows out"
 def hqq_weight(tensors: Tensors, facts: Facts, bits: int) -> Float[Tensor, "out in"]:
     """A layer of HQQ, whose every setting lies beside it in the file."""
     packing = bytes(tensors["packing"].tolist()).decode() if "packing" in tensors else f"{bits}bit_u8"
+    if tensors["W_q"].is_floating_point():
+        raise ValueError("its W_q is a view of its codes as real numbers (view_as_float)")
     rows, columns = (int(length) for length in tensors["shape"])
     size, axis = int(tensors["group_size"]), int(tensors["axis"])
     codes = _hqq_codes(tensors["W_q"], bits, HQQ_TOGETHER[packing])
