@@ -27,6 +27,8 @@ AWQ_ORDER = "gemm"
 GPTQ_LAYOUTS = ("gptq", "gptq_v2")
 COMPRESSED = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "mixed-precision")
 """The layouts of compressed-tensors that are read; others need the scales of activations, or a kernel."""
+MERGED = {"weight_input", "weight_output"}
+"""The places of a rotation that lies in the stored weights already."""
 
 
 class Foreign(NamedTuple):
@@ -109,6 +111,7 @@ def _require_known_layout(format: str, facts: Mapping[str, Any], files: ForeignF
         case "awq":
             layout, known = str(facts.get("version") or facts.get("format") or AWQ_ORDER).lower(), (AWQ_ORDER,)
         case "compressed-tensors":
+            _require_no_rotation(facts, files)
             layout, known = str(facts.get("format")), COMPRESSED
         case _:
             return
@@ -116,6 +119,20 @@ def _require_known_layout(format: str, facts: Mapping[str, Any], files: ForeignF
         raise UserError(
             f"{files.title} is in the {layout} layout of {format}, which is not read here; "
             f"convert it to {' or '.join(known)}, or measure its unquantized model"
+        )
+
+
+def _require_no_rotation(facts: Mapping[str, Any], files: ForeignFiles) -> None:
+    """Refuses weights that are right only behind a rotation of activations, as SpinQuant's R4 and QuIP's are."""
+    groups = (facts.get("transform_config") or {}).get("config_groups") or {}
+    places = {name: {str(one.get("location")) for one in group.get("apply", ())} for name, group in groups.items()}
+    online = {name: sorted(found - MERGED) for name, found in places.items() if found - MERGED}
+    if online:
+        name, found = next(iter(online.items()))
+        raise UserError(
+            f"{files.title} is rotated while it runs ({name} of its transform_config, at {', '.join(found)}), which is "
+            "not read here; quantize it again with rotations that are merged into its weights, or measure its "
+            "unquantized model"
         )
 
 

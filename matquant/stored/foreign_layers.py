@@ -50,6 +50,10 @@ Parts = Mapping[str, Entry]
 """The tensors of one layer by the end of their names."""
 QUANT_STATE = "weight.quant_state.bitsandbytes__"
 WIDEST = 8
+UNUSED = ("k_scale", "v_scale", "k_zero_point", "v_zero_point", "q_scale")
+"""Scales of the cache of keys and values, which is not quantized here."""
+NAMED = 3
+"""The most tensors that a sentence names."""
 
 
 def layers_of(format: str, tensors: Entries, files: ForeignFiles) -> Layers:
@@ -57,6 +61,7 @@ def layers_of(format: str, tensors: Entries, files: ForeignFiles) -> Layers:
     mark, read = READERS[format]
     found: Layers = {}
     for name, parts in _parts(tensors, _marked(tensors, mark)).items():
+        _require_all_read(format, name, parts, files)
         try:
             found[name] = read(name, parts, files)
         except (KeyError, ValueError, IndexError, ZeroDivisionError, TypeError) as error:
@@ -70,6 +75,18 @@ def layers_of(format: str, tensors: Entries, files: ForeignFiles) -> Layers:
             "download it again"
         )
     return found
+
+
+def _require_all_read(format: str, name: str, parts: Iterable[str], files: ForeignFiles) -> None:
+    """Refuses a tensor of a layer that its reader would leave aside, such as a rotation or an order of inputs."""
+    known = re.compile(PARTS[format])
+    unread = sorted(part for part in parts if not known.fullmatch(part) and part not in UNUSED)
+    if unread:
+        more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
+        raise UserError(
+            f"{name} of {files.title} has {', '.join(unread[:NAMED])}{more}, which the reader of {format} does not "
+            "use, so that its weight would be another one; quantize it again without, or measure its unquantized model"
+        )
 
 
 def _marked(tensors: Entries, mark: str) -> set[str]:
@@ -251,3 +268,22 @@ READERS: Mapping[str, tuple[str, Callable[[str, Parts, ForeignFiles], StoredLaye
     "anybcq": ("qweight", _any_bcq),
 }
 """For each format the tensor that marks a quantized layer, and what reads the layer's facts."""
+
+PARTS: Mapping[str, str] = {
+    "gptq": "qweight|qzeros|scales|g_idx",
+    "awq": "qweight|qzeros|scales",
+    # The scales of activations are left aside, which the column Grid says.
+    "compressed-tensors": "weight|weight_(?:packed|scale|zero_point|shape)|(?:input|output)_(?:scale|zero_point)",
+    # Behind the first line, what HQQ keeps of its own settings: no weight depends on them.
+    "hqq": "W_q|scale|zero|nbits|shape|axis|packing|group_size|view_as_float"
+    "|unpack_view_dtype|quant_scale|quant_zero|compute_dtype|offload_meta|encoded_state_dict|stores_quant_config"
+    "|channel_wise|optimize|round_zero",
+    "bitsandbytes": r"weight(?:\.(?:nested_)?(?:absmax|quant_map))?"
+    rf"|{re.escape(QUANT_STATE)}(?:nf4|fp4)|SCB|weight_format",
+    "matgptq": "qweight|scales",
+    "matquant": r"scale|zero|transform\.\w+",
+    "any-precision": r"qweight|lut\d+",
+    # Its own program stores q_bias, and multiplies without it.
+    "anybcq": r"qweight|alpha_\d+|beta_\d+|q_bias",
+}
+"""For each format the tensors of a layer that its reader knows, by the end of their names."""

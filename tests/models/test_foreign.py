@@ -350,6 +350,57 @@ def test_a_configuration_of_another_format_is_refused(facts, says, folder, tmp_p
         study(tmp_path, folder)
 
 
+@pytest.mark.parametrize("location", ["input", "output", "q_attn", "k_cache"])
+def test_weights_behind_a_rotation_of_activations_are_refused(location, folder, tmp_path):
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int"}}
+    facts = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"a": group}}
+    apply = [{"targets": ["re:.*down_proj$"], "location": place} for place in (location, "weight_input")]
+    rotation = {"config_groups": {"R4": {"type": "hadamard", "apply": apply}}}
+    configure(folder, quantization_config={**facts, "transform_config": rotation})
+    with pytest.raises(UserError, match=rf"is rotated while it runs \(R4 of its transform_config, at {location}\)"):
+        study(tmp_path, folder)
+    # The next sentence is about the tensors, which are GPTQ's: what is merged into weights is no obstacle.
+    for merged in ({"config_groups": {"R1": {"type": "hadamard", "apply": apply[1:]}}}, {}, None):
+        configure(folder, quantization_config={**facts, "transform_config": merged})
+        with pytest.raises(UserError, match="none of its tensors is quantized so"):
+            study(tmp_path, folder)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_tensor_of_a_layer_that_its_reader_does_not_use_is_refused(format, tmp_path):
+    pack, config = FORMATS[format]()
+
+    def rotated(weight):
+        parts, at = pack(weight)
+        return {**parts, "R4_input.weight": torch.eye(4)}, at
+
+    foreign_folder(tmp_path / "theirs", rotated, config)
+    with pytest.raises(UserError, match=r"down_proj of .* has R4_input.weight, which the reader of .* does not use"):
+        study(tmp_path, tmp_path / "theirs")
+
+
+def test_codes_that_no_layer_has_are_refused(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.codes"] = torch.zeros(4, dtype=torch.int32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    spec = foreign(study(tmp_path, folder).one_cell())
+    with pytest.raises(UserError, match=r"1 tensor that its model does not know.*layers.0.mlp.codes"):
+        check_foreign_files(spec, skeleton(spec, cache=tmp_path))
+
+
+def test_scales_of_the_cache_are_left_aside_and_other_names_that_end_alike_are_not(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    attention = "model.layers.0.self_attn"
+    tensors |= {f"{attention}.{name}": torch.ones(1) for name in ("k_scale", "k_proj.k_scale", "v_proj.v_scale")}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    spec = foreign(study(tmp_path, folder).one_cell())
+    check_foreign_files(spec, skeleton(spec, cache=tmp_path))
+    save_file({**tensors, f"{attention}.block_scale": torch.ones(1)}, folder / "model.safetensors")
+    spec = foreign(study(tmp_path, folder).one_cell())
+    with pytest.raises(UserError, match=r"1 tensor that its model does not know.*block_scale"):
+        check_foreign_files(spec, skeleton(spec, cache=tmp_path))
+
+
 def test_a_pickle_is_never_loaded(folder, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -84,10 +84,12 @@ def check_foreign_files(spec: ForeignModel, empty: PreTrainedModel) -> None:
         tensors.leave_out_zeros(_names(empty))
         found = entries(files.weights)
         shapes = {name: found[name] for name in tensors.names() if name in found}
+    known = _names(empty)
+    # Codes that no layer has are of no real dtype, and are refused by name as unknown to the model.
     expanded: dict[str, Tensor] = {
-        name: torch.empty(entry.shape, dtype=META_DTYPES[entry.dtype], device="meta")
+        name: torch.empty(entry.shape, dtype=META_DTYPES.get(entry.dtype, torch.float32), device="meta")
         for name, entry in shapes.items()
-        if entry.dtype in REAL
+        if entry.dtype in REAL or name not in known
     }
     for name, layer in foreign.layers.items():
         expanded[f"{name}.weight"] = torch.empty(layer.shape, device="meta")

@@ -21,7 +21,7 @@ from matquant.models.foreign.integers import awq_weight, gptq_weight, hqq_weight
 from matquant.models.foreign.nested import PLANE, matgptq_weight, matquant_weight
 from matquant.stored.foreign import Foreign
 from matquant.stored.foreign_files import ForeignFiles
-from matquant.stored.foreign_layers import StoredLayer, layer_of
+from matquant.stored.foreign_layers import UNUSED, StoredLayer, layer_of
 
 Reader = Callable[[Mapping[str, Tensor], Mapping[str, Any], int], Float[Tensor, "out in"]]
 READERS: Mapping[str, Reader] = {
@@ -37,8 +37,6 @@ READERS: Mapping[str, Reader] = {
 }
 """For each format the weight of a layer at one of its widths, out of the layer's tensors and facts; in float32."""
 PLANE_FILE = "nested-plane-"
-UNUSED = ("k_scale", "v_scale", "k_zero_point", "v_zero_point", "q_scale")
-"""Scales of the cache of keys and values, which is not quantized here."""
 
 
 class ForeignTensors:
@@ -97,7 +95,7 @@ class ForeignTensors:
     def names(self) -> list[str]:
         """The names of what is not quantized."""
         of_layers = {key for parts in self._of_layer.values() for key in parts.values()}
-        return [name for name in self._places if name not in of_layers and not name.endswith(UNUSED)]
+        return [name for name in self._places if name not in of_layers and name.rpartition(".")[2] not in UNUSED]
 
     def others(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that are not quantized."""
