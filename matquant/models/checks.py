@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,8 +112,13 @@ def check_lengths(cell: Cell, heldout: TextSpec | None, config: PretrainedConfig
 # --- tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def check_tokenizer(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
-    """Refuses a tokenizer that reads no text, has more tokens than the model, or sets BOS where it is not wanted."""
+def check_tokenizer(
+    spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, num_embeddings: int, own: Container[str] | None = None
+) -> None:
+    """Refuses a tokenizer that reads no text, has more tokens than the model, or sets BOS where it is not wanted.
+
+    `own`: the tokens of the file that it was made of, where its class may have added others.
+    """
     known = tokenizer.get_vocab()
     text = tokenizer.encode("a text", add_special_tokens=False)
     if not text or all(token == tokenizer.unk_token_id for token in text):
@@ -121,18 +126,25 @@ def check_tokenizer(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, num_emb
             f"{title(spec)} has no tokenizer that reads text ({type(tokenizer).__name__} with {len(known)} tokens); "
             f"save its tokenizer there too: {SAVED_TOKENIZER}"
         )
-    _check_size(spec, tokenizer, known, num_embeddings)
+    _check_size(spec, tokenizer, known, num_embeddings, own)
     _check_bos(spec, tokenizer)
 
 
 def _check_size(
-    spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, known: Mapping[str, int], num_embeddings: int
+    spec: ModelSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    known: Mapping[str, int],
+    num_embeddings: int,
+    own: Container[str] | None,
 ) -> None:
     # Gemma-3 1B, which reads text alone, has its family's mark for images behind the last row of its embedding.
     marks = {getattr(tokenizer, f"{kind}_token", None) for kind in ("image", "audio", "video")}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and getattr(backend.model, "unk_token", None) is None:
         marks.add(tokenizer.unk_token)  # nothing is unknown to bytes: Qwen2's class adds one to any tokenizer
+    if own is not None:  # GPT-2's class gives any byte-level vocabulary of a GGUF file an <|endoftext|>
+        special = {token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
+        marks |= {token for token in tokenizer.get_added_vocab() if token not in own} - special
     outside = {token: index for token, index in known.items() if index >= num_embeddings and token not in marks}
     if outside:
         token, index = max(outside.items(), key=lambda item: item[1])

@@ -18,6 +18,7 @@ from matquant.config.cell import EmbeddedModel
 from matquant.disk import writing
 from matquant.errors import UserError
 from matquant.models.checks import plain_words, title
+from matquant.models.gguf_model import require_placed, settle
 from matquant.models.weight_files import report_kept
 from matquant.models.wheels import DataWheel, folders, reinstall
 
@@ -40,6 +41,8 @@ def converted(spec: EmbeddedModel, cache: Path) -> Path:
             read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
+            settle(read.config, path, title(spec))
+            require_placed(read.config, path, title(spec), divides=False)
             # transformers refuses to save a model that it read from GGUF: give its weights to a fresh one.
             settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
             model = type(read)(type(read.config)(**settings))

@@ -57,6 +57,7 @@ from matquant.models.weight_files import (
     report_kept,
     weight_files,
 )
+from matquant.stored.gguf_layers import gguf_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,9 @@ def _tokenizer(
     """The tokenizer of a model; UserError for one that does not suit it."""
     with report_kept(), plain_words(spec, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
-        check_tokenizer(spec, tokenizer, num_embeddings(model))
+        file = arguments.get("gguf_file")
+        own = None if file is None else gguf_vocabulary(Path(source) / file)
+        check_tokenizer(spec, tokenizer, num_embeddings(model), own)
     return tokenizer
 
 

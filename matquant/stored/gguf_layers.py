@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matquant.errors import UserError
 from matquant.stored.foreign_layers import Layers, StoredLayer
@@ -14,6 +16,59 @@ REAL = ("F64", "F32", "F16", "BF16")
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 WIDTH = re.compile(r"[A-Z]+(\d)")
 """The width in the name of a kind: Q4_K, IQ2_XS, TQ1_0, MXFP4."""
+ROPE_FACTORS = "rope_freqs.weight"
+"""The factors by which frequencies of rotary embeddings are divided: Llama 3.1's way to longer texts."""
+
+
+class GgufHeader(NamedTuple):
+    """The words of a file about its model."""
+
+    architecture: str
+    settings: Mapping[str, Any]
+    """Of the architecture, by their names without it."""
+    tensors: tuple[str, ...]
+    rope_factors: tuple[float, ...] | None
+
+
+def gguf_header(path: Path) -> GgufHeader:
+    """The settings and the names of tensors of a file as it is now."""
+    return _header(path, _state(path))
+
+
+def gguf_vocabulary(path: Path) -> frozenset[str]:
+    """The tokens of a file as it is now; none if it has no tokenizer."""
+    return _vocabulary(path, _state(path))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _header(path: Path, state: tuple[int, int]) -> GgufHeader:
+    reader = _opened(path)
+    name = reader.get_field("general.architecture")
+    if name is None:
+        raise UserError(f"{path} does not name its architecture; copy or download it again")
+    architecture = name.contents()
+    start = f"{architecture}."
+    settings = {
+        key.removeprefix(start): field.contents() for key, field in reader.fields.items() if key.startswith(start)
+    }
+    factors = next((tensor.data for tensor in reader.tensors if tensor.name == ROPE_FACTORS), None)
+    return GgufHeader(
+        architecture,
+        settings,
+        tuple(tensor.name for tensor in reader.tensors),
+        None if factors is None else tuple(float(factor) for factor in factors.flatten()),
+    )
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(path: Path, state: tuple[int, int]) -> frozenset[str]:
+    field = _opened(path).get_field("tokenizer.ggml.tokens")
+    return frozenset() if field is None else frozenset(field.contents())
 
 
 def gguf_contents(path: Path) -> tuple[str, str, str, Layers]:

@@ -7,6 +7,7 @@ it renames, ties or refuses is done here too.  GGUF it reads by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from matquant.models.foreign.compressed import require_library
 from matquant.models.foreign.matgptq import read_packed
 from matquant.models.foreign.matgptq_damage import refuse_reaching_both_ends
 from matquant.models.foreign.weights import ForeignTensors
+from matquant.models.gguf_model import divide_frequencies, require_placed, settle
 from matquant.models.layers.linear_layers import LinearOfConv1D
 from matquant.models.weight_files import check_report, check_tensors, report_kept
 from matquant.notation import FULL_BITS, Plan
@@ -65,6 +67,8 @@ def foreign_config(spec: ForeignModel) -> PretrainedConfig:
         if files.gguf is None:
             check_config(spec, {key: value for key, value in files.config.items() if "_config" not in key})
         config = AutoConfig.from_pretrained(source, **arguments)
+        if files.gguf is not None:
+            settle(config, files.gguf, title(spec))
     for one in (config, config.get_text_config()):
         for key in OF_STORAGE:
             if hasattr(one, key):
@@ -78,6 +82,7 @@ def check_foreign_files(spec: ForeignModel, empty: PreTrainedModel) -> None:
     if foreign.format == "compressed-tensors":
         require_library()
     if files.gguf is not None:
+        require_placed(foreign_config(spec), files.gguf, title(spec))
         return
     _require_linear(empty, foreign, spec)
     with ForeignTensors(files, foreign) as tensors:
@@ -118,7 +123,7 @@ def load_foreign(spec: ForeignModel, empty: PreTrainedModel, dtype: torch.dtype)
     """The model with every layer at its widest."""
     files, foreign = opened(spec)
     if files.gguf is not None:
-        return _load_gguf(spec, files, dtype)
+        return _load_gguf(spec, files.gguf, files, dtype)
     check_foreign_files(spec, empty)
     if foreign.format == "matgptq":
         refuse_reaching_both_ends(read_packed(files.folder).layers, or_else=IMPORTED)
@@ -140,12 +145,17 @@ def load_foreign(spec: ForeignModel, empty: PreTrainedModel, dtype: torch.dtype)
     return model
 
 
-def _load_gguf(spec: ForeignModel, files: ForeignFiles, dtype: torch.dtype) -> PreTrainedModel:
+def _load_gguf(spec: ForeignModel, path: Path, files: ForeignFiles, dtype: torch.dtype) -> PreTrainedModel:
     source, arguments = _source(files)
+    config = foreign_config(spec)
+    require_placed(config, path, title(spec))
     with report_kept(), plain_words(spec):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, output_loading_info=True, **arguments
+        )
     model, info = loaded
     check_report(info, title(spec))
+    divide_frequencies(model, path)
     return model
 
 

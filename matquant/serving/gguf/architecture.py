@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from matquant.errors import UserError
+from matquant.models.gguf_model import BLOCKS_27B
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,6 @@ class Architecture:
     """Norms are stored with 1 added."""
     period: int | None = None
     """Every so many blocks, one attends to everything and not to a window."""
-    num_blocks_27b: int | None = None
-    """Blocks of the size for which llama.cpp scales attention by the hidden size of a head."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -40,8 +39,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "gemma": Architecture("gemma", "gelu_pytorch_tanh", adds_one=True),
-    "gemma2": Architecture("gemma2", "gelu_pytorch_tanh", adds_one=True, period=2, num_blocks_27b=46),
-    "gemma3_text": Architecture("gemma3", "gelu_pytorch_tanh", adds_one=True, period=6, num_blocks_27b=62),
+    "gemma2": Architecture("gemma2", "gelu_pytorch_tanh", adds_one=True, period=2),
+    "gemma3_text": Architecture("gemma3", "gelu_pytorch_tanh", adds_one=True, period=6),
 }
 """By the `model_type` of transformers."""
 
@@ -78,7 +77,7 @@ def _check_gemma(config: Any, found: Architecture) -> None:
     if list(config.layer_types) != expected:
         raise _other(config.model_type, f"a window in all blocks but every {found.period}th, and this model differs")
     of_head = config.hidden_size / config.num_attention_heads
-    scalar = of_head if config.num_hidden_layers == found.num_blocks_27b else config.head_dim
+    scalar = of_head if config.num_hidden_layers == BLOCKS_27B.get(config.model_type) else config.head_dim
     if config.query_pre_attn_scalar != scalar:
         raise _other(
             config.model_type, f"query_pre_attn_scalar={scalar:g}, and this model has {config.query_pre_attn_scalar}"
