@@ -68,7 +68,8 @@ def test_a_file_is_measured_as_the_model_that_was_written(kind, settings, tmp_pa
     read, _ = load_model(cell.model, cache=tmp_path, dtype="float32", device=CPU)
     tokens = torch.randint(0, 256, (1, 100), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert (read(tokens).logits - model(tokens).logits).abs().max() < 1e-5
+        # Gemma's norms lie in the file as 1 + w, which rounds w, and sharp attention makes more of it (2e-5).
+        assert (read(tokens).logits - model(tokens).logits).abs().max() < 1e-4
 
 
 def test_frequencies_stay_in_float32_whatever_the_weights_are_read_as(tmp_path):
