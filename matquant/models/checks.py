@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -144,7 +144,8 @@ def _check_size(
         marks.add(tokenizer.unk_token)  # nothing is unknown to bytes: Qwen2's class adds one to any tokenizer
     if own is not None:  # GPT-2's class gives any byte-level vocabulary of a GGUF file an <|endoftext|>
         special = {token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
-        marks |= {token for token in tokenizer.get_added_vocab() if token not in own} - special
+        added: Mapping[str, int] = cast(Any, tokenizer).get_added_vocab()
+        marks |= {token for token in added if token not in own} - special
     outside = {token: index for token, index in known.items() if index >= num_embeddings and token not in marks}
     if outside:
         token, index = max(outside.items(), key=lambda item: item[1])

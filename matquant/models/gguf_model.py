@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
-from transformers.integrations import GGUF_CONFIG_MAPPING
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from matquant.errors import UserError
@@ -23,7 +23,7 @@ from matquant.models.weight_files import counted, named
 from matquant.stored.gguf_layers import ROPE_FACTORS, gguf_header
 
 try:
-    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS as REPORTED
+    from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS as REPORTED
 except ImportError:  # older versions of transformers read every architecture by maps
     REPORTED = {}
 
@@ -132,7 +132,7 @@ def _settle_scaling(rope: MutableMapping[str, Any], given: MutableMapping[str, A
     if kind not in ("none", "linear") or scales:
         raise _passed_over(title, scaling, "rotary embeddings that are scaled in a way that is not read here")
     if kind == "linear" and factor != 1.0:
-        rope |= {"rope_type": "linear", "factor": float(factor)}
+        rope.update(rope_type="linear", factor=float(factor))
 
 
 def _passed_over(title: str, given: Mapping[str, Any], what: str) -> UserError:
