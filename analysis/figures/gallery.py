@@ -139,12 +139,13 @@ def _mixed(
     mixed = rows[rows["method"].str.startswith(("Mix'n'Match", "Searched"))]
     if mixed.empty:
         return
+    panels = [panel for panel in PANELS if study.setup.readout.tasks or panel.value != TASK_AVG]
     if mixed["method"].str.startswith("Mix'n'Match").any():
         yield Plot(
             "mixnmatch",
             "Figures 2 and 3: Mix'n'Match",
             f"Layers of 2, 4 and 8 bits out of one checkpoint, beside its uniform widths. {BESIDE} {key}".strip(),
-            lambda width: mixnmatch_figure(rows, width=width, styles=styles),
+            lambda width: mixnmatch_figure(rows, width=width, styles=styles, panels=panels),
         )
     cell = next((cell for cell in study.cells if cell.id in codes and cell.id in _ids(mixed)), None)
     if cell is not None and store is not None:

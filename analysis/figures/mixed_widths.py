@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from analysis.frame.names import BASE_NAMES, model_name, named_weights
 from evaluation.results.metrics import LOG_PPLX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from matplotlib.axes import Axes
@@ -29,8 +30,14 @@ UNIFORM = "MatQuant"
 MIXED = "Mix'n'Match"
 
 
-def mixnmatch_figure(rows: pd.DataFrame, *, width: float = TEXT, styles: Mapping[str, Style] | None = None) -> Figure:
-    """A row of panels for each checkpoint that is read mixed: Task Avg and log perplexity against effective bits.
+def mixnmatch_figure(
+    rows: pd.DataFrame,
+    *,
+    width: float = TEXT,
+    styles: Mapping[str, Style] | None = None,
+    panels: Sequence[Panel] = PANELS,
+) -> Figure:
+    """The panels of each checkpoint that is read mixed: Task Avg and log perplexity against effective bits.
 
     `rows` of `summary.summary`.
     """
@@ -41,12 +48,16 @@ def mixnmatch_figure(rows: pd.DataFrame, *, width: float = TEXT, styles: Mapping
     checkpoints = list(dict(tuple(chosen.groupby("config_id", sort=False))).values()) or [chosen]
     full = rows[rows["base"] == "none"]
     across = columns_of(width)
-    lines = len(checkpoints) * len(PANELS) // across
+    shown = list(product(checkpoints, panels))
+    across = min(across, len(shown))
+    lines = math.ceil(len(shown) / across)
     figure, grid = new_figure(width, 2.1 * lines, lines, across)
     handles = _legend(pd.concat([full, chosen]), styles)
     figure.set_figheight(2.1 * lines + 0.1 + 0.15 * legends.rows(figure, handles))
     with matplotlib.rc_context(RC):
-        for axes, (checkpoint, panel) in zip(grid.flat, product(checkpoints, PANELS), strict=True):
+        for axes in list(grid.flat)[len(shown) :]:
+            axes.set_axis_off()
+        for axes, (checkpoint, panel) in zip(list(grid.flat)[: len(shown)], shown, strict=True):
             of_model = full[full["model"].isin(checkpoint["model"])]
             _draw(axes, pd.concat([of_model, checkpoint]), panel, styles)
             name = _name(checkpoint, chosen) if len(checkpoints) > 1 else ""

@@ -267,6 +267,14 @@ def test_a_size_axis_without_a_whole_width_has_ticks():
     figure.clear()
 
 
+def test_a_study_without_tasks_has_no_empty_panel_for_them(tmp_path):
+    made = study(tmp_path, [quantized(MATQUANT), unquantized()], plans=("int8", "int2", *MIXED), tasks=())
+    measure(made)
+    (plot,) = [plot for plot in plots(made, load_of(made), rows_of(made)) if plot.name == "mixnmatch"]
+    (axes,) = plot.draw(TEXT).axes
+    assert "log perplexity" in axes.get_title(loc="left")
+
+
 # --- curves and plans -------------------------------------------------------------------------------------------------
 
 
