@@ -364,18 +364,12 @@ ON_C4 = ["base=omniquant", "bits=int4", "data=c4", "readout=paper", "perplexity=
 @pytest.mark.parametrize(
     ("typed", "remedies"),
     [
-        (
-            ["readout.perplexity.heldout_split=train"],
-            ["data.heldout_split=train"],
-        ),
+        (["readout.perplexity.heldout_split=train"], ["data.heldout_split=train"]),
         (
             ["readout.perplexity.heldout_split=train", "readout.perplexity.train_split=validation"],
             ["data.heldout_split=train", "readout.perplexity.train_split=train"],
         ),
-        (
-            ["data.train_split=validation"],
-            ["data.heldout_split=validation", "readout.perplexity.train_split=validation"],
-        ),
+        (["data.train_split=validation"], ["readout.perplexity.train_split=validation"]),
     ],
 )
 def test_text_that_a_model_is_trained_on_is_not_read_on(typed, remedies):

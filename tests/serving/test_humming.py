@@ -67,7 +67,7 @@ def test_an_exported_folder_reads_as_the_format_says_it_holds(tmp_path, tiny, pl
     source = source_of(tiny, layers, Plan.parse(plan))
     format, exactness = exported(tmp_path / "out", source)
     # bfloat16 has no part of a code for the zero of int8, which may lie anywhere up to 255.
-    wide = plan in ("int7", "int8", "int7+ep", "pyramid@4")
+    wide = plan in ("int7", "int8", "int7+ep")
     assert str(exactness).startswith("inexact" if wide else "exact up to bfloat16 scales")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
