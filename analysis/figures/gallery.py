@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.figures.curves import curves_figure, read_log, terms_of
 from analysis.figures.every_width import of_one_checkpoint, of_one_grid, points, widths_figure
@@ -169,7 +169,7 @@ def _histograms(rows: pd.DataFrame, codes: dict[str, Codes], styles: dict[str, S
     """Figures 1c and 4: at the parent's width, the Baseline first."""
     parents = rows[rows["plan"] == "int8"]
     # A row of several seeds has their ids; its codes are those of the first that has any.
-    first = [next((one for one in ids.split(", ") if one in codes), None) for ids in parents["cell_id"]]
+    first: Any = [next((one for one in ids.split(", ") if one in codes), None) for ids in parents["cell_id"]]
     several = any(", " in ids for ids in parents["cell_id"])
     parents = parents.assign(cell_id=first).dropna(subset="cell_id")
     panels = {
