@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import submitit
@@ -28,6 +27,7 @@ from slurm.interrupting import stop_jobs
 from slurm.jobs import Job
 from slurm.plan import Item, Sweep
 from slurm.records import Submission, new_launch, write_submission
+from slurm.sbatch.environment import having
 from slurm.sessions import own_sessions
 
 log = logging.getLogger("matquant")
@@ -71,7 +71,7 @@ class Workers:
             stderr_to_stdout=True,
         )
         visible = ",".join(gpus.share(self.cluster, number, job.num_gpus))
-        with _environment(self._variables()), own_sessions(CUDA_VISIBLE_DEVICES=visible):
+        with having({**os.environ, **self._variables()}), own_sessions(CUDA_VISIBLE_DEVICES=visible):
             started = executor.submit(job)
         self.at_work[number] = (item, started, time.monotonic())  # at once: a Ctrl-C that comes now stops it too
         write_submission(path, submission.with_process(int(started.job_id), started.paths.stdout))
@@ -165,18 +165,6 @@ def _tell(bar: tqdm, item: Item, seconds: float) -> None:
         bar.write(f"done    {what} in {duration(seconds)}")
     else:
         bar.write(f"failed  {what}: {item.reason}: {item.note}")
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Sets variables for a process that is started inside the block."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _interval() -> float:

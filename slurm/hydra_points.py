@@ -13,7 +13,7 @@ import shlex
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from matquant.config.setup import SlurmCluster
 from matquant.config.sweep import Point
 from matquant.errors import FailedCellsError, UserError
 from slurm import gpus, queue
-from slurm.sbatch.environment import DEFAULTS, POLICY, carried, environment_of_sbatch, option_of
+from slurm.sbatch.environment import DEFAULTS, POLICY, carried, environment_of_sbatch, having, option_of
 from slurm.sbatch.parameters import CPUS, SRUN
 
 log = logging.getLogger("matquant")
@@ -168,7 +168,7 @@ class _JobLauncher(submitit_launcher.BaseSubmititLauncher):
 
     def _surroundings(self) -> AbstractContextManager[None]:
         """The block in which submitit is called."""
-        raise NotImplementedError
+        return nullcontext()
 
     def _where(self) -> str | None:
         """The cluster that is asked for the jobs; None: that of this machine."""
@@ -197,7 +197,8 @@ class SlurmLauncher(_JobLauncher):
         return {"srun_args": SRUN, "setup": [*carried(os.environ), CPUS, *(self.params.get("setup") or ())]}
 
     def _surroundings(self) -> AbstractContextManager[None]:
-        return _variables(environment_of_sbatch(os.environ, self._cluster()))
+        # submitit passes every variable of this process to sbatch.
+        return having(environment_of_sbatch(os.environ, self._cluster()))
 
     def _where(self) -> str | None:
         return queue.target_cluster(self._cluster())
@@ -208,19 +209,6 @@ class SlurmLauncher(_JobLauncher):
         named = {name: given.get(name, self.params.get(name)) for name in DEFAULTS.values()}
         sbatch = {name: value for name, value in given.items() if name in map(option_of, POLICY)}
         return SlurmCluster.model_validate({"kind": "slurm", **named, "sbatch": sbatch})
-
-
-@contextmanager
-def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Lets this process have these variables and no others inside the block: submitit passes them all to sbatch."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _leader() -> Multirun:

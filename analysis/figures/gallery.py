@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from analysis.figures.curves import curves_figure, read_log, terms_of
-from analysis.figures.every_width import of_one_checkpoint, of_one_grid, points, widths_figure
+from analysis.figures.every_width import of_one_checkpoint, of_one_grid, points, printed_points, widths_figure
 from analysis.figures.histograms import MAX_CELLS, histogram_figure
 from analysis.figures.legends import short_names
 from analysis.figures.mixed_widths import mixnmatch_figure
@@ -114,7 +114,13 @@ def _widths(rows: pd.DataFrame, otherwise: Mapping[str, str]) -> Iterator[Plot]:
     chosen = f" Of several grids this is one: {grids.text_of(nested.iloc[0].to_dict())}." if several and base else ""
     if len(labels) > 1:
         chosen += f" Of {len(labels)} checkpoints this is one: {labels[0]}."
+    printed = base is not None and any(
+        len(printed_points(str(model), base, LOG_PPLX)) for model in rows["model"].unique()
+    )
     for value, name in ((TASK_AVG, "widths"), (LOG_PPLX, "widths_log_pplx")):
+        left = (
+            f" The paper's points are left out: ours are {otherwise[value]}." if printed and value in otherwise else ""
+        )
         if base is None or points(rows, base, value).query("line != 'full'")["bits"].nunique() < 3:
             continue
         yield Plot(
@@ -122,7 +128,8 @@ def _widths(rows: pd.DataFrame, otherwise: Mapping[str, str]) -> Iterator[Plot]:
             f"Figure 1b: {'Task Avg' if value == TASK_AVG else 'log perplexity'} at every width",
             "Hollow: interpolated, read at a width that was not trained. A line breaks where a width is not measured. "
             + BESIDE
-            + chosen,
+            + chosen
+            + left,
             lambda _, value=value: widths_figure(rows, base=base, value=value, beside=value not in otherwise),
             (COLUMN,),
         )

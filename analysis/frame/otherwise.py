@@ -1,4 +1,4 @@
-"""What of ours is another quantity than the paper's, so that no difference between them means anything."""
+"""The numbers of ours that are another quantity than the paper's: a difference between the two would mean nothing."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from analysis.figures.gallery import Plot, plots
 from analysis.figures.style import SCREEN_DPI, TEXT, save_figure
 from analysis.frame.code_counts import slicing_steps
 from analysis.frame.opened import OpenStudy
+from analysis.frame.otherwise import measured_otherwise
 from analysis.frame.pairs import difference_of, pairs_of
 from analysis.page.contents import gap_texts, headlines, provenance_rows
 from analysis.tables.drawing import to_html, to_text
@@ -101,7 +102,8 @@ class ShownStudy:
     def paper_table(self, number: int) -> ShownTable:
         """Table `number` of MatQuant, ours beneath theirs."""
         rows, comparisons = self.opened.rows, self.opened.comparisons
-        return ShownTable(paper_table(number, with_reference_notes(rows, comparisons), significant_marks(comparisons)))
+        noted, marks = with_reference_notes(rows, comparisons), significant_marks(comparisons)
+        return ShownTable(paper_table(number, noted, marks, otherwise=measured_otherwise(self.opened.loaded)))
 
     def only(self, *names: str) -> ShownStudy:
         """The rows whose names begin with one of these: `MatQuant`, `Baseline (OmniQuant)`."""

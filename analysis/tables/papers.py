@@ -60,9 +60,10 @@ def paper_table(
     marks: Mapping[Any, Mapping[str, str]] | None = None,
     *,
     version: Version = "v3",
+    otherwise: Mapping[str, str] | None = None,
 ) -> Table:
     """Table `number` of the paper with the rows of `summary.summary`; `marks` are those of `significant_marks`."""
-    entries = side_by_side(number, rows, marks, version=version)
+    entries = side_by_side(number, rows, marks, version=version, otherwise=otherwise)
     return kind_of(entries)(number, entries)
 
 

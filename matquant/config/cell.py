@@ -230,7 +230,7 @@ class HubText(Text):
     train_split: str = "train"
     """The split that calibration text is taken from."""
     heldout_split: str = "validation"
-    """The split that log perplexity is read on; if it is train_split, one document of ten is held out of both."""
+    """The split that log perplexity is read on; if it is train_split, one document of ten, by its own text."""
     column: str = "text"
     """The column that holds the text."""
     revision: str = "main"

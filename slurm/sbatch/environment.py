@@ -6,9 +6,11 @@ the new ones: its memory, its tasks, its place in an array.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from matquant.config.setup import SlurmCluster
 
@@ -47,6 +49,19 @@ def _stays(name: str, cluster: SlurmCluster) -> bool:
     if name in POLICY:
         return option_of(name) not in cluster.sbatch
     return name in FINDS_THE_CLUSTER or OF_A_JOB.match(name) is None
+
+
+@contextmanager
+def having(variables: Mapping[str, str]) -> Iterator[None]:
+    """Lets this process have these variables and no others inside the block, for the processes that it starts there."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def option_of(name: str) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.claims import judges, margins, verdicts
-from analysis.claims.cases import Background, Case, Claim, find, findings, paper_text
+from analysis.claims.cases import Case, Claim, find, findings, paper_text
 from analysis.claims.definition import (
     DocumentPart,
     Headline,
@@ -757,23 +757,3 @@ def test_token_frequencies_reach_what_a_model_must_not_be_worse_than(name):
         blocks = token_blocks(held_out, tokenizer, "heldout", seed=0, add_bos=cell.sets_bos)[:, 1:]
         expected = limits[model.name] if isinstance(limits, Mapping) else limits
         assert np.log(counts.sum() / counts)[blocks].mean() == pytest.approx(expected, abs=5e-4)
-
-
-def test_one_seed_of_what_is_trained_decides_nothing_and_says_why(made):
-    ours, theirs = (ReadOut("omniquant", method, "int2") for method in ("MatQuant", "Baseline"))
-    case = Case("OmniQuant, int2", ("omniquant",), margins.better, ours, (theirs,))
-    found = find(case, made, Background({}))
-    assert "one seed of what is trained: no interval" in found.measured
-    assert found.verdict.word == "cannot be told at this scale"
-
-
-def test_read_outs_of_other_text_are_not_held_against_each_other(made_twice, tmp_path):
-    other = made_twice["omniquant"].study
-    text = other.setup.readout.perplexity.model_copy(update={"part": "tuning"})
-    setup = other.setup.model_copy(update={"readout": other.setup.readout.model_copy(update={"perplexity": text})})
-    measure(replace(other, setup=setup))
-    ours, theirs = (ReadOut("omniquant", method, "int2") for method in ("MatQuant", "Baseline"))
-    case = Case("across", ("omniquant",), margins.better, ours, (replace(theirs, experiment="tuning"),))
-    opened = {**made_twice, "tuning": OpenStudy(replace(other, setup=setup))}
-    with pytest.raises(UserError, match=r"holds omniquant against tuning, which read log_pplx otherwise"):
-        find(case, opened, Background({}))

@@ -124,7 +124,7 @@ def test_a_column_that_holds_no_text_is_refused_with_those_that_do(separator, mo
     rows = Streamed([{"id": 7, "text": "some text"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     spec = HubText(kind="hub", repo="a/b", column="id", separator=separator, num_sequences=1, sequence_length=8)
-    with pytest.raises(UserError, match=r"column id of data set a/b holds int, not text; set column to one of text"):
+    with pytest.raises(UserError, match=r"column id of data set a/b holds int, not text; set data\.column=text"):
         check_hub(spec, "train")
     with pytest.raises(UserError, match="holds int"):
         list(documents(spec, "train", seed=0))

@@ -186,7 +186,7 @@ def check_hub(spec: HubText, split: Split) -> None:
     """Refuses a text on the hub that cannot be had; reads its first row, since counting all would download it."""
     with _hub_in_words(spec, split):
         for row in _stream(spec, split):
-            _text_in(row, spec)
+            _text_in(row, spec, split)
             return
     raise UserError(f"{KEYS[split]}: data set {spec.repo} has no rows in its split; choose another data set")
 
@@ -195,10 +195,10 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
     with _hub_in_words(spec, split):
         stream = _stream(spec, split)
         if spec.separator is not None:
-            yield spec.separator.join(_text_in(row, spec) for row in islice(stream, spec.num_rows))
+            yield spec.separator.join(_text_in(row, spec, split) for row in islice(stream, spec.num_rows))
             return
         for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
-            text = _text_in(row, spec)
+            text = _text_in(row, spec, split)
             if not spec.has_one_split or is_heldout(text) == (split == "heldout"):
                 yield text
 
@@ -206,19 +206,19 @@ def _hub_documents(spec: HubText, split: Split, seed: int) -> Iterator[str]:
 def joined_rows(spec: HubText) -> set[str]:
     """The rows that a held-out text joins, each once."""
     with _hub_in_words(spec, "heldout"):
-        return {_text_in(row, spec) for row in islice(_stream(spec, "heldout"), spec.num_rows)}
+        return {_text_in(row, spec, "heldout") for row in islice(_stream(spec, "heldout"), spec.num_rows)}
 
 
-def _text_in(row: Mapping[str, Any], spec: HubText) -> str:
+def _text_in(row: Mapping[str, Any], spec: HubText, split: Split) -> str:
     """The text of a row; an empty one has none.  UserError for a column of anything else."""
     value = row[spec.column]
     if value is None:
         return ""
     if not isinstance(value, str):
-        texts = [name for name, other in row.items() if isinstance(other, str)]
+        remedies = [f"{KEYS[split]}.column={name}" for name, other in row.items() if isinstance(other, str)]
+        remedy = f"set {' or '.join(remedies)}" if remedies else "choose another data set"
         raise UserError(
-            f"column {spec.column} of data set {spec.repo} holds {type(value).__name__}, not text; "
-            f"set column to one of {', '.join(texts) or 'another data set'}"
+            f"column {spec.column} of data set {spec.repo} holds {type(value).__name__}, not text; {remedy}"
         )
     return value
 
