@@ -16,9 +16,8 @@ around the best of each: the error has many local minima, so several of them are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
@@ -33,6 +32,7 @@ from matquant.codes.quantizers import Grid, Range, grid_between, grouped, weight
 from matquant.codes.slicing import slice_codes
 from matquant.config.cell import GridSpec
 from matquant.notation import Objective
+from matquant.threads import side_by_side
 
 Rounding = Callable[[Tensor], Tensor]
 """Chooses the codes of weights, as floats, from their positions on the grid."""
@@ -95,7 +95,7 @@ def search_factors(
     on_cpu = weight.device.type == "cpu"
     # On a CPU as many weights at once as its caches hold.
     rows = weight.detach().split(max(1, (1 << (17 if on_cpu else 22)) // weight.shape[1]))
-    with _threads() if on_cpu else nullcontext(map) as each:
+    with side_by_side(torch.get_num_threads()) if on_cpu else nullcontext(map) as each:
         found = list(each(search.of, rows))
     return Factors(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
@@ -113,20 +113,6 @@ def searched_grid(
     factors = search_factors(weight, objective, spec, reach=reach, importance=importance, codes=codes)
     ends = weight_range(weight.detach(), spec)
     return grid_between(_scaled(factors, ends), objective.parent_bits, spec)
-
-
-@contextmanager
-def _threads() -> Iterator[Callable[[Callable[[Tensor], Factors], Iterable[Tensor]], Iterator[Factors]]]:
-    """Maps a function over rows with each of torch's threads at rows of its own.
-
-    With so few weights at once, threads that share the work on them would wait for each other longer than they work.
-    """
-    number = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    finally:
-        torch.set_num_threads(number)
 
 
 def _scaled(factors: Factors, ends: Range) -> Range:

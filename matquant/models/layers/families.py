@@ -141,7 +141,12 @@ def _list_of_blocks(model: nn.Module) -> str:
 
 def backbone(model: nn.Module) -> nn.Module:
     """The text model without its language-model head: embedding, blocks, final norm."""
-    return model.get_submodule(_list_of_blocks(model).rpartition(".")[0])
+    return model.get_submodule(path_of_backbone(model))
+
+
+def path_of_backbone(model: nn.Module) -> str:
+    """The path of the text model without its head inside the model."""
+    return _list_of_blocks(model).rpartition(".")[0]
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from matquant.models.layers.families import backbone, forward_replaced
+from matquant.models.layers.families import backbone, path_of_backbone
 
 
 def logits_of(
@@ -22,11 +23,32 @@ def logits_of(
 ) -> Float[Tensor, "positions vocabulary"]:
     """Logits by the whole model with its backbone's answer given: its own scaling and soft-capping too.
 
-    `output_type`: the class of what the backbone returns.
+    `output_type`: the class of what the backbone returns.  The model stays as it is, so that other threads may read
+    with it meanwhile.
     """
-    answer = output_type(last_hidden_state=hidden.unsqueeze(0))
-    with forward_replaced(backbone(model), lambda *_, **__: answer):
-        return model(input_ids=hidden.new_zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
+    answering = Answering(output_type(last_hidden_state=hidden.unsqueeze(0)))
+    shell = _with_module(model, path_of_backbone(model), answering)
+    return shell(input_ids=hidden.new_zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
+
+
+class Answering(nn.Module):
+    """A module that answers the same to everything."""
+
+    def __init__(self, answer: ModelOutput) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *_: object, **__: object) -> ModelOutput:
+        return self.answer
+
+
+def _with_module(module: nn.Module, path: str, other: nn.Module) -> nn.Module:
+    """A module with another one at a path inside it; all else is shared, and the module itself stays as it is."""
+    name, _, rest = path.partition(".")
+    inner = _with_module(module.get_submodule(name), rest, other) if rest else other
+    shell = copy(module)
+    shell._modules = {**module._modules, name: inner}
+    return shell
 
 
 class Listener:
