@@ -4,8 +4,8 @@ The answers to one question share its text.  lm-eval sends question + answer thr
 answers of a document are one sequence, the shared text once and then each answer as a branch (`rows`).  Documents that
 begin with the same examples share those (`prefixes`).  An attention mask shows a branch the shared text and itself, and
 positions make it start where the shared text ends.  The language-model head, a fifth of SmolLM2's work and more of
-Gemma's, runs only at positions that are scored.  What is left of lm-eval's model is everything else: tokenization,
-truncation, rolling windows, generation.
+Gemma's, runs only at positions that are scored.  On a CPU every thread has a batch of its own.  What is left of
+lm-eval's model is everything else: tokenization, truncation, rolling windows, generation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,9 @@ from evaluation.lm_eval_patches import SHARED_CONTEXTS
 from evaluation.tasks.prefixes import Family, Strip, families, strip_mask, strips
 from evaluation.tasks.rows import PADDING, PackedRow, Reach, Request, attention_mask, batches_of, pack
 from matquant.errors import UserError
-from matquant.models.layers.families import backbone, shares_contexts
+from matquant.models.layers.families import backbone, reads_side_by_side, shares_contexts
 from matquant.models.layers.head import logits_of
+from matquant.threads import side_by_side
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 
 POSITIONS_AT_ONCE = 1024
 """The scored positions that have logits at the same time: 0.5 GB for Gemma's 256 thousand tokens in bfloat16."""
+MOST_BATCHES = 8
+"""The most batches that a CPU has at once, each of them with its activations in memory."""
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would produce it."""
@@ -65,6 +69,9 @@ class SharedContextLM(_HFLM):
         super().__init__(**arguments)
         self._encoded: dict[tuple[str, str], Any] = {}
         self.micro_batch_size = int(self.batch_size)
+        self.batches_at_once = 1
+        if self.device.type == "cpu" and reads_side_by_side(self.model):
+            self.batches_at_once = min(torch.get_num_threads(), MOST_BATCHES)
         self.shares_contexts = self._sharing_is_right()
         self.keeps_beginnings = self.shares_contexts and self._keeping_is_right()
 
@@ -156,8 +163,11 @@ class SharedContextLM(_HFLM):
         return hidden
 
     def _score(self, requests: Sequence[Request], rows: Iterable[PackedRow]) -> dict[int, Answer]:
+        batches = list(batches_of(rows, batch_size=self.micro_batch_size))
+        if (number := min(self.batches_at_once, len(batches))) > 1:
+            return self._score_side_by_side(requests, batches, number)
         answers: dict[int, Answer] = {}
-        waiting = list(batches_of(rows, batch_size=self.micro_batch_size))[::-1]
+        waiting = batches[::-1]
         while waiting:
             batch = waiting.pop()
             try:
@@ -174,6 +184,17 @@ class SharedContextLM(_HFLM):
                 continue
             # After the handler: the error holds the tensors that did not fit, and no cache could be emptied of them.
             self._remember_smaller(batch)
+        return answers
+
+    def _score_side_by_side(
+        self, requests: Sequence[Request], batches: Sequence[Sequence[PackedRow]], number: int
+    ) -> dict[int, Answer]:
+        """The same by several threads of a CPU: two that share a small batch do less than one batch each."""
+        answers: dict[int, Answer] = {}
+        with side_by_side(number) as each:
+            for batch, found in zip(batches, each(partial(self._score_batch, requests), batches), strict=True):
+                answers |= found
+                self.on_scored(sum(len(row.scored) for row in batch))
         return answers
 
     def on_scored(self, num_answers: int, /) -> None:
@@ -246,7 +267,8 @@ class SharedContextLM(_HFLM):
     def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The log probability of each target, and True where no other token is likelier: [positions] each."""
         scores, greedy = [], []
-        for some, wanted in zip(hidden.split(POSITIONS_AT_ONCE), targets.split(POSITIONS_AT_ONCE), strict=True):
+        at_once = POSITIONS_AT_ONCE // self.batches_at_once
+        for some, wanted in zip(hidden.split(at_once), targets.split(at_once), strict=True):
             logits = F.log_softmax(self._head(some), dim=-1, dtype=self.softmax_dtype)
             scores.append(logits.gather(-1, wanted.unsqueeze(-1)).squeeze(-1))
             # The first of equals, as by lm-eval's argmax, which takes six times as long on a CPU.

@@ -22,7 +22,8 @@ from evaluation.text.perplexity import block_nats, read_blocks
 from evaluation.text.teacher import facts_of, path_of, teacher_of
 from matquant.errors import UserError
 from matquant.models.divergence import FAR, bucketed, compare, most_likely
-from matquant.models.layers.head import listening
+from matquant.models.layers.families import backbone
+from matquant.models.layers.head import listening, logits_of
 from matquant.models.loading import load_model
 from reference.divergence_reference import measures
 from tests.families import MODELS, loaded
@@ -162,6 +163,20 @@ def test_the_kept_hidden_states_give_the_logits_of_any_family(name, tmp_path):
     teacher = teacher_of(model, text, content=name, batch_size=2, cache=tmp_path)
     metrics, _ = measured(model, teacher, text)
     assert metrics[KL] < 1e-9
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_may_read_another_text_while_its_head_is_at_work(name):
+    model, text, read = loaded(name).model, torch.arange(5, 14).unsqueeze(0), []
+    with torch.no_grad():
+        output = backbone(model)(input_ids=text)
+        heads = [
+            part for name, part in model.named_modules() if name.endswith(("lm_head", "embed_out", "output_projection"))
+        ]
+        hook = heads[0].register_forward_pre_hook(lambda *_: read.append(backbone(model)(input_ids=text)))
+        logits_of(model, output.last_hidden_state[0], type(output))
+        hook.remove()
+    assert torch.equal(read[0].last_hidden_state, output.last_hidden_state)
 
 
 def test_a_teacher_is_read_from_its_file_and_made_again_where_it_is_not_whole(tmp_path, monkeypatch):

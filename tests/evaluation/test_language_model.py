@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier, get_ident
 from types import SimpleNamespace
 
 import pytest
@@ -211,6 +213,60 @@ def test_log_likelihoods_of_long_rows_are_lm_evals_own(architecture, config, sha
     ours, theirs = SharedContextLM(**options), HFLM(**options).loglikelihood(asked, disable_tqdm=True)
     assert ours.shares_contexts == shares
     assert [score for score, _ in ours.loglikelihood(asked)] == pytest.approx([s for s, _ in theirs], abs=1e-3)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_threads_with_a_batch_each_change_no_score(architecture, four_threads):
+    model = loaded(architecture)
+    expected = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4, max_length=40)
+    expected.batches_at_once = 1
+    lm = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4, max_length=40)
+    assert lm.batches_at_once == 4
+    inside, threads = Barrier(2, timeout=60), dict[int, int]()
+
+    def meet(*_: object) -> None:
+        threads[get_ident()] = threads.get(get_ident(), 0) + 1
+        if len(threads) <= 2 and threads[get_ident()] == 1:
+            inside.wait()  # two batches are in the model at once
+
+    meeting = model.model.get_input_embeddings().register_forward_pre_hook(meet)
+    scores = lm.loglikelihood(requests())
+    meeting.remove()
+    assert len(threads) > 1
+    for (score, greedy), (alone, greedy_alone) in zip(scores, expected.loglikelihood(requests()), strict=True):
+        assert score == pytest.approx(alone, abs=1e-4)
+        assert greedy == greedy_alone
+    assert torch.get_num_threads() == 4
+
+
+def test_what_goes_wrong_in_a_thread_is_said_as_without_threads(four_threads, monkeypatch):
+    model = loaded()
+    lm = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4, max_length=40)
+    monkeypatch.setattr(SharedContextLM, "_hidden_states", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lm.loglikelihood(requests())
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    ],
+)
+def test_a_model_that_keeps_something_of_a_text_reads_one_after_the_other(rope, four_threads):
+    model = loaded(rope_parameters={"rope_theta": 10000.0, "original_max_position_embeddings": 64, **rope})
+    lm = SharedContextLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=4, max_length=40)
+    assert lm.batches_at_once == 1
 
 
 def test_half_precision_scores_stay_close():

@@ -236,6 +236,16 @@ def shares_contexts(model: nn.Module) -> bool:
     return known and not getattr(model.config, "alibi", False)
 
 
+def reads_side_by_side(model: nn.Module) -> bool:
+    """True if threads may read texts of their own with a model at once: nothing of a text stays in its modules.
+
+    Some rotary embeddings keep the frequencies of the text that was read last.
+    """
+    types = [getattr(module, "rope_type", "default") for module in model.modules()]
+    names = {name for kind in types for name in (kind.values() if isinstance(kind, dict) else [kind])}
+    return architecture(model) in FAMILIES and not any("dynamic" in name or name == "longrope" for name in names)
+
+
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Lets another function answer for a module, for as long as the context lasts."""

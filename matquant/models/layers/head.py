@@ -5,7 +5,7 @@ Quantization reaches blocks alone, so the head of a quantized model is that of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -26,28 +26,20 @@ def logits_of(
     `output_type`: the class of what the backbone returns.  The model stays as it is, so that other threads may read
     with it meanwhile.
     """
-    answering = Answering(output_type(last_hidden_state=hidden.unsqueeze(0)))
-    shell = _with_module(model, path_of_backbone(model), answering)
+    answer = output_type(last_hidden_state=hidden.unsqueeze(0))
+    shell = _answering(model, path_of_backbone(model), lambda *_, **__: answer)
     return shell(input_ids=hidden.new_zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
 
 
-class Answering(nn.Module):
-    """A module that answers the same to everything."""
-
-    def __init__(self, answer: ModelOutput) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, *_: object, **__: object) -> ModelOutput:
-        return self.answer
-
-
-def _with_module(module: nn.Module, path: str, other: nn.Module) -> nn.Module:
-    """A module with another one at a path inside it; all else is shared, and the module itself stays as it is."""
-    name, _, rest = path.partition(".")
-    inner = _with_module(module.get_submodule(name), rest, other) if rest else other
+def _answering(module: nn.Module, path: str, forward: Callable[..., Any]) -> nn.Module:
+    """A module in which another function answers for the part at a path; they share all else."""
+    assert "forward" not in vars(module) or not path, "a forward that belongs to one module answers for no other"
     shell = copy(module)
-    shell._modules = {**module._modules, name: inner}
+    if path:
+        name, _, rest = path.partition(".")
+        shell._modules = {**module._modules, name: _answering(module.get_submodule(name), rest, forward)}
+    else:
+        shell.forward = forward
     return shell
 
 
