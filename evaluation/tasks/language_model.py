@@ -38,8 +38,11 @@ log = logging.getLogger(__name__)
 
 POSITIONS_AT_ONCE = 1024
 """The scored positions that have logits at the same time: 0.5 GB for Gemma's 256 thousand tokens in bfloat16."""
-MOST_BATCHES = 8
-"""The most batches that a CPU has at once, each of them with its activations in memory."""
+TOKENS_AT_ONCE = 8192
+"""The tokens, padding included, of the batches that a CPU has at once, unless a single one has more.
+
+Large batches gain nothing from it: they keep threads busy that share their products.
+"""
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would produce it."""
@@ -71,7 +74,7 @@ class SharedContextLM(_HFLM):
         self.micro_batch_size = int(self.batch_size)
         self.batches_at_once = 1
         if self.device.type == "cpu" and reads_side_by_side(self.model):
-            self.batches_at_once = min(torch.get_num_threads(), MOST_BATCHES)
+            self.batches_at_once = torch.get_num_threads()
         self.shares_contexts = self._sharing_is_right()
         self.keeps_beginnings = self.shares_contexts and self._keeping_is_right()
 
@@ -164,7 +167,8 @@ class SharedContextLM(_HFLM):
 
     def _score(self, requests: Sequence[Request], rows: Iterable[PackedRow]) -> dict[int, Answer]:
         batches = list(batches_of(rows, batch_size=self.micro_batch_size))
-        if (number := min(self.batches_at_once, len(batches))) > 1:
+        largest = max((len(batch) * len(batch[0]) for batch in batches), default=1)
+        if (number := min(self.batches_at_once, len(batches), TOKENS_AT_ONCE // largest)) > 1:
             return self._score_side_by_side(requests, batches, number)
         answers: dict[int, Answer] = {}
         waiting = batches[::-1]
@@ -267,7 +271,7 @@ class SharedContextLM(_HFLM):
     def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The log probability of each target, and True where no other token is likelier: [positions] each."""
         scores, greedy = [], []
-        at_once = POSITIONS_AT_ONCE // self.batches_at_once
+        at_once = max(1, POSITIONS_AT_ONCE // self.batches_at_once)
         for some, wanted in zip(hidden.split(at_once), targets.split(at_once), strict=True):
             logits = F.log_softmax(self._head(some), dim=-1, dtype=self.softmax_dtype)
             scores.append(logits.gather(-1, wanted.unsqueeze(-1)).squeeze(-1))
