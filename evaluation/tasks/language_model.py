@@ -67,12 +67,14 @@ class SharedContextLM(_HFLM):
     a batch.  Models that cannot be given an attention mask of their own are scored request by request.
     """
 
+    batches_at_once = 1
+    """The most batches that are in the model at the same time: on a CPU one for each thread."""
+
     def __init__(self, **arguments: Any) -> None:
         SHARED_CONTEXTS.require()
         super().__init__(**arguments)
         self._encoded: dict[tuple[str, str], Any] = {}
         self.micro_batch_size = int(self.batch_size)
-        self.batches_at_once = 1
         if self.device.type == "cpu" and reads_side_by_side(self.model):
             self.batches_at_once = torch.get_num_threads()
         self.shares_contexts = self._sharing_is_right()
