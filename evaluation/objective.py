@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from evaluation.asked import asked_tasks
-from evaluation.protocol import protocols
+from evaluation.protocol import directions, protocols
 from evaluation.results.metrics import LOG_PPLX, TASK_AVG, headline_metric, higher_is_better, is_fraction
 from evaluation.results.store import Key, Result, ResultStore
 from matquant.config.cell import Cell
 from matquant.config.goal import BITS, Goal
+from matquant.config.setup import Readout
 from matquant.config.study import Study
 from matquant.errors import UserError
 
@@ -39,16 +39,16 @@ def check_goals(study: Study) -> None:
             )
 
 
-def is_better_high(goal: Goal) -> bool:
-    """True for an objective that is better the higher it is."""
-    if goal.task in (LOG_PPLX, *BITS) or goal.metric is not None:
-        return goal.task not in BITS and higher_is_better(goal.metric or goal.task)
-    return True
+def are_better_high(study: Study) -> list[bool]:
+    """True for each objective of a study that is better the higher it is."""
+    return [_is_better_high(goal, study.setup.readout) for goal in study.goals]
 
 
-def worst(goals: Sequence[Goal]) -> list[float]:
-    """The values of a point that was refused or failed: infinitely bad, which every sweeper can rank."""
-    return [-math.inf if is_better_high(goal) else math.inf for goal in goals]
+def _is_better_high(goal: Goal, readout: Readout) -> bool:
+    if goal.task in BITS:
+        return False
+    said = directions(readout).get(goal.task, {})
+    return higher_is_better(goal.metric or headline_metric(said) or goal.task, said)
 
 
 def as_returned(values: Sequence[float]) -> float | list[float] | None:

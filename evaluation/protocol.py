@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from evaluation.asked import asked_tasks, facts_of, facts_of_group
-from evaluation.results.metrics import KL, LOG_PPLX
+from evaluation.results.metrics import KL, LOG_PPLX, Directions
 from evaluation.results.store import Key, Protocol, ResultStore
 from evaluation.sources.folder import FolderSource
 from evaluation.sources.hub import HubSource
@@ -122,6 +122,12 @@ def own_tasks(readout: Readout) -> dict[str, tuple[Mapping[str, Any], str]]:
 def shown_tasks(readout: Readout) -> tuple[str, ...]:
     """The tasks that stand in tables; a group that has a score stands for its tasks."""
     return asked_tasks(readout).shown
+
+
+def directions(readout: Readout) -> Mapping[str, Directions]:
+    """What the yaml of each task, and of the tasks of each group, says about its metrics."""
+    asked = asked_tasks(readout)
+    return {name: one.directions for name, one in (*asked.leaves.items(), *asked.groups.items())}
 
 
 def repeated_tasks(readout: Readout) -> frozenset[str]:

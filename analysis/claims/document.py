@@ -319,7 +319,8 @@ def _with_row_notes(table: Table) -> Iterator[str]:
 
 def _table_of(study: OpenStudy) -> Table:
     """Every read-out of an experiment."""
-    return summary_table(study.rows, study.loaded.tasks, study.comparisons, study.loaded.metrics)
+    loaded = study.loaded
+    return summary_table(study.rows, loaded.tasks, study.comparisons, loaded.metrics, loaded.directions)
 
 
 def beside(number: int, study: OpenStudy) -> Table:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from analysis.frame.contests import holm
 from analysis.frame.measures import measures_of
 from analysis.frame.significance import LEVEL, TESTED_METRICS, differences, outcomes
-from evaluation.results.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +48,7 @@ def _of_group(group: pd.DataFrame, loaded: LoadedResults) -> Iterator[tuple[Any,
     for name in [name for name in metrics if name in group]:
         values = group[name].dropna()
         if len(values) > 1:
-            first = values.idxmax() if higher_is_better(metrics[name]) else values.idxmin()
+            first = values.idxmax() if loaded.higher_is_better(name, metrics[name]) else values.idxmin()
             others = [index for index in values.index if index != first]
             found = [differences(measured[first], measured[other], loaded.averaged).get(name) for other in others]
             p_values = holm([1.0 if one is None else one.p_value for one in found])

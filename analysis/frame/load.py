@@ -16,9 +16,18 @@ import pandas as pd
 
 from analysis.frame.measures import diverging, unquantized_of, with_sound_teachers
 from analysis.frame.names import IDENTITY_COLUMNS, Read, identities, reads_of
-from analysis.frame.protocols import asked_for, mixed_checkpoints, repeated_tasks, shown_tasks
+from analysis.frame.protocols import asked_for, directions, mixed_checkpoints, repeated_tasks, shown_tasks
 from analysis.frame.sources import mixed_sources
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG, error_name, headline_metric, is_error, is_fraction
+from evaluation.results.metrics import (
+    LOG_PPLX,
+    TASK_AVG,
+    Directions,
+    error_name,
+    headline_metric,
+    higher_is_better,
+    is_error,
+    is_fraction,
+)
 from evaluation.results.store import BLOCK_SHARE, Result, ResultStore, protocol_id
 from evaluation.results.stored_bits import charges_float32, recounted
 from matquant.errors import UserError
@@ -68,6 +77,8 @@ class LoadedResults:
     """The cell of the unquantized model, measured alike on the same weights, by cell id and task."""
     diverging: frozenset[tuple[str, str]] = frozenset()
     """The read-outs, by cell id and plan, whose divergence from the unquantized model was measured."""
+    directions: Mapping[str, Directions] = field(default_factory=dict)
+    """What the yaml of each task says about its metrics: True where more is better."""
     repeated: frozenset[str] = frozenset()
     """The tasks whose documents a group beside them has: Task Avg counts these once."""
 
@@ -94,11 +105,15 @@ class LoadedResults:
         found = self.frame[self.frame["is_headline"].astype(bool)]
         return dict(zip(found["task"], found["metric"], strict=True))
 
+    def higher_is_better(self, task: str, metric: str) -> bool:
+        """True for a metric of a task of which more is better, by the yaml of the task before the metric's name."""
+        return higher_is_better(metric, self.directions.get(task))
+
     @property
     def averaged(self) -> tuple[str, ...]:
         """The tasks that Task Avg is the mean of: those whose metric is a share of right answers, or not known yet."""
-        counted = (task for task in self.tasks if task not in self.repeated)
-        return tuple(task for task in counted if is_fraction(self.metrics.get(task, TASK_AVG)))
+        counted = ((task, self.metrics.get(task, TASK_AVG)) for task in self.tasks if task not in self.repeated)
+        return tuple(task for task, metric in counted if is_fraction(metric) and self.higher_is_better(task, metric))
 
     @property
     def missing(self) -> pd.DataFrame:
@@ -157,6 +172,7 @@ def frame_of_reads(
         by_older_count=by_older_count,
         unquantized=unquantized_of(kept, cells),
         diverging=diverging(kept),
+        directions=directions(readout),
         repeated=repeated_tasks(readout),
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis.frame.conventions import OF_ANY_TEXT, is_other_convention, option_of_convention
 from analysis.frame.options import Option, option_of, option_of_documents
-from evaluation.protocol import asks_for, own_tasks, repeated_tasks, settings, shown_tasks
+from evaluation.protocol import asks_for, directions, own_tasks, repeated_tasks, settings, shown_tasks
 from evaluation.results.metrics import LOG_PPLX
 from evaluation.results.store import Result, protocol_id
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matquant.config.cell import Cell
     from matquant.config.setup import Readout
 
-__all__ = ["Asked", "asked_for", "mixed_checkpoints", "own_tasks", "repeated_tasks", "shown_tasks"]
+__all__ = ["Asked", "asked_for", "directions", "mixed_checkpoints", "own_tasks", "repeated_tasks", "shown_tasks"]
 UNSET = ("lm_eval", "data")
 """The facts that a read-out does not set, or not wholly."""
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from analysis.frame import grids
 from analysis.frame.measures import TESTED_MEASURES, measures_of
-from evaluation.results.metrics import LOG_PPLX, TASK_AVG, higher_is_better
+from evaluation.results.metrics import LOG_PPLX, TASK_AVG
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,7 +247,7 @@ def against_reference(rows: pd.DataFrame, loaded: LoadedResults) -> pd.DataFrame
                         "task": task,
                         "difference": difference.mean,
                         **{name: getattr(difference, name) for name in TESTED},
-                        "higher_is_better": higher_is_better(metrics[task]),
+                        "higher_is_better": loaded.higher_is_better(task, metrics[task]),
                         "grid": grids.text_of(group.loc[index].to_dict()),
                         "reference_grid": grids.text_of(group.loc[reference].to_dict()),
                     }

@@ -97,7 +97,10 @@ class ShownStudy:
     def table(self) -> ShownTable:
         """Every read-out of every cell."""
         opened = self.opened
-        return ShownTable(summary_table(opened.rows, opened.loaded.tasks, opened.comparisons, opened.loaded.metrics))
+        loaded = opened.loaded
+        return ShownTable(
+            summary_table(opened.rows, loaded.tasks, opened.comparisons, loaded.metrics, loaded.directions)
+        )
 
     def paper_table(self, number: int) -> ShownTable:
         """Table `number` of MatQuant, ours beneath theirs."""

@@ -52,7 +52,8 @@ def numbers_of(study: Study) -> Numbers:
     loaded = load(study)
     rows = with_best(with_flips(summary(loaded), loaded), loaded)
     comparisons = against_reference(rows, loaded)
-    return Numbers(loaded, rows, comparisons, summary_table(rows, loaded.tasks, comparisons, loaded.metrics))
+    table = summary_table(rows, loaded.tasks, comparisons, loaded.metrics, loaded.directions)
+    return Numbers(loaded, rows, comparisons, table)
 
 
 def text_of(numbers: Numbers) -> str:

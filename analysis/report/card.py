@@ -192,7 +192,8 @@ def _measured(numbers: CardNumbers | None, sizes: Bytes) -> str:
     from analysis.tables.typeset import MISSING
 
     loaded = numbers.loaded
-    table = summary_table(numbers.rows, loaded.tasks, metrics=loaded.metrics, more=_size_columns(numbers, sizes))
+    more = _size_columns(numbers, sizes)
+    table = summary_table(numbers.rows, loaded.tasks, metrics=loaded.metrics, directions=loaded.directions, more=more)
     rows = [row for section in table.sections for row in section.rows]
     gaps = {head for number, head in enumerate(table.heads) if all(row[number].missing for row in rows)}
     table = without(table, {GRID, OVERFLOW, *gaps})

@@ -64,7 +64,8 @@ def build(study: Study, loaded: LoadedResults, *, entity: str | None = None) -> 
         settings = {run: wr.RunSettings(color=colour) for run in runs}
         wanted = f'Metric("ID") in {json.dumps(runs)}'
         runsets.append(wr.Runset(name=name, filters=wanted, run_settings=settings, **place))
-    tables = [("Results", to_markdown(summary_table(rows, loaded.tasks, comparisons, loaded.metrics)))]
+    table = summary_table(rows, loaded.tasks, comparisons, loaded.metrics, loaded.directions)
+    tables = [("Results", to_markdown(table))]
     if (number := paper_number(study.name)) is not None:
         noted, marks = with_reference_notes(rows, comparisons), significant_marks(comparisons)
         entries = side_by_side(number, noted, marks, otherwise=measured_otherwise(loaded))

@@ -32,7 +32,7 @@ from analysis.tables.typeset import (
     with_errors,
 )
 from evaluation.results.flips import RIGHT_TO_WRONG, WRONG_TO_RIGHT
-from evaluation.results.metrics import KL, LOG_PPLX, SAME_TOP, TASK_AVG, higher_is_better, is_fraction
+from evaluation.results.metrics import KL, LOG_PPLX, SAME_TOP, TASK_AVG, Directions, higher_is_better, is_fraction
 from evaluation.results.store import BLOCK_SHARE
 
 GRID, OVERFLOW, STORED = "+ grid", "+ overflow", "Stored"
@@ -61,14 +61,16 @@ def summary_table(
     tasks: Sequence[str],
     comparisons: pd.DataFrame | None = None,
     metrics: Mapping[str, str] | None = None,
+    directions: Mapping[str, Directions] | None = None,
     more: Sequence[Column] = (),
 ) -> Table:
     """Turns the numbers of `summary` into the text of a table.
 
     `comparisons`: what `significance.against_reference` found; significant differences are marked.  `metrics`: the
-    metric of every task that has been measured.  `more`: columns that stand behind those of bits.
+    metric of every task that has been measured.  `directions`: what its yaml says about its metrics.  `more`: columns
+    that stand behind those of bits.
     """
-    marks, metrics = significant_marks(comparisons), metrics or {}
+    marks, metrics, directions = significant_marks(comparisons), metrics or {}, directions or {}
     rows = with_reference_notes(rows, comparisons)
     rows = rows.assign(
         marks=pd.Series({index: marks.get(index, {}) for index in rows.index}, dtype=object),
@@ -84,7 +86,7 @@ def summary_table(
         *([Column(OVERFLOW, _bits("overflow_bits"))] if (rows["overflow_bits"] > 0).any() else []),
         Column(STORED, _bits("model_bits")),
         *more,
-        *(_task_column(task, metrics.get(task)) for task in tasks),
+        *(_task_column(task, metrics.get(task), directions.get(task)) for task in tasks),
         *([Column("Task Avg ↑", _number(TASK_AVG, 100, ".1f", errors=True, named=several), TASK_AVG)] if tasks else []),
         *([Column("Flips", _flips)] if has_flips(rows) else []),
         Column("log pplx ↓", _number(LOG_PPLX, 1, ".3f", errors=True, named=several), LOG_PPLX),
@@ -99,11 +101,11 @@ def summary_table(
     return Table(tuple(column.head for column in columns), sections, notes, num_labels=3 if parts else 2)
 
 
-def _task_column(task: str, metric: str | None) -> Column:
+def _task_column(task: str, metric: str | None, said: Directions | None) -> Column:
     """A task under its name; a metric other than accuracy stands in the head, in percent if it is a share."""
-    if metric is None or metric in ACCURACIES:
+    better = metric is None or higher_is_better(metric, said)
+    if metric is None or (metric in ACCURACIES and better):
         return Column(task_name(task), _number(task, 100, ".1f"), task)
-    better = higher_is_better(metric)
     head = f"{task_name(task)} {metric.replace(',', ', ')} {'↑' if better else '↓'}"
     scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
     return Column(head, _number(task, scale, form), task)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from evaluation.objective import is_better_high
+from evaluation.objective import are_better_high
 from evaluation.planning import preflight
 from matquant.command.multirun import Multirun
-from matquant.config.goal import Goal
 from matquant.config.study import Study, load_study
 from matquant.config.sweep import Point, Points, is_of_hydra, load_points, varied
 from matquant.config.sweeper import load_sweeper, sample_points, whole_numbers
@@ -37,8 +36,7 @@ def _product(overrides: Sequence[str], keys: set[str]) -> Multirun:
             raise error
         return studies.get(tuple(point)) or _checked_study(point)
 
-    goals = known.studies[0][1].goals
-    leader = _leader(admit, keys or {key_of(word) for word in varied(points)}, len(points), goals)
+    leader = _leader(admit, keys or {key_of(word) for word in varied(points)}, len(points), known.studies[0][1])
     leader.composed = list(composed.studies)
     leader.announce(known.refused)
     return leader
@@ -49,10 +47,10 @@ def _search(overrides: Sequence[str], keys: set[str]) -> Multirun:
     sweeper = load_sweeper(overrides)
     whole_numbers(overrides)
     known = checked(load_points([_plain(point) for point in sample_points(overrides)]))
-    goals = known.studies[0][1].goals
-    sweeper.check(list(map(str, goals)), list(map(is_better_high, goals)))
+    study = known.studies[0][1]
+    sweeper.check(list(map(str, study.goals)), are_better_high(study))
 
-    leader = _leader(_checked_study, keys, sweeper.num_points, goals)
+    leader = _leader(_checked_study, keys, sweeper.num_points, study)
     leader.is_drawn = True
     return leader
 
@@ -63,8 +61,8 @@ def _checked_study(point: Point) -> Study:
     return study
 
 
-def _leader(admit: Callable[[Point], Study], keys: set[str], total: int | None, goals: Sequence[Goal]) -> Multirun:
-    return Multirun(admit, frozenset(keys), total, tuple(map(str, goals)), tuple(map(is_better_high, goals)))
+def _leader(admit: Callable[[Point], Study], keys: set[str], total: int | None, study: Study) -> Multirun:
+    return Multirun(admit, frozenset(keys), total, tuple(map(str, study.goals)), tuple(are_better_high(study)))
 
 
 def _plain(point: Point) -> list[str]:

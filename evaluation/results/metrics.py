@@ -7,7 +7,7 @@ filter of lm-eval that made it, `exact_match,strict-match`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 LOG_PPLX = "log_pplx"  # the pseudo task of log perplexity, beside the accuracy tasks, and its metric
 TASK_AVG = "task_avg"
@@ -31,7 +31,7 @@ FILTERS = ("", "strict-match")
 """The filters whose answer counts first, where a metric is computed with several."""
 
 SHARE = re.compile(
-    r"(acc|accuracy|exact_match|em|contains|pct_stereotype|pass@1|pass_at_1|task_avg)(_.*)?|.*_(acc|accuracy)"
+    r"(acc|accuracy|exact_match|em|contains|pass@1|pass_at_1|task_avg)(_.*)?|.*_(acc|accuracy)"
     f"|{SAME_TOP}|{RMS_DP}"
 )
 """The shares of right answers, printed in percent and averaged.  Not f1, which some tasks give in percent."""
@@ -39,6 +39,7 @@ SHARE = re.compile(
 LOWER_IS_BETTER = frozenset(
     {LOG_PPLX, KL, KL_MEDIAN, KL_99, KL_MAX, RMS_DP, "bits_per_byte", "ter", "wer", "cer", "brier_score"}
 )
+"""What is known of a metric by its name; the yaml of a task, where it says another thing, is right."""
 
 COUNTS = frozenset({"num_tokens", "sample_len"})
 """Numbers beside the metrics that say how much was measured."""
@@ -71,8 +72,14 @@ def is_fraction(metric: str) -> bool:
     return SHARE.fullmatch(_base(metric).removesuffix(ERROR)) is not None
 
 
-def higher_is_better(metric: str) -> bool:
-    """False for perplexities and rates of errors."""
+Directions = Mapping[str, bool]
+"""True for a metric of which more is better: what the yaml of a task says."""
+
+
+def higher_is_better(metric: str, said: Directions | None = None) -> bool:
+    """What a task's yaml has said of a metric; without a word, False for perplexities and rates of errors."""
+    if said is not None and _base(metric) in said:
+        return said[_base(metric)]
     base = _base(metric).casefold()
     return not (base in LOWER_IS_BETTER or any(word in base for word in ("perplexity", "pplx", "loss", "error_rate")))
 

@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.results.metrics import higher_is_better
 from evaluation.sources.index import Entry, Index, own_index, paper_index, whole_index, yaml_of
 from evaluation.sources.table import PAPER_TASKS
-from evaluation.sources.yaml_files import Config, read_yaml
+from evaluation.sources.yaml_files import Config, FunctionName, read_yaml
 from matquant.errors import UserError
 
 GROUP_KEYS = ("group", "group_alias", "task", "aggregate_metric_list", "metadata")
@@ -25,6 +26,8 @@ DATA_KEYS = ("dataset_path", "dataset_name", "custom_dataset", "training_split",
 """Keys that give a task other documents than its yaml does."""
 NAMING = ("task", "task_alias", "tag", "group", "task_list", "num_fewshot")
 """Keys that do not change what a task measures, and the number of examples, which a protocol has by itself."""
+ROLLING_METRICS = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+"""lm-eval's metrics of whole texts, where a yaml names none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +68,24 @@ class Leaf:
         """True for a task that is answered with generated text."""
         return self._told.get("output_type", "generate_until") == "generate_until"
 
+    @cached_property
+    def directions(self) -> Mapping[str, bool]:
+        """True for each metric of its yaml of which more is better; by its name where the yaml is silent."""
+        if self.is_rolling and not self._told.get("metric_list"):
+            return dict.fromkeys(ROLLING_METRICS, False)
+        listed = [entry for entry in self._told.get("metric_list") or () if isinstance(entry, Mapping)]
+        said = {_metric_name(entry.get("metric")): entry.get("higher_is_better") for entry in listed}
+        return {metric: higher_is_better(metric) if more is None else bool(more) for metric, more in said.items()}
+
     @property
     def is_rolling(self) -> bool:
         """True for a task that scores whole texts, without a prompt."""
         return self._told.get("output_type") == "loglikelihood_rolling"
+
+
+def _metric_name(metric: Any) -> str:
+    """A metric's name; one that is a function has that of the function."""
+    return metric.name.rpartition(".")[2] if isinstance(metric, FunctionName) else str(metric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +112,11 @@ class TaskGroup:
             if isinstance(member, TaskGroup):
                 yield from member.groups
         yield self
+
+    @property
+    def directions(self) -> Mapping[str, bool]:
+        """What its tasks say of their metrics."""
+        return {metric: higher for leaf in self.leaves for metric, higher in leaf.directions.items()}
 
     @property
     def inside(self) -> list[str]:

@@ -6,19 +6,30 @@ import math
 
 import pytest
 
-from evaluation.objective import as_returned, is_better_high, values_of
+from evaluation.objective import are_better_high, as_returned, values_of
 from matquant.config.study import load_study
 from matquant.errors import UserError
 from tests.made_results import measure
+from tests.own_tasks import write, write_own_tasks
 from tests.tiny import tiny_overrides
 
 
 def test_an_objective_is_a_plan_and_a_metric(tiny_study):
     study = tiny_study("objective=[int2/log_pplx,int4/piqa,int8/task_avg,int2/effective_bits]")
     assert list(map(str, study.goals)) == ["int2/log_pplx", "int4/piqa", "int8/task_avg", "int2/effective_bits"]
-    assert [is_better_high(goal) for goal in study.goals] == [False, True, True, False]
+    assert are_better_high(study) == [False, True, True, False]
     assert tiny_study("objective=int2/log_pplx").goals == tiny_study("objective=[int2/log_pplx]").goals
     assert tiny_study("objective=null").goals == tiny_study().goals == ()
+
+
+def test_an_objective_is_better_in_the_direction_that_the_yaml_of_its_task_says(tiny_study, tmp_path):
+    folder = write_own_tasks(tmp_path / "tasks")
+    less = {"metric": "acc", "aggregation": "mean", "higher_is_better": False}
+    write(folder, "odd.yaml", {"include": "_choices", "task": "odd", "metric_list": [less]})
+    tasks = "readout.tasks=[colors,odd,my_text]"
+    goals = "objective=[int2/colors,int2/odd,int2/odd/acc,int2/my_text,int2/my_text/word_perplexity]"
+    study = tiny_study(f"readout.include_path={folder}", tasks, goals)
+    assert are_better_high(study) == [True, False, False, False, False]
 
 
 def test_codes_that_were_trained_with_the_overflow_bucket_are_meant_with_it(tiny_study):

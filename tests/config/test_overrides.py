@@ -136,6 +136,14 @@ def test_other_shapes_are_refused_by_name(overrides, message):
     assert message in refusal(*overrides)
 
 
+@pytest.mark.parametrize("emptied", ["perplexity=null", "readout.perplexity=null", "perplexity=none"])
+def test_a_word_below_a_key_that_another_word_empties_is_refused_in_either_order(emptied):
+    below = "readout.perplexity.num_sequences=2"
+    sentence = f"readout.perplexity=null leaves nothing to set readout.perplexity.num_sequences of; leave out {below}"
+    assert refusal(below, emptied) == refusal(emptied, below) == sentence
+    assert "leaves no data" in refusal("data.num_sequences=2", "data=null")
+
+
 def test_an_unknown_experiment_names_the_nearest_few_and_the_way_to_all():
     assert refusal("experiment=table1").startswith("experiment=table1 does not exist; did you mean table01 or ")
     said = refusal("experiment=headline")

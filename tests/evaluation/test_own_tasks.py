@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from lm_eval.api.registry import HIGHER_IS_BETTER_REGISTRY
 from transformers import AutoTokenizer
 
 import run
@@ -26,6 +27,7 @@ from evaluation.lm_eval_patches import chat_template
 from evaluation.objective import values_of
 from evaluation.planning import preflight
 from evaluation.protocol import missing, protocols
+from evaluation.results.metrics import higher_is_better
 from evaluation.results.store import Result, ResultStore, protocol_id
 from matquant.config.study import Study
 from matquant.errors import UserError
@@ -96,12 +98,30 @@ def test_a_group_is_measured_by_its_tasks_and_stored_with_lm_evals_aggregate(own
     assert loaded.missing.empty
     assert loaded.metrics == {"mine": "acc_norm", "sums": "exact_match,strict-match", "my_text": "word_perplexity"}
     assert loaded.averaged == ("mine", "sums")
-    text = to_text(summary_table(summary(loaded), loaded.tasks, metrics=loaded.metrics))
+    text = to_text(summary_table(summary(loaded), loaded.tasks, metrics=loaded.metrics, directions=loaded.directions))
     assert "sums exact_match, strict-match ↑" in text
     assert "my_text word_perplexity ↓" in text
     # A task of the group is a result of its own, and is not measured again.
     alone = own("readout.tasks=[colors]", "readout.limit=5")
     assert not missing(alone.cells[0], alone.setup.readout, ResultStore(alone.setup.paths.results))
+
+
+def test_the_yaml_of_a_task_says_which_direction_of_its_metric_is_better(own, tmp_path):
+    less = {"metric": "acc", "aggregation": "mean", "higher_is_better": False}
+    write(tmp_path / "tasks", "odd.yaml", {"include": "_choices", "task": "odd", "metric_list": [less]})
+    study = own("readout.tasks=[odd,colors]", "readout.limit=2")
+    run.run_study(study, [])
+    loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
+    assert not loaded.higher_is_better("odd", "acc")
+    assert loaded.higher_is_better("colors", "acc")
+    assert loaded.averaged == ("colors",)
+    table = summary_table(summary(loaded), loaded.tasks, metrics=loaded.metrics, directions=loaded.directions)
+    assert {"odd acc ↓", "colors"} <= set(table.heads)
+
+
+def test_metrics_that_lm_eval_knows_are_read_in_its_direction():
+    of_lm_eval = {name: HIGHER_IS_BETTER_REGISTRY[name] for name in HIGHER_IS_BETTER_REGISTRY}
+    assert {name: higher_is_better(name) for name in of_lm_eval} == of_lm_eval
 
 
 def ids_of(study: Study) -> dict[str, str]:

@@ -6,6 +6,7 @@ A word without one obvious meaning is refused by name, in one sentence, whatever
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from functools import cache
 
@@ -32,7 +33,9 @@ def understood(overrides: Sequence[str], *, swept: bool = False) -> list[str]:
     `swept` is true for a multirun, where commas divide choices.  A sweeper that searches draws from search spaces too.
     """
     searched = swept and is_searched(overrides)
-    return [word for text in overrides if (word := _understood(text, swept=swept, searched=searched))]
+    words = [word for text in overrides if (word := _understood(text, swept=swept, searched=searched))]
+    _all_have_an_effect(words)
+    return words
 
 
 def sweeps(overrides: Sequence[str]) -> bool:
@@ -69,6 +72,16 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
         else word
         for word, one in parsed
     ]
+
+
+def _all_have_an_effect(words: Sequence[str]) -> None:
+    """Refuses a word below a key that another word sets to null: Hydra drops it silently if it comes first."""
+    for emptied in (key_of(word) for word in words if word.endswith("=null")):
+        for word in words:
+            if key_of(word).startswith(f"{emptied}."):
+                raise UserError(
+                    f"{emptied}=null leaves nothing to set {key_of(word)} of; leave out {shlex.quote(word)}"
+                )
 
 
 @cache

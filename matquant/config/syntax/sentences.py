@@ -103,8 +103,6 @@ def _unknown_key(key: str, overrides: Sequence[str], compose: Compose) -> str:
     axis, _, name = key.partition(".")
     if name and f"~{axis}" in overrides:
         return f"{axis}=null leaves no {axis} to set {name} of; leave out {_given(key, overrides)}"
-    if key.startswith("readout.perplexity.") and "readout.perplexity=null" in overrides:
-        return f"perplexity=null leaves no text to set {key} of; leave out {_given(key, overrides)}"
     if key.startswith(tuple(f"{section}." for section in OPEN)):
         return f"{key} is not among these choices; write it with two pluses to add it: {_given(key, overrides, '++')}"
     if axis == "readout" and name in OF_LM_EVAL:
