@@ -36,6 +36,7 @@ from analysis.frame.axes import SHOWN, better_is_more
 from analysis.frame.names import model_name
 from analysis.frame.summary import CHANCE, method_rank
 from evaluation.results.metrics import KL, LOG_PPLX, SAME_TOP, TASK_AVG
+from matquant.notation import FULL_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,15 +112,27 @@ def sizes(rows: pd.DataFrame, size: SizeKind, num_parameters: Mapping[str, float
         case "effective":
             return rows["effective_bits"]
         case "with_grid":
-            # An overflow weight is stored at the nominal width, and in the list: the extra bit of the paper's count is
-            # that list.
-            listed = rows["plan"].str.fullmatch(r"int\d\+ep").astype(bool)
-            width = rows["effective_bits"].where(~listed, rows["bits"])
-            return width + rows["grid_bits"] + rows["overflow_bits"]
+            return _with_grid(rows)
         case "disk":
             return rows["model_bits"] * rows["model"].map(dict(num_parameters or {})).astype(float) / 8e6
         case _:
             assert_never(size)
+
+
+def _with_grid(rows: pd.DataFrame) -> pd.Series:
+    """Everything that is stored for a quantized weight, in bits: w + grid + overflow, with w the mean width.
+
+    The paper's count has w, plus a bit for each overflow weight, which is stored at w and in the list.  Where layers of
+    several widths have such lists, w follows from the bits of the whole model, 16 - share (16 - w - grid - overflow),
+    with the share of quantized weights from another read-out of the cell; without one the budget stands for w.
+    """
+    known = (rows["overflow_bits"] == 0) | rows["plan"].str.fullmatch(r"int\d\+ep")
+    lists = rows["grid_bits"] + rows["overflow_bits"]
+    width = rows["effective_bits"].where(rows["overflow_bits"] == 0, rows["bits"].where(known))
+    share = (FULL_BITS - rows["model_bits"]) / (FULL_BITS - width - lists)
+    of_cell = share.where(share > 0).groupby(rows["cell_id"]).transform("first")
+    of_model = FULL_BITS - (FULL_BITS - rows["model_bits"]) / of_cell
+    return (width + lists).fillna(of_model).fillna(rows["bits"] + lists)
 
 
 def pareto_figure(

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from analysis.figures.pareto import (
     method_styles,
     non_dominated,
     pareto_figure,
+    sizes,
 )
 from analysis.figures.scales import readable_ticks
 from analysis.figures.style import save_figure
@@ -32,6 +34,36 @@ points = st.lists(
     st.tuples(st.sampled_from([2.0, 2.05, 3.0, 8.0, math.nan]), st.sampled_from([0.0, 0.5, 1.0, math.nan]))
 )
 any_points = st.lists(st.tuples(st.floats(), st.floats()))
+
+
+def test_a_list_of_overflow_weights_is_counted_once_whatever_the_widths_of_the_layers():
+    share = 0.6  # of the parameters that is quantized
+
+    def row(cell_id: str, plan: str, bits: float, width: float, overflow: float) -> dict[str, object]:
+        stored = width + 0.5 + 6 * overflow
+        return {
+            "cell_id": cell_id,
+            "plan": plan,
+            "bits": bits,
+            "effective_bits": width + overflow,
+            "grid_bits": 0.5,
+            "overflow_bits": 6 * overflow,
+            "model_bits": share * stored + (1 - share) * 16,
+            "stored": stored,
+        }
+
+    rows = pd.DataFrame(
+        [
+            row("none", "full", 16, 15.5, 0),
+            row("mixed", "int4", 4, 4, 0),
+            row("mixed", "int2+ep", 2, 2, 0.05),
+            row("mixed", "pyramid@3+ep", 3, 3.02, 0.04),
+            row("mixed", "my_widths", 2.9, 2.8, 0.04),  # a plan file that keeps the bucket
+            row("alone", "pyramid@3+ep", 3, 3, 0.04),
+        ]
+    )
+    assert sizes(rows, "with_grid").tolist() == pytest.approx(rows["stored"].tolist())
+    assert math.isnan(sizes(rows.assign(overflow_bits=math.nan, grid_bits=math.nan), "with_grid").iloc[1])
 
 
 @given(points | any_points)
