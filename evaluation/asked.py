@@ -12,7 +12,7 @@ from datetime import date
 from functools import cache
 from typing import Any, NamedTuple
 
-from evaluation.results.metrics import LOG_PPLX
+from evaluation.results.metrics import LOG_PPLX, Directions, headline_metric, is_fraction
 from evaluation.sources.index import Index, own_index
 from evaluation.sources.loading import TaskSource, Wanted
 from evaluation.sources.outline import Leaf, TaskGroup, outline
@@ -44,8 +44,18 @@ class Asked:
 
     @property
     def averaged(self) -> tuple[str, ...]:
-        """The names that means over tasks are of."""
-        return tuple(name for name in self.shown if name not in self.repeated)
+        """The names that means over tasks are of; without shares of which less is better, which a mean would hide."""
+        return tuple(name for name in self.shown if name not in self.repeated and not self._is_share_of_wrong(name))
+
+    def _is_share_of_wrong(self, name: str) -> bool:
+        said = self.directions.get(name, {})
+        metric = headline_metric(said)
+        return metric is not None and is_fraction(metric) and not said[metric]
+
+    @property
+    def directions(self) -> Mapping[str, Directions]:
+        """What the yaml of each task, and of the tasks of each group, says about its metrics."""
+        return {name: one.directions for name, one in (*self.leaves.items(), *self.groups.items())}
 
 
 PROMPT_DATE = date(2024, 7, 26)

@@ -126,8 +126,7 @@ def shown_tasks(readout: Readout) -> tuple[str, ...]:
 
 def directions(readout: Readout) -> Mapping[str, Directions]:
     """What the yaml of each task, and of the tasks of each group, says about its metrics."""
-    asked = asked_tasks(readout)
-    return {name: one.directions for name, one in (*asked.leaves.items(), *asked.groups.items())}
+    return asked_tasks(readout).directions
 
 
 def repeated_tasks(readout: Readout) -> frozenset[str]:

@@ -21,7 +21,7 @@ from analysis.report.compare import counted_once, measured
 from analysis.tables.drawing import to_text
 from analysis.tables.summary_table import summary_table
 from evaluation import faithfulness
-from evaluation.asked import PROMPT_DATE
+from evaluation.asked import PROMPT_DATE, asked_tasks
 from evaluation.evaluate import publish
 from evaluation.lm_eval_patches import chat_template
 from evaluation.objective import values_of
@@ -114,7 +114,7 @@ def test_the_yaml_of_a_task_says_which_direction_of_its_metric_is_better(own, tm
     loaded = load_frame(study.cells, study.setup, ResultStore(study.setup.paths.results))
     assert not loaded.higher_is_better("odd", "acc")
     assert loaded.higher_is_better("colors", "acc")
-    assert loaded.averaged == ("colors",)
+    assert loaded.averaged == asked_tasks(study.setup.readout).averaged == ("colors",)
     table = summary_table(summary(loaded), loaded.tasks, metrics=loaded.metrics, directions=loaded.directions)
     assert {"odd acc ↓", "colors"} <= set(table.heads)
 
