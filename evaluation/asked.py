@@ -48,7 +48,7 @@ class Asked:
         return tuple(name for name in self.shown if name not in self.repeated and not self._is_share_of_wrong(name))
 
     def _is_share_of_wrong(self, name: str) -> bool:
-        said = self.directions.get(name, {})
+        said = (self.groups.get(name) or self.leaves[name]).directions
         metric = headline_metric(said)
         return metric is not None and is_fraction(metric) and not said[metric]
 
