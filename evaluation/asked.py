@@ -54,7 +54,7 @@ class Asked:
 
     @property
     def directions(self) -> Mapping[str, Directions]:
-        """What the yaml of each task, and of the tasks of each group, says about its metrics."""
+        """Directions of the metrics of each task and group, by its yaml."""
         return {name: one.directions for name, one in (*self.leaves.items(), *self.groups.items())}
 
 

@@ -48,7 +48,8 @@ def _is_better_high(goal: Goal, readout: Readout) -> bool:
     if goal.task in BITS:
         return False
     said = directions(readout).get(goal.task, {})
-    return higher_is_better(goal.metric or headline_metric(said) or goal.task, said)
+    metric = goal.metric or headline_metric([goal.task] if goal.task in (LOG_PPLX, TASK_AVG) else said)
+    return metric is None or higher_is_better(metric, said)
 
 
 def as_returned(values: Sequence[float]) -> float | list[float] | None:
@@ -73,9 +74,8 @@ def _value(goal: Goal, cell: Cell, study: Study) -> float:
             if (metric := headline_metric(result.metrics)) is not None and is_fraction(metric)
         ]
         if not shares:
-            raise UserError(
-                f"objective={goal}: no task has a share of right answers; name one task of {', '.join(tasks)}"
-            )
+            named = ", ".join(asked_tasks(readout).shown)
+            raise UserError(f"objective={goal}: no task has a share of right answers; name one task of {named}")
         return sum(shares) / len(shares)
     (result,) = results
     metric = goal.metric or headline_metric(result.metrics)

@@ -125,7 +125,7 @@ def shown_tasks(readout: Readout) -> tuple[str, ...]:
 
 
 def directions(readout: Readout) -> Mapping[str, Directions]:
-    """What the yaml of each task, and of the tasks of each group, says about its metrics."""
+    """Directions of the metrics of each task and group, by its yaml."""
     return asked_tasks(readout).directions
 
 

@@ -77,7 +77,10 @@ Directions = Mapping[str, bool]
 
 
 def higher_is_better(metric: str, said: Directions | None = None) -> bool:
-    """What a task's yaml has said of a metric; without a word, False for perplexities and rates of errors."""
+    """True for a metric of which more is better: by the yaml of its task (`said`), else by its name.
+
+    By their names, perplexities and rates of errors are better low.
+    """
     if said is not None and _base(metric) in said:
         return said[_base(metric)]
     base = _base(metric).casefold()

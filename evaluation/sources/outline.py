@@ -115,7 +115,7 @@ class TaskGroup:
 
     @property
     def directions(self) -> Mapping[str, bool]:
-        """What its tasks say of their metrics."""
+        """Directions of the metrics of its tasks, by their yaml."""
         return {metric: higher for leaf in self.leaves for metric, higher in leaf.directions.items()}
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from matquant.codes.slicing import slice_codes
 from matquant.notation import Slice
@@ -15,6 +16,11 @@ from reference.slicing_reference import slice_code
 CODES = torch.arange(256, dtype=torch.uint8)
 WIDTHS = [Slice(bits, extra) for bits in range(1, 9) for extra in (False, True) if not (extra and bits == 8)]
 GOLDEN = Path(__file__).parents[1] / "golden" / "slices.json"  # renewed by: python -m tests.golden.renew
+
+
+def test_shapes_and_types_of_signatures_are_checked_while_tests_run():
+    with pytest.raises(TypeCheckError, match="slice_codes"):
+        slice_codes(CODES.float(), Slice(4), parent_bits=8)
 
 
 def read(part: Slice) -> list[int]:

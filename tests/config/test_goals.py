@@ -26,10 +26,11 @@ def test_an_objective_is_better_in_the_direction_that_the_yaml_of_its_task_says(
     folder = write_own_tasks(tmp_path / "tasks")
     less = {"metric": "acc", "aggregation": "mean", "higher_is_better": False}
     write(folder, "odd.yaml", {"include": "_choices", "task": "odd", "metric_list": [less]})
-    tasks = "readout.tasks=[colors,odd,my_text]"
-    goals = "objective=[int2/colors,int2/odd,int2/odd/acc,int2/my_text,int2/my_text/word_perplexity]"
-    study = tiny_study(f"readout.include_path={folder}", tasks, goals)
-    assert are_better_high(study) == [True, False, False, False, False]
+    write(folder, "loss_of.yaml", {"include": "_choices", "task": "loss_of", "metric_list": None})
+    tasks = "readout.tasks=[colors,odd,my_text,loss_of]"
+    goals = "int2/colors,int2/odd,int2/odd/acc,int2/my_text,int2/my_text/word_perplexity,int2/loss_of"
+    study = tiny_study(f"readout.include_path={folder}", tasks, f"objective=[{goals}]")
+    assert are_better_high(study) == [True, False, False, False, False, True]  # a task's own name says nothing
 
 
 def test_codes_that_were_trained_with_the_overflow_bucket_are_meant_with_it(tiny_study):

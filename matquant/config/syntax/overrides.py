@@ -76,7 +76,7 @@ def for_hydra(overrides: Sequence[str]) -> list[str]:
 
 def _all_have_an_effect(words: Sequence[str]) -> None:
     """Refuses a word below a key that another word sets to null: Hydra drops it silently if it comes first."""
-    for emptied in (key_of(word) for word in words if word.endswith("=null")):
+    for emptied in (key_of(word) for word in words if word.partition("=")[2] == "null"):
         for word in words:
             if key_of(word).startswith(f"{emptied}."):
                 raise UserError(
